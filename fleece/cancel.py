@@ -1,0 +1,31 @@
+"""Cancellation: one flag that the caller sets and that every long loop asks."""
+
+from __future__ import annotations
+
+import threading
+
+from fleece.errors import Interrupted
+
+
+class CancelToken:
+    """Set from any thread or signal handler; the work stops at its next safe place.
+
+    A cancelled backup tears its point down in QEMU and leaves the chain as it was.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the work to stop. Safe to call more than once, and from a signal handler."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """True once `cancel` was called."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Raise `Interrupted` if `cancel` was called."""
+        if self._event.is_set():
+            raise Interrupted

@@ -1,0 +1,123 @@
+"""What the command line prints: lines for people, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fleece import events
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from fleece.errors import FleeceError
+
+
+def human(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+
+class Output:
+    """Prints events, then one result. Results and listings go to stdout, the rest to stderr.
+
+    Args:
+        machine: print JSON lines instead of text.
+    """
+
+    def __init__(self, machine: bool) -> None:
+        self.machine = machine
+        self._bar: tqdm[Any] | None = None
+        self._phase: tuple[str, str] | None = None
+
+    def listen(self, event: events.Event) -> None:
+        """A listener for the library's events."""
+        if self.machine:
+            self.emit(event.to_json())
+        elif isinstance(event, events.Progress):
+            self._progress(event)
+        elif (text := _text(event)) is not None:
+            self.say(text)
+
+    def emit(self, data: dict[str, object]) -> None:
+        """One JSON line."""
+        print(json.dumps(data), flush=True)
+
+    def row(self, event: str, text: str, **fields: object) -> None:
+        """One line of a listing."""
+        if self.machine:
+            self.emit({"event": event} | fields)
+        else:
+            print(text)
+
+    def say(self, text: str) -> None:
+        """One line for people, beside the results."""
+        self._end_bar()
+        print(text, file=sys.stderr, flush=True)
+
+    def succeed(self, text: str, **fields: object) -> None:
+        """The last line of a run that did what it was asked."""
+        self._end_bar()
+        if self.machine:
+            self.emit({"event": "result", "ok": True} | fields)
+        elif text:
+            print(text, flush=True)
+
+    def fail(self, error: FleeceError, **fields: object) -> None:
+        """The last line of a run that did not."""
+        self._end_bar()
+        if self.machine:
+            self.emit(
+                {"event": "result", "ok": False, "error": str(error), "exit_code": int(error.code)}
+                | fields
+            )
+        else:
+            print(f"fleece: {error}", file=sys.stderr, flush=True)
+
+    def _progress(self, event: events.Progress) -> None:
+        if not sys.stderr.isatty():
+            return
+        phase = (event.phase, event.subject)
+        if self._bar is None or self._phase != phase:
+            from tqdm import tqdm
+
+            self._end_bar()
+            self._phase = phase
+            self._bar = tqdm(
+                total=event.total,
+                desc=f"{event.phase} {event.subject}",
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                leave=False,
+            )
+        self._bar.update(event.done - self._bar.n)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _text(event: events.Event) -> str | None:
+    """The line for people that an event is worth, if it is."""
+    match event:
+        case events.Leftover():
+            return f"removed what a dead run left: {event.kind} {event.item}"
+        case events.DiskPlanned():
+            return f"{event.disk}: {event.mode}: {event.reason}"
+        case events.PointTaken():
+            return f"point {event.point} taken of {', '.join(event.disks)}"
+        case events.DeltaChecked():
+            return f"sound: point {event.point} disk {event.disk} root {event.root}"
+        case events.Problem():
+            return f"PROBLEM: {event.where}: {event.what}"
+        case events.Warned():
+            return f"warning: {event.what}"
+    return None

@@ -1,0 +1,285 @@
+"""The verbs: each calls the library and prints what it gives."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.errors import UsageError, VerifyError
+
+
+def _open_source(text: str, scratch: str | None) -> fleece.QemuSource:
+    kind, _, place = text.partition(":")
+    if kind != "qmp" or not place:
+        raise UsageError("a source is written qmp:SOCKET", where=text)
+    return fleece.QemuSource(place, None if scratch is None else Path(scratch))
+
+
+def backup(
+    output: Output,
+    cancel: CancelToken,
+    source: str,
+    store: str,
+    mode: str,
+    guest: str | None,
+    disks: list[str],
+    scratch: str | None,
+    level: int | None,
+) -> None:
+    """`fleece backup SOURCE STORE`."""
+    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks))
+    if level is not None:
+        if not 1 <= level <= 19:
+            raise UsageError("--level goes from 1 to 19")
+        options = fleece.BackupOptions(options.mode, guest, tuple(disks), level)
+    with _open_source(source, scratch) as opened:
+        place = fleece.FolderStore.open_or_create(store)
+        result = fleece.backup(opened, place, options, output.listen, cancel)
+    lines = [
+        f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
+        f"{human(disk.stored_bytes)} stored, root {disk.root}"
+        for disk in result.disks
+    ]
+    output.succeed(
+        "\n".join([*lines, f"point {result.point} of {result.guest} is committed"]),
+        **asdict(result),
+    )
+
+
+def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
+    """`fleece clean SOURCE`."""
+    with _open_source(source, scratch) as opened:
+        removed = list(opened.clean())
+    for item in removed:
+        output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
+    output.succeed("" if removed else "nothing was left behind", removed=len(removed))
+
+
+def doctor(output: Output, cancel: CancelToken, source: str) -> None:
+    """`fleece doctor SOURCE`."""
+    with _open_source(source, None) as opened:
+        report = opened.examine()
+    output.row(
+        "qemu",
+        f"QEMU {report.version}, guest {report.guest}",
+        version=report.version,
+        guest=report.guest,
+    )
+    for ability in report.abilities:
+        state = "yes" if ability.present else "no"
+        output.row(
+            "ability", f"  {ability.what}: {state}", name=ability.name, present=ability.present
+        )
+    for disk in report.disks:
+        verdict = "can be pulled" if disk.obstacle is None else f"cannot be pulled: {disk.obstacle}"
+        output.row(
+            "disk",
+            f"disk {disk.disk.name} ({disk.disk.format}, {human(disk.disk.size)}, "
+            f"node {disk.disk.node}): {verdict}",
+            disk=disk.disk.name,
+            node=disk.disk.node,
+            size=disk.disk.size,
+            format=disk.disk.format,
+            pull=disk.obstacle is None,
+            obstacle=disk.obstacle,
+            persistent_bitmaps=disk.disk.persistent_bitmaps,
+        )
+        for bitmap in disk.disk.bitmaps:
+            output.row(
+                "bitmap",
+                f"  bitmap {bitmap.name}: {bitmap.state}, "
+                f"{human(bitmap.count)} dirty, granularity {human(bitmap.granularity)}",
+                disk=disk.disk.name,
+                state=bitmap.state,
+                **asdict(bitmap),
+            )
+    output.succeed("", disks=len(report.disks))
+
+
+def list_points(output: Output, cancel: CancelToken, store: str) -> None:
+    """`fleece list STORE`."""
+    catalogue = fleece.FolderStore(store).catalogue()
+    for point in catalogue.points:
+        for name, entry in sorted(point.disks.items()):
+            head = entry.header
+            parent = head.parent.point if head.parent else None
+            state = "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
+            output.row(
+                "point",
+                f"{point.guest}  {point.id}  {point.time}  {name}  {head.mode:12}  "
+                f"{human(head.size):>10}  {human(entry.stored_bytes):>10}  {entry.root}{state}",
+                guest=point.guest,
+                point=point.id,
+                sequence=point.sequence,
+                time=point.time,
+                disk=name,
+                mode=head.mode,
+                size=head.size,
+                parent=parent,
+                root=entry.root,
+                stored_bytes=entry.stored_bytes,
+                complete=point.complete,
+                path=entry.path,
+            )
+    for trouble in catalogue.damaged:
+        output.row("damaged", f"DAMAGED: {trouble}", where=trouble.where, what=trouble.what)
+    if catalogue.damaged:
+        raise fleece.StoreError(
+            f"{len(catalogue.damaged)} files are damaged",
+            where=store,
+            hint="'fleece verify' tells which points they take along",
+        )
+    output.succeed("", points=len(catalogue.points))
+
+
+def info(output: Output, cancel: CancelToken, file: str) -> None:
+    """`fleece info FILE`."""
+    with fleece.DeltaReader(file) as delta:
+        head, last = delta.header, delta.footer
+        parent = asdict(head.parent) if head.parent else None
+        fields: dict[str, object] = {
+            "file": file,
+            "guest": head.guest,
+            "disk": head.disk,
+            "chain": head.chain,
+            "point": head.point.id,
+            "sequence": head.point.sequence,
+            "time": head.point.time,
+            "mode": head.mode,
+            "size": head.size,
+            "parent": parent,
+            "root": last.root.hex(),
+            "disks": [*head.disks],
+            "hash": head.algorithm.name,
+            "leaf_size": head.leaf_size,
+            "fan_out": head.fan_out,
+            "level": head.level,
+            "granularity": head.granularity,
+            "records": last.records,
+            "data_bytes": last.data_bytes,
+            "zero_bytes": last.zero_bytes,
+            "compressed_bytes": last.frame_bytes,
+            "stored_bytes": delta.length,
+            "producer": {**head.producer},
+        }
+    text = "\n".join(f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
+    output.succeed(text, **fields)
+
+
+def verify(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str | None,
+    against: str | None,
+    disk: str | None,
+    guest: str | None,
+    image_format: str | None,
+) -> None:
+    """`fleece verify STORE [POINT] [--against IMAGE]`."""
+    catalogue = fleece.FolderStore(store).catalogue()
+    if against is not None:
+        _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
+        return
+    if disk is not None or image_format is not None:
+        raise UsageError("--disk and --format go with --against")
+    points = [p for p in catalogue.points if guest in (None, p.guest)]
+    if point is not None:
+        points = [catalogue.find(point, guest)]
+    result = fleece.verify_store(catalogue, points, output.listen, cancel)
+    fields = asdict(result)
+    if result.errors:
+        raise _failed(f"{len(result.errors)} errors in {store}", fields, fleece.StoreError)
+    output.succeed(
+        f"{len(result.points)} points and all they build on are whole: "
+        f"{result.deltas} deltas, {human(result.read_bytes)} read",
+        **fields,
+    )
+
+
+def _verify_image(
+    output: Output,
+    cancel: CancelToken,
+    catalogue: fleece.Catalogue,
+    point: str | None,
+    disk: str | None,
+    guest: str | None,
+    image: str,
+    image_format: str | None,
+) -> None:
+    if point is None:
+        raise UsageError("--against needs a POINT to hold the image against")
+    found = catalogue.find(point, guest)
+    if disk is None and len(found.disks) > 1:
+        raise UsageError(
+            f"point {found.id} has several disks: {', '.join(sorted(found.disks))}",
+            hint="name one with --disk",
+        )
+    entry = found.disk(disk or next(iter(found.disks)))
+    with contextlib.ExitStack() as stack:
+        chain = stack.enter_context(catalogue.chain(entry))
+        opened = stack.enter_context(fleece.open_image(image, image_format))
+        result = fleece.compare_image(chain, opened, output.listen, cancel)
+    for start, end in result.differing:
+        output.row("differs", f"differs: bytes {start} to {end - 1}", start=start, end=end)
+    fields: dict[str, object] = {"points": [found.id], "errors": [], "root": result.root}
+    if result.root != entry.root:
+        text = f"{human(result.differing.total)} differ from point {found.id}"
+        fields |= {"errors": [text]}
+        raise _failed(text, fields, VerifyError)
+    output.succeed(
+        f"{image} is disk {entry.header.disk} at point {found.id}: root {result.root}", **fields
+    )
+
+
+def _failed(
+    what: str, fields: dict[str, object], family: type[fleece.FleeceError]
+) -> fleece.FleeceError:
+    """An error that brings its result's fields along for machine output."""
+    error = family(what)
+    error.fields = fields
+    return error
+
+
+def root(output: Output, cancel: CancelToken, image: str, image_format: str | None) -> None:
+    """`fleece root IMAGE`."""
+    with fleece.open_image(image, image_format) as disk:
+        found = fleece.disk_root(disk, output.listen, cancel).hex()
+        size = disk.size
+    output.succeed(found, root=found, size=size, image=image)
+
+
+def restore(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    disk: str,
+    target: str,
+    target_format: str | None,
+    force: bool,
+    guest: str | None,
+) -> None:
+    """`fleece restore STORE POINT DISK TARGET`."""
+    if target_format is None:
+        target_format = "qcow2" if target.endswith(".qcow2") else "raw"
+    result = fleece.restore(
+        fleece.FolderStore(store),
+        point,
+        disk,
+        target,
+        guest=guest,
+        target_format=fleece.ImageFormat(target_format),
+        force=force,
+        listener=output.listen,
+        cancel=cancel,
+    )
+    output.succeed(
+        f"{target} is disk {result.disk} at point {result.point}: "
+        f"root {result.root}, read back and compared",
+        **asdict(result),
+    )

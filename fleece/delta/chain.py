@@ -1,0 +1,166 @@
+"""The deltas that lead to a point of one disk, seen as one: its map, its tree, its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fleece.delta.layout import Kind
+from fleece.delta.pages import IndexRows
+from fleece.delta.reader import DeltaReader
+from fleece.errors import DeltaError
+from fleece.extents import Extents, Int64Array
+from fleece.tree import Geometry, HashArray
+
+
+@dataclass(frozen=True)
+class ChainMap:
+    """Which delta holds each part of the disk: disjoint pieces, by ascending start.
+
+    Attributes:
+        start, end: int64[n], bytes of disk.
+        owner: int32[n], position in `Chain.deltas`.
+        row: int64[n], row of the owner's index.
+        rows: each delta's whole index.
+    """
+
+    start: Int64Array
+    end: Int64Array
+    owner: npt.NDArray[np.int32]
+    row: Int64Array
+    rows: tuple[IndexRows, ...]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def zero(self) -> npt.NDArray[np.bool_]:
+        """bool[n]: which pieces read as zeros."""
+        flags = np.zeros(len(self), np.bool_)
+        for number, rows in enumerate(self.rows):
+            mine = self.owner == number
+            flags[mine] = rows["kind"][self.row[mine]] == Kind.ZERO
+        return flags
+
+    def extents(self, zero: bool) -> Extents:
+        """The parts of the disk that read as zeros, or those that hold data."""
+        picked = self.zero == zero
+        return Extents.normal(self.start[picked], self.end[picked])
+
+
+class Chain:
+    """An unbroken line of deltas of one disk, newest first, down to one that covers it whole.
+
+    Also the `fleece.tree.NodeSource` of the disk at the newest point.
+
+    Raises:
+        DeltaError: the deltas do not build on one another.
+    """
+
+    def __init__(self, deltas: Sequence[DeltaReader]) -> None:
+        self.deltas = tuple(deltas)
+        for child, parent in zip(self.deltas, self.deltas[1:], strict=False):
+            check_link(child, parent)
+        if self.deltas[-1].header.parent is not None:
+            raise DeltaError("its parent is missing", where=self.deltas[-1].path)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the disk at the newest point."""
+        return self.deltas[0].geometry
+
+    @property
+    def top(self) -> bytes:
+        """The hash of the top node at the newest point."""
+        return self.deltas[0].footer.top
+
+    @property
+    def root(self) -> bytes:
+        """The root of the disk at the newest point."""
+        return self.deltas[0].footer.root
+
+    def children(self, level: int, nodes: Int64Array) -> HashArray:
+        """The children of tree nodes, each from the newest delta that touched it.
+
+        Args:
+            level: of the nodes, >= 1.
+            nodes: int64[n], ascending.
+        """
+        shape = self.geometry
+        blank = shape.zero_hashes(level - 1, len(nodes) * shape.fan_out)
+        result = blank.reshape(len(nodes), shape.fan_out, shape.algorithm.size).copy()
+        span = shape.fan_out**level
+        missing = np.arange(len(nodes))
+        for delta in self.deltas:
+            if len(missing) == 0:
+                break
+            wanted = nodes[missing]
+            found, children = delta.nodes(level, wanted)
+            result[missing[found]] = children
+            settled = delta.zero_leaves.contains(wanted * span, (wanted + 1) * span)
+            settled[found] = True
+            missing = missing[~settled]
+        return result
+
+    def map(self) -> ChainMap:
+        """The merged map of the disk.
+
+        Raises:
+            DeltaError: a part of the disk is in no delta.
+        """
+        rows = tuple(delta.rows() for delta in self.deltas)
+        covered = Extents.empty()
+        parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
+        for number, mine in enumerate(rows):
+            start = mine["offset"].astype(np.int64)
+            end = start + mine["length"].astype(np.int64)
+            held = Extents.normal(start, end)
+            visible = held.subtract(covered)
+            parts.append((*_cut(visible, start, end), number))
+            covered = covered.union(held)
+        if covered != Extents.whole(self.geometry.size):
+            raise DeltaError(
+                "parts of the disk are in none of its deltas", where=self.deltas[0].path
+            )
+        owner = np.concatenate([np.full(len(part[0]), part[3], np.int32) for part in parts])
+        start, end, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        order = np.argsort(start, kind="stable")
+        return ChainMap(start[order], end[order], owner[order], row[order], rows)
+
+
+def _cut(
+    visible: Extents, start: Int64Array, end: Int64Array
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """The visible parts of index rows: (start, end, row) of each piece."""
+    first = np.searchsorted(end, visible.start, side="right")
+    last = np.searchsorted(start, visible.end, side="left")
+    count = last - first
+    piece = np.repeat(np.arange(len(visible)), count)
+    row = np.repeat(first, count) + (
+        np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    )
+    low = np.maximum(visible.start[piece], start[row])
+    high = np.minimum(visible.end[piece], end[row])
+    return low, high, row.astype(np.int64)
+
+
+def check_link(child: DeltaReader, parent: DeltaReader) -> None:
+    """Check that a delta builds on exactly the state that another one ends in.
+
+    Raises:
+        DeltaError: it does not.
+    """
+    said, mine, theirs = child.header.parent, child.header, parent.header
+    same_disk = (mine.guest, mine.disk, mine.chain) == (theirs.guest, theirs.disk, theirs.chain)
+    if said is None or not same_disk or said.point != theirs.point.id:
+        raise DeltaError(f"does not build on {parent.path}", where=child.path)
+    if said.root != parent.footer.root.hex() or said.size != theirs.size:
+        raise DeltaError(
+            f"builds on another state of the disk than {parent.path} holds", where=child.path
+        )
+    shapes = child.geometry, parent.geometry
+    if len({(g.leaf_size, g.fan_out, g.algorithm.name, g.size) for g in shapes}) != 1:
+        raise DeltaError(f"its tree has another shape than {parent.path}", where=child.path)

@@ -1,0 +1,247 @@
+"""The HEADER: a delta describes itself, in JSON that a person can read with `head`."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import struct
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fleece.delta.layout import ENVELOPE, MAX_HEADER, MAX_SIZE, SKIPPABLE_MAGIC, Tag, seal, unseal
+from fleece.errors import DeltaError
+from fleece.hashing import XXH3_128, HashAlgorithm, by_code
+from fleece.tree import FAN_OUT, LEAF_SIZE, Geometry
+
+VERSION = 1
+"""The format version that this module writes and reads."""
+
+_GREETING = b"fleece delta v1\n"
+_FIXED = struct.Struct("<16sHBBIII")
+_IDENTIFIER = re.compile(r"[0-9a-f]{8,40}")
+_COMPRESSION = "zstd"
+
+
+class Mode(enum.StrEnum):
+    """How the dirty set of a delta was found."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIFFERENTIAL = "differential"
+
+
+@dataclass(frozen=True)
+class PointRef:
+    """Which point in time a delta belongs to.
+
+    Attributes:
+        id: the point's name, lower-case hexadecimal.
+        sequence: grows by at least one from each point of a chain to the next.
+        time: when it was taken by the engine's clock, RFC 3339, UTC. For people; orders nothing.
+    """
+
+    id: str
+    sequence: int
+    time: str
+
+
+@dataclass(frozen=True)
+class ParentRef:
+    """The state that a delta builds on: not a file, but a disk at a point, proven by its root."""
+
+    point: str
+    root: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The self-description of one delta.
+
+    Attributes:
+        file_id: binds the records to their file; names nothing outside it.
+        chain: the line of points of one guest in one store.
+        guest: the guest's name.
+        disk: the disk's name within the guest.
+        size: the disk's size at the point, in bytes.
+        point: the point in time.
+        parent: what it builds on; None: it covers the whole disk.
+        mode: how its dirty set was found.
+        disks: the names of all disks of the point, this one among them.
+        level: the zstd level.
+        granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
+        producer: the versions of the programs that made it.
+        leaf_size, fan_out, algorithm: the tree's shape (`fleece.tree.Geometry`).
+    """
+
+    file_id: uuid.UUID
+    chain: str
+    guest: str
+    disk: str
+    size: int
+    point: PointRef
+    parent: ParentRef | None
+    mode: Mode
+    disks: tuple[str, ...]
+    level: int
+    granularity: int | None
+    producer: Mapping[str, str]
+    leaf_size: int = LEAF_SIZE
+    fan_out: int = FAN_OUT
+    algorithm: HashAlgorithm = XXH3_128
+
+    @property
+    def geometry(self) -> Geometry:
+        """The shape of the disk's hash tree at this point."""
+        return Geometry(self.size, self.leaf_size, self.fan_out, self.algorithm)
+
+
+def pack(header: Header) -> bytes:
+    """The HEADER frame."""
+    text = json.dumps(_to_json(header), indent=1, ensure_ascii=False).encode() + b"\n"
+    fixed = _FIXED.pack(_GREETING, VERSION, header.algorithm.code, 0, 0, 0, len(text))
+    return seal(Tag.HEADER, fixed + text, header.algorithm)
+
+
+def frame_length(first: bytes, where: object) -> int:
+    """The length in bytes of the HEADER frame that starts with the `ENVELOPE.size` bytes `first`.
+
+    Raises:
+        DeltaError: this is no delta.
+    """
+    if len(first) >= ENVELOPE.size:
+        magic, length, tag = ENVELOPE.unpack_from(first)
+        if magic == SKIPPABLE_MAGIC and tag == Tag.HEADER.value and length + 8 <= MAX_HEADER:
+            return int(length) + 8
+    raise DeltaError("not a fleece delta", where=where, hint="it does not start with a header")
+
+
+def parse(frame: bytes, where: object) -> Header:
+    """The header in a HEADER frame.
+
+    Raises:
+        DeltaError: damaged, or of a version or with a feature that this program does not know.
+    """
+    if len(frame) < ENVELOPE.size + _FIXED.size:
+        raise DeltaError("the header is cut", where=where)
+    greeting, version, code, _, incompatible, _, length = _FIXED.unpack_from(frame, ENVELOPE.size)
+    algorithm = by_code(code)
+    if greeting != _GREETING or version != VERSION:
+        raise DeltaError(
+            f"delta format version {version} is not known",
+            where=where,
+            hint="a newer fleece may read it",
+        )
+    if incompatible or algorithm is None:
+        raise DeltaError(
+            f"needs features that this version lacks (flags {incompatible:#x}, hash {code})",
+            where=where,
+            hint="a newer fleece may read it",
+        )
+    text = unseal(frame, Tag.HEADER, algorithm, where)[_FIXED.size :]
+    if len(text) != length:
+        raise DeltaError("the header's text has the wrong length", where=where)
+    try:
+        return _from_json(json.loads(bytes(text)), algorithm)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DeltaError(f"the header makes no sense ({error})", where=where) from error
+
+
+def _to_json(header: Header) -> dict[str, object]:
+    parent = header.parent
+    return {
+        "format": "fleece delta",
+        "file": str(header.file_id),
+        "chain": header.chain,
+        "guest": header.guest,
+        "disk": header.disk,
+        "size": header.size,
+        "point": {
+            "id": header.point.id,
+            "sequence": header.point.sequence,
+            "time": header.point.time,
+        },
+        "parent": parent and {"point": parent.point, "root": parent.root, "size": parent.size},
+        "mode": header.mode.value,
+        "disks": list(header.disks),
+        "leaf_size": header.leaf_size,
+        "fan_out": header.fan_out,
+        "hash": header.algorithm.name,
+        "compression": {"name": _COMPRESSION, "level": header.level},
+        "granularity": header.granularity,
+        "producer": dict(header.producer),
+    }
+
+
+def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
+    top = _mapping(raw)
+    point, compression = _mapping(top["point"]), _mapping(top["compression"])
+    if top["hash"] != algorithm.name or compression["name"] != _COMPRESSION:
+        raise ValueError("hash or compression is not the one that is announced")
+    granularity = top["granularity"]
+    header = Header(
+        file_id=uuid.UUID(_text(top["file"])),
+        chain=_identifier(top["chain"]),
+        guest=_text(top["guest"]),
+        disk=_text(top["disk"]),
+        size=_number(top["size"], 0, MAX_SIZE),
+        point=PointRef(
+            _identifier(point["id"]), _number(point["sequence"], 0, 1 << 62), _text(point["time"])
+        ),
+        parent=_parent(top["parent"], algorithm),
+        mode=Mode(_text(top["mode"])),
+        disks=_names(top["disks"]),
+        level=_number(compression["level"], -(1 << 17), 22),
+        granularity=None if granularity is None else _number(granularity, 512, 1 << 31),
+        producer={_text(key): _text(value) for key, value in _mapping(top["producer"]).items()},
+        leaf_size=_number(top["leaf_size"], 4096, 1 << 20),
+        fan_out=_number(top["fan_out"], 2, 256),
+        algorithm=algorithm,
+    )
+    if header.disk not in header.disks or (header.parent is None) != (header.mode == Mode.FULL):
+        raise ValueError("its parts contradict each other")
+    if header.leaf_size & (header.leaf_size - 1) or header.fan_out & (header.fan_out - 1):
+        raise ValueError("leaf size and fan-out must be powers of two")
+    return header
+
+
+def _parent(raw: object, algorithm: HashAlgorithm) -> ParentRef | None:
+    if raw is None:
+        return None
+    fields = _mapping(raw)
+    root = _text(fields["root"])
+    if len(bytes.fromhex(root)) != algorithm.size:
+        raise ValueError("the parent's root has the wrong length")
+    return ParentRef(_identifier(fields["point"]), root, _number(fields["size"], 0, MAX_SIZE))
+
+
+def _mapping(raw: object) -> dict[str, object]:
+    if not isinstance(raw, dict):
+        raise ValueError("an object is missing")
+    return raw
+
+
+def _text(raw: object) -> str:
+    if not isinstance(raw, str) or not 0 < len(raw) <= 1024 or not raw.isprintable():
+        raise ValueError("a text is missing, too long or not printable")
+    return raw
+
+
+def _identifier(raw: object) -> str:
+    if not isinstance(raw, str) or not _IDENTIFIER.fullmatch(raw):
+        raise ValueError("an id is not 8 to 40 lower-case hexadecimal digits")
+    return raw
+
+
+def _names(raw: object) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not 0 < len(raw) <= 4096:
+        raise ValueError("the list of disks is missing or too long")
+    return tuple(_text(name) for name in raw)
+
+
+def _number(raw: object, low: int, high: int) -> int:
+    if not isinstance(raw, int) or isinstance(raw, bool) or not low <= raw <= high:
+        raise ValueError("a number is missing or out of its range")
+    return raw

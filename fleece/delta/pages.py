@@ -1,0 +1,186 @@
+"""The pages of a delta: TREE and INDEX pages, and the DIRECTORY that lists them.
+
+Pages are what makes opening a delta cheap: the directory alone is read, a page only when it is
+needed, and each is checked against the directory's hash of it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fleece.delta.layout import (
+    INDEX_PAGE_ROWS,
+    INDEX_ROW,
+    MAX_PAGE,
+    TREE_PAGE_NODES,
+    Tag,
+    directory_row,
+    own_hash,
+    seal,
+    unseal,
+)
+from fleece.errors import DeltaError
+from fleece.tree import Geometry, Level
+
+_COUNT = struct.Struct("<II")
+
+IndexRows = npt.NDArray[np.void]
+"""Structured rows of `layout.INDEX_ROW`."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One row of the directory.
+
+    Attributes:
+        tag: TREE or INDEX.
+        level: of the tree nodes; 0 for an INDEX page.
+        count: nodes or rows in it.
+        first, last: smallest and largest node number, or disk offset, in it.
+        position, length: of its frame in the file, in bytes.
+        hash: the frame's own hash.
+    """
+
+    tag: Tag
+    level: int
+    count: int
+    first: int
+    last: int
+    position: int
+    length: int
+    hash: bytes
+
+
+def tree_pages(levels: tuple[Level, ...], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
+    """TREE frames with their directory rows (`position` 0 until they are written)."""
+    for level in levels:
+        for at in range(0, len(level.nodes), TREE_PAGE_NODES):
+            nodes = level.nodes[at : at + TREE_PAGE_NODES]
+            children = level.children[at : at + TREE_PAGE_NODES]
+            body = _COUNT.pack(level.level, len(nodes)) + nodes.astype("<u8").tobytes()
+            frame = seal(Tag.TREE, body + children.tobytes(), geometry.algorithm)
+            yield frame, _page(Tag.TREE, level.level, nodes, frame, geometry)
+
+
+def index_pages(rows: IndexRows, geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
+    """INDEX frames with their directory rows, of rows sorted by offset."""
+    for at in range(0, len(rows), INDEX_PAGE_ROWS):
+        part = rows[at : at + INDEX_PAGE_ROWS]
+        frame = seal(Tag.INDEX, _COUNT.pack(0, len(part)) + part.tobytes(), geometry.algorithm)
+        yield frame, _page(Tag.INDEX, 0, part["offset"], frame, geometry)
+
+
+def _page(
+    tag: Tag, level: int, keys: npt.NDArray[np.generic], frame: bytes, geometry: Geometry
+) -> Page:
+    return Page(
+        tag,
+        level,
+        len(keys),
+        int(keys[0]),
+        int(keys[-1]),
+        0,
+        len(frame),
+        own_hash(frame, geometry.algorithm),
+    )
+
+
+def parse_tree(frame: bytes, page: Page, geometry: Geometry, where: object) -> Level:
+    """The nodes of a TREE page.
+
+    Raises:
+        DeltaError: damaged, or not the page that the directory promised.
+    """
+    body = _body(frame, page, geometry, where)
+    width = geometry.fan_out * geometry.algorithm.size
+    if len(body) != _COUNT.size + page.count * (8 + width) or _COUNT.unpack_from(body) != (
+        page.level,
+        page.count,
+    ):
+        raise DeltaError("a tree page is not what the directory says", where=where)
+    nodes = np.frombuffer(body, "<u8", page.count, _COUNT.size).astype(np.int64)
+    children = np.frombuffer(body, np.uint8, offset=_COUNT.size + 8 * page.count)
+    _check_keys(nodes, page, where)
+    return Level(
+        page.level, nodes, children.reshape(page.count, geometry.fan_out, geometry.algorithm.size)
+    )
+
+
+def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> IndexRows:
+    """The rows of an INDEX page: sorted by offset, disjoint, within the disk.
+
+    Raises:
+        DeltaError: damaged, or not the page that the directory promised.
+    """
+    body = _body(frame, page, geometry, where)
+    if len(body) != _COUNT.size + page.count * INDEX_ROW.itemsize or _COUNT.unpack_from(body) != (
+        0,
+        page.count,
+    ):
+        raise DeltaError("an index page is not what the directory says", where=where)
+    rows = np.frombuffer(body, INDEX_ROW, page.count, _COUNT.size)
+    offset, length = rows["offset"], rows["length"]
+    if bool(np.any(offset > geometry.size)) or bool(np.any(length > geometry.size - offset)):
+        raise DeltaError("the index points outside the disk", where=where)
+    _check_keys(offset.astype(np.int64), page, where)
+    if bool(np.any(offset[1:] < (offset + length)[:-1])):
+        raise DeltaError("the index has ranges that overlap", where=where)
+    return rows
+
+
+def _body(frame: bytes, page: Page, geometry: Geometry, where: object) -> memoryview:
+    if own_hash(frame, geometry.algorithm) != page.hash:
+        raise DeltaError(f"a {page.tag.name} page does not match the directory", where=where)
+    return unseal(frame, page.tag, geometry.algorithm, where)
+
+
+def _check_keys(keys: npt.NDArray[np.int64], page: Page, where: object) -> None:
+    if int(keys[0]) != page.first or int(keys[-1]) != page.last or np.any(keys[1:] <= keys[:-1]):
+        raise DeltaError(f"a {page.tag.name} page is out of order", where=where)
+
+
+def pack_directory(listed: list[Page], geometry: Geometry) -> bytes:
+    """The DIRECTORY frame."""
+    rows = np.zeros(len(listed), directory_row(geometry.algorithm))
+    for at, page in enumerate(listed):
+        rows[at] = (
+            page.tag.value,
+            page.level,
+            page.count,
+            page.first,
+            page.last,
+            page.position,
+            page.length,
+            page.hash,
+        )
+    return seal(Tag.DIRECTORY, rows.tobytes(), geometry.algorithm)
+
+
+def parse_directory(frame: bytes, geometry: Geometry, end: int, where: object) -> list[Page]:
+    """The pages that a DIRECTORY frame lists, each of a sane size and before `end` in the file.
+
+    Raises:
+        DeltaError: damaged.
+    """
+    body = unseal(frame, Tag.DIRECTORY, geometry.algorithm, where)
+    dtype = directory_row(geometry.algorithm)
+    if len(body) % dtype.itemsize:
+        raise DeltaError("the directory has the wrong length", where=where)
+    listed = []
+    for tag, level, count, first, last, position, length, digest in np.frombuffer(
+        body, dtype
+    ).tolist():
+        if tag not in (Tag.TREE.value, Tag.INDEX.value):
+            raise DeltaError("the directory lists a page of no known kind", where=where)
+        page = Page(Tag(tag), level, count, first, last, position, length, bytes(digest))
+        if not (count > 0 and length <= MAX_PAGE and position + length <= end):
+            raise DeltaError("the directory lists a page that cannot be", where=where)
+        if not (level <= geometry.height and first <= last < max(geometry.size, 1)):
+            raise DeltaError("the directory lists a page outside the disk", where=where)
+        listed.append(page)
+    return listed

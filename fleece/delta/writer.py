@@ -1,0 +1,166 @@
+"""Write one delta in one pass, without seeking: the sink can be a file or a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fleece.delta import footer, header, pages, record
+from fleece.delta.layout import INDEX_ROW, Kind, own_hash
+from fleece.errors import DeltaError
+from fleece.extents import Extents
+from fleece.hashing import Buffer
+from fleece.tree import NodeSource, build, joined
+
+
+class Sink(Protocol):
+    """Where a delta goes: any binary stream that is written front to back."""
+
+    def write(self, data: Buffer, /) -> int | None:
+        """Take bytes; may take fewer and say how many, as raw streams do."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished delta holds.
+
+    Attributes:
+        root: the root of the disk at the point.
+        data_bytes, zero_bytes: bytes of disk in data and in zero records.
+        stored_bytes: the whole file's length.
+    """
+
+    root: bytes
+    data_bytes: int
+    zero_bytes: int
+    stored_bytes: int
+
+
+class DeltaWriter:
+    """Takes runs of leaves from any number of threads; appends them in the order they come.
+
+    Zero ranges are gathered and written, joined, by `finish`. A writer that is not finished leaves
+    a partial delta, which no reader takes for a whole one.
+
+    Args:
+        sink: where the bytes go.
+        head: the delta's header; written at once.
+        base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none.
+    """
+
+    def __init__(self, sink: Sink, head: header.Header, base: NodeSource) -> None:
+        self._sink = sink
+        self._head = head
+        self._geometry = head.geometry
+        self._base = base
+        self._lock = threading.Lock()
+        self._position = 0
+        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._leaves: list[tuple[int, bytes]] = []
+        self._zeros: list[tuple[int, int]] = []
+        frame = header.pack(head)
+        self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
+        self._append(frame)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._position
+
+    def data(self, offset: int, length: int, leaves: bytes, frame: bytes) -> None:
+        """Append a data record: `length` bytes of disk, their leaf hashes, their zstd frame."""
+        digest = self._geometry.algorithm.digest(frame)
+        with self._lock:
+            self._record(Kind.DATA, offset, length, leaves, frame, digest)
+            self._leaves.append((offset // self._geometry.leaf_size, leaves))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Note that a range of whole leaves (or up to the disk's end) reads as zeros."""
+        with self._lock:
+            self._zeros.append((offset, offset + length))
+
+    def finish(self) -> Summary:
+        """Write zero records, tree, index, directory and footer. The caller makes them durable."""
+        with self._lock:
+            zeros = Extents.of(self._zeros)
+            nothing = bytes(self._geometry.algorithm.size)
+            for start, end in zeros:
+                self._record(Kind.ZERO, start, end - start, b"", b"", nothing)
+            return self._close(zeros)
+
+    def _close(self, zeros: Extents) -> Summary:
+        geometry = self._geometry
+        rows = np.array(self._rows, INDEX_ROW)
+        rows.sort(order="offset")
+        if np.any(rows["offset"][1:] < (rows["offset"] + rows["length"])[:-1]):
+            raise DeltaError("a range of the disk was written twice", where=self._head.disk)
+        numbers, hashes = joined(self._leaves, geometry.algorithm.size)
+        spans = Extents(zeros.start // geometry.leaf_size, -(-zeros.end // geometry.leaf_size))
+        tree = build(geometry, numbers, hashes, spans, self._base)
+        listed = []
+        for frame, page in (
+            *pages.tree_pages(tree.levels, geometry),
+            *pages.index_pages(rows, geometry),
+        ):
+            listed.append(dataclasses.replace(page, position=self._position))
+            self._append(frame)
+        data_bytes = int(rows["length"][rows["kind"] == Kind.DATA].sum())
+        self._end(
+            pages.pack_directory(listed, geometry), data_bytes, zeros.total, tree.top, tree.root
+        )
+        return Summary(tree.root, data_bytes, zeros.total, self._position)
+
+    def _end(self, directory: bytes, data: int, zero: int, top: bytes, root: bytes) -> None:
+        algorithm = self._geometry.algorithm
+        last = footer.Footer(
+            file_id=self._head.file_id,
+            directory_position=self._position,
+            directory_length=len(directory),
+            records=len(self._rows),
+            data_bytes=data,
+            zero_bytes=zero,
+            frame_bytes=sum(row[3] for row in self._rows),
+            header_hash=self._header_hash,
+            last_record=self._last,
+            directory_hash=own_hash(directory, algorithm),
+            top=top,
+            root=root,
+        )
+        self._append(directory)
+        self._append(footer.pack(last, algorithm))
+
+    def _record(
+        self, kind: Kind, offset: int, length: int, leaves: bytes, frame: bytes, digest: bytes
+    ) -> None:
+        """Append one record; the lock is held."""
+        position = self._position
+        packed = record.pack(
+            record.Record(
+                kind,
+                self._head.file_id,
+                len(self._rows),
+                offset,
+                length,
+                len(frame),
+                self._last,
+                digest,
+                leaves,
+            ),
+            self._geometry,
+        )
+        self._append(packed)
+        self._append(frame)
+        self._last = own_hash(packed, self._geometry.algorithm)
+        self._rows.append((offset, length, position, len(frame), kind))
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while len(view):
+            taken = self._sink.write(view)
+            taken = len(view) if taken is None else taken
+            view = view[taken:]
+            self._position += taken

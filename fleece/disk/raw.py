@@ -1,0 +1,120 @@
+"""A raw image file or a block device, read and written in place."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+
+from fleece.errors import FleeceError
+from fleece.extents import Extents
+
+_BUFFER = 4 * 1024 * 1024
+
+
+class RawDisk:
+    """A file whose bytes are the disk's bytes.
+
+    Args:
+        path: of the file or block device.
+        failure: the family of errors about this disk.
+        writable: open it for writing too.
+
+    Raises:
+        FleeceError: of that family; it cannot be opened or read.
+    """
+
+    def __init__(self, path: str, failure: type[FleeceError], *, writable: bool = False) -> None:
+        self.where = path
+        self._failure = failure
+        with self._guard():
+            self._file = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        with self._guard():
+            self.size = os.lseek(self._file, 0, os.SEEK_END)
+            self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(os.strerror(error.errno or 0), where=self.where) from error
+
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[_BufferedReader]:
+        """A new reader with a buffer of its own."""
+        yield _BufferedReader(self)
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[RawDisk]:
+        """Any thread may write through the one file."""
+        yield self
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole buffer from `offset`."""
+        with self._guard():
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(self._file, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise self._failure("ends before its size", where=self.where)
+                done += count
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data)
+        with self._guard():
+            while len(view):
+                count = os.pwrite(self._file, view, offset)
+                view, offset = view[count:], offset + count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros. (A new sparse file never needs it: its holes are zeros.)"""
+        blank = memoryview(bytes(min(length, _BUFFER)))
+        while length > 0:
+            self.write(offset, blank[:length])
+            offset, length = offset + len(blank), length - len(blank)
+
+    def flush(self) -> None:
+        """fsync."""
+        with self._guard():
+            os.fsync(self._file)
+
+    def zero_extents(self, within: Extents) -> Extents:
+        """The file's holes (`SEEK_HOLE`); a block device has none that it tells of."""
+        if not self._regular or self.size == 0:
+            return Extents.empty()
+        return within.subtract(Extents.of(self._data_ranges()))
+
+    def _data_ranges(self) -> Iterator[tuple[int, int]]:
+        place = 0
+        while place < self.size:
+            try:
+                start = os.lseek(self._file, place, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise self._failure(os.strerror(error.errno or 0), where=self.where) from error
+            place = os.lseek(self._file, start, os.SEEK_HOLE)
+            yield start, place
+
+
+class _BufferedReader:
+    """Reads into one page-aligned buffer: nearly twice as fast as into fresh bytes."""
+
+    def __init__(self, disk: RawDisk) -> None:
+        self._disk = disk
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """At most 4 MiB; the view is valid until the next call."""
+        view = self._buffer[:length]
+        self._disk.read_into(view, offset)
+        return view

@@ -1,0 +1,264 @@
+"""One backup: decide, take the point, copy, commit, and only then let go of what is not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import platform
+import secrets
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.header import Header, Mode, PointRef
+from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
+from fleece.engine.decide import Decision, ModeWish, decide
+from fleece.engine.pool import WORKERS, Counter
+from fleece.source.base import Export
+from fleece.source.qemu.source import QemuSource, Wanted
+from fleece.store.catalogue import Catalogue
+from fleece.store.folder import FolderStore, PartialPoint
+from fleece.tree import BlankDisk, NodeSource
+from fleece.version import VERSION
+
+DEFAULT_LEVEL = 1
+"""The zstd level (docs/benchmarks.rst tells why)."""
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """How to back up.
+
+    Attributes:
+        mode: what is wanted; auto decides for each disk.
+        guest: the guest's name in the store; None: the source's own.
+        disks: names; empty: all writable ones.
+        level: zstd level.
+        workers: threads that read, hash and compress.
+    """
+
+    mode: ModeWish = ModeWish.AUTO
+    guest: str | None = None
+    disks: tuple[str, ...] = ()
+    level: int = DEFAULT_LEVEL
+    workers: int = WORKERS
+
+
+@dataclass(frozen=True)
+class DiskResult:
+    """What became of one disk. Bytes are of disk, but `stored_bytes` of file."""
+
+    disk: str
+    size: int
+    root: str
+    mode: Mode
+    dirty_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    delta: str
+
+
+class PointMode(enum.StrEnum):
+    """The mode of a whole point: its disks' common one, or mixed."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIFFERENTIAL = "differential"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A committed point."""
+
+    point: str
+    guest: str
+    mode: PointMode
+    disks: tuple[DiskResult, ...]
+
+
+def backup(
+    source: QemuSource,
+    store: FolderStore,
+    options: BackupOptions | None = None,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> BackupResult:
+    """Back a guest's disks up into a store, as one point.
+
+    When this returns, the point is durable and its segments are rotated. When it raises, the chain
+    is as it was, and nothing of the attempt is left but segments that the next point needs.
+
+    Raises:
+        FleeceError: of the family that says what failed.
+    """
+    options = options or BackupOptions()
+    guest = options.guest or source.guest()
+    with store.locked(guest):
+        catalogue = store.catalogue()
+        for trouble in catalogue.damaged:
+            listener(events.Warned(str(trouble)))
+        known = catalogue.of_guest(guest)
+        chain = known[-1].chain if known else store.chain_id(guest)
+        for path in store.remove_partial(guest):
+            listener(events.Leftover("partial point", path))
+        for removed in source.clean(chain):
+            listener(events.Leftover(removed.kind, removed.item))
+        run = _Run(
+            source, store, options, catalogue, guest, chain, listener, cancel or CancelToken()
+        )
+        return run.execute()
+
+
+class _Run:
+    """The state of one backup."""
+
+    def __init__(
+        self,
+        source: QemuSource,
+        store: FolderStore,
+        options: BackupOptions,
+        catalogue: Catalogue,
+        guest: str,
+        chain: str,
+        listener: events.Listener,
+        cancel: CancelToken,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._options = options
+        self._catalogue = catalogue
+        self._guest = guest
+        self._chain = chain
+        self._listener = listener
+        self._cancel = cancel
+
+    def execute(self) -> BackupResult:
+        """Do it."""
+        disks = self._source.inventory().choose(self._options.disks)
+        decisions = [
+            decide(disk, self._options.mode, self._catalogue, self._guest, self._chain)
+            for disk in disks
+        ]
+        for made in decisions:
+            self._listener(events.DiskPlanned(made.disk.name, made.mode, made.reason))
+        self._cancel.check()
+        point = self._new_point(decisions)
+        wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
+        with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
+            names = tuple(disk.name for disk in disks)
+            self._listener(events.PointTaken(point.id, names))
+            results = self._store_point(point, decisions, living.exports, living.check)
+            living.close()
+            living.committed()
+        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
+
+    def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
+        stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]
+        in_qemu = [number for made in decisions for number in made.disk.segments(self._chain)]
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return PointRef(secrets.token_hex(5), max([0, *stored, *in_qemu]) + 1, now)
+
+    def _store_point(
+        self,
+        point: PointRef,
+        decisions: Sequence[Decision],
+        exports: Sequence[Export],
+        check: Callable[[], None],
+    ) -> list[DiskResult]:
+        partial = self._store.begin(self._guest, point.id, point.sequence)
+        try:
+            results = self._copy(partial, point, decisions, exports, check)
+            self._cancel.check()
+            partial.commit()
+        except BaseException:
+            partial.discard()
+            raise
+        self._listener(events.Committed(point.id))
+        return results
+
+    def _copy(
+        self,
+        partial: PartialPoint,
+        point: PointRef,
+        decisions: Sequence[Decision],
+        exports: Sequence[Export],
+        check: Callable[[], None],
+    ) -> list[DiskResult]:
+        with contextlib.ExitStack() as stack:
+            jobs = []
+            for made, export in zip(decisions, exports, strict=True):
+                base = stack.enter_context(self._base(made))
+                head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
+                jobs.append(_job(made, export, head, partial.create(made.disk.name), base))
+            total = sum(job.dirty.total for job in jobs)
+            counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
+            copy_all(jobs, counter, self._cancel, self._options.workers)
+            check()
+            summaries = [job.writer.finish() for job in jobs]
+        return [
+            _result(made, job, summary, str(partial.final / partial.file_name(made.disk.name)))
+            for made, job, summary in zip(decisions, jobs, summaries, strict=True)
+        ]
+
+    @contextlib.contextmanager
+    def _base(self, made: Decision) -> Iterator[NodeSource | None]:
+        if made.parent is None:
+            yield None
+            return
+        with self._catalogue.chain(made.parent) as chain:
+            yield chain
+
+    def _header(
+        self, point: PointRef, made: Decision, export: Export, disks: tuple[str, ...]
+    ) -> Header:
+        parent = made.parent
+        return Header(
+            file_id=uuid.uuid4(),
+            chain=self._chain,
+            guest=self._guest,
+            disk=made.disk.name,
+            size=export.size,
+            point=point,
+            parent=None if parent is None else parent.as_parent(),
+            mode=made.mode,
+            disks=disks,
+            level=self._options.level,
+            granularity=export.granularity,
+            producer=_producer(self._source),
+        )
+
+
+def _job(
+    made: Decision, export: Export, head: Header, sink: Sink, base: NodeSource | None
+) -> CopyJob:
+    disk = open_export(export)
+    dirty = dirty_leaves(export, disk, made.more_dirty)
+    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry))
+    return CopyJob(disk, dirty, writer, head.geometry, head.level)
+
+
+def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskResult:
+    return DiskResult(
+        disk=made.disk.name,
+        size=job.geometry.size,
+        root=summary.root.hex(),
+        mode=made.mode,
+        dirty_bytes=job.dirty.total,
+        read_bytes=job.read_bytes,
+        stored_bytes=summary.stored_bytes,
+        delta=path,
+    )
+
+
+def _producer(source: QemuSource) -> dict[str, str]:
+    return {"fleece": VERSION, "python": platform.python_version(), "qemu": source.version}
+
+
+def _common_mode(results: Sequence[DiskResult]) -> PointMode:
+    modes = {result.mode for result in results}
+    return PointMode(modes.pop()) if len(modes) == 1 else PointMode.MIXED

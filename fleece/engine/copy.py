@@ -1,0 +1,136 @@
+"""Copy the dirty leaves of open exports into deltas."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import zstandard
+
+from fleece.cancel import CancelToken
+from fleece.delta.writer import DeltaWriter
+from fleece.disk.base import ReadableDisk, Reader
+from fleece.disk.nbd import NbdDisk
+from fleece.engine.leaves import LeafHasher
+from fleece.engine.plan import ReadItem, known_zeros, read_items
+from fleece.engine.pool import WORKERS, Counter, run_workers
+from fleece.errors import PointError
+from fleece.extents import Extents
+from fleece.nbd.connection import STATE_DIRTY
+from fleece.source.base import Export
+from fleece.tree import LEAF_SIZE, Geometry
+
+
+@dataclass
+class CopyJob:
+    """One disk to copy.
+
+    Attributes:
+        disk: where its bytes are read.
+        dirty: whole leaves to store, in bytes of disk.
+        writer: its delta.
+        geometry: of its tree.
+        level: zstd level.
+        read_bytes: bytes read so far.
+    """
+
+    disk: ReadableDisk
+    dirty: Extents
+    writer: DeltaWriter
+    geometry: Geometry
+    level: int
+    read_bytes: int = field(default=0)
+
+
+def open_export(export: Export) -> NbdDisk:
+    """The export as a disk.
+
+    Raises:
+        PointError: its size is not what the source said.
+    """
+    disk = NbdDisk(export.uri)
+    if disk.size != export.size:
+        raise PointError(
+            f"disk {export.disk} has {disk.size} bytes in the export and "
+            f"{export.size} in QEMU: it was resized",
+            where=export.uri,
+        )
+    return disk
+
+
+def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> Extents:
+    """The whole leaves that a delta of this export must hold.
+
+    Args:
+        export: says by which meta context, or that all is dirty.
+        disk: the export, open.
+        more: ranges that count as dirty too.
+
+    Raises:
+        PointError: the export lacks the dirty context.
+    """
+    if export.dirty_context is None:
+        return Extents.whole(disk.size)
+    dirty = disk.flagged(export.dirty_context, STATE_DIRTY, Extents.whole(disk.size))
+    if dirty is None:
+        raise PointError(f"the export has no meta context {export.dirty_context}", where=export.uri)
+    if more is not None:
+        dirty = dirty.union(more)
+    return dirty.align_out(LEAF_SIZE, disk.size)
+
+
+def copy_all(
+    jobs: Sequence[CopyJob], counter: Counter, cancel: CancelToken, workers: int = WORKERS
+) -> None:
+    """Read, hash, compress and append all jobs' dirty leaves, by one pool of workers."""
+
+    def items() -> Iterator[tuple[CopyJob, ReadItem]]:
+        for job in jobs:
+            zeros = known_zeros(job.disk, job.dirty, job.geometry.leaf_size)
+            for start, end in zeros:
+                job.writer.zero(start, end - start)
+            counter.add(zeros.total)
+            for item in read_items(job.dirty.subtract(zeros)):
+                job.read_bytes += item.length
+                yield job, item
+
+    def work(shared: Iterator[tuple[CopyJob, ReadItem]]) -> None:
+        with contextlib.ExitStack() as stack:
+            copiers: dict[int, _Copier] = {}
+            for job, item in shared:
+                copier = copiers.get(id(job))
+                if copier is None:
+                    reader = stack.enter_context(job.disk.reader())
+                    copier = copiers[id(job)] = _Copier(job, reader)
+                counter.add(copier.copy(item))
+
+    run_workers(items(), work, cancel, workers)
+
+
+class _Copier:
+    """One worker's tools for one disk: a connection, a hasher, a compressor."""
+
+    def __init__(self, job: CopyJob, reader: Reader) -> None:
+        self._reader = reader
+        self._writer = job.writer
+        self._hasher = LeafHasher(job.geometry)
+        self._compressor = zstandard.ZstdCompressor(
+            level=job.level, write_checksum=True, write_content_size=True
+        )
+
+    def copy(self, item: ReadItem) -> int:
+        """Store what is wanted of one read; gives how many bytes of disk that was."""
+        data = memoryview(self._reader.read(item.start, item.length))
+        stored = 0
+        for start, end in item.wanted:
+            part = data[start - item.start : end - item.start]
+            for run in self._hasher.runs(start, part):
+                if run.hashes is None:
+                    self._writer.zero(run.offset, run.length)
+                else:
+                    at = run.offset - item.start
+                    frame = self._compressor.compress(data[at : at + run.length])
+                    self._writer.data(run.offset, run.length, run.hashes, frame)
+            stored += end - start
+        return stored

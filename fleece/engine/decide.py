@@ -1,0 +1,112 @@
+"""Decide, for one disk, whether its next delta is full, incremental or differential, and why."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from fleece.delta.header import Mode
+from fleece.delta.reader import DeltaReader
+from fleece.errors import PointError, StoreError
+from fleece.extents import Extents
+from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.qemu.segments import Lost, written_since
+from fleece.store.catalogue import Catalogue, Entry
+
+
+class ModeWish(enum.StrEnum):
+    """What the caller asks for."""
+
+    AUTO = "auto"
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIFFERENTIAL = "differential"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How one disk will be read.
+
+    Attributes:
+        disk: the disk.
+        mode: of its delta.
+        reason: one line for the user.
+        parent: the delta that the new one builds on; None: full.
+        bitmaps: whose union is what was written since the newest stored point; None: read all.
+        more_dirty: what changed between the parent and that point, in bytes of disk.
+    """
+
+    disk: GuestDisk
+    mode: Mode
+    reason: str
+    parent: Entry | None = None
+    bitmaps: tuple[str, ...] | None = None
+    more_dirty: Extents | None = None
+
+
+def decide(
+    disk: GuestDisk, wish: ModeWish, catalogue: Catalogue, guest: str, chain: str
+) -> Decision:
+    """Decide for one disk.
+
+    Raises:
+        PointError: incremental or differential was asked for and is impossible.
+    """
+    if wish is ModeWish.FULL:
+        return Decision(disk, Mode.FULL, "asked for")
+    found = _newest_usable(disk, catalogue, guest, chain)
+    if isinstance(found, Lost):
+        if wish is not ModeWish.AUTO:
+            raise PointError(
+                f"disk {disk.name}: no {wish} backup is possible: {found.reason}",
+                hint="--mode auto reads everything instead",
+            )
+        return Decision(disk, Mode.FULL, found.reason)
+    newest, bitmaps = found
+    if wish is ModeWish.DIFFERENTIAL:
+        return _differential(disk, catalogue.line(newest), bitmaps)
+    reason = f"changed since point {newest.header.point.id}"
+    return Decision(disk, Mode.INCREMENTAL, reason, newest, bitmaps)
+
+
+def _newest_usable(
+    disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
+) -> tuple[Entry, tuple[str, ...]] | Lost:
+    """The newest stored point that the disk's segments lead back to, or why there is none."""
+    points = [p for p in catalogue.of_guest(guest) if p.chain == chain and disk.name in p.disks]
+    first: Lost | None = None
+    for point in reversed(points):
+        entry = point.disks[disk.name]
+        lost = _unfit(disk, catalogue, entry)
+        if lost is None:
+            known = written_since(disk, chain, point.sequence, point.id)
+            if not isinstance(known, Lost):
+                return entry, known.bitmaps
+            lost = known
+        first = first or lost
+    return first or Lost("the store has no point of this disk yet")
+
+
+def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
+    """Why a stored delta cannot be a parent now, whatever QEMU knows."""
+    if entry.header.size != disk.size:
+        return Lost(f"the disk's size changed from {entry.header.size} to {disk.size} bytes")
+    try:
+        catalogue.line(entry)
+    except StoreError as error:
+        return Lost(f"its chain in the store is broken: {error}")
+    return None
+
+
+def _differential(disk: GuestDisk, line: list[Entry], bitmaps: tuple[str, ...]) -> Decision:
+    """Build on the line's full: what changed is what its deltas hold and the bitmaps name.
+
+    So the bitmaps since the full need not be kept in QEMU.
+    """
+    full = line[-1]
+    more = Extents.empty()
+    for entry in line[:-1]:
+        with DeltaReader(entry.path) as delta:
+            more = more.union(delta.extents())
+    reason = f"changed since the full of point {full.header.point.id}"
+    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more)

@@ -1,0 +1,63 @@
+"""What to read of a disk: the dirty leaves, less what is known to be zero, in reads of 1 MiB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleece.delta.layout import MAX_RECORD
+from fleece.disk.base import ReadableDisk
+from fleece.extents import Extents
+
+GAP = 64 * 1024
+"""Clean bytes that are read along rather than start another request."""
+
+ASK_FROM = 1024 * 1024
+"""Dirty ranges shorter than this are read without asking whether they are zero."""
+
+WINDOW = 16 * 1024 * 1024 * 1024
+"""Bytes of dirty disk whose zero status is asked at a time."""
+
+
+@dataclass(frozen=True)
+class ReadItem:
+    """One read request, and the parts of it that are wanted.
+
+    Attributes:
+        start, end: in bytes of disk, at most `MAX_RECORD` apart.
+        wanted: (start, end) pairs within, whole leaves each.
+    """
+
+    start: int
+    end: int
+    wanted: tuple[tuple[int, int], ...]
+
+    @property
+    def length(self) -> int:
+        """Bytes to read."""
+        return self.end - self.start
+
+
+def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int) -> Extents:
+    """The whole leaves of `dirty` that need not be read to know that they are zeros."""
+    joined = dirty.join(GAP)
+    long = joined.length >= ASK_FROM
+    asked = Extents(joined.start[long], joined.end[long])
+    zeros = disk.zero_extents(asked).align_in(leaf_size, disk.size)
+    return zeros.intersect(dirty)
+
+
+def read_items(wanted: Extents) -> Iterator[ReadItem]:
+    """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk."""
+    reads = wanted.join(GAP)
+    starts, ends = reads.split(MAX_RECORD)
+    parts, stops = wanted.split(MAX_RECORD)
+    first = np.searchsorted(parts, starts).tolist()
+    part_list, stop_list = parts.tolist(), stops.tolist()
+    last = [*first[1:], len(part_list)]
+    for start, end, low, high in zip(starts.tolist(), ends.tolist(), first, last, strict=True):
+        pairs = tuple(zip(part_list[low:high], stop_list[low:high], strict=True))
+        if pairs:  # a gap that fills a whole read is skipped
+            yield ReadItem(start, end, pairs)

@@ -1,0 +1,98 @@
+"""A pool of identical workers that take work from one shared iterator.
+
+The shape that measured best: each worker has its own connection and its own compressor, and does
+reading, hashing and compression in one thread (docs/architecture.rst, "Workers").
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from fleece.cancel import CancelToken
+from fleece.events import Listener, Phase, Progress
+
+WORKERS = 3
+"""Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
+
+T = TypeVar("T")
+
+_EVERY = 0.1
+
+
+class _Shared(Generic[T]):
+    """An iterator that many threads share; ends for all of them when one failed."""
+
+    def __init__(self, items: Iterable[T], cancel: CancelToken) -> None:
+        self._items = iter(items)
+        self._lock = threading.Lock()
+        self._cancel = cancel
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._lock:
+            if self.error is not None:
+                raise StopIteration
+            self._cancel.check()
+            return next(self._items)
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+
+
+def run_workers(
+    items: Iterable[T],
+    work: Callable[[Iterator[T]], None],
+    cancel: CancelToken,
+    count: int = WORKERS,
+) -> None:
+    """Run `work` in `count` threads over shared items until they are used up.
+
+    The iterable itself runs under a lock, in whichever thread asks next.
+
+    Raises:
+        The first error of any worker or of the iterable; the other workers end at their next item.
+    """
+    shared = _Shared(items, cancel)
+
+    def guarded() -> None:
+        try:
+            work(shared)
+        except BaseException as error:
+            shared.fail(error)
+
+    threads = [threading.Thread(target=guarded, name=f"fleece-{n}") for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if shared.error is not None:
+        raise shared.error
+
+
+class Counter:
+    """Counts bytes from many threads and tells a listener, at most ten times a second."""
+
+    def __init__(self, listener: Listener, phase: Phase, subject: str, total: int) -> None:
+        self._listener = listener
+        self._phase = phase
+        self._subject = subject
+        self._total = total
+        self._lock = threading.Lock()
+        self._told = 0.0
+        self.done = 0
+
+    def add(self, count: int) -> None:
+        """Count `count` bytes more."""
+        with self._lock:
+            self.done += count
+            now = time.monotonic()
+            if now - self._told >= _EVERY or self.done >= self._total:
+                self._told = now
+                self._listener(Progress(self._phase, self._subject, self.done, self._total))

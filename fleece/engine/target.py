@@ -1,0 +1,110 @@
+"""Targets of a restore: new image files that get their name only when they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleece.disk.base import WritableDisk
+from fleece.disk.image import ImageFormat
+from fleece.disk.nbd import NbdDisk
+from fleece.disk.raw import RawDisk
+from fleece.errors import TargetError
+from fleece.nbd.server import served_image
+
+
+@contextlib.contextmanager
+def open_target(
+    path: str, image_format: ImageFormat, size: int, *, force: bool
+) -> Iterator[WritableDisk]:
+    """Make a blank image beside the target; give it the target's name if all went well.
+
+    Args:
+        path: the target.
+        image_format: raw (sparse) or qcow2.
+        size: of the disk in bytes.
+        force: replace a file that exists.
+
+    Raises:
+        TargetError: it exists, or it cannot be made.
+    """
+    final = Path(path)
+    _refuse(final, force)
+    partial = final.with_name(f".{final.name[:200]}.{secrets.token_hex(4)}.partial")
+    try:
+        with _blank(partial, image_format, size) as disk:
+            yield disk
+        with _target_errors(final):
+            _sync(partial)
+            _name(partial, final, force)
+            _sync(final.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _refuse(final: Path, force: bool) -> None:
+    if not final.parent.is_dir():
+        raise TargetError("the folder does not exist", where=final.parent)
+    if os.path.lexists(final):
+        if not force:
+            raise TargetError("exists already", where=final, hint="--force replaces it")
+        if not final.is_file():
+            raise TargetError("is not a regular file", where=final)
+
+
+@contextlib.contextmanager
+def _blank(path: Path, image_format: ImageFormat, size: int) -> Iterator[WritableDisk]:
+    if image_format is ImageFormat.RAW:
+        with _target_errors(path), open(path, "xb") as file:
+            file.truncate(size)
+        with contextlib.closing(RawDisk(str(path), TargetError, writable=True)) as raw:
+            yield raw
+        return
+    if size % 512:
+        raise TargetError(
+            f"a qcow2 image cannot have {size} bytes: no multiple of 512",
+            where=path,
+            hint="restore to raw",
+        )
+    made = subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "--", str(path), str(size)],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode != 0:
+        raise TargetError(made.stderr.decode(errors="replace").strip(), where=path)
+    with served_image(str(path), image_format, writable=True, failure=TargetError) as uri:
+        yield NbdDisk(uri, TargetError)
+
+
+def _name(partial: Path, final: Path, force: bool) -> None:
+    """Give the image its name; without `force` even a file that appeared meanwhile is kept."""
+    if force:
+        partial.replace(final)
+        return
+    try:
+        os.link(partial, final)
+    except FileExistsError:
+        raise TargetError("exists already", where=final, hint="--force replaces it") from None
+    partial.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _target_errors(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetError(error.strerror or str(error), where=where) from error

@@ -1,0 +1,240 @@
+"""Verify: read every byte of a store's deltas, recompute every hash, prove an image."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
+from fleece.delta.check import Placed, Walk
+from fleece.delta.layout import Kind
+from fleece.delta.reader import DeltaReader
+from fleece.disk.base import ReadableDisk
+from fleece.engine.pool import Counter, run_workers
+from fleece.engine.scan import Region, regions, root_of
+from fleece.errors import FleeceError, StoreError, VerifyError
+from fleece.extents import Extents
+from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.tree import BlankDisk, Geometry, HashArray, NodeSource
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What a verification found.
+
+    Attributes:
+        points: ids of the points that were asked for and are whole and proven.
+        errors: one line for each thing that is wrong; empty: all is well.
+        deltas: how many were read.
+        read_bytes: bytes of files.
+    """
+
+    points: tuple[str, ...]
+    errors: tuple[str, ...]
+    deltas: int
+    read_bytes: int
+
+
+def verify_store(
+    catalogue: Catalogue,
+    points: list[StoredPoint],
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> VerifyResult:
+    """Read every byte of every delta that leads to the given points, each once.
+
+    Goes on after a failure, to find the others. The caller decides what errors mean.
+
+    Args:
+        catalogue: of the store.
+        points: to prove; with all of the store's points, files that are no whole deltas and
+            points that are incomplete count as errors too.
+        listener: hears `DeltaChecked`, `Problem` and `Progress`.
+        cancel: stops it.
+    """
+    check = _Check(catalogue, listener, cancel or CancelToken())
+    lines = [(point, entry) for point in points for entry in point.disks.values()]
+    check.announce(lines)
+    good = [point.id for point in points if check.point(point)]
+    if len(points) == len(catalogue.points):
+        for damaged in catalogue.damaged:
+            check.problem(damaged)
+    return VerifyResult(tuple(good), tuple(check.errors), check.deltas, check.read_bytes)
+
+
+class _Check:
+    """What is known so far of each delta."""
+
+    def __init__(
+        self, catalogue: Catalogue, listener: events.Listener, cancel: CancelToken
+    ) -> None:
+        self._catalogue = catalogue
+        self._listener = listener
+        self._cancel = cancel
+        self._sound: dict[str, bool] = {}
+        self._counter = Counter(listener, events.Phase.VERIFY, catalogue.where, 0)
+        self.errors: list[str] = []
+        self.deltas = 0
+        self.read_bytes = 0
+
+    def announce(self, lines: list[tuple[StoredPoint, Entry]]) -> None:
+        """Add up what there is to read."""
+        wanted: dict[str, int] = {}
+        for _, entry in lines:
+            with contextlib.suppress(StoreError):
+                for part in self._catalogue.line(entry):
+                    wanted[part.path] = part.data_bytes
+        self._counter = Counter(
+            self._listener, events.Phase.VERIFY, self._catalogue.where, sum(wanted.values())
+        )
+
+    def problem(self, error: FleeceError) -> None:
+        """Note one."""
+        self.errors.append(str(error))
+        self._listener(events.Problem(error.where or self._catalogue.where, error.what))
+
+    def point(self, point: StoredPoint) -> bool:
+        """Whether all disks of a point are there and proven."""
+        sound = [self._entry(entry) for _, entry in sorted(point.disks.items())]
+        if point.missing:
+            self.problem(
+                StoreError(
+                    f"point {point.id} is incomplete: no delta for {', '.join(point.missing)}",
+                    where=self._catalogue.where,
+                )
+            )
+        return all(sound) and point.complete
+
+    def _entry(self, entry: Entry) -> bool:
+        """Whether an entry and all that it builds on are sound, the oldest checked first."""
+        try:
+            line = self._catalogue.line(entry)
+        except StoreError as error:
+            self.problem(error)
+            return False
+        sound = True
+        for at in range(len(line) - 1, -1, -1):
+            part = line[at]
+            if part.path not in self._sound:
+                self._sound[part.path] = self._delta(part, line[at + 1 :])
+            sound = sound and self._sound[part.path]
+        return sound
+
+    def _delta(self, entry: Entry, parents: list[Entry]) -> bool:
+        try:
+            with contextlib.ExitStack() as stack:
+                deltas = [stack.enter_context(DeltaReader(e.path)) for e in (entry, *parents)]
+                chain = Chain(deltas)
+                older = Chain(deltas[1:]) if parents else None
+                check_delta(chain.deltas[0], older, self._counter, self._cancel)
+        except StoreError as error:
+            self.problem(error)
+            return False
+        self.deltas += 1
+        self.read_bytes += entry.stored_bytes
+        head = entry.header
+        self._listener(events.DeltaChecked(head.point.id, head.disk, entry.root))
+        return True
+
+
+def check_delta(
+    delta: DeltaReader, parent: Chain | None, counter: Counter, cancel: CancelToken
+) -> None:
+    """Check one delta to its last byte.
+
+    Args:
+        delta: open.
+        parent: the chain that it builds on, itself checked; None: it is a full.
+        counter: counts bytes of disk.
+        cancel: stops it.
+
+    Raises:
+        DeltaError: something is wrong with it.
+    """
+    walk = Walk(delta)
+
+    def work(placed: Iterator[Placed]) -> None:
+        unpack = zstandard.ZstdDecompressor()
+        for item in placed:
+            if item.record.kind is Kind.DATA:
+                frame = delta.read_at(item.frame_position, item.record.frame_length)
+                delta.check_frame(item.record, frame)
+                delta.unpack(item.record, frame, unpack)
+                counter.add(item.record.length)
+
+    run_workers(walk, work, cancel)
+    base: NodeSource = parent if parent is not None else BlankDisk(delta.geometry)
+    walk.finish(base)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An image held against a point.
+
+    Attributes:
+        differing: the parts of the disk, in whole leaves, whose hashes differ.
+        root: of the image.
+    """
+
+    differing: Extents
+    root: str
+
+
+def compare_image(
+    chain: Chain,
+    image: ReadableDisk,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> Comparison:
+    """Hold every leaf of an image against a point of a disk, by hash.
+
+    Raises:
+        VerifyError: the image has another size. (A blank tail of up to 511 bytes is forgiven:
+            QEMU rounds sizes up to sectors.)
+    """
+    shape = chain.geometry
+    if not shape.size <= image.size < shape.size + 512:
+        raise VerifyError(f"has {image.size} bytes, the point has {shape.size}", where=image.where)
+    counter = Counter(listener, events.Phase.VERIFY, image.where, shape.size)
+    spans: list[tuple[int, int]] = []
+
+    def compared() -> Iterator[Region]:
+        for region in regions(image, shape, counter, cancel or CancelToken()):
+            spans.extend(_differing(chain, region, shape))
+            yield region
+
+    root = root_of(compared(), shape)
+    return Comparison(Extents.of(spans), root.hex())
+
+
+def _differing(chain: Chain, region: Region, shape: Geometry) -> Iterator[tuple[int, int]]:
+    """The parts of a region, in bytes of disk, whose leaves differ from the chain's."""
+    stored = leaf_hashes(chain, region.first, region.leaves)
+    mine: HashArray = (
+        shape.zero_hashes(0, region.leaves) if region.hashes is None else region.hashes
+    )
+    wrong = np.flatnonzero(np.any(stored != mine, axis=1)) + region.first
+    for leaf in wrong.tolist():
+        start = leaf * shape.leaf_size
+        yield start, min(start + shape.leaf_size, shape.size)
+
+
+def leaf_hashes(chain: Chain, first: int, count: int) -> HashArray:
+    """The hashes of consecutive leaves of a chain's disk.
+
+    Args:
+        chain: the disk.
+        first: number of the first leaf, a multiple of the fan-out.
+        count: how many.
+    """
+    shape = chain.geometry
+    if shape.height == 0:
+        return np.frombuffer(chain.top, np.uint8).reshape(1, -1)[:count]
+    nodes = np.arange(first // shape.fan_out, -(-(first + count) // shape.fan_out))
+    return chain.children(1, nodes).reshape(-1, shape.algorithm.size)[:count]

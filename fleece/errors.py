@@ -1,0 +1,98 @@
+"""Every error that fleece raises on purpose, one family for each exit code.
+
+A message says what went wrong, where, and what to do. The families are what a program that embeds
+fleece catches; the command line turns a family into its exit code (docs/cli.rst).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line, one for each family of failure."""
+
+    OK = 0
+    INTERNAL = 1
+    USAGE = 2
+    SOURCE = 3
+    POINT = 4
+    STORE = 5
+    VERIFY = 6
+    TARGET = 7
+    INTERRUPTED = 130
+
+
+class FleeceError(Exception):
+    """The base of all families.
+
+    Args:
+        what: what went wrong, in one clause.
+        where: the file, socket, disk or command that it happened at.
+        hint: what the user can do about it.
+
+    Attributes:
+        fields: what machine output adds to the failed result.
+    """
+
+    code = ExitCode.INTERNAL
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        self.fields: dict[str, object] = {}
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.where}: {self.what}"
+        return text if self.hint is None else f"{text}; {self.hint}"
+
+
+class UsageError(FleeceError):
+    """The request itself makes no sense, whatever the state of the world."""
+
+    code = ExitCode.USAGE
+
+
+class SourceError(FleeceError):
+    """The source could not be reached, or it refused."""
+
+    code = ExitCode.SOURCE
+
+
+class PointError(FleeceError):
+    """The point in time that was asked for is impossible, or it was lost while it was read."""
+
+    code = ExitCode.POINT
+
+
+class StoreError(FleeceError):
+    """The store is damaged, full, busy, or no store."""
+
+    code = ExitCode.STORE
+
+
+class DeltaError(StoreError):
+    """A delta file is damaged, incomplete or not a delta."""
+
+
+class VerifyError(FleeceError):
+    """Something that was compared is not the same."""
+
+    code = ExitCode.VERIFY
+
+
+class TargetError(FleeceError):
+    """The target of a restore was refused or could not be written."""
+
+    code = ExitCode.TARGET
+
+
+class Interrupted(FleeceError):
+    """The caller cancelled, or a signal did."""
+
+    code = ExitCode.INTERRUPTED
+
+    def __init__(self, what: str = "interrupted; everything was taken down again") -> None:
+        super().__init__(what)

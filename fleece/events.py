@@ -1,0 +1,113 @@
+"""What happened, told to the caller while it happens: typed, with stable names.
+
+The library calls a `Listener` with one of these; `--json` prints them one a line (docs/cli.rst).
+Listeners may be called from worker threads, one call at a time.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+
+class Phase(enum.StrEnum):
+    """What a progress event counts."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    VERIFY = "verify"
+    ROOT = "root"
+
+
+@dataclass(frozen=True)
+class Event:
+    """The base of all events. `name` is the value of `event` in machine output."""
+
+    name: ClassVar[str] = "event"
+
+    def to_json(self) -> dict[str, object]:
+        """The event as a plain mapping, its name first."""
+        return {"event": self.name} | {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Leftover(Event):
+    """Something that a dead run left behind was removed."""
+
+    name: ClassVar[str] = "leftover"
+    kind: str
+    item: str
+
+
+@dataclass(frozen=True)
+class DiskPlanned(Event):
+    """A disk's mode was decided; `reason` says why in one line."""
+
+    name: ClassVar[str] = "plan"
+    disk: str
+    mode: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PointTaken(Event):
+    """The point in time of all disks exists; the guest goes on."""
+
+    name: ClassVar[str] = "point"
+    point: str
+    disks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """`done` of `total` bytes (of disk, not of file) are through a phase."""
+
+    name: ClassVar[str] = "progress"
+    phase: Phase
+    subject: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class DeltaChecked(Event):
+    """A delta was read to its last byte and every hash in it holds."""
+
+    name: ClassVar[str] = "checked"
+    point: str
+    disk: str
+    root: str
+
+
+@dataclass(frozen=True)
+class Problem(Event):
+    """A check failed; the run goes on to find the others and then fails."""
+
+    name: ClassVar[str] = "problem"
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """The point is durable in the store."""
+
+    name: ClassVar[str] = "committed"
+    point: str
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something did not go as it should; the outcome stands, but the user should know."""
+
+    name: ClassVar[str] = "warning"
+    what: str
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that hears nothing."""

@@ -1,0 +1,130 @@
+"""One NBD connection. A connection belongs to one thread at a time; open one for each worker."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fleece.errors import SourceError
+from fleece.nbd.binding import libnbd
+
+BASE_ALLOCATION = "base:allocation"
+"""The NBD project's standard meta context (proto.md, "Metadata querying")."""
+
+STATE_ZERO = 2
+"""`base:allocation`: reads as zeros. The hole bit alone promises nothing (proto.md)."""
+
+STATE_DIRTY = 1
+"""`qemu:dirty-bitmap:NAME`: the range is dirty (QEMU, docs/interop/nbd.txt)."""
+
+ChunkArray: TypeAlias = npt.NDArray[np.int64]
+"""int64[n, 2]: lengths and flags of consecutive descriptors of a block status reply."""
+
+MAX_STATUS = (1 << 32) - (1 << 16)
+"""The most bytes to ask the status of at once: lengths of 4 GiB are refused by libnbd 1.14."""
+
+
+class Connection:
+    """A connected export.
+
+    Args:
+        uri: of the export.
+        contexts: the meta contexts to ask for.
+
+    Attributes:
+        size: of the export in bytes.
+        read_only: it takes no writes.
+        contexts: those that the server has.
+
+    Raises:
+        SourceError: it cannot be reached.
+    """
+
+    def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
+        self.uri = uri
+        self._nbd = libnbd()
+        self._handle: Any = self._nbd.NBD()
+        self._handle.set_pread_initialize(False)
+        for context in contexts:
+            self._handle.add_meta_context(context)
+        self._call(lambda: self._handle.connect_uri(uri))
+        self.contexts = tuple(name for name in contexts if self._handle.can_meta_context(name))
+        self.size: int = self._handle.get_size()
+        self.read_only: bool = self._handle.is_read_only()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Say goodbye and close; errors do not matter any more."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with contextlib.suppress(self._nbd.Error):
+                if handle.aio_is_ready():
+                    handle.shutdown()
+
+    @property
+    def can_zero(self) -> bool:
+        """Whether the server takes write-zeroes."""
+        return bool(self._handle.can_zero())
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Read `length` bytes (at most 32 MiB) at `offset`."""
+        data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+        return data
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write at `offset`."""
+        self._call(lambda: self._handle.pwrite(data, offset))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, unmapped if the server likes."""
+        while length > 0:
+            step = min(length, 1 << 30)
+            self._call(functools.partial(self._handle.zero, step, offset))
+            offset, length = offset + step, length - step
+
+    def flush(self) -> None:
+        """Make everything written durable."""
+        self._call(self._handle.flush)
+
+    def block_status(self, offset: int, length: int) -> dict[str, ChunkArray]:
+        """One block status request for all contexts of the connection.
+
+        Each context has a reply of its own, which may end before the range does, or after it.
+        """
+        replies: dict[str, list[int]] = {}
+
+        def take(context: str, start: int, entries: list[int], error: object) -> int:
+            if start == offset and context not in replies:
+                replies[context] = list(entries)
+            return 0
+
+        self._call(lambda: self._handle.block_status(length, offset, take))
+        return {
+            name: np.array(entries, np.int64).reshape(-1, 2) for name, entries in replies.items()
+        }
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except self._nbd.Error as error:
+            name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
+            raise SourceError(
+                f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
+            ) from error

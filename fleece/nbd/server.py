@@ -1,0 +1,78 @@
+"""Serve an image file over NBD by a qemu-nbd of our own, for as long as it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleece.errors import FleeceError, UsageError
+from fleece.nbd.uri import unix_uri
+
+_START_LIMIT = 20.0
+"""Seconds that qemu-nbd may take until it listens."""
+
+
+@contextlib.contextmanager
+def served_image(
+    path: str, image_format: str, *, writable: bool, failure: type[FleeceError]
+) -> Iterator[str]:
+    """Serve an image; gives the NBD URI, and ends qemu-nbd afterwards.
+
+    Args:
+        path: of the image.
+        image_format: as qemu-img names it (`qcow2`, `raw`).
+        writable: else the export is read-only and the image is not locked for writing.
+        failure: the family of errors about this image.
+    """
+    if shutil.which("qemu-nbd") is None:
+        raise UsageError("qemu-nbd is missing", hint="install the package qemu-utils")
+    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
+        socket = Path(folder) / "nbd.sock"
+        command = [
+            "qemu-nbd",
+            "--persistent",
+            "--shared=16",
+            f"--format={image_format}",
+            f"--socket={socket}",
+            "--detect-zeroes=off",
+            "--discard=unmap",
+        ]
+        command += [] if writable else ["--read-only"]
+        process = subprocess.Popen(
+            [*_dies_with_parent(), *command, "--", path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _wait(process, socket, path, failure)
+            yield unix_uri(str(socket))
+        finally:
+            process.terminate()
+            _, errors = process.communicate()
+        if process.returncode not in (0, -15):
+            raise failure(f"qemu-nbd failed: {errors.decode(errors='replace').strip()}", where=path)
+
+
+def _dies_with_parent() -> list[str]:
+    """A prefix that ends the child if this process is killed, where the system has one."""
+    return ["setpriv", "--pdeathsig=TERM"] if shutil.which("setpriv") else []
+
+
+def _wait(
+    process: subprocess.Popen[bytes], socket: Path, path: str, failure: type[FleeceError]
+) -> None:
+    limit = time.monotonic() + _START_LIMIT
+    while not socket.exists():
+        if process.poll() is not None:
+            assert process.stderr is not None
+            text = process.stderr.read().decode(errors="replace").strip()
+            raise failure(f"cannot be opened as an image: {text}", where=path)
+        if time.monotonic() > limit:
+            raise failure("qemu-nbd did not start in time", where=path)
+        time.sleep(0.005)

@@ -1,0 +1,17 @@
+"""NBD URIs (the NBD project's doc/uri.md), as far as fleece makes and reads them."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+SCHEMES = ("nbd://", "nbds://", "nbd+unix://", "nbds+unix://")
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text names an NBD export and not a file."""
+    return text.startswith(SCHEMES)
+
+
+def unix_uri(socket: str, export: str = "") -> str:
+    """The URI of an export on a unix socket."""
+    return f"nbd+unix:///{quote(export, safe='')}?socket={quote(socket)}"

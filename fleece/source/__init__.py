@@ -1,0 +1,1 @@
+"""Where points in time come from."""

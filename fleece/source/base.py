@@ -1,0 +1,43 @@
+"""What the engine asks of a source: disks, a point of all of them, exports to read it by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Export:
+    """One disk of a point, ready to be read.
+
+    Attributes:
+        disk: its name.
+        uri: NBD URI.
+        size: in bytes.
+        dirty_context: the meta context whose dirty ranges are what changed; None: read it all.
+        granularity: of that bitmap, in bytes.
+    """
+
+    disk: str
+    uri: str
+    size: int
+    dirty_context: str | None
+    granularity: int | None
+
+
+class Point(Protocol):
+    """A point in time that lives until its context ends."""
+
+    @property
+    def exports(self) -> Sequence[Export]:
+        """One for each disk asked for."""
+
+    def check(self) -> None:
+        """Raise `PointError` if the exports do not show the point in time any more."""
+
+    def close(self) -> None:
+        """Take the exports down; the point is gone. Safe to repeat."""
+
+    def committed(self) -> None:
+        """The deltas are durable: forget what only older points needed."""

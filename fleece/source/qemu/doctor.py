@@ -1,0 +1,75 @@
+"""Examine a QEMU: what it can do, by its own schema, and what it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
+from fleece.source.qemu.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that a QEMU can do or not."""
+
+    name: str
+    what: str
+    present: bool
+
+
+@dataclass(frozen=True)
+class ExaminedDisk:
+    """A disk, and why it cannot be pulled (None: it can)."""
+
+    disk: GuestDisk
+    obstacle: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found."""
+
+    version: str
+    guest: str
+    abilities: tuple[Ability, ...]
+    disks: tuple[ExaminedDisk, ...]
+
+
+_COMMANDS = {
+    "transaction": "several disks at one point in time",
+    "blockdev-backup": "fleecing by a backup job",
+    "block-export-add": "exports with dirty bitmaps",
+    "block-dirty-bitmap-merge": "dirty bitmaps that can be merged",
+    "qom-set": "a filter put in below a running device",
+}
+_DRIVERS = {
+    "copy-before-write": "the copy-before-write filter",
+    "snapshot-access": "exports of a filter's snapshot",
+}
+
+
+def examine(monitor: Monitor, guest: str) -> Report:
+    """Ask a QEMU for all that matters to a backup (`query-qmp-schema`, never the version alone)."""
+    schema = monitor.execute("query-qmp-schema")
+    inventory = take_inventory(monitor)
+    commands = {item["name"] for item in schema if item["meta-type"] == "command"}
+    drivers = _drivers(schema)
+    abilities = [Ability(name, what, name in commands) for name, what in _COMMANDS.items()]
+    abilities += [Ability(name, what, name in drivers) for name, what in _DRIVERS.items()]
+    disks = tuple(
+        ExaminedDisk(
+            disk, "it is read-only" if disk.read_only else pull_obstacle(disk, inventory.version)
+        )
+        for disk in inventory.disks
+    )
+    return Report(".".join(map(str, inventory.version)), guest, tuple(abilities), disks)
+
+
+def _drivers(schema: list[dict[str, Any]]) -> set[str]:
+    """The block drivers that `blockdev-add` takes: the cases of its argument's union."""
+    types = {item["name"]: item for item in schema}
+    add = next((item for item in schema if item["name"] == "blockdev-add"), None)
+    if add is None:
+        return set()
+    return {case["case"] for case in types[add["arg-type"]].get("variants", [])}

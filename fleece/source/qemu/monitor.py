@@ -1,0 +1,169 @@
+"""A QMP monitor: `qemu.qmp` (asyncio) behind plain calls, on an event loop of its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+
+from fleece.errors import SourceError
+
+_CONNECT_LIMIT = 5.0
+_COMMAND_LIMIT = 120.0
+
+T = TypeVar("T")
+
+
+class CommandError(SourceError):
+    """QEMU refused a command. `reason` is QEMU's own text."""
+
+    def __init__(self, command: str, reason: str, where: str) -> None:
+        self.command = command
+        self.reason = reason
+        super().__init__(f"QEMU refused {command}: {reason}", where=where)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process at the other end of the socket."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Monitor:
+    """A connected monitor. Use it from one thread at a time.
+
+    Args:
+        path: of the unix socket.
+
+    Attributes:
+        version: QEMU's version as three numbers.
+        peer: QEMU's process.
+
+    Raises:
+        SourceError: nothing listens, it is no QMP, or another client holds the monitor.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="fleece-qmp", daemon=True
+        )
+        self._client = QMPClient("fleece")
+        connected = self._open_socket()
+        self.peer = _peer(connected)
+        self._thread.start()
+        try:
+            self._run(self._client.connect(connected), _CONNECT_LIMIT)
+        except (TimeoutError, ConnectError, QMPError, OSError, EOFError) as error:
+            self._stop_loop()
+            connected.close()
+            raise self._refused(error) from error
+        version = self.execute("query-version")["qemu"]
+        self.version: tuple[int, int, int] = (version["major"], version["minor"], version["micro"])
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect. QEMU goes on; what was set up in it stays."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._run(self._client.disconnect(), _CONNECT_LIMIT)
+        except (QMPError, OSError, EOFError, TimeoutError):
+            pass
+        finally:
+            self._stop_loop()
+
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Run one command and give what it returns.
+
+        Raises:
+            CommandError: QEMU refused it.
+            SourceError: the connection is lost, or QEMU did not answer in time.
+        """
+        try:
+            result = self._run(
+                self._client.execute(command, dict(arguments) if arguments else None),
+                _COMMAND_LIMIT,
+            )
+        except ExecuteError as error:
+            raise CommandError(command, str(error), self.path) from error
+        except TimeoutError as error:
+            raise SourceError(
+                f"QEMU did not answer {command} within {_COMMAND_LIMIT:.0f} s", where=self.path
+            ) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise SourceError(
+                f"the connection to QEMU was lost at {command}",
+                where=self.path,
+                hint="did QEMU end?",
+            ) from error
+        # Nobody reads events here, and the client would keep every one of them.
+        self._loop.call_soon_threadsafe(self._client.events.clear)
+        return result
+
+    def transaction(self, actions: list[dict[str, object]]) -> None:
+        """Run actions all or none, all at one point in time."""
+        self.execute("transaction", {"actions": actions})
+
+    def _open_socket(self) -> socket.socket:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connected.settimeout(_CONNECT_LIMIT)
+        try:
+            connected.connect(self.path)
+        except OSError as error:
+            connected.close()
+            text = error.strerror or str(error)
+            raise SourceError(
+                f"no QMP monitor can be reached here ({text})",
+                where=self.path,
+                hint="start QEMU with -qmp unix:PATH,server=on,wait=off",
+            ) from error
+        connected.setblocking(False)
+        return connected
+
+    def _refused(self, error: BaseException) -> SourceError:
+        if isinstance(error, TimeoutError):
+            return SourceError(
+                "the monitor does not greet",
+                where=self.path,
+                hint="another client holds it, or it is no QMP socket; give "
+                "fleece a monitor of its own",
+            )
+        return SourceError(f"this is no QMP monitor ({error})", where=self.path)
+
+    def _run(self, work: Coroutine[Any, Any, T], limit: float) -> T:
+        async def timed() -> T:
+            return await asyncio.wait_for(work, limit)
+
+        return asyncio.run_coroutine_threadsafe(timed(), self._loop).result()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _peer(connected: socket.socket) -> Peer:
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", raw))

@@ -1,0 +1,79 @@
+"""The names of all that fleece makes in QEMU.
+
+Every one begins with `fleece-` and bears the chain's and the point's id, so that leftovers are
+found by name. Node names are at most 31 bytes (QEMU, include/block/block_int-common.h).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PREFIX = "fleece-"
+DELTA_BITMAP = "delta"
+SOCKET = "nbd.sock"
+LOCK = "lock"
+
+_SEGMENT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-(\d{{6,}})-(\d{{6,}})-([0-9a-f]{{10}})")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The dirty bitmap of what was written on one disk since a point.
+
+    Attributes:
+        chain: whose it is.
+        sequence: of the point at which it began.
+        previous: sequence of the segment before it on this disk; 0: there was none. A segment
+            that someone removed from the middle is noticed by it.
+        point: at which it began.
+    """
+
+    chain: str
+    sequence: int
+    previous: int
+    point: str
+
+    @property
+    def bitmap(self) -> str:
+        """The bitmap's name in QEMU."""
+        return f"{PREFIX}{self.chain}-{self.sequence:06d}-{self.previous:06d}-{self.point}"
+
+    @staticmethod
+    def parse(bitmap: str) -> Segment | None:
+        """The segment that a bitmap's name means; None: it is not ours."""
+        found = _SEGMENT.fullmatch(bitmap)
+        return Segment(found[1], int(found[2]), int(found[3]), found[4]) if found else None
+
+
+@dataclass(frozen=True)
+class PointNames:
+    """The names of one point's things in QEMU."""
+
+    chain: str
+    point: str
+
+    @property
+    def prefix(self) -> str:
+        """What they all begin with; also the name of the point's folder in the scratch folder."""
+        return f"{PREFIX}{self.chain}-{self.point}"
+
+    def overlay(self, number: int) -> str:
+        """The scratch's qcow2 node, which is what is exported."""
+        return f"{self.prefix}s{number}"
+
+    def overlay_file(self, number: int) -> str:
+        """The scratch's protocol node."""
+        return f"{self.prefix}f{number}"
+
+    def filter(self, number: int) -> str:
+        """The copy-before-write filter that the job puts above the disk."""
+        return f"{self.prefix}w{number}"
+
+    def job(self, number: int) -> str:
+        """The fleecing job."""
+        return f"{self.prefix}j{number}"
+
+    def export(self, number: int) -> str:
+        """The export's id and its NBD name."""
+        return f"{self.prefix}e{number}"

@@ -1,0 +1,304 @@
+"""Take a point of a guest's disks: one transaction, then an export of each.
+
+The way it is done, and the order, is docs/architecture.rst, "The point in time".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece.errors import FleeceError, PointError, SourceError
+from fleece.nbd.uri import unix_uri
+from fleece.source.base import Export
+from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.names import DELTA_BITMAP, LOCK, SOCKET, PointNames, Segment
+from fleece.source.qemu.runtime import process_lives, remove_folder, take_down
+
+GRANULARITY = 64 * 1024
+"""Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
+
+_LONGEST_SOCKET = 107
+_CHECK_TRIES = 50
+
+
+@dataclass(frozen=True)
+class PlannedDisk:
+    """A disk of a point.
+
+    Attributes:
+        disk: as the inventory shows it.
+        segment: the new one, which records from the point on.
+        merged: the bitmaps whose union is what changed on it; None: read it all.
+    """
+
+    disk: GuestDisk
+    segment: Segment
+    merged: tuple[str, ...] | None
+
+
+class QemuPoint:
+    """A living point. `fleece.source.base.Point`."""
+
+    def __init__(
+        self, monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
+    ) -> None:
+        self._monitor = monitor
+        self._names = names
+        self._disks = tuple(disks)
+        self._folder = folder
+        self.exports: tuple[Export, ...] = ()
+        self._committed = False
+
+    def check(self) -> None:
+        """Raise `PointError` unless every fleecing job still runs.
+
+        When a job ends while its export lives, the export silently shows live data.
+        """
+        wanted = {self._names.job(number) for number in range(len(self._disks))}
+        for _ in range(_CHECK_TRIES):
+            jobs = {job["id"]: job for job in self._monitor.execute("query-jobs")}
+            status = {jobs[name]["status"] if name in jobs else "gone" for name in wanted}
+            if status == {"running"}:
+                return
+            if not status <= {"running", "paused"}:
+                break
+            time.sleep(0.02)  # a drain pauses every job for a moment
+        raise PointError(
+            f"the point was lost: a fleecing job is {', '.join(sorted(status))}",
+            where=self._monitor.path,
+            hint="run the backup again",
+        )
+
+    def close(self) -> None:
+        """Take this point out of QEMU. Its segments stay: the next point needs them."""
+        take_down(self._monitor, self._names.prefix, self._folder)
+
+    def committed(self) -> None:
+        """Drop the segments that only older points needed."""
+        self._committed = True
+        for planned in self._disks:
+            self._drop(planned, planned.segment.sequence)
+
+    def abandon(self) -> None:
+        """Forget a point that was not committed.
+
+        A disk that has no usable segment of an older point keeps none: nothing builds on it.
+        """
+        if self._committed:
+            return
+        for planned in self._disks:
+            if not planned.disk.segments(self._names.chain):
+                self._drop(planned, planned.segment.sequence + 1)
+
+    def _drop(self, planned: PlannedDisk, below: int) -> None:
+        """Remove this chain's segments with a sequence smaller than `below`."""
+        known = planned.disk.segments(self._names.chain)
+        names = [bitmap.name for sequence, bitmap in known.items() if sequence < below]
+        if planned.segment.sequence < below:
+            names.append(planned.segment.bitmap)
+        for name in names:
+            try:
+                self._monitor.execute(
+                    "block-dirty-bitmap-remove", {"node": planned.disk.node, "name": name}
+                )
+            except CommandError as error:
+                if "not found" not in error.reason:
+                    raise
+
+    def start(self) -> None:
+        """Make the scratches, take the point, export it."""
+        for number, planned in enumerate(self._disks):
+            self._add_scratch(number, planned.disk)
+        try:
+            self._monitor.transaction(
+                [
+                    action
+                    for number, planned in enumerate(self._disks)
+                    for action in self._actions(number, planned)
+                ]
+            )
+        except CommandError as error:
+            raise PointError(
+                f"QEMU refused the point: {error.reason}", where=self._monitor.path
+            ) from error
+        self._start_server()
+        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
+
+    def _add_scratch(self, number: int, disk: GuestDisk) -> None:
+        path = self._folder / f"s{number}.qcow2"
+        done = subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SourceError(
+                f"the scratch cannot be made: {done.stderr.decode().strip()}",
+                where=path,
+                hint="choose another folder with --scratch",
+            )
+        _give_to(path, self._monitor)
+        file = {
+            "driver": "file",
+            "filename": str(path),
+            "discard": "unmap",
+            "node-name": self._names.overlay_file(number),
+        }
+        self._monitor.execute(
+            "blockdev-add",
+            {
+                "driver": "qcow2",
+                "node-name": self._names.overlay(number),
+                "discard": "unmap",
+                "backing": disk.node,
+                "file": file,
+            },
+        )
+
+    def _actions(self, number: int, planned: PlannedDisk) -> Iterator[dict[str, object]]:
+        """The actions of one disk: rotate its segments, gather its delta, start its job."""
+        disk, overlay = planned.disk, self._names.overlay(number)
+        yield _action(
+            "block-dirty-bitmap-add",
+            node=disk.node,
+            name=planned.segment.bitmap,
+            persistent=disk.persistent_bitmaps,
+            granularity=GRANULARITY,
+        )
+        for bitmap in disk.segments(self._names.chain).values():
+            if bitmap.recording and not bitmap.busy:
+                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
+        if planned.merged is not None:
+            yield _action(
+                "block-dirty-bitmap-add",
+                node=overlay,
+                name=DELTA_BITMAP,
+                disabled=True,
+                granularity=GRANULARITY,
+            )
+            merged = [{"node": disk.node, "name": name} for name in planned.merged]
+            yield _action(
+                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
+            )
+        yield _action(
+            "blockdev-backup",
+            **{
+                "job-id": self._names.job(number),
+                "device": disk.node,
+                "target": overlay,
+                "sync": "none",
+                "filter-node-name": self._names.filter(number),
+                "auto-dismiss": False,
+            },
+        )
+
+    def _start_server(self) -> None:
+        path = self._folder / SOCKET
+        try:
+            self._monitor.execute(
+                "nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(path)}}}
+            )
+        except CommandError as error:
+            if "already running" not in error.reason:
+                raise
+            raise SourceError(
+                "an NBD server that is not fleece's runs in this QEMU, and it can run only one",
+                where=self._monitor.path,
+                hint="stop it with nbd-server-stop if nobody needs it",
+            ) from error
+
+    def _export(self, number: int, planned: PlannedDisk) -> Export:
+        incremental = planned.merged is not None
+        name = self._names.export(number)
+        arguments: dict[str, object] = {
+            "id": name,
+            "type": "nbd",
+            "node-name": self._names.overlay(number),
+            "name": name,
+        }
+        if incremental:
+            arguments["bitmaps"] = [DELTA_BITMAP]
+        self._monitor.execute("block-export-add", arguments)
+        return Export(
+            disk=planned.disk.name,
+            uri=unix_uri(str(self._folder / SOCKET), name),
+            size=planned.disk.size,
+            dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
+            granularity=GRANULARITY if incremental else None,
+        )
+
+
+@contextmanager
+def living_point(
+    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], scratch: Path
+) -> Iterator[QemuPoint]:
+    """Take a point; take it down again whatever happens.
+
+    Args:
+        monitor: of the QEMU.
+        names: of the point's things in QEMU.
+        disks: all disks of the point.
+        scratch: the folder for scratch files; QEMU must be able to write there.
+    """
+    with _held_folder(scratch, names, monitor) as folder:
+        point = QemuPoint(monitor, names, disks, folder)
+        try:
+            point.start()
+            yield point
+        except BaseException:
+            # The first error is the one to tell. What cannot be taken down now is found by its
+            # name in the next run.
+            with suppress(FleeceError):
+                point.close()
+                point.abandon()
+            if not process_lives(monitor.peer.pid):
+                list(remove_folder(folder))
+            raise
+        point.close()
+        point.abandon()
+
+
+@contextmanager
+def _held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator[Path]:
+    """The point's work folder, locked for as long as this process lives."""
+    folder = scratch.resolve() / names.prefix
+    if len(str(folder / SOCKET)) > _LONGEST_SOCKET:
+        raise SourceError(
+            "the path is too long for a unix socket",
+            where=folder / SOCKET,
+            hint="choose a shorter folder with --scratch",
+        )
+    try:
+        folder.mkdir(mode=0o700)
+        _give_to(folder, monitor)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SourceError(
+            f"the scratch folder cannot be used ({error.strerror})",
+            where=scratch,
+            hint="choose another one with --scratch",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, str(monitor.peer.pid).encode())
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _give_to(path: Path, monitor: Monitor) -> None:
+    """Let QEMU's user own what QEMU must open, where this process may give it away."""
+    if os.geteuid() == 0 and monitor.peer.uid != 0:
+        os.chown(path, monitor.peer.uid, monitor.peer.gid)
+
+
+def _action(kind: str, **data: object) -> dict[str, object]:
+    return {"type": kind, "data": data}

@@ -1,0 +1,206 @@
+"""Take down what a point has in QEMU, found by name: after a backup, and after a dead one.
+
+The order is the only safe one: exports first, while clients may still be connected; then the
+server; then the jobs; then the nodes; then the scratch files. Every step may be repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleece.errors import SourceError
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.names import LOCK, PREFIX, SOCKET
+
+_LIMIT = 60.0
+_POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
+_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{LOCK}|s\d+\.qcow2")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """One thing that was taken down."""
+
+    kind: str
+    item: str
+
+
+def point_prefixes(monitor: Monitor) -> set[str]:
+    """The name prefixes of all points that have anything in this QEMU."""
+    found = [export["id"] for export in monitor.execute("query-block-exports")]
+    found += [job["id"] for job in monitor.execute("query-jobs")]
+    found += [node["node-name"] for node in monitor.execute("query-named-block-nodes")]
+    return {match[1] for name in found if (match := _POINT.fullmatch(name))}
+
+
+def work_folder(monitor: Monitor, prefix: str) -> Path | None:
+    """The folder of a point's scratch files, as QEMU names them; None if it has none open."""
+    for node in monitor.execute("query-named-block-nodes"):
+        if node["node-name"].startswith(prefix) and node.get("file"):
+            folder = Path(node["file"]).parent
+            if folder.name == prefix:
+                return folder
+    return None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living engine holds the point of this work folder."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.EWOULDBLOCK
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this number exists."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def qemu_of(folder: Path) -> int | None:
+    """The process number of the QEMU that a work folder was made for; None: it was not noted."""
+    try:
+        return int((folder / LOCK).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Removed]:
+    """Remove everything of one point from QEMU, and its work folder.
+
+    Args:
+        monitor: of the QEMU.
+        prefix: of the point's names.
+        folder: the point's work folder, if it is known.
+
+    Raises:
+        SourceError: something could not be removed, or the connection was lost.
+    """
+    removed = list(_remove_exports(monitor, prefix))
+    removed += _stop_server(monitor, folder)
+    removed += _end_jobs(monitor, prefix)
+    removed += _remove_nodes(monitor, prefix)
+    removed += remove_folder(folder)
+    return removed
+
+
+def _remove_exports(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+    def ours() -> list[str]:
+        exports = monitor.execute("query-block-exports")
+        return [item["id"] for item in exports if item["id"].startswith(prefix)]
+
+    for name in ours():
+        with _gone_is_fine("not found"):
+            monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+        yield Removed("export", name)
+    _wait(lambda: not ours(), "an export to go away", monitor)
+
+
+def _stop_server(monitor: Monitor, folder: Path | None) -> Iterator[Removed]:
+    """Stop QEMU's NBD server, if it is the one on our socket and serves nobody else."""
+    path = None if folder is None else folder / SOCKET
+    if path is None or not _listens(path):
+        return
+    if any(item["type"] == "nbd" for item in monitor.execute("query-block-exports")):
+        return
+    with _gone_is_fine("not running"):
+        monitor.execute("nbd-server-stop")
+    yield Removed("NBD server", str(path))
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+    def ours() -> list[dict[str, Any]]:
+        return [job for job in monitor.execute("query-jobs") if job["id"].startswith(prefix)]
+
+    for job in ours():
+        if job["status"] not in ("concluded", "aborting", "null"):
+            with _gone_is_fine("not found", "cannot accept command"):
+                monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
+        yield Removed("job", job["id"])
+
+    def dismissed() -> bool:
+        left = ours()
+        for job in left:
+            if job["status"] == "concluded":
+                with _gone_is_fine("not found"):
+                    monitor.execute("job-dismiss", {"id": job["id"]})
+        return not left
+
+    _wait(dismissed, "a job to end", monitor)
+
+
+def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+    """Delete our nodes, the upper ones first: a node that is in use refuses until its user went."""
+
+    def ours() -> list[str]:
+        nodes = monitor.execute("query-named-block-nodes")
+        return [node["node-name"] for node in nodes if node["node-name"].startswith(prefix)]
+
+    left = ours()
+    while left:
+        before = len(left)
+        reason = ""
+        for name in left:
+            try:
+                monitor.execute("blockdev-del", {"node-name": name})
+                yield Removed("node", name)
+            except CommandError as error:
+                reason = error.reason
+        left = ours()
+        if len(left) >= before:
+            raise SourceError(f"node {left[0]} cannot be removed: {reason}", where=monitor.path)
+
+
+def remove_folder(folder: Path | None) -> Iterator[Removed]:
+    """Remove a work folder: the files of ours by name, then the folder if nothing else is in it."""
+    if folder is None or not folder.is_dir():
+        return
+    for item in list(folder.iterdir()):
+        if _WORK_FILE.fullmatch(item.name):
+            item.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        yield Removed("scratch", str(folder))
+
+
+def _wait(done: Any, what: str, monitor: Monitor) -> None:
+    limit = time.monotonic() + _LIMIT
+    while not done():
+        if time.monotonic() > limit:
+            raise SourceError(f"waited {_LIMIT:.0f} s for {what}", where=monitor.path)
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def _gone_is_fine(*reasons: str) -> Iterator[None]:
+    """Ignore a refusal that only says that the thing is not there any more."""
+    try:
+        yield
+    except CommandError as error:
+        if not any(reason in error.reason for reason in reasons):
+            raise

@@ -1,0 +1,65 @@
+"""Whether QEMU still knows all that was written on a disk since a point, and by which bitmaps.
+
+What was written since point k is the union of segment k and every later one. A failed backup leaves
+its segment in the line; a committed one drops those before its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from fleece.source.qemu.inventory import Bitmap, GuestDisk
+from fleece.source.qemu.names import Segment
+
+
+@dataclass(frozen=True)
+class Known:
+    """The bitmaps whose union is what was written since a point."""
+
+    bitmaps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What was written since a point is not known, and why: one clause for the user."""
+
+    reason: str
+
+
+def written_since(disk: GuestDisk, chain: str, sequence: int, point: str) -> Known | Lost:
+    """Find the unbroken line of segments from a point until now.
+
+    Args:
+        disk: as the inventory shows it now.
+        chain: whose points these are.
+        sequence, point: of the point that the store has.
+    """
+    held = disk.segments(chain)
+    first = held.get(sequence)
+    if first is None or (segment := first.segment) is None or segment.point != point:
+        return Lost(f"QEMU has no bitmap of what was written since point {point}")
+    line = [number for number in sorted(held) if number >= sequence]
+    for number in line:
+        if (trouble := _trouble(held[number])) is not None:
+            return Lost(trouble)
+    if not held[line[-1]].recording:
+        return Lost(f"no bitmap has recorded writes since {held[line[-1]].name}")
+    for before, after in itertools.pairwise(line):
+        later = held[after].segment
+        if later is None or later.previous != before:
+            return Lost(f"a bitmap between {held[before].name} and {held[after].name} is gone")
+    return Known(tuple(held[number].name for number in line))
+
+
+def next_segment(disk: GuestDisk, chain: str, sequence: int, point: str) -> Segment:
+    """The segment that a new point begins on a disk."""
+    return Segment(chain, sequence, max(disk.segments(chain), default=0), point)
+
+
+def _trouble(bitmap: Bitmap) -> str | None:
+    if bitmap.inconsistent:
+        return f"bitmap {bitmap.name} is inconsistent: QEMU did not end cleanly"
+    if bitmap.busy:
+        return f"bitmap {bitmap.name} is in use by another operation"
+    return None

@@ -1,0 +1,126 @@
+"""A running QEMU as a source of points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from fleece.errors import PointError
+from fleece.source.qemu import runtime
+from fleece.source.qemu.doctor import Report, examine
+from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
+from fleece.source.qemu.monitor import Monitor
+from fleece.source.qemu.names import PREFIX, PointNames
+from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
+from fleece.source.qemu.runtime import Removed
+from fleece.source.qemu.segments import next_segment
+
+DEFAULT_SCRATCH = Path("/var/tmp")
+"""On disk on most hosts, unlike /tmp: a scratch can grow to the size of what the guest writes."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A disk of a point to take: `bitmaps` as `segments.Known` gave them; None: read it all."""
+
+    disk: GuestDisk
+    bitmaps: tuple[str, ...] | None
+
+
+class QemuSource:
+    """A QEMU or qemu-storage-daemon, through a QMP monitor that nobody else holds.
+
+    Args:
+        socket: path of the monitor's unix socket.
+        scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
+
+    Raises:
+        SourceError: the monitor cannot be reached or used.
+    """
+
+    def __init__(self, socket: str, scratch: Path | None = None) -> None:
+        self.where = socket
+        self.scratch = scratch or DEFAULT_SCRATCH
+        self.monitor = Monitor(socket)
+
+    def __enter__(self) -> QemuSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.monitor.close()
+
+    def inventory(self) -> Inventory:
+        """What QEMU has now."""
+        return take_inventory(self.monitor)
+
+    def guest(self) -> str:
+        """QEMU's name of the guest, else the socket's file name without its ending."""
+        return self.inventory().guest or Path(self.where).stem
+
+    @property
+    def version(self) -> str:
+        """QEMU's version."""
+        return ".".join(map(str, self.monitor.version))
+
+    def examine(self) -> Report:
+        """What this QEMU can do, and what it has."""
+        return examine(self.monitor, self.guest())
+
+    def clean(self, chain: str | None = None) -> Iterator[Removed]:
+        """Take down what dead engines left: exports, jobs, nodes, scratches; never a segment.
+
+        A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
+        """
+        own = PREFIX if chain is None else f"{PREFIX}{chain}-"
+        folders = {path.name: path for path in self._work_folders(chain)}
+        for prefix in runtime.point_prefixes(self.monitor):
+            if prefix.startswith(own):
+                known = runtime.work_folder(self.monitor, prefix)
+                folders[prefix] = known or folders.get(prefix) or self.scratch / prefix
+        for prefix, folder in sorted(folders.items()):
+            if not runtime.is_held(folder):
+                yield from runtime.take_down(self.monitor, prefix, folder)
+
+    def _work_folders(self, chain: str | None) -> list[Path]:
+        """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
+        try:
+            found = [path for path in self.scratch.resolve().glob(f"{PREFIX}*-*") if path.is_dir()]
+        except OSError:
+            return []
+        if chain is not None:
+            return [path for path in found if path.name.startswith(f"{PREFIX}{chain}-")]
+        made_for = ((path, runtime.qemu_of(path)) for path in found)
+        mine = self.monitor.peer.pid
+        return [
+            path
+            for path, pid in made_for
+            if pid is not None and (pid == mine or not runtime.process_lives(pid))
+        ]
+
+    def point(
+        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
+    ) -> AbstractContextManager[QemuPoint]:
+        """Take a point of some disks, all in one transaction; the context's end takes it down.
+
+        Raises:
+            PointError: it is impossible; nothing was changed in QEMU.
+        """
+        self._refuse_obstacles([want.disk for want in wanted])
+        planned = [
+            PlannedDisk(want.disk, next_segment(want.disk, chain, sequence, point), want.bitmaps)
+            for want in wanted
+        ]
+        return living_point(self.monitor, PointNames(chain, point), planned, self.scratch)
+
+    def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
+        for disk in disks:
+            if (reason := pull_obstacle(disk, self.monitor.version)) is not None:
+                raise PointError(f"disk {disk.name} cannot be pulled: {reason}", where=self.where)

@@ -1,0 +1,196 @@
+"""What a store holds, by the deltas' own words: no name, no mtime, no database is consulted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fleece.delta.chain import Chain
+from fleece.delta.header import Header, ParentRef
+from fleece.delta.reader import DeltaReader
+from fleece.errors import DeltaError, StoreError, UsageError
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished delta: its header, and what its footer adds.
+
+    Attributes:
+        path: where it is now.
+        header: its self-description.
+        root: of the disk at the point, hexadecimal.
+        data_bytes, zero_bytes: bytes of disk in its data and zero records.
+        stored_bytes: the file's length.
+    """
+
+    path: str
+    header: Header
+    root: str
+    data_bytes: int
+    zero_bytes: int
+    stored_bytes: int
+
+    def as_parent(self) -> ParentRef:
+        """How a delta that builds on this one names it."""
+        return ParentRef(self.header.point.id, self.root, self.header.size)
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """The deltas of one point.
+
+    Attributes:
+        guest, chain, id, sequence, time: as in the headers.
+        disks: by disk name; the headers say which ones must be there.
+        missing: the names of disks whose delta is not.
+    """
+
+    guest: str
+    chain: str
+    id: str
+    sequence: int
+    time: str
+    disks: dict[str, Entry]
+    missing: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """A point counts only when all disks that its headers name are there."""
+        return not self.missing
+
+    def disk(self, name: str) -> Entry:
+        """The delta of one disk.
+
+        Raises:
+            UsageError: the point has no disk of that name.
+        """
+        if name not in self.disks:
+            raise UsageError(
+                f"point {self.id} has no disk {name}",
+                hint=f"its disks are: {', '.join(sorted(self.disks))}",
+            )
+        return self.disks[name]
+
+
+class Catalogue:
+    """All points of a store, ordered by guest and sequence.
+
+    Args:
+        entries: the deltas that were found.
+        damaged: one error for each file that should be a delta and is not a whole one.
+        where: the store's name in messages.
+    """
+
+    def __init__(self, entries: list[Entry], damaged: list[DeltaError], where: str) -> None:
+        self.entries = tuple(entries)
+        self.damaged = tuple(damaged)
+        self.where = where
+        groups: dict[tuple[str, str, str], list[Entry]] = {}
+        for entry in entries:
+            head = entry.header
+            groups.setdefault((head.guest, head.chain, head.point.id), []).append(entry)
+        points = [_point(group) for group in groups.values()]
+        self.points = tuple(sorted(points, key=lambda p: (p.guest, p.sequence, p.id)))
+
+    def of_guest(self, guest: str) -> list[StoredPoint]:
+        """The complete points of a guest, oldest first."""
+        return [point for point in self.points if point.guest == guest and point.complete]
+
+    def find(self, text: str, guest: str | None = None) -> StoredPoint:
+        """The point that an id, an unambiguous prefix of one, or `latest` means.
+
+        Raises:
+            StoreError: there is none, or not all of its disks are there.
+            UsageError: there is more than one.
+        """
+        points = [p for p in self.points if guest is None or p.guest == guest]
+        if text == LATEST:
+            points = [point for point in points if point.complete]
+            if len({point.guest for point in points}) > 1:
+                raise UsageError(
+                    "the store holds several guests", where=self.where, hint="name one with --guest"
+                )
+            found = points[-1:]
+        else:
+            found = [point for point in points if point.id.startswith(text)]
+        if not found:
+            raise StoreError(
+                f"no such point: {text}", where=self.where, hint="'fleece list' shows what is there"
+            )
+        if len(found) > 1:
+            raise UsageError(
+                f"{text} could be {len(found)} points", where=self.where, hint="give more digits"
+            )
+        if found[0].missing:
+            raise StoreError(
+                f"point {found[0].id} is incomplete: no delta for {', '.join(found[0].missing)}",
+                where=self.where,
+            )
+        return found[0]
+
+    def line(self, entry: Entry) -> list[Entry]:
+        """The deltas that lead to an entry, newest first, by their headers' parents alone.
+
+        Raises:
+            StoreError: one is missing.
+        """
+        line = [entry]
+        while (parent := line[-1].header.parent) is not None:
+            head = line[-1].header
+            candidates = [
+                other
+                for other in self.entries
+                if (other.header.guest, other.header.chain, other.header.disk)
+                == (head.guest, head.chain, head.disk)
+                and other.header.point.id == parent.point
+                and other.header.point.sequence < head.point.sequence
+            ]
+            fitting = [other for other in candidates if other.root == parent.root]
+            if not fitting:
+                raise self._missing(line[-1], parent.point, bool(candidates))
+            line.append(fitting[0])
+        return line
+
+    def _missing(self, child: Entry, parent: str, other_root: bool) -> StoreError:
+        what = "is not in the store" if not other_root else "is there with another root"
+        text = f"the delta that it builds on, point {parent} of disk {child.header.disk}, {what}"
+        if self.damaged:
+            text += f" ({len(self.damaged)} damaged: {self.damaged[0]})"
+        return StoreError(
+            text,
+            where=child.path,
+            hint="bring the missing delta back; 'fleece verify' shows what is whole",
+        )
+
+    @contextlib.contextmanager
+    def chain(self, entry: Entry) -> Iterator[Chain]:
+        """Open the deltas that lead to an entry."""
+        with contextlib.ExitStack() as stack:
+            readers = [stack.enter_context(DeltaReader(part.path)) for part in self.line(entry)]
+            yield Chain(readers)
+
+
+def read_entry(path: str) -> Entry:
+    """Open a delta and describe it.
+
+    Raises:
+        DeltaError: it is damaged, incomplete or no delta.
+    """
+    with DeltaReader(path) as delta:
+        last = delta.footer
+        return Entry(
+            path, delta.header, last.root.hex(), last.data_bytes, last.zero_bytes, delta.length
+        )
+
+
+def _point(group: list[Entry]) -> StoredPoint:
+    head = group[0].header
+    disks = {entry.header.disk: entry for entry in group}
+    named = {name for entry in group for name in entry.header.disks}
+    missing = tuple(sorted(named - disks.keys()))
+    return StoredPoint(
+        head.guest, head.chain, head.point.id, head.point.sequence, head.point.time, disks, missing
+    )

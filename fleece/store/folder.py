@@ -1,0 +1,289 @@
+"""A store in a plain folder: `STORE/guest/point/disk.fleece`.
+
+A point is written into a folder whose name begins with `.partial-`, made durable, and renamed.
+Names are for people; what counts is in the headers (`fleece.store.catalogue`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from fleece.errors import DeltaError, StoreError
+from fleece.hashing import Buffer
+from fleece.store.catalogue import Catalogue, Entry, read_entry
+
+MARKER = "fleece-store.json"
+SUFFIX = ".fleece"
+_PARTIAL = ".partial-"
+_LOCK = ".lock"
+_LONGEST_NAME = 200
+
+
+class FolderStore:
+    """An existing store.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        StoreError: it is not there, or it is no store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.where = str(path)
+        if not self.path.is_dir():
+            raise StoreError("there is no store here", where=self.where)
+        marker = self.path / MARKER
+        try:
+            self.id = _parse_marker(marker.read_text())
+        except FileNotFoundError:
+            raise StoreError(
+                f"this folder is no fleece store (it has no {MARKER})",
+                where=self.where,
+                hint="a new store is made in a folder that is empty or not there yet",
+            ) from None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"the store's marker cannot be read ({error})", where=marker
+            ) from error
+
+    @staticmethod
+    def open_or_create(path: str | os.PathLike[str]) -> FolderStore:
+        """Open a store; make one where nothing or an empty folder is.
+
+        Raises:
+            StoreError: something else is there.
+        """
+        folder = Path(path)
+        with _store_errors(folder):
+            fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+            if fresh:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = json.dumps({"format": "fleece store", "version": 1, "id": uuid.uuid4().hex})
+                _write_durably(folder / MARKER, text + "\n")
+                _sync_folder(folder.parent)
+        return FolderStore(folder)
+
+    def catalogue(self) -> Catalogue:
+        """Read every delta's own words.
+
+        Raises:
+            StoreError: the folder cannot be listed. A listing that fails is never an empty one.
+        """
+        entries: list[Entry] = []
+        damaged: list[DeltaError] = []
+        with _store_errors(self.path):
+            for path in self._delta_files():
+                try:
+                    entries.append(read_entry(path))
+                except DeltaError as error:
+                    damaged.append(error)
+        return Catalogue(entries, damaged, self.where)
+
+    def _delta_files(self) -> Iterator[str]:
+        for guest in _subfolders(self.path):
+            for point in _subfolders(guest):
+                for item in sorted(os.scandir(point), key=lambda found: found.name):
+                    if item.name.endswith(SUFFIX) and item.is_file(follow_symlinks=False):
+                        yield item.path
+
+    def chain_id(self, guest: str) -> str:
+        """The id of the chain that a guest's first backup into this store begins.
+
+        It follows from the store's own id, so that what a killed first run left in QEMU is known.
+        """
+        return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
+
+    @contextlib.contextmanager
+    def locked(self, guest: str) -> Iterator[None]:
+        """Be the only one that writes this guest's points. The lock dies with its holder.
+
+        Raises:
+            StoreError: another process holds it.
+        """
+        with _store_errors(self.path):
+            folder = self._guest_folder(guest)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
+                raise StoreError(
+                    f"another backup of {guest} into this store is running "
+                    f"(process {holder or 'unknown'})",
+                    where=self.where,
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def remove_partial(self, guest: str) -> list[str]:
+        """Remove what dead runs left of points; the lock must be held. Gives the paths."""
+        removed = []
+        with _store_errors(self.path):
+            for folder in _subfolders(self._guest_folder(guest), hidden=True):
+                if folder.name.startswith(_PARTIAL):
+                    _remove_folder(folder)
+                    removed.append(str(folder))
+        return removed
+
+    def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
+        """Start to write a point; the lock must be held."""
+        with _store_errors(self.path):
+            parent = self._guest_folder(guest)
+            partial = parent / f"{_PARTIAL}{point}"
+            partial.mkdir()
+        return PartialPoint(partial, parent / f"{sequence:06d}-{point}")
+
+    def _guest_folder(self, guest: str) -> Path:
+        folder = self.path / safe_name(guest)
+        if not folder.is_dir():
+            folder.mkdir()
+            _sync_folder(self.path)
+        return folder
+
+
+class PartialPoint:
+    """A point that is being written. Either `commit` or `discard` ends it."""
+
+    def __init__(self, folder: Path, final: Path) -> None:
+        self.folder = folder
+        self.final = final
+        self._files: dict[str, DeltaFile] = {}
+
+    @staticmethod
+    def file_name(disk: str) -> str:
+        """The name of a disk's delta within its point's folder."""
+        return safe_name(disk) + SUFFIX
+
+    def create(self, disk: str) -> DeltaFile:
+        """The file of one disk's delta, to write front to back."""
+        path = self.folder / self.file_name(disk)
+        with _store_errors(path):
+            made = DeltaFile(path)
+        self._files[disk] = made
+        return made
+
+    def commit(self) -> None:
+        """Make the point durable and visible; when this returns, it is both.
+
+        Raises:
+            StoreError: it is not in the store.
+        """
+        with _store_errors(self.folder):
+            for file in self._files.values():
+                file.close_durably()
+            _sync_folder(self.folder)
+            for file in self._files.values():
+                read_entry(str(file.path))
+            os.rename(self.folder, self.final)
+            _sync_folder(self.final.parent)
+
+    def discard(self) -> None:
+        """Remove what was written, as far as that is possible."""
+        for file in self._files.values():
+            file.abandon()
+        with contextlib.suppress(OSError):
+            _remove_folder(self.folder)
+
+
+class DeltaFile:
+    """The sink of one delta: a new file, whose every error is a `StoreError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "xb", buffering=0)
+
+    def write(self, data: Buffer) -> int:
+        """Write some of `data`; gives how much."""
+        with _store_errors(self.path):
+            return self._file.write(data) or 0
+
+    def close_durably(self) -> None:
+        """fsync and close."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def abandon(self) -> None:
+        """Close, whatever became of it."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def safe_name(name: str) -> str:
+    """A file name for any name: reversible as far as it is short, never hidden, never a path."""
+    text = quote(name, safe=" +=,@()")
+    if text.startswith("."):
+        text = "%2E" + text[1:]
+    if len(text) > _LONGEST_NAME:
+        text = text[: _LONGEST_NAME - 17] + "-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    return text
+
+
+def _parse_marker(text: str) -> str:
+    raw = json.loads(text)
+    if not isinstance(raw, dict) or raw.get("format") != "fleece store" or raw.get("version") != 1:
+        raise ValueError("not a marker of a store of version 1")
+    if not isinstance(raw.get("id"), str):
+        raise ValueError("no id")
+    return str(raw["id"])
+
+
+def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
+    found = [Path(item.path) for item in os.scandir(folder) if item.is_dir(follow_symlinks=False)]
+    return sorted(path for path in found if hidden or not path.name.startswith("."))
+
+
+def _remove_folder(folder: Path) -> None:
+    for item in os.scandir(folder):
+        os.unlink(item.path)
+    folder.rmdir()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _store_errors(where: Path) -> Iterator[None]:
+    """Turn an operating system's error into one about the store."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "make room in the store; nothing was committed",
+            errno.EDQUOT: "the quota is used up; nothing was committed",
+            errno.EACCES: "the user that runs fleece must be able to write there",
+        }
+        text = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(
+            text, where=error.filename or where, hint=hints.get(error.errno or 0)
+        ) from error

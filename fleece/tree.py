@@ -1,0 +1,261 @@
+"""The hash tree of a disk: leaves of 64 KiB, inner nodes of a fixed fan-out, one root.
+
+The whole disk at a point has one tree. A delta holds the nodes that its changes touched, each with
+its full list of children; a node that it does not hold is in an older delta, or is all zeros
+(docs/format.rst, "The tree"). Everything here is pure: arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fleece.extents import Extents, Int64Array
+from fleece.hashing import XXH3_128, HashAlgorithm
+
+LEAF_SIZE = 64 * 1024
+"""Bytes of disk under one leaf."""
+
+FAN_OUT = 16
+"""Children of an inner node (docs/format.rst tells why 16)."""
+
+HashArray = npt.NDArray[np.uint8]
+"""uint8[n, hash size] (or [n, fan-out, hash size] for lists of children)."""
+
+_NODE_TAG = b"fleece-node"
+_ROOT_TAG = b"fleece-root"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that a tree's shape and hashes depend on, besides the data.
+
+    Attributes:
+        size: the disk's size in bytes, any value >= 0.
+        leaf_size: bytes under one leaf; the last leaf is padded with zeros for hashing.
+        fan_out: children of an inner node.
+        algorithm: the hash of leaves, nodes and root.
+    """
+
+    size: int
+    leaf_size: int = LEAF_SIZE
+    fan_out: int = FAN_OUT
+    algorithm: HashAlgorithm = XXH3_128
+
+    @property
+    def leaves(self) -> int:
+        """The number of leaves that the disk's size needs."""
+        return -(-self.size // self.leaf_size)
+
+    @cached_property
+    def height(self) -> int:
+        """The level of the top node; leaves are level 0. A disk of one leaf has height 0."""
+        level, reach = 0, 1
+        while reach < self.leaves:
+            level, reach = level + 1, reach * self.fan_out
+        return level
+
+    @cached_property
+    def zeros(self) -> tuple[bytes, ...]:
+        """For each level from 0 to `height`, the hash of a node over nothing but zeros."""
+        chain = [self.algorithm.digest(bytes(self.leaf_size))]
+        for level in range(1, self.height + 1):
+            chain.append(self.node(level, chain[-1] * self.fan_out))
+        return tuple(chain)
+
+    def node(self, level: int, children: bytes) -> bytes:
+        """The hash of the inner node at `level` (>= 1) over its children's hashes, joined."""
+        return self.algorithm.digest(_NODE_TAG + bytes((level,)) + children)
+
+    def root(self, top: bytes) -> bytes:
+        """The root: the top node bound to the disk's size and to the tree's shape."""
+        shape = struct.pack("<IIQ", self.leaf_size, self.fan_out, self.size)
+        name = self.algorithm.name.encode().ljust(16, b"\0")
+        return self.algorithm.digest(_ROOT_TAG + name + shape + top)
+
+    def zero_hashes(self, level: int, count: int) -> HashArray:
+        """uint8[count, hash size]: the all-zero hash of a level, repeated."""
+        one = np.frombuffer(self.zeros[level], np.uint8)
+        return np.broadcast_to(one, (count, self.algorithm.size))
+
+
+class NodeSource(Protocol):
+    """Where the nodes that a change did not touch come from: the chain so far."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the disk at the newest point of that chain."""
+
+    @property
+    def top(self) -> bytes:
+        """The hash of the top node at the newest point of that chain."""
+
+    def children(self, level: int, nodes: Int64Array) -> HashArray:
+        """uint8[n, fan-out, hash size]: the children of the nodes of a level (>= 1), sorted."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The touched inner nodes of one level.
+
+    Attributes:
+        level: 1 is just above the leaves.
+        nodes: int64[n], ascending: the nodes' numbers within the level.
+        children: uint8[n, fan-out, hash size].
+    """
+
+    level: int
+    nodes: Int64Array
+    children: HashArray
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The touched part of a disk's tree, and its root.
+
+    Attributes:
+        levels: from level 1 up; a level without touched nodes is left out.
+        top: the hash of the top node.
+        root: the hash that names the whole disk.
+    """
+
+    levels: tuple[Level, ...]
+    top: bytes
+    root: bytes
+
+
+class BlankDisk:
+    """The node source of a chain's first delta: before it, the disk is all zeros."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of the disk that is about to be described."""
+        return self._geometry
+
+    @property
+    def top(self) -> bytes:
+        """The all-zero hash of the top level."""
+        return self._geometry.zeros[self._geometry.height]
+
+    def children(self, level: int, nodes: Int64Array) -> HashArray:
+        """All-zero children for every node."""
+        shape = self._geometry
+        flat = shape.zero_hashes(level - 1, len(nodes) * shape.fan_out)
+        return flat.reshape(len(nodes), shape.fan_out, shape.algorithm.size)
+
+
+def joined(runs: Iterable[tuple[int, bytes]], size: int) -> tuple[Int64Array, HashArray]:
+    """Runs of leaf hashes, in any order, as the sorted arrays that `build` takes.
+
+    Args:
+        runs: (number of the first leaf, hashes of consecutive leaves joined).
+        size: the length of one hash in bytes.
+    """
+    ordered = sorted(runs)
+    if not ordered:
+        return np.empty(0, np.int64), np.empty((0, size), np.uint8)
+    first = np.array([run[0] for run in ordered], np.int64)
+    count = np.array([len(run[1]) // size for run in ordered], np.int64)
+    within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+    hashes = np.frombuffer(b"".join(run[1] for run in ordered), np.uint8).reshape(-1, size)
+    return np.repeat(first, count) + within, hashes
+
+
+def build(
+    geometry: Geometry, leaves: Int64Array, hashes: HashArray, zeros: Extents, base: NodeSource
+) -> Tree:
+    """Compute the touched nodes and the root, in time and memory of what changed.
+
+    Args:
+        geometry: of the disk now; same leaf size, fan-out, hash and size as the base's.
+        leaves: int64[n], ascending: numbers of the leaves that hold data and changed.
+        hashes: uint8[n, hash size]: their hashes.
+        zeros: leaves that became zero, in leaf numbers, disjoint from `leaves`.
+        base: the disk before the change.
+    """
+    touched, current, spans = leaves, hashes, zeros
+    levels = []
+    for level in range(1, geometry.height + 1):
+        touched, current, spans = _edges(geometry, level - 1, touched, current, spans)
+        if len(touched) == 0:
+            continue
+        done = _raise(geometry, level, touched, current, base)
+        levels.append(done)
+        touched, current = done.nodes, _node_hashes(geometry, done)
+    top = _top(geometry, touched, current, spans, base)
+    return Tree(tuple(levels), top, geometry.root(top))
+
+
+def _edges(
+    geometry: Geometry, level: int, touched: Int64Array, current: HashArray, spans: Extents
+) -> tuple[Int64Array, HashArray, Extents]:
+    """Move to the parents' level what of the zero spans fills whole parents; name the rest.
+
+    Returns the touched nodes of `level` with the spans' ragged ends among them, and the spans in
+    units of the level above.
+    """
+    fan = geometry.fan_out
+    middle = Extents.normal(-(-spans.start // fan), spans.end // fan)
+    ragged = spans.subtract(Extents(middle.start * fan, middle.end * fan))
+    if len(ragged) == 0:
+        return touched, current, middle
+    ends, _ = ragged.split(1)
+    number = np.concatenate((touched, ends))
+    value = np.concatenate((current, geometry.zero_hashes(level, len(ends))))
+    order = np.argsort(number, kind="stable")
+    return number[order], value[order], middle
+
+
+def _raise(
+    geometry: Geometry, level: int, touched: Int64Array, current: HashArray, base: NodeSource
+) -> Level:
+    """The parents of the touched nodes, their other children taken from the base."""
+    parent = touched // geometry.fan_out
+    nodes = np.unique(parent)
+    children = np.array(base.children(level, nodes), np.uint8)
+    children[np.searchsorted(nodes, parent), touched % geometry.fan_out] = current
+    return Level(level, nodes, children)
+
+
+def _node_hashes(geometry: Geometry, level: Level) -> HashArray:
+    width = geometry.fan_out * geometry.algorithm.size
+    flat = level.children.tobytes()
+    digests = b"".join(
+        geometry.node(level.level, flat[at : at + width]) for at in range(0, len(flat), width)
+    )
+    return np.frombuffer(digests, np.uint8).reshape(-1, geometry.algorithm.size)
+
+
+def _top(
+    geometry: Geometry, touched: Int64Array, current: HashArray, spans: Extents, base: NodeSource
+) -> bytes:
+    """The hash of the top node: touched, zeroed as a whole, or unchanged."""
+    if len(touched):
+        return bytes(current[0].tobytes())
+    if len(spans):
+        return geometry.zeros[geometry.height]
+    return base.top
+
+
+def dense_parents(geometry: Geometry, level: int, hashes: HashArray) -> HashArray:
+    """The hashes of all nodes of a level, from those of all their children.
+
+    Args:
+        geometry: of the disk.
+        level: of the nodes wanted, >= 1.
+        hashes: uint8[n, hash size]: of consecutive nodes of the level below, from a multiple of
+            the fan-out on; what is missing at the end is past the disk and counts as zeros.
+    """
+    short = -len(hashes) % geometry.fan_out
+    padded = np.concatenate((hashes, geometry.zero_hashes(level - 1, short)))
+    children = padded.reshape(-1, geometry.fan_out, geometry.algorithm.size)
+    return _node_hashes(geometry, Level(level, np.arange(len(children)), children))
