@@ -7,7 +7,7 @@ import enum
 import platform
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
-from fleece.source.base import Export
+from fleece.source.base import Export, Point
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore, PartialPoint
@@ -152,7 +152,7 @@ class _Run:
         with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
             names = tuple(disk.name for disk in disks)
             self._listener(events.PointTaken(point.id, names))
-            results = self._store_point(point, decisions, living.exports, living.check)
+            results = self._store_point(point, decisions, living)
             living.close()
             living.committed()
         return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
@@ -167,12 +167,11 @@ class _Run:
         self,
         point: PointRef,
         decisions: Sequence[Decision],
-        exports: Sequence[Export],
-        check: Callable[[], None],
+        living: Point,
     ) -> list[DiskResult]:
         partial = self._store.begin(self._guest, point.id, point.sequence)
         try:
-            results = self._copy(partial, point, decisions, exports, check)
+            results = self._copy(partial, point, decisions, living)
             self._cancel.check()
             partial.commit()
         except BaseException:
@@ -186,19 +185,18 @@ class _Run:
         partial: PartialPoint,
         point: PointRef,
         decisions: Sequence[Decision],
-        exports: Sequence[Export],
-        check: Callable[[], None],
+        living: Point,
     ) -> list[DiskResult]:
         with contextlib.ExitStack() as stack:
             jobs = []
-            for made, export in zip(decisions, exports, strict=True):
+            for made, export in zip(decisions, living.exports, strict=True):
                 base = stack.enter_context(self._base(made))
                 head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
                 jobs.append(_job(made, export, head, partial.create(made.disk.name), base))
             total = sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
-            copy_all(jobs, counter, self._cancel, self._options.workers)
-            check()
+            copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
+            living.check()
             summaries = [job.writer.finish() for job in jobs]
         return [
             _result(made, job, summary, str(partial.final / partial.file_name(made.disk.name)))

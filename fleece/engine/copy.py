@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import zstandard
@@ -81,9 +81,21 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
 
 
 def copy_all(
-    jobs: Sequence[CopyJob], counter: Counter, cancel: CancelToken, workers: int = WORKERS
+    jobs: Sequence[CopyJob],
+    counter: Counter,
+    cancel: CancelToken,
+    workers: int = WORKERS,
+    watch: Callable[[], None] | None = None,
 ) -> None:
-    """Read, hash, compress and append all jobs' dirty leaves, by one pool of workers."""
+    """Read, hash, compress and append all jobs' dirty leaves, by one pool of workers.
+
+    Args:
+        jobs: the disks.
+        counter: counts bytes of disk.
+        cancel: stops it.
+        workers: threads.
+        watch: `Point.watch`, called all the while.
+    """
 
     def items() -> Iterator[tuple[CopyJob, ReadItem]]:
         for job in jobs:
@@ -105,7 +117,7 @@ def copy_all(
                     copier = copiers[id(job)] = _Copier(job, reader)
                 counter.add(copier.copy(item))
 
-    run_workers(items(), work, cancel, workers)
+    run_workers(items(), work, cancel, workers, watch)
 
 
 class _Copier:

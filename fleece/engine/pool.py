@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from fleece.cancel import CancelToken
+from fleece.errors import FleeceError
 from fleece.events import Listener, Phase, Progress
 
 WORKERS = 3
 """Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
+
+WATCH_EVERY = 0.1
+"""Seconds between two looks at what the work depends on."""
 
 T = TypeVar("T")
 
@@ -51,13 +55,22 @@ def run_workers(
     work: Callable[[Iterator[T]], None],
     cancel: CancelToken,
     count: int = WORKERS,
+    watch: Callable[[], None] | None = None,
 ) -> None:
     """Run `work` in `count` threads over shared items until they are used up.
 
     The iterable itself runs under a lock, in whichever thread asks next.
 
+    Args:
+        items: to share out.
+        work: one worker, from its first item to its last.
+        cancel: ends the items.
+        count: of threads.
+        watch: called in the calling thread every `WATCH_EVERY` seconds; its error ends the work.
+
     Raises:
-        The first error of any worker or of the iterable; the other workers end at their next item.
+        The first error of any worker, of the iterable or of `watch`; the other workers end at
+        their next item.
     """
     shared = _Shared(items, cancel)
 
@@ -71,9 +84,19 @@ def run_workers(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(WATCH_EVERY)
+            if watch is not None and shared.error is None:
+                _watch(watch, shared)
     if shared.error is not None:
         raise shared.error
+
+
+def _watch(watch: Callable[[], None], shared: _Shared[T]) -> None:
+    try:
+        watch()
+    except FleeceError as error:
+        shared.fail(error)
 
 
 class Counter:

@@ -36,6 +36,9 @@ class Point(Protocol):
     def check(self) -> None:
         """Raise `PointError` if the exports do not show the point in time any more."""
 
+    def watch(self) -> None:
+        """Raise `PointError` if the backup must be given up for the guest's sake. Cheap."""
+
     def close(self) -> None:
         """Take the exports down; the point is gone. Safe to repeat."""
 

@@ -20,13 +20,22 @@ from fleece.source.base import Export
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, LOCK, SOCKET, PointNames, Segment
-from fleece.source.qemu.runtime import process_lives, remove_folder, take_down
+from fleece.source.qemu.runtime import (
+    STOPPED_BY_ERROR,
+    continue_guest,
+    process_lives,
+    remove_folder,
+    run_state,
+    take_down,
+)
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
 
 _LONGEST_SOCKET = 107
 _CHECK_TRIES = 50
+_WATCH_EVERY = 0.2
+_RESERVE = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class QemuPoint:
         self._folder = folder
         self.exports: tuple[Export, ...] = ()
         self._committed = False
+        self._watched = 0.0
+        self._guest_ran = run_state(monitor) not in (None, STOPPED_BY_ERROR)
 
     def check(self) -> None:
         """Raise `PointError` unless every fleecing job still runs.
@@ -77,9 +88,37 @@ class QemuPoint:
             hint="run the backup again",
         )
 
+    def watch(self) -> None:
+        """Raise `PointError` before the guest suffers, or at once if it does.
+
+        When the scratch is full QEMU fails the guest's write, and with the default error policy
+        stops the guest. The guest has then seen no error: `close` lets it go on.
+        """
+        now = time.monotonic()
+        if now - self._watched < _WATCH_EVERY:
+            return
+        self._watched = now
+        state = os.statvfs(self._folder)
+        free = state.f_bavail * state.f_frsize
+        if free < min(_RESERVE, state.f_blocks * state.f_frsize // 8):
+            raise PointError(
+                f"the scratch has only {free} bytes left; the backup gave up before the guest "
+                "would have had to stop",
+                where=self._folder,
+                hint="make room there, or choose another folder with --scratch",
+            )
+        if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
+            raise PointError(
+                "the guest was stopped by an I/O error; the backup gave up to let it go on",
+                where=self._monitor.path,
+                hint="was the scratch full? choose another folder with --scratch",
+            )
+
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
         take_down(self._monitor, self._names.prefix, self._folder)
+        if self._guest_ran:
+            continue_guest(self._monitor)
 
     def committed(self) -> None:
         """Drop the segments that only older points needed."""

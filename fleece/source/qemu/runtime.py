@@ -22,6 +22,9 @@ from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.names import LOCK, PREFIX, SOCKET
 
+STOPPED_BY_ERROR = "io-error"
+"""The run state of a guest that QEMU stopped on an I/O error."""
+
 _LIMIT = 60.0
 _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
 _WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{LOCK}|s\d+\.qcow2")
@@ -79,6 +82,25 @@ def qemu_of(folder: Path) -> int | None:
         return int((folder / LOCK).read_text())
     except (OSError, ValueError):
         return None
+
+
+def run_state(monitor: Monitor) -> str | None:
+    """QEMU's run state (QAPI `RunState`); None: qemu-storage-daemon, which runs no guest."""
+    try:
+        return str(monitor.execute("query-status")["status"])
+    except CommandError:
+        return None
+
+
+def continue_guest(monitor: Monitor) -> bool:
+    """Continue a guest that QEMU stopped on an I/O error; gives whether there was one.
+
+    QEMU repeats the failed write, so the guest never sees the error (QAPI `BlockdevOnError`, stop).
+    """
+    if run_state(monitor) != STOPPED_BY_ERROR:
+        return False
+    monitor.execute("cont")
+    return True
 
 
 def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Removed]:

@@ -77,6 +77,8 @@ class QemuSource:
     def clean(self, chain: str | None = None) -> Iterator[Removed]:
         """Take down what dead engines left: exports, jobs, nodes, scratches; never a segment.
 
+        A guest that stopped because such a scratch was full is continued.
+
         A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
         """
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
@@ -87,7 +89,10 @@ class QemuSource:
                 folders[prefix] = known or folders.get(prefix) or self.scratch / prefix
         for prefix, folder in sorted(folders.items()):
             if not runtime.is_held(folder):
-                yield from runtime.take_down(self.monitor, prefix, folder)
+                removed = runtime.take_down(self.monitor, prefix, folder)
+                yield from removed
+                if removed and runtime.continue_guest(self.monitor):
+                    yield Removed("stop of the guest", self.where)
 
     def _work_folders(self, chain: str | None) -> list[Path]:
         """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
