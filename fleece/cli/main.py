@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -173,5 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(error.code)
     except BrokenPipeError:
         sys.stderr.close()
+        return int(ExitCode.INTERNAL)
+    except Exception as error:
+        traceback.print_exc()
+        output.fail(FleeceError(f"a bug in fleece: {error!r}", hint="please report it"))
         return int(ExitCode.INTERNAL)
     return int(ExitCode.OK)

@@ -75,13 +75,6 @@ class RawDisk:
                 count = os.pwrite(self._file, view, offset)
                 view, offset = view[count:], offset + count
 
-    def zero(self, offset: int, length: int) -> None:
-        """Write zeros. (A new sparse file never needs it: its holes are zeros.)"""
-        blank = memoryview(bytes(min(length, _BUFFER)))
-        while length > 0:
-            self.write(offset, blank[:length])
-            offset, length = offset + len(blank), length - len(blank)
-
     def flush(self) -> None:
         """fsync."""
         with self._guard():
@@ -91,11 +84,13 @@ class RawDisk:
         """The file's holes (`SEEK_HOLE`); a block device has none that it tells of."""
         if not self._regular or self.size == 0:
             return Extents.empty()
-        return within.subtract(Extents.of(self._data_ranges()))
+        if len(within) == 0:
+            return within
+        first, last = int(within.start[0]), int(within.end[-1])
+        return within.subtract(Extents.of(self._data_ranges(first, last)))
 
-    def _data_ranges(self) -> Iterator[tuple[int, int]]:
-        place = 0
-        while place < self.size:
+    def _data_ranges(self, place: int, end: int) -> Iterator[tuple[int, int]]:
+        while place < end:
             try:
                 start = os.lseek(self._file, place, os.SEEK_DATA)
             except OSError as error:

@@ -13,11 +13,12 @@ from fleece.delta.writer import DeltaWriter
 from fleece.disk.base import ReadableDisk, Reader
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.leaves import LeafHasher
-from fleece.engine.plan import ReadItem, known_zeros, read_items
+from fleece.engine.plan import WINDOW, ReadItem, known_zeros, read_items
 from fleece.engine.pool import WORKERS, Counter, run_workers
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.nbd.connection import STATE_DIRTY
+from fleece.nbd.status import windows
 from fleece.source.base import Export
 from fleece.tree import LEAF_SIZE, Geometry
 
@@ -99,13 +100,14 @@ def copy_all(
 
     def items() -> Iterator[tuple[CopyJob, ReadItem]]:
         for job in jobs:
-            zeros = known_zeros(job.disk, job.dirty, job.geometry.leaf_size)
-            for start, end in zeros:
-                job.writer.zero(start, end - start)
-            counter.add(zeros.total)
-            for item in read_items(job.dirty.subtract(zeros)):
-                job.read_bytes += item.length
-                yield job, item
+            for part in windows(job.dirty, WINDOW):
+                zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
+                for start, end in zeros:
+                    job.writer.zero(start, end - start)
+                counter.add(zeros.total)
+                for item in read_items(part.subtract(zeros)):
+                    job.read_bytes += item.length
+                    yield job, item
 
     def work(shared: Iterator[tuple[CopyJob, ReadItem]]) -> None:
         with contextlib.ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import subprocess
@@ -91,7 +92,10 @@ def _name(partial: Path, final: Path, force: bool) -> None:
         os.link(partial, final)
     except FileExistsError:
         raise TargetError("exists already", where=final, hint="--force replaces it") from None
-    partial.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        partial.rename(final)  # a file system without hard links
 
 
 def _sync(path: Path) -> None:

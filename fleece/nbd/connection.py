@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -78,11 +77,6 @@ class Connection:
                 if handle.aio_is_ready():
                     handle.shutdown()
 
-    @property
-    def can_zero(self) -> bool:
-        """Whether the server takes write-zeroes."""
-        return bool(self._handle.can_zero())
-
     def read(self, offset: int, length: int) -> bytearray:
         """Read `length` bytes (at most 32 MiB) at `offset`."""
         data: bytearray = self._call(lambda: self._handle.pread(length, offset))
@@ -91,13 +85,6 @@ class Connection:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
         self._call(lambda: self._handle.pwrite(data, offset))
-
-    def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeros, unmapped if the server likes."""
-        while length > 0:
-            step = min(length, 1 << 30)
-            self._call(functools.partial(self._handle.zero, step, offset))
-            offset, length = offset + step, length - step
 
     def flush(self) -> None:
         """Make everything written durable."""
