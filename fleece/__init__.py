@@ -8,6 +8,7 @@ installs signal handlers or keeps global state.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 from fleece.version import VERSION as __version__
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name."""
-    if not name.startswith("_"):
+    """Load a public name. A module of the package is none: the import that asks finds it itself."""
+    if not name.startswith("_") and importlib.util.find_spec(f"fleece.{name}") is None:
         api = importlib.import_module("fleece.api")
         if name in api.__all__:
             return getattr(api, name)

@@ -16,8 +16,11 @@ import numpy.typing as npt
 from fleece.delta.layout import (
     INDEX_PAGE_ROWS,
     INDEX_ROW,
+    MAX_FRAME,
     MAX_PAGE,
+    MAX_RECORD,
     TREE_PAGE_NODES,
+    Kind,
     Tag,
     directory_row,
     own_hash,
@@ -125,6 +128,15 @@ def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> 
         raise DeltaError("an index page is not what the directory says", where=where)
     rows = np.frombuffer(body, INDEX_ROW, page.count, _COUNT.size)
     offset, length = rows["offset"], rows["length"]
+    data = rows["kind"] == Kind.DATA
+    fits = (
+        (length > 0)
+        & (data | (rows["kind"] == Kind.ZERO))
+        & (~data | (length <= MAX_RECORD))
+        & (rows["frame_length"] <= MAX_FRAME)
+    )
+    if not bool(np.all(fits)):
+        raise DeltaError("the index has fields that are out of bounds", where=where)
     if bool(np.any(offset > geometry.size)) or bool(np.any(length > geometry.size - offset)):
         raise DeltaError("the index points outside the disk", where=where)
     _check_keys(offset.astype(np.int64), page, where)

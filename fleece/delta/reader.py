@@ -138,11 +138,19 @@ class DeltaReader:
         return level
 
     def index(self) -> Iterator[pages.IndexRows]:
-        """The index, a page of rows at a time, by ascending offset on the disk."""
+        """The index, a page of rows at a time, by ascending offset on the disk.
+
+        Raises:
+            DeltaError: damaged, or its pages are out of order or overlap.
+        """
+        end = 0
         for page in self.pages:
             if page.tag is Tag.INDEX:
                 rows = self._page(page)
                 assert isinstance(rows, np.ndarray)
+                if page.first < end:
+                    raise DeltaError("the index has ranges that overlap", where=self.path)
+                end = int(rows["offset"][-1]) + int(rows["length"][-1])
                 yield rows
 
     def rows(self) -> pages.IndexRows:

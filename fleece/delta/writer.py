@@ -11,7 +11,7 @@ import numpy as np
 
 from fleece.delta import footer, header, pages, record
 from fleece.delta.layout import INDEX_ROW, Kind, own_hash
-from fleece.errors import DeltaError
+from fleece.errors import DeltaError, StoreError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.tree import NodeSource, build, joined
@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Where a delta goes: any binary stream that is written front to back."""
 
     def write(self, data: Buffer, /) -> int | None:
-        """Take bytes; may take fewer and say how many, as raw streams do."""
+        """Take bytes; may take fewer and say how many, as raw streams do, but never none."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class DeltaWriter:
         view = memoryview(data)
         while len(view):
             taken = self._sink.write(view)
-            taken = len(view) if taken is None else taken
+            if not taken:
+                raise StoreError("the sink takes no bytes; it must block until it can")
             view = view[taken:]
             self._position += taken

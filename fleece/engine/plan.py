@@ -51,6 +51,8 @@ def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int) -> Extents:
 
 def read_items(wanted: Extents) -> Iterator[ReadItem]:
     """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk."""
+    if len(wanted) == 0:
+        return
     reads = wanted.join(GAP)
     starts, ends = reads.split(MAX_RECORD)
     parts, stops = wanted.split(MAX_RECORD)

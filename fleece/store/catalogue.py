@@ -115,7 +115,8 @@ class Catalogue:
                 )
             found = points[-1:]
         else:
-            found = [point for point in points if point.id.startswith(text)]
+            found = [point for point in points if point.id == text]
+            found = found or [point for point in points if point.id.startswith(text)]
         if not found:
             raise StoreError(
                 f"no such point: {text}", where=self.where, hint="'fleece list' shows what is there"

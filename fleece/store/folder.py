@@ -41,8 +41,9 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.where = str(path)
-        if not self.path.is_dir():
-            raise StoreError("there is no store here", where=self.where)
+        with _store_errors(self.path):
+            if not self.path.is_dir():
+                raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
         try:
             self.id = _parse_marker(marker.read_text())
@@ -52,7 +53,7 @@ class FolderStore:
                 where=self.where,
                 hint="a new store is made in a folder that is empty or not there yet",
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"the store's marker cannot be read ({error})", where=marker
             ) from error
@@ -66,8 +67,7 @@ class FolderStore:
         """
         folder = Path(path)
         with _store_errors(folder):
-            fresh = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-            if fresh:
+            if _is_free(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 text = json.dumps({"format": "fleece store", "version": 1, "id": uuid.uuid4().hex})
                 _write_durably(folder / MARKER, text + "\n")
@@ -234,6 +234,14 @@ def safe_name(name: str) -> str:
     return text
 
 
+def _is_free(folder: Path) -> bool:
+    """Whether a store can be made: nothing is there, or at most what a killed attempt left."""
+    if not folder.exists():
+        return True
+    left = _temporary(folder / MARKER)
+    return folder.is_dir() and all(item == left for item in folder.iterdir())
+
+
 def _parse_marker(text: str) -> str:
     raw = json.loads(text)
     if not isinstance(raw, dict) or raw.get("format") != "fleece store" or raw.get("version") != 1:
@@ -254,8 +262,12 @@ def _remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
 def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = _temporary(path)
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()

@@ -43,7 +43,10 @@ class Segment:
     def parse(bitmap: str) -> Segment | None:
         """The segment that a bitmap's name means; None: it is not ours."""
         found = _SEGMENT.fullmatch(bitmap)
-        return Segment(found[1], int(found[2]), int(found[3]), found[4]) if found else None
+        if found is None:
+            return None
+        segment = Segment(found[1], int(found[2]), int(found[3]), found[4])
+        return segment if segment.bitmap == bitmap else None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def point_prefixes(monitor: Monitor) -> set[str]:
 def work_folder(monitor: Monitor, prefix: str) -> Path | None:
     """The folder of a point's scratch files, as QEMU names them; None if it has none open."""
     for node in monitor.execute("query-named-block-nodes"):
-        if node["node-name"].startswith(prefix) and node.get("file"):
+        # Only of a protocol node is this a path: a format node over a backing may show `json:`.
+        if node["node-name"].startswith(prefix) and node["drv"] == "file":
             folder = Path(node["file"]).parent
             if folder.name == prefix:
                 return folder

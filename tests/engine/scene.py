@@ -1,0 +1,529 @@
+"""A QEMU with disks, a store beside it, and the engine, run as its users run it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fleece
+from fleece.events import DiskPlanned, Event, Listener, ignore
+from tests.rig import images
+from tests.rig.daemon import StorageDaemon
+from tests.rig.disk import Disk
+from tests.rig.process import run, run_checked
+from tests.rig.qemu import QemuProcess
+from tests.rig.qmp import QmpError
+from tests.rig.writer import Writer
+
+ROOT = Path(__file__).parents[2]
+MIB = images.MIB
+KIB64 = 65536
+GUEST = "g"
+LIMIT = 60.0
+"""Seconds that any one command may take before it counts as hung."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @cached_property
+    def events(self) -> list[Json]:
+        """What a command with --json printed."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def result(self) -> Json:
+        """The last line of a command with --json."""
+        last = self.events[-1]
+        assert last["event"] == "result"
+        assert [event["event"] for event in self.events].count("result") == 1
+        return last
+
+    def named(self, event: str) -> list[Json]:
+        """The events of one name."""
+        return [found for found in self.events if found["event"] == event]
+
+    def failed(self, code: int, *words: str) -> Ran:
+        """Check that it failed as a user should see it: one line, its family's exit code."""
+        assert self.code == code, f"exit code {self.code}, not {code}\n{self.out}{self.err}"
+        if self.out.startswith("{"):
+            assert self.result["ok"] is False
+            assert self.result["exit_code"] == code
+            message = self.result["error"]
+            assert self.err == ""
+        else:
+            message = self.err.splitlines()[-1]
+            assert message.startswith("fleece: ")
+        assert "Traceback" not in self.out + self.err
+        assert "\n" not in message
+        for word in words:
+            assert word in message, f"{word!r} is not in: {message}"
+        return self
+
+    def succeeded(self) -> Ran:
+        """Check that it succeeded."""
+        assert self.code == 0, f"exit code {self.code}\n{self.out}{self.err}"
+        return self
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A copy of the package `fleece`, run in processes of its own.
+
+    Attributes:
+        root: the folder that holds the package.
+    """
+
+    root: Path
+
+    def command(self, *words: object) -> Running:
+        """Start `fleece WORDS`."""
+        return self._start("-m", "fleece", *words)
+
+    def run(self, *words: object) -> Ran:
+        """Run `fleece WORDS` to its end."""
+        return self.command(*words).wait()
+
+    def script(self, code: str, *words: object) -> Running:
+        """Start a Python program that sees this copy of the package."""
+        return self._start("-c", code, *words)
+
+    def _start(self, *words: object) -> Running:
+        # The working directory comes first on Python's path: it must be this copy's.
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=self.root,
+            env=os.environ | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return Running(process)
+
+
+class Running:
+    """A command that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: list[str] = []
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def wait(self) -> Ran:
+        """Wait for its end."""
+        try:
+            out, err = self._process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            out, err = self._process.communicate()
+            pytest.fail(f"a command hung: {self._process.args!r}\n{out}{err}")
+        return Ran(self._process.returncode, "".join(self._lines) + out, err)
+
+    def wait_event(self, name: str) -> Json:
+        """Wait until a command with --json has printed an event of this name."""
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            self._lines.append(line)
+            event: Json = json.loads(line)
+            if event["event"] == name:
+                return event
+        pytest.fail(f"it ended without {name}: {self.wait()}")
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def close_output(self) -> Ran:
+        """Stop reading what it prints, and wait for its end."""
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        assert self._process.stderr is not None
+        err = self._process.stderr.read()
+        self._process.wait(LIMIT)
+        return Ran(self._process.returncode, "".join(self._lines), err)
+
+    def kill(self) -> Ran:
+        """SIGKILL, and wait for its end."""
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+
+INTACT = Engine(ROOT)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A deliberate fault: in `file` of the package, each text is replaced by another.
+
+    The texts are `(file, old, new)`; each old one must be there exactly once.
+    """
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def engine(self, folder: Path) -> Engine:
+        """The package with the fault, in a new folder."""
+        root = folder / f"broken-{self.name.replace(' ', '-')}"
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "fleece", root / "fleece", ignore=ignored)
+        for file, old, new in self.edits:
+            path = root / "fleece" / file
+            text = path.read_text()
+            assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {file}"
+            path.write_text(text.replace(old, new))
+        return Engine(root)
+
+
+# What runs in the engine's process before `fleece.cli.main`: wraps one function so that at its
+# nth call something happens. Words: module, name, before|after, n, then those of the command line.
+_WRAPPER = """
+import importlib, itertools, os, signal, sys, time
+module, name, when, nth = *sys.argv[1:4], int(sys.argv[4])
+owner = importlib.import_module(module)
+*path, last = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+wrapped, calls = getattr(owner, last), itertools.count(1)
+def wrapper(*arguments, **named):
+    number = next(calls)
+    if when == "before":
+        happen(number)
+    result = wrapped(*arguments, **named)
+    if when == "after":
+        happen(number)
+    return result
+def happen(number):
+    {happen}
+setattr(owner, last, wrapper)
+from fleece.cli.main import main
+sys.exit(main(sys.argv[5:]))
+"""
+_DIE = _WRAPPER.replace("{happen}", "number == nth and os.kill(os.getpid(), signal.SIGKILL)")
+_SLOW = _WRAPPER.replace("{happen}", "time.sleep(nth / 1000)")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A named moment in the engine's life: before or after the nth call of a function."""
+
+    name: str
+    module: str
+    function: str
+    when: str = "after"
+    nth: int = 1
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Scene:
+    """A running QEMU, a store and a scratch folder.
+
+    Attributes:
+        qemu: the process.
+        folder: for images, stores, targets.
+        store: where backups go unless a test says otherwise.
+        scratch: the scratch folder; its path is short, as a unix socket's must be.
+        engine: what backs up in processes of its own.
+    """
+
+    def __init__(self, qemu: QemuProcess, folder: Path, engine: Engine = INTACT) -> None:
+        self.qemu = qemu
+        self.folder = folder
+        self.engine = engine
+        self.store = folder / "store"
+        self.scratch = qemu.folder / "scratch"
+        self.scratch.mkdir(exist_ok=True)
+        self._numbers = itertools.count(1)
+        self._writers: dict[tuple[int, str], Writer] = {}
+
+    @property
+    def source(self) -> str:
+        """The source's name on the command line."""
+        return f"qmp:{self.qemu.qmp_socket}"
+
+    def writer(self, node: str = "d0") -> Writer:
+        """The guest's side of a disk."""
+        key = self.qemu.pid, node
+        if key not in self._writers:
+            self._writers[key] = self.qemu.writer(node)
+        return self._writers[key]
+
+    def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
+        """The words of a backup command."""
+        place = store or self.store
+        options = ("--guest", GUEST, "--scratch", self.scratch, "--json")
+        return ("backup", self.source, place, *options, *words)
+
+    def backup(self, *words: object, store: Path | None = None) -> Ran:
+        """Back up by the command line."""
+        return self.engine.run(*self.words(*words, store=store))
+
+    def slow_backup(self, *words: object, milliseconds: int = 200) -> Running:
+        """Start a backup each of whose reads takes longer."""
+        return self.slow("fleece.nbd.connection", "Connection.read", milliseconds, *self.words(*words))
+
+    def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
+        """Start a command, each call of one function of which takes longer."""
+        return self.engine.script(_SLOW, module, function, "before", milliseconds, *words)
+
+    def killed_backup(self, moment: Moment, *words: object, may_end: bool = False) -> None:
+        """Back up, and be killed by SIGKILL at a moment.
+
+        Args:
+            moment: when.
+            words: more words of the command.
+            may_end: it may end by itself if the moment never comes.
+        """
+        place = moment.module, moment.function, moment.when, moment.nth
+        ran = self.engine.script(_DIE, *place, *self.words(*words)).wait()
+        assert ran.code == -signal.SIGKILL or (may_end and ran.code == 0), f"{moment}: {ran}"
+
+    def take(
+        self,
+        mode: str = "auto",
+        *,
+        store: Path | None = None,
+        listener: Listener = ignore,
+        disks: Sequence[str] = (),
+        cancel: fleece.CancelToken | None = None,
+    ) -> fleece.BackupResult:
+        """Back up by the library, in this process."""
+        options = fleece.BackupOptions(fleece.ModeWish(mode), GUEST, tuple(disks))
+        with fleece.QemuSource(str(self.qemu.qmp_socket), self.scratch) as source:
+            place = fleece.FolderStore.open_or_create(store or self.store)
+            return fleece.backup(source, place, options, listener, cancel)
+
+    def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
+        """Restore a disk to a new raw file by the library."""
+        target = self.folder / f"restored-{disk}-{next(self._numbers)}"
+        fleece.restore(fleece.FolderStore(store or self.store), point, disk, str(target))
+        return target
+
+    def check_exact(self, *nodes: str, store: Path | None = None) -> None:
+        """Check that the newest point is what the disks hold now, by qemu-img.
+
+        Raises:
+            AssertionError: they differ.
+        """
+        for node in nodes or self.qemu.disks:
+            restored = self.restore(node, store=store)
+            self.same_as_live(node, restored)
+            restored.unlink()
+
+    def same_as_live(self, node: str, raw: Path) -> None:
+        """Check that a raw image is what a disk of the running QEMU holds now."""
+        self.writer(node).flush()
+        disk = self.qemu.disks[node]
+        info = json.loads(run("qemu-img", "info", "-U", "--output=json", disk.path).stdout)
+        assert raw.stat().st_size == info["virtual-size"]
+        done = run("qemu-img", "compare", "-U", "-f", disk.fmt, "-F", "raw", disk.path, raw)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def nothing_left(self, *, foreign_server: bool = False) -> None:
+        """`nothing_left`, and no half-written point in the store."""
+        nothing_left(self.qemu, self.scratch, foreign_server=foreign_server)
+        assert [*self.folder.rglob(".partial-*")] == []
+        assert [*self.folder.rglob("*.partial")] == []
+
+    def segments(self, node: str = "d0") -> list[str]:
+        """The names of the engine's bitmaps on a disk."""
+        return [item["name"] for item in self.bitmaps(node) if item["name"].startswith("fleece-")]
+
+    def bitmaps(self, node: str = "d0") -> list[Json]:
+        """All named bitmaps on a disk, as QEMU describes them."""
+        nodes = self.qemu.control.command("query-named-block-nodes")
+        (found,) = (item for item in nodes if item["node-name"] == node)
+        return [item for item in found.get("dirty-bitmaps", []) if item.get("name")]
+
+    def only_newest_segment(self) -> None:
+        """Check that each disk has one segment: the one that the newest point began."""
+        newest = fleece.FolderStore(self.store).catalogue().find("latest", GUEST)
+        for node in self.qemu.disks:
+            (name,) = self.segments(node)
+            assert name.endswith(f"-{newest.id}")
+
+    def points(self) -> int:
+        """The number of complete points in the store."""
+        return len(fleece.FolderStore(self.store).catalogue().of_guest(GUEST))
+
+    def verify(self) -> None:
+        """Check every byte of the store by the library, every delta by `zstd -t`."""
+        catalogue = fleece.FolderStore(self.store).catalogue()
+        result = fleece.verify_store(catalogue, list(catalogue.points))
+        assert result.errors == ()
+        for entry in catalogue.entries:
+            done = run("zstd", "-t", entry.path)
+            assert done.returncode == 0, done.stderr
+
+
+def nothing_left(qemu: QemuProcess, scratch: Path, *, foreign_server: bool = False) -> None:
+    """Check that nothing of a point is in a QEMU or in the scratch folder.
+
+    Args:
+        qemu: running, or not.
+        scratch: the folder.
+        foreign_server: an NBD server that is not the engine's must still run.
+
+    Raises:
+        AssertionError: something is left.
+    """
+    if qemu.alive:
+        ask = qemu.control.command
+        exports = [item["id"] for item in ask("query-block-exports") if item["type"] == "nbd"]
+        assert not [name for name in exports if name.startswith("fleece-") or not foreign_server]
+        assert ask("query-jobs") == []
+        nodes = [item["node-name"] for item in ask("query-named-block-nodes")]
+        assert not [name for name in nodes if name.startswith("fleece-")]
+        if not foreign_server:
+            with pytest.raises(QmpError, match="not running"):
+                ask("nbd-server-stop")
+    assert [item.name for item in scratch.iterdir()] == []
+
+
+@contextmanager
+def daemon(folder: Path, *disks: Disk, engine: Engine = INTACT) -> Iterator[Scene]:
+    """A scene on a storage daemon with these disks."""
+    with StorageDaemon(disks) as qemu:
+        yield Scene(qemu, folder, engine)
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    """Wait for something that must come."""
+    end = time.monotonic() + LIMIT
+    while not done():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def reasons(heard: list[Event]) -> dict[str, tuple[str, str]]:
+    """Mode and reason of each disk, from the events of a backup."""
+    return {
+        event.disk: (event.mode, event.reason)
+        for event in heard
+        if isinstance(event, DiskPlanned)
+    }
+
+
+def flip(path: Path, position: int, mask: int = 0x10) -> None:
+    """Change one byte of a file."""
+    with path.open("r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ mask]))
+
+
+def fragmented_disk(path: Path, size: int) -> bytes:
+    """Make a qcow2 disk with a hole after every 512 bytes of data; gives its content.
+
+    QEMU cuts a block status reply at 131072 extents: here, after 64 MiB.
+    """
+    cells = np.zeros((size // 1024, 1024), np.uint8)
+    cells[:, :512] = np.random.default_rng(1).integers(1, 255, (len(cells), 1), np.uint8)
+    content = cells.tobytes()
+    raw = path.with_name(path.name + ".raw")
+    raw.write_bytes(content)
+    words = ("-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "-S", "512")
+    run_checked("qemu-img", "convert", *words, raw, path)
+    raw.unlink()
+    return content
+
+
+class Proxy:
+    """A unix socket that passes everything on to another one, until it is cut.
+
+    Attributes:
+        path: of the socket.
+    """
+
+    def __init__(self, path: Path, behind: Path) -> None:
+        self.path = path
+        self._behind = behind
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._behind))
+                self._open += [client, server]
+                for source, sink in ((client, server), (server, client)):
+                    threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def small_tmpfs(mebibytes: int) -> Iterator[Path]:
+    """A file system of this size under a short name; skips the test without root.
+
+    Mount it before QEMU is started: a storage daemon has mounts of its own.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    folder = Path(tempfile.mkdtemp(prefix="rig-", dir="/tmp"))
+    options = f"size={mebibytes}m,mode=0777"
+    try:
+        done = run("mount", "-t", "tmpfs", "-o", options, "fleece-test", folder)
+        if done.returncode != 0:
+            pytest.skip(f"cannot mount here: {done.stderr}")
+        try:
+            yield folder
+        finally:
+            run_checked("umount", "-l", folder)
+    finally:
+        folder.rmdir()

@@ -1,0 +1,563 @@
+"""What can be wrong with what `fleece` is given: a clear message, its exit code, nothing left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import fleece
+from fleece.events import Event
+from tests.engine.scene import (
+    GUEST,
+    INTACT,
+    KIB64,
+    MIB,
+    Scene,
+    daemon,
+    flip,
+    reasons,
+    small_tmpfs,
+)
+from tests.rig import images
+from tests.rig.daemon import StorageDaemon
+from tests.rig.disk import Disk
+from tests.rig.machine import Machine
+from tests.rig.process import run_checked
+
+# ---- sources ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _server(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A unix socket whose every client is served by a function."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client:
+                    serve(client)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _backup_from(source: str, folder: Path) -> None:
+    """Fail to back up from a source, in text and in JSON; the store is not even made."""
+    for words in ((), ("--json",)):
+        ran = INTACT.run("backup", source, folder / "store", "--scratch", folder, *words)
+        ran.failed(3, source.removeprefix("qmp:"))
+        assert not (folder / "store").exists()
+
+
+def test_there_is_no_socket(tmp_path: Path) -> None:
+    _backup_from(f"qmp:{tmp_path}/none.sock", tmp_path)
+    (tmp_path / "file").write_text("no socket")
+    _backup_from(f"qmp:{tmp_path}/file", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\x00" * 5000,
+        b"{}\n",
+        b'{"QMP": 7}\n',
+        b'{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}\n',
+        b"[" * 100_000 + b"\n",
+        b"",
+    ],
+    ids=["ssh", "zeros", "empty", "number", "half a version", "deep", "closes"],
+)
+def test_the_socket_is_no_monitor(greeting: bytes, tmp_path: Path) -> None:
+    path = Path(f"/tmp/rig-{os.getpid()}.sock")
+    path.unlink(missing_ok=True)
+
+    def serve(client: socket.socket) -> None:
+        with suppress(OSError):
+            client.sendall(greeting)
+            client.recv(1000) if greeting else None
+
+    with _server(path, serve):
+        ran = INTACT.run("backup", f"qmp:{path}", tmp_path / "store", "--json")
+        ran.failed(3, str(path))
+    path.unlink()
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_socket_is_silent(tmp_path: Path) -> None:
+    path = Path(f"/tmp/rig-{os.getpid()}.sock")
+    path.unlink(missing_ok=True)
+    with _server(path, lambda client: client.recv(1) and None):
+        ran = INTACT.run("doctor", f"qmp:{path}", "--json")
+        ran.failed(3, "does not greet", "another client holds it")
+    path.unlink()
+
+
+def test_another_client_holds_the_monitor(scene: Scene) -> None:
+    scene.take()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(str(scene.qemu.qmp_socket))
+        other.recv(1000)
+        scene.backup().failed(3, "does not greet", "another client holds it")
+    scene.nothing_left()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+@pytest.mark.parametrize("source", ["d0", "qmp:", "nbd://x", "/run/qmp.sock"])
+def test_a_source_is_written_wrongly(source: str, tmp_path: Path) -> None:
+    INTACT.run("backup", source, tmp_path / "store", "--json").failed(2, "qmp:SOCKET")
+
+
+def test_there_is_no_such_disk(scene: Scene) -> None:
+    scene.backup("--disk", "vda").failed(4, "no disk vda", "the disks are: d0")
+    scene.backup("--disk", "d0", "--disk", "d0").failed(2, "twice")
+    scene.nothing_left()
+    assert scene.segments() == []
+
+
+def test_a_read_only_disk_is_left_out_or_refused(scene: Scene) -> None:
+    path = images.random_image(scene.folder / "ro", MIB, seed=3, fmt="raw")
+    file = {"driver": "file", "filename": str(path), "read-only": True}
+    node = {"driver": "raw", "node-name": "ro", "read-only": True, "file": file}
+    scene.qemu.control.command("blockdev-add", node)
+    scene.backup("--disk", "ro").failed(4, "ro is read-only")
+    result = scene.backup().succeeded().result
+    assert [disk["disk"] for disk in result["disks"]] == ["d0"]
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_a_disk_with_an_iothread_is_refused_where_it_would_kill_the_guest(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", 2 * MIB, seed=1)
+    with Machine([Disk(image, "d0")], iothreads=True) as qemu:
+        version = qemu.control.command("query-version")["qemu"]
+        if (version["major"], version["minor"], version["micro"]) >= (8, 2, 3):
+            pytest.skip("this QEMU is not affected")
+        scene = Scene(qemu, tmp_path)
+        qemu.control.command("cont")
+        scene.backup().failed(4, "vd-d0", "iothread")
+        (disk,) = INTACT.run("doctor", scene.source, "--json").succeeded().named("disk")
+        assert not disk["pull"]
+        assert "iothread" in disk["obstacle"]
+        assert qemu.alive
+        assert scene.segments() == []
+        scene.nothing_left()
+
+
+def test_a_foreign_nbd_server_is_left_alone(scene: Scene) -> None:
+    scene.take()
+    scene.writer().write(MIB, os.urandom(KIB64))
+    address = {"type": "unix", "data": {"path": str(scene.qemu.folder / "foreign.sock")}}
+    scene.qemu.control.command("nbd-server-start", {"addr": address})
+    scene.backup().failed(3, "NBD server")
+    scene.nothing_left(foreign_server=True)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address["data"]["path"])  # type: ignore[index]
+        assert client.recv(8) == b"NBDMAGIC"
+    scene.qemu.control.command("nbd-server-stop")
+    assert scene.take("incremental").disks[0].dirty_bytes == KIB64
+    scene.check_exact()
+    scene.nothing_left()
+    scene.only_newest_segment()
+
+
+@pytest.mark.parametrize("scratch", ["none", "file", "long"])
+def test_a_scratch_folder_that_does_not_serve(scratch: str, scene: Scene) -> None:
+    scene.take()
+    place = scene.folder / ("x" * 100 if scratch == "long" else scratch)
+    if scratch == "file":
+        place.write_text("")
+    if scratch == "long":
+        place.mkdir()
+    scene.backup("--scratch", place).failed(3, "--scratch")
+    assert not place.is_dir() or not [*place.iterdir()]
+    scene.nothing_left()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+# ---- bitmaps ------------------------------------------------------------------------------------
+
+
+def _refused_then_full(scene: Scene, reason: str) -> None:
+    """Incremental and differential are refused, auto says why it reads all, and is exact."""
+    points = scene.points()
+    for mode in ("incremental", "differential"):
+        scene.backup("--mode", mode).failed(4, f"no {mode} backup", reason, "--mode auto")
+    assert scene.points() == points
+    scene.nothing_left()
+    heard: list[Event] = []
+    assert scene.take(listener=heard.append).mode == "full"
+    mode, why = reasons(heard)["d0"]
+    assert mode == "full"
+    assert reason in why
+    scene.check_exact()
+    scene.nothing_left()
+    scene.only_newest_segment()
+    scene.writer().write(0, os.urandom(1000))
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_bitmap_that_qemu_left_inconsistent(scene: Scene) -> None:
+    scene.take()
+    scene.qemu.restart()
+    scene.writer().write(MIB, os.urandom(KIB64))
+    scene.writer().flush()
+    scene.qemu.kill()
+    scene.qemu.start()
+    (bitmap,) = scene.bitmaps()
+    assert bitmap["inconsistent"]
+    _refused_then_full(scene, "is inconsistent: QEMU did not end cleanly")
+
+
+def test_a_bitmap_that_died_with_qemu(scene: Scene) -> None:
+    scene.take()
+    scene.writer().write(MIB, os.urandom(KIB64))
+    scene.writer().flush()
+    scene.qemu.kill()
+    scene.qemu.start()
+    assert scene.bitmaps() == []
+    _refused_then_full(scene, "QEMU has no bitmap")
+
+
+def test_a_bitmap_that_someone_removed(scene: Scene) -> None:
+    scene.take()
+    _change_bitmap(scene, "remove", scene.segments()[0])
+    _refused_then_full(scene, "QEMU has no bitmap")
+
+
+def _change_bitmap(scene: Scene, verb: str, name: str) -> None:
+    arguments = {"node": "d0", "name": name}
+    scene.qemu.control.command(f"block-dirty-bitmap-{verb}", arguments)
+
+
+def _fail_once(scene: Scene) -> None:
+    """Leave one more segment behind."""
+    cancel = fleece.CancelToken()
+
+    def stop(event: Event) -> None:
+        if event.name == "point":
+            cancel.cancel()
+
+    with pytest.raises(fleece.Interrupted):
+        scene.take(listener=stop, cancel=cancel)
+
+
+def test_a_bitmap_that_someone_removed_from_the_middle(scene: Scene) -> None:
+    scene.take()
+    for _ in range(2):
+        _fail_once(scene)
+        scene.writer().write(MIB, os.urandom(1000))
+    _change_bitmap(scene, "remove", sorted(scene.segments())[1])
+    _refused_then_full(scene, "is gone")
+
+
+def test_the_newest_bitmap_that_someone_removed(scene: Scene) -> None:
+    scene.take()
+    _fail_once(scene)
+    scene.writer().write(MIB, os.urandom(1000))
+    _change_bitmap(scene, "remove", sorted(scene.segments())[1])
+    _refused_then_full(scene, "no bitmap has recorded")
+
+
+def test_a_bitmap_that_someone_disabled(scene: Scene) -> None:
+    scene.take()
+    _change_bitmap(scene, "disable", scene.segments()[0])
+    scene.writer().write(MIB, os.urandom(1000))
+    _refused_then_full(scene, "no bitmap has recorded")
+
+
+def test_a_bitmap_that_another_operation_holds(scene: Scene) -> None:
+    scene.take()
+    command = scene.qemu.control.command
+    command("blockdev-add", {"driver": "null-co", "node-name": "null", "size": 8 * MIB})
+    scene.writer().write(0, os.urandom(4 * MIB))
+    job = {"job-id": "other", "device": "d0", "target": "null", "sync": "bitmap"}
+    bitmap = {"bitmap": scene.segments()[0], "bitmap-mode": "never", "speed": 1}
+    command("blockdev-backup", {**job, **bitmap})
+    (held,) = scene.bitmaps()
+    assert held["busy"]
+    scene.backup("--mode", "incremental").failed(4, "in use by another operation")
+    ran = scene.backup().succeeded()
+    assert ran.named("plan")[0]["reason"].endswith("is in use by another operation")
+    assert ran.result["mode"] == "full"
+    assert [event["what"] for event in ran.named("warning")] != []
+    assert [item["id"] for item in command("query-jobs")] == ["other"]
+    command("block-job-cancel", {"device": "other", "force": True})
+    scene.qemu.control.wait_event("BLOCK_JOB_CANCELLED", 10.0)
+    scene.check_exact()
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+    scene.only_newest_segment()
+
+
+def test_foreign_bitmaps_are_left_alone(scene: Scene) -> None:
+    for name in ("fleece", "fleece-", "fleece-0123", "backup-1"):
+        _change_bitmap(scene, "add", name)
+    scene.take()
+    scene.take("incremental")
+    names = {bitmap["name"] for bitmap in scene.bitmaps()} - set(scene.segments()[-1:])
+    assert {"fleece", "fleece-", "fleece-0123", "backup-1"} <= names
+    scene.check_exact()
+
+
+# ---- stores -------------------------------------------------------------------------------------
+
+
+def test_a_store_on_a_full_disk(tmp_path: Path) -> None:
+    image = images.make_disk(tmp_path / "d0.qcow2", 16 * MIB)
+    with small_tmpfs(4) as small, daemon(tmp_path, Disk(image, "d0")) as scene:
+        scene.store = small / "store"
+        scene.take()
+        scene.writer().write(0, os.urandom(8 * MIB))
+        scene.backup().failed(5, "No space left", "make room")
+        assert [*small.rglob("*.fleece")] == [Path(entry) for entry in _entries(scene)]
+        assert scene.points() == 1
+        scene.nothing_left()
+        run_checked("mount", "-o", "remount,size=64m", small)
+        assert scene.take("incremental").disks[0].dirty_bytes == 8 * MIB
+        scene.check_exact()
+        scene.only_newest_segment()
+
+
+def _entries(scene: Scene) -> list[str]:
+    return [entry.path for entry in fleece.FolderStore(scene.store).catalogue().entries]
+
+
+def test_a_store_that_cannot_even_be_made(tmp_path: Path, scene: Scene) -> None:
+    (tmp_path / "file").write_text("")
+    for store in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/store")):
+        scene.backup(store=store).failed(5, str(store))
+    scene.nothing_left()
+    assert scene.segments() == []
+
+
+def test_a_folder_that_is_no_store(scene: Scene) -> None:
+    folder = scene.folder / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_text("a cat")
+    scene.backup(store=folder).failed(5, "no fleece store")
+    assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
+    for verb in ("list", "verify"):
+        INTACT.run(verb, folder, "--json").failed(5, "no fleece store")
+        INTACT.run(verb, scene.folder / "none", "--json").failed(5, "no store")
+    (folder / "fleece-store.json").write_text("{nonsense")
+    scene.backup(store=folder).failed(5, "marker")
+    scene.nothing_left()
+
+
+def test_two_backups_at_once_into_one_store(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1)
+    with StorageDaemon([Disk(image, "d0")], monitors=2) as qemu:
+        scene = Scene(qemu, tmp_path)
+        running = scene.slow_backup()
+        running.wait_event("progress")
+        words = (tmp_path / "store", "--guest", GUEST, "--scratch", scene.scratch, "--json")
+        other = INTACT.run("backup", f"qmp:{qemu.qmp_sockets[1]}", *words)
+        other.failed(5, "another backup of g", f"process {running.pid}")
+        running.wait().succeeded()
+        assert scene.points() == 1
+        scene.check_exact()
+        scene.nothing_left()
+        scene.only_newest_segment()
+
+
+def test_two_backups_at_once_into_two_stores(tmp_path: Path) -> None:
+    """QEMU has one NBD server: the second one is refused, and neither harms the other."""
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1)
+    other = tmp_path / "other"
+    with StorageDaemon([Disk(image, "d0")], monitors=2) as qemu:
+        scene = Scene(qemu, tmp_path)
+        scene.take(store=other)
+        running = scene.slow_backup(milliseconds=400)
+        running.wait_event("progress")
+        scene.writer().write(0, os.urandom(1000))
+        words = (other, "--guest", GUEST, "--scratch", scene.scratch, "--json")
+        INTACT.run("backup", f"qmp:{qemu.qmp_sockets[1]}", *words).failed(3, "NBD server")
+        running.wait().succeeded()
+        scene.nothing_left()
+        scene.take("incremental")
+        scene.check_exact()
+        scene.take("incremental", store=other)
+        scene.check_exact(store=other)
+        scene.nothing_left()
+        assert len(scene.segments()) == 2
+
+
+# ---- deltas -------------------------------------------------------------------------------------
+
+
+def _chain_of_three(scene: Scene) -> list[Path]:
+    """The deltas of three points, oldest first."""
+    deltas = []
+    for number in range(3):
+        scene.writer().write(number * MIB, os.urandom(3 * KIB64))
+        deltas.append(Path(scene.take().disks[0].delta))
+    return deltas
+
+
+def _places(delta: Path) -> dict[str, int]:
+    """A position within each part of a delta."""
+    with fleece.DeltaReader(delta) as reader:
+        row = reader.rows()[0]
+        record = int(row["position"])
+        pages = {page.tag.name.lower(): page.position + page.length // 2 for page in reader.pages}
+        return {
+            "greeting": 14,
+            "header": reader.records_start // 2,
+            "record": record + 30,
+            "data": record + 300,
+            **pages,
+            "directory": reader.footer.directory_position + 40,
+            "footer": reader.length - 20,
+            "last byte": reader.length - 1,
+        }
+
+
+PARTS = ("greeting", "header", "record", "data", "tree", "index", "directory", "footer", "last byte")
+
+
+@pytest.mark.parametrize("which", [0, 2], ids=["the full", "the newest"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_flipped_bit_is_found_and_told(part: str, which: int, scene: Scene) -> None:
+    deltas = _chain_of_three(scene)
+    flip(deltas[which], _places(deltas[which])[part])
+    verified = INTACT.run("verify", scene.store, "--json").failed(5)
+    assert any(str(deltas[which]) in line for line in verified.result["errors"])
+    latest = fleece.FolderStore(scene.store).catalogue().points[-1]
+    words = (scene.store, deltas[2].parent.name[-10:], "d0", scene.folder / "out", "--json")
+    if part in ("tree",) and INTACT.run("restore", *words).code == 0:
+        # The tree serves backups and comparisons; a restore reads records and proves the root.
+        scene.same_as_live("d0", scene.folder / "out")
+    else:
+        INTACT.run("restore", *words).failed(5)
+        assert not (scene.folder / "out").exists()
+    assert latest.guest == GUEST
+    # Whatever the next backup does: if it says that it succeeded, it and its chain are sound,
+    # or they rest on the damaged file, and then restore and verify say so.
+    scene.writer().write(5 * MIB, os.urandom(1000))
+    ran = scene.backup()
+    scene.nothing_left()
+    if ran.code == 0 and (ran.result["mode"] == "full" or part == "tree"):
+        scene.check_exact()
+    elif ran.code == 0:
+        words = (scene.store, "latest", "d0", scene.folder / "out", "--json")
+        INTACT.run("restore", *words).failed(5)
+    else:
+        ran.failed(5, str(deltas[which]))
+    scene.take("full")
+    scene.check_exact()
+    scene.only_newest_segment()
+
+
+@pytest.mark.parametrize("part", ["nothing", "greeting", "header", "data", "index", "last byte"])
+def test_a_cut_delta_is_no_delta(part: str, scene: Scene) -> None:
+    deltas = _chain_of_three(scene)
+    position = 0 if part == "nothing" else _places(deltas[2])[part]
+    os.truncate(deltas[2], position)
+    listed = INTACT.run("list", scene.store, "--json").failed(5, "damaged")
+    assert len(listed.named("point")) == 2
+    assert listed.named("damaged")[0]["where"] == str(deltas[2])
+    INTACT.run("info", deltas[2], "--json").failed(5, str(deltas[2]))
+    INTACT.run("verify", scene.store, "--json").failed(5)
+    heard: list[Event] = []
+    result = scene.take(listener=heard.append)
+    assert [event.name for event in heard].count("warning") == 1
+    assert result.mode == "full"
+    scene.check_exact()
+    scene.only_newest_segment()
+
+
+def test_a_delta_of_another_disk_in_its_place(tmp_path: Path) -> None:
+    names = ("d0", "d1")
+    disks = [Disk(images.random_image(tmp_path / n, 4 * MIB, seed=1), n) for n in names]
+    with daemon(tmp_path, *disks) as scene:
+        full = scene.take()
+        scene.writer("d0").write(0, os.urandom(1000))
+        scene.take()
+        first, second = (Path(disk.delta) for disk in full.disks)
+        shutil.copy(second, first)
+        INTACT.run("verify", scene.store, "--json").failed(5, "errors")
+        words = ("latest", "d0", scene.folder / "out", "--json")
+        INTACT.run("restore", scene.store, *words).failed(5, "builds on")
+        heard: list[Event] = []
+        scene.take(listener=heard.append)
+        assert [reasons(heard)[name][0] for name in names] == ["full", "incremental"]
+        scene.check_exact()
+
+
+def test_a_missing_parent_is_named(scene: Scene) -> None:
+    deltas = _chain_of_three(scene)
+    missing = deltas[1].parent.name[-10:]
+    moved = deltas[1].parent.rename(scene.folder / "aside")
+    INTACT.run("verify", scene.store, "--json").failed(5)
+    out = scene.folder / "out"
+    INTACT.run("restore", scene.store, "latest", "d0", out, "--json").failed(5, missing)
+    assert not out.exists()
+    oldest = deltas[0].parent.name[-10:]
+    INTACT.run("restore", scene.store, oldest, "d0", out, "--json").succeeded()
+    _refused_then_full(scene, "broken")
+    moved.rename(deltas[1].parent)
+    scene.verify()
+
+
+def test_points_that_are_asked_for_wrongly(scene: Scene) -> None:
+    _chain_of_three(scene)
+    out = scene.folder / "out"
+
+    def restore(*words: object, code: int, text: str) -> None:
+        INTACT.run("restore", scene.store, *words, "--json").failed(code, text)
+        assert not out.exists()
+
+    restore("ffffffffffff", "d0", out, code=5, text="no such point")
+    restore("latest", "d7", out, code=2, text="d7")
+    restore("", "d0", out, code=2, text="could be 3 points")
+    restore("latest", "d0", out, "--guest", "other", code=5, text="no such point")
+
+
+@pytest.mark.parametrize("name", ["guest", "../../evil", ".hidden", "a/b", "ö ü", "x" * 300, "%41"])
+def test_any_name_of_a_guest_is_a_name(name: str, scene: Scene) -> None:
+    before = sorted(path.name for path in scene.folder.iterdir())
+    words = (scene.source, scene.store, "--guest", name, "--scratch", scene.scratch, "--json")
+    for mode in ("full", "incremental"):
+        ran = INTACT.run("backup", *words).succeeded()
+        assert (ran.result["guest"], ran.result["mode"]) == (name, mode)
+    assert sorted(path.name for path in scene.folder.iterdir()) == sorted([*before, "store"])
+    line = INTACT.run("list", scene.store, "--json").succeeded().named("point")
+    assert {point["guest"] for point in line} == {name}
+    restored = scene.folder / "out"
+    words = (scene.store, "latest", "d0", restored, "--guest", name)
+    INTACT.run("restore", *words).succeeded()
+    scene.same_as_live("d0", restored)
+
+
+def test_a_name_that_no_header_can_hold_is_refused_before_the_point(scene: Scene) -> None:
+    for name in ("", "two\nlines", "x" * 1025):
+        words = (scene.source, scene.store, "--guest", name, "--scratch", scene.scratch, "--json")
+        ran = INTACT.run("backup", *words)
+        if name:
+            ran.failed(2)
+        scene.nothing_left()
+    ran = INTACT.run("list", scene.store, "--json").succeeded()
+    assert json.loads(ran.out.splitlines()[-1])["ok"]

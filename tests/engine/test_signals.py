@@ -1,0 +1,289 @@
+"""Backups that are stopped: by signals, by QEMU's death, by a lost monitor, by others in QEMU."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import fleece
+from fleece.events import Event
+from tests.engine.scene import GUEST, KIB64, MIB, Proxy, Scene, daemon, reasons, small_tmpfs
+from tests.rig import images
+from tests.rig.disk import Disk
+from tests.rig.machine import Machine
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def _store_files(scene: Scene) -> list[tuple[str, bytes]]:
+    files = [path for path in scene.store.rglob("*") if path.is_file() and path.name != ".lock"]
+    return sorted((str(path), path.read_bytes()) for path in files)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_leaves_everything_as_it_was(number: signal.Signals, pair: Scene) -> None:
+    pair.take()
+    before = _store_files(pair)
+    pair.writer("d0").write(0, os.urandom(3 * MIB))
+    running = pair.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    pair.writer("d1").write(0, os.urandom(MIB))
+    running.signal(number)
+    ran = running.wait().failed(130, "interrupted")
+    assert ran.named("committed") == []
+    pair.nothing_left()
+    assert _store_files(pair) == before
+    result = pair.take("incremental")
+    assert [disk.dirty_bytes for disk in result.disks] == [3 * MIB, MIB]
+    pair.check_exact()
+    pair.only_newest_segment()
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_in_the_first_backup_leaves_nothing(number: signal.Signals, scene: Scene) -> None:
+    running = scene.slow_backup()
+    running.wait_event("progress")
+    running.signal(number)
+    running.signal(number)
+    running.wait().failed(130)
+    scene.nothing_left()
+    assert scene.segments() == []
+    assert scene.points() == 0
+    scene.take("full")
+    scene.check_exact()
+
+
+def test_a_signal_before_the_point_takes_none(scene: Scene) -> None:
+    words = scene.words()
+    running = scene.slow("fleece.source.qemu.source", "QemuSource.inventory", 500, *words)
+    running.signal(signal.SIGSTOP)
+    running.signal(signal.SIGCONT)
+    running.wait_event("plan")
+    running.signal(signal.SIGTERM)
+    ran = running.wait()
+    assert ran.code in (0, 130)
+    scene.nothing_left()
+    scene.take()
+    scene.check_exact()
+
+
+def test_a_signal_ends_a_restore_without_a_target(scene: Scene) -> None:
+    scene.take()
+    before = sorted(scene.folder.iterdir())
+    words = ("restore", scene.store, "latest", "d0", scene.folder / "target", "--json")
+    for target in ((), ("--format", "qcow2")):
+        function = ("fleece.nbd.connection", "Connection.write") if target else (
+            "fleece.disk.raw",
+            "RawDisk.write",
+        )
+        running = scene.slow(*function, 200, *words, *target)
+        running.wait_event("progress")
+        running.signal(signal.SIGTERM)
+        running.wait().failed(130)
+        assert sorted(scene.folder.iterdir()) == before
+
+
+def test_a_signal_ends_a_verification(scene: Scene) -> None:
+    scene.take()
+    running = scene.slow(
+        "fleece.delta.reader", "DeltaReader.unpack", 200, "verify", scene.store, "--json"
+    )
+    running.wait_event("progress")
+    running.signal(signal.SIGINT)
+    running.wait().failed(130)
+
+
+def test_sigkill_in_mid_copy_costs_nothing_but_the_attempt(pair: Scene) -> None:
+    pair.take()
+    pair.writer("d0").write(MIB, os.urandom(4 * MIB))
+    running = pair.slow_backup()
+    running.wait_event("progress")
+    pair.writer("d1").write(0, os.urandom(1000))
+    running.kill()
+    pair.writer("d0").zero(2 * MIB, MIB, unmap=True)
+    pair.writer("d1").write(MIB, os.urandom(1000))
+    ran = pair.backup("--mode", "incremental").succeeded()
+    kinds = {event["kind"] for event in ran.named("leftover")}
+    assert kinds == {"partial point", "export", "NBD server", "job", "node", "scratch"}
+    assert [disk["dirty_bytes"] for disk in ran.result["disks"]] == [4 * MIB, 2 * KIB64]
+    pair.check_exact()
+    pair.nothing_left()
+    pair.only_newest_segment()
+
+
+def test_clean_removes_what_a_killed_backup_left(pair: Scene) -> None:
+    pair.take()
+    running = pair.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    running.kill()
+    ran = pair.engine.run("clean", pair.source, "--scratch", pair.scratch, "--json").succeeded()
+    assert ran.result["removed"] == len(ran.named("removed")) > 0
+    assert not [*pair.scratch.iterdir()]
+    assert len(pair.segments("d0")) == 2
+    again = pair.engine.run("clean", pair.source, "--scratch", pair.scratch, "--json").succeeded()
+    assert again.result["removed"] == 0
+    pair.take("incremental")
+    pair.check_exact()
+    pair.nothing_left()
+
+
+def test_clean_leaves_a_living_backup_alone(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1, fill=1.0)
+    with Machine([Disk(image, "d0")], monitors=2) as qemu:
+        scene = Scene(qemu, tmp_path)
+        running = scene.slow_backup()
+        running.wait_event("progress")
+        other = f"qmp:{qemu.qmp_sockets[1]}"
+        ran = scene.engine.run("clean", other, "--scratch", scene.scratch, "--json").succeeded()
+        assert ran.result["removed"] == 0
+        running.wait().succeeded()
+        scene.same_as_live("d0", scene.restore("vd-d0"))
+        scene.nothing_left()
+
+
+def test_qemu_killed_in_mid_backup_is_told_and_costs_a_full(pair: Scene) -> None:
+    pair.take()
+    pair.qemu.restart()
+    pair.writer("d0").write(0, os.urandom(MIB))
+    pair.writer("d0").flush()
+    running = pair.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    pair.qemu.kill()
+    ran = running.wait()
+    ran.failed(ran.code)
+    assert ran.code in (3, 4)
+    assert pair.points() == 1
+    pair.qemu.start()
+    heard: list[Event] = []
+    result = pair.take(listener=heard.append)
+    assert result.mode == "full"
+    assert "inconsistent" in reasons(heard)["d0"][1]
+    pair.check_exact()
+    pair.nothing_left()
+    pair.only_newest_segment()
+
+
+def test_qemu_that_quits_in_mid_backup_keeps_the_chain(scene: Scene) -> None:
+    scene.take()
+    scene.writer().write(0, os.urandom(2 * MIB))
+    running = scene.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    scene.qemu.quit()
+    ran = running.wait()
+    ran.failed(ran.code)
+    assert ran.code in (3, 4)
+    scene.qemu.start()
+    scene.writer().write(5 * MIB, os.urandom(KIB64))
+    result = scene.take("incremental")
+    assert result.disks[0].dirty_bytes == 2 * MIB + KIB64
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_a_lost_monitor_commits_nothing(pair: Scene) -> None:
+    pair.take()
+    pair.writer("d0").write(0, os.urandom(MIB))
+    proxy = Proxy(pair.qemu.folder / "proxy.sock", pair.qemu.qmp_socket)
+    words = ("--mode", "full", "--guest", GUEST, "--scratch", pair.scratch, "--json")
+    running = pair.slow(
+        "fleece.nbd.connection",
+        "Connection.read",
+        200,
+        *("backup", f"qmp:{proxy.path}", pair.store, *words),
+    )
+    running.wait_event("progress")
+    proxy.cut()
+    running.wait().failed(3, "the connection to QEMU was lost")
+    assert pair.points() == 1
+    result = pair.take("incremental")
+    assert result.disks[0].dirty_bytes == MIB
+    pair.check_exact()
+    pair.nothing_left()
+    pair.only_newest_segment()
+
+
+def test_a_monitor_lost_after_the_commit_loses_nothing(pair: Scene) -> None:
+    pair.take()
+    pair.writer("d0").write(0, os.urandom(MIB))
+    proxy = Proxy(pair.qemu.folder / "proxy.sock", pair.qemu.qmp_socket)
+
+    def cut(event: Event) -> None:
+        if event.name == "committed":
+            proxy.cut()
+
+    options = fleece.BackupOptions(guest=GUEST)
+    with (
+        fleece.QemuSource(str(proxy.path), pair.scratch) as source,
+        pytest.raises(fleece.SourceError, match="lost"),
+    ):
+        fleece.backup(source, fleece.FolderStore(pair.store), options, cut)
+    assert pair.points() == 2
+    pair.writer("d1").write(0, os.urandom(MIB))
+    result = pair.take("incremental")
+    assert [disk.dirty_bytes for disk in result.disks] == [0, MIB]
+    pair.check_exact()
+    pair.nothing_left()
+    pair.only_newest_segment()
+
+
+def test_a_job_that_someone_cancels_takes_the_point_along(pair: Scene) -> None:
+    """From then on the export shows the live disk: nothing of it may be believed."""
+    pair.take()
+    pair.writer("d0").write(MIB, os.urandom(KIB64))
+    running = pair.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    (job, *_) = [item["id"] for item in pair.qemu.control.command("query-jobs")]
+    pair.qemu.control.command("block-job-cancel", {"device": job})
+    running.wait().failed(4, "the point was lost")
+    assert pair.points() == 1
+    pair.nothing_left()
+    pair.take("incremental")
+    pair.check_exact()
+
+
+def test_an_export_that_someone_removes_is_an_error(scene: Scene) -> None:
+    scene.take()
+    running = scene.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    (export,) = [
+        item["id"]
+        for item in scene.qemu.control.command("query-block-exports")
+        if item["type"] == "nbd"
+    ]
+    scene.qemu.control.command("block-export-del", {"id": export, "mode": "hard"})
+    ran = running.wait()
+    ran.failed(3, "NBD")
+    scene.nothing_left()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_reader_of_its_output_that_goes_away_ends_a_backup(scene: Scene) -> None:
+    scene.take()
+    scene.writer().write(0, os.urandom(MIB))
+    running = scene.slow_backup("--mode", "full")
+    running.wait_event("progress")
+    ran = running.close_output()
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    scene.nothing_left()
+    assert scene.take("incremental").disks[0].dirty_bytes == MIB
+    scene.check_exact()
+
+
+def test_a_scratch_that_runs_full_ends_the_backup_and_not_the_guest(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", 64 * MIB, seed=1, fill=1.0)
+    with small_tmpfs(48) as small, daemon(tmp_path, Disk(image, "d0")) as scene:
+        scene.scratch = small
+        scene.take()
+        running = scene.slow_backup("--mode", "full", milliseconds=300)
+        running.wait_event("progress")
+        for offset in range(0, 44 * MIB, MIB):
+            scene.writer().write(offset, os.urandom(MIB))
+        running.wait().failed(4, "scratch")
+        scene.nothing_left()
+        assert scene.take("incremental").disks[0].dirty_bytes == 44 * MIB
+        scene.check_exact()

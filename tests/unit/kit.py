@@ -1,0 +1,325 @@
+"""What the tests of trees, deltas and stores share: small disks, naive models of them, their files.
+
+The models here are written for their plainness and share no code with what they judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import struct
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+import zstandard
+from hypothesis import strategies as st
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta import footer, pages, record
+from fleece.delta.chain import Chain
+from fleece.delta.check import Walk
+from fleece.delta.header import Header, Mode, ParentRef, PointRef
+from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.reader import DeltaReader
+from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.engine.pool import Counter
+from fleece.engine.verify import check_delta
+from fleece.extents import Extents
+from fleece.tree import BlankDisk, NodeSource
+
+LEAF = 4096
+"""The smallest leaf that the format allows, so that small disks have tall trees."""
+
+CHAIN = "0123abcd"
+
+
+# ---- the naive tree --------------------------------------------------------------------------
+
+
+def naive_levels(disk: bytes, fan_out: int, leaf_size: int = LEAF) -> list[list[bytes]]:
+    """The hashes of every node of every level of a disk's tree, leaves first, the top last."""
+    zero = xxhash.xxh3_128_digest(bytes(leaf_size))
+    leaves = [disk[at : at + leaf_size] for at in range(0, len(disk), leaf_size)]
+    hashes = [xxhash.xxh3_128_digest(leaf.ljust(leaf_size, b"\0")) for leaf in leaves]
+    levels = [hashes or [zero]]
+    while len(levels[-1]) > 1:
+        tag = b"fleece-node" + bytes([len(levels)])
+        padded = levels[-1] + [zero] * (-len(levels[-1]) % fan_out)
+        groups = [padded[at : at + fan_out] for at in range(0, len(padded), fan_out)]
+        levels.append([xxhash.xxh3_128_digest(tag + b"".join(group)) for group in groups])
+        zero = xxhash.xxh3_128_digest(tag + zero * fan_out)
+    return levels
+
+
+def naive_root(disk: bytes, fan_out: int, leaf_size: int = LEAF) -> bytes:
+    """The root of a disk, by nothing but its bytes and the words of the format."""
+    top = naive_levels(disk, fan_out, leaf_size)[-1][0]
+    shape = struct.pack("<IIQ", leaf_size, fan_out, len(disk))
+    return xxhash.xxh3_128_digest(b"fleece-root" + b"xxh3-128".ljust(16, b"\0") + shape + top)
+
+
+# ---- histories of a disk ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """The bytes `[start, end)` of the disk become `fill`; 0 makes zeros."""
+
+    start: int
+    end: int
+    fill: int
+
+
+@dataclass(frozen=True)
+class History:
+    """A blank disk and what was written on it, step by step; a delta is made after each step."""
+
+    size: int
+    fan_out: int
+    steps: tuple[tuple[Change, ...], ...]
+
+
+@st.composite
+def histories(draw: st.DrawFn, most_leaves: int = 12, most_steps: int = 4) -> History:
+    """Histories of disks of any size, from none and one byte up to trees of several levels."""
+    sizes = st.sampled_from([0, 1, LEAF - 1, LEAF, LEAF + 1]) | st.integers(0, most_leaves * LEAF)
+    size = draw(sizes)
+    places = st.integers(0, size) | st.integers(0, size // LEAF).map(lambda leaf: leaf * LEAF)
+    fills = st.just(0) | st.integers(1, 255)
+    change = st.builds(lambda a, b, fill: Change(min(a, b), max(a, b), fill), places, places, fills)
+    step = st.lists(change, max_size=4).map(tuple)
+    steps = draw(st.lists(step, min_size=1, max_size=most_steps))
+    return History(size, draw(st.sampled_from([2, 16])), tuple(steps))
+
+
+def applied(disk: bytes, step: Iterable[Change]) -> tuple[bytes, Extents]:
+    """The disk after a step, and the whole leaves that the step touched."""
+    after = bytearray(disk)
+    for change in step:
+        after[change.start : change.end] = bytes([change.fill]) * (change.end - change.start)
+    touched = {
+        leaf
+        for change in step
+        if change.end > change.start
+        for leaf in range(change.start // LEAF, (change.end - 1) // LEAF + 1)
+    }
+    ranges = [(leaf * LEAF, min((leaf + 1) * LEAF, len(disk))) for leaf in touched]
+    return bytes(after), Extents.of(ranges)
+
+
+# ---- deltas ----------------------------------------------------------------------------------
+
+
+def header(
+    size: int,
+    sequence: int = 1,
+    parent: ParentRef | None = None,
+    *,
+    fan_out: int = 2,
+    guest: str = "web",
+    disk: str = "vda",
+    disks: tuple[str, ...] | None = None,
+) -> Header:
+    """A header; the same arguments give the same header."""
+    return Header(
+        file_id=uuid.UUID(int=sequence),
+        chain=CHAIN,
+        guest=guest,
+        disk=disk,
+        size=size,
+        point=PointRef(f"{sequence:010x}", sequence, "2024-01-01T00:00:00Z"),
+        parent=parent,
+        mode=Mode.FULL if parent is None else Mode.INCREMENTAL,
+        disks=disks or (disk,),
+        level=1,
+        granularity=None,
+        producer={},
+        leaf_size=LEAF,
+        fan_out=fan_out,
+    )
+
+
+def write_delta(
+    sink: Sink,
+    head: Header,
+    base: NodeSource,
+    disk: bytes,
+    dirty: Extents,
+    seed: int = 0,
+    longest: int = 3,
+) -> tuple[Summary, bytes]:
+    """Write a delta of the dirty leaves in runs of 1 to `longest` leaves, in any order.
+
+    Runs of zeros go out as zero records, mixed ones as data. Gives also the data of the data
+    records, in the order of the file.
+    """
+    chance = random.Random(seed)
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
+    writer = DeltaWriter(sink, head, base)
+    runs = []
+    for start, end in dirty:
+        while start < end:
+            stop = min(start + chance.randint(1, longest) * LEAF, end)
+            runs.append((start, stop))
+            start = stop
+    chance.shuffle(runs)
+    stored = b""
+    for start, end in runs:
+        data = disk[start:end]
+        if not any(data):
+            writer.zero(start, end - start)
+            continue
+        leaves = b"".join(naive_levels(data, 2)[0])
+        writer.data(start, end - start, leaves, compressor.compress(data))
+        stored += data
+    return writer.finish(), stored
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One delta that was written, and what is true of it."""
+
+    path: Path
+    head: Header
+    disk: bytes
+    dirty: Extents
+    data: bytes
+    summary: Summary
+
+
+def store_history(folder: Path, history: History, seed: int = 0, longest: int = 3) -> list[Stored]:
+    """Write a delta for every step of a history, oldest first; the first one is a full."""
+    disk = bytes(history.size)
+    stored: list[Stored] = []
+    for number, step in enumerate(history.steps, 1):
+        disk, dirty = applied(disk, step)
+        path = folder / f"{number}.fleece"
+        parent = None
+        if stored:
+            last = stored[-1]
+            parent = ParentRef(last.head.point.id, last.summary.root.hex(), history.size)
+        else:
+            dirty = Extents.whole(history.size)
+        head = header(history.size, number, parent, fan_out=history.fan_out)
+        with contextlib.ExitStack() as stack:
+            base: NodeSource = BlankDisk(head.geometry)
+            if stored:
+                base = stack.enter_context(OpenChain([item.path for item in reversed(stored)]))
+            sink = stack.enter_context(path.open("wb"))
+            summary, data = write_delta(sink, head, base, disk, dirty, seed + number, longest)
+        stored.append(Stored(path, head, disk, dirty, data, summary))
+    return stored
+
+
+class OpenChain:
+    """The chain of some files, newest first, for as long as the context lasts."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._readers: list[DeltaReader] = []
+
+    def __enter__(self) -> Chain:
+        try:
+            for path in self._paths:
+                self._readers.append(DeltaReader(path))
+            return Chain(self._readers)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers:
+            reader.close()
+
+
+def full_check(paths: Sequence[Path]) -> None:
+    """Check every delta of a chain to its last byte, the oldest first; `paths` newest first."""
+    for at in range(len(paths) - 1, -1, -1):
+        check_newest(paths[at:])
+
+
+def check_newest(paths: Sequence[Path]) -> None:
+    """Check the newest delta of a chain to its last byte, the older ones known to be sound."""
+    counter = Counter(events.ignore, events.Phase.VERIFY, "test", 0)
+    with OpenChain(paths) as chain:
+        older = Chain(chain.deltas[1:]) if chain.deltas[1:] else None
+        check_delta(chain.deltas[0], older, counter, CancelToken())
+
+
+def read_back(chain: Chain) -> bytes:
+    """The whole disk of a chain, by its map and its records."""
+    disk = bytearray(b"\xee" * chain.geometry.size)
+    picture = chain.map()
+    context = zstandard.ZstdDecompressor()
+    places = zip(picture.start.tolist(), picture.end.tolist(), picture.zero.tolist(), strict=True)
+    for at, (start, end, zero) in enumerate(places):
+        if zero:
+            disk[start:end] = bytes(end - start)
+            continue
+        delta = chain.deltas[picture.owner[at]]
+        found, frame = delta.record_at(*picture.rows[picture.owner[at]][picture.row[at]].tolist())
+        data = delta.unpack(found, frame, context)
+        disk[start:end] = data[start - found.offset : end - found.offset]
+    return bytes(disk)
+
+
+# ---- forgeries -------------------------------------------------------------------------------
+
+
+def records_of(path: Path) -> list[bytes]:
+    """The records of a delta with their zstd frames, in the order of the file."""
+    raw = path.read_bytes()
+    with DeltaReader(path) as delta:
+        placed = list(Walk(delta))
+    return [raw[item.position : item.frame_position + item.record.frame_length] for item in placed]
+
+
+def reassembled(path: Path, records: Sequence[bytes], rows: pages.IndexRows | None = None) -> bytes:
+    """A delta with other records, and index, directory and footer made to fit them.
+
+    Args:
+        path: of the delta that header, tree and root are taken from.
+        records: RECORD frames with their zstd frames.
+        rows: of the index; None: those that the records give.
+    """
+    raw = path.read_bytes()
+    with DeltaReader(path) as delta:
+        geometry, last, start = delta.geometry, delta.footer, delta.records_start
+        tree = [page for page in delta.pages if page.tag is Tag.TREE]
+        trees = [raw[page.position : page.position + page.length] for page in tree]
+    made = raw[:start]
+    found: list[tuple[int, int, int, int, int]] = []
+    own = last.header_hash
+    for both in records:
+        size = 8 + int.from_bytes(both[4:8], "little")
+        said = record.parse(both[:size], geometry, path)
+        found.append((said.offset, said.length, len(made), said.frame_length, said.kind))
+        own = own_hash(both[:size], geometry.algorithm)
+        made += both
+    if rows is None:
+        rows = np.sort(np.array(found, INDEX_ROW), order="offset")
+    listed = []
+    framed = [*zip(trees, tree, strict=True), *pages.index_pages(rows, geometry)]
+    for frame, page in framed:
+        listed.append(dataclasses.replace(page, position=len(made)))
+        made += frame
+    directory = pages.pack_directory(listed, geometry)
+    lengths = {kind: sum(row[1] for row in found if row[4] == kind) for kind in Kind}
+    end = dataclasses.replace(
+        last,
+        directory_position=len(made),
+        directory_length=len(directory),
+        records=len(found),
+        data_bytes=lengths[Kind.DATA],
+        zero_bytes=lengths[Kind.ZERO],
+        frame_bytes=sum(row[3] for row in found),
+        last_record=own,
+        directory_hash=own_hash(directory, geometry.algorithm),
+    )
+    return made + directory + footer.pack(end, geometry.algorithm)

@@ -1,0 +1,130 @@
+"""The code's own rules: linted, formatted, typed, and no room leans on a higher one."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+
+_FLOORS = (
+    {"errors", "cancel", "events", "version"},
+    {"hashing", "extents", "tree"},
+    {"delta"},
+    {"nbd"},
+    {"disk"},
+    {"store"},
+    {"source"},
+    {"engine"},
+    {"api", "__init__"},
+    {"cli", "__main__"},
+)
+"""Rooms from the lowest floor up. `fleece` itself shows what `fleece.api` names."""
+
+_FILES = sorted((_ROOT / "fleece").rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(_ROOT))
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(words)}:\n{done.stdout}{done.stderr}"
+
+
+def test_the_code_passes_the_linter() -> None:
+    _run("ruff", "check", "fleece", "tests")
+
+
+def test_the_code_is_formatted() -> None:
+    _run("ruff", "format", "--check", "fleece", "tests")
+
+
+def test_the_code_is_typed_strictly() -> None:
+    _run("mypy", "--strict", "-p", "fleece", "-p", "tests")
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(_ROOT / "fleece").parts[0].removesuffix(".py")
+
+
+def _floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(_FLOORS) if room in rooms)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The dotted names of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            module = node.module or ""
+            # `from fleece import events` imports a module, `from fleece.events import x` a name.
+            yield from (
+                f"{module}.{alias.name}" if module == "fleece" else module for alias in node.names
+            )
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = set().union(*_FLOORS)
+    assert {_room(path) for path in _FILES} == rooms
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_no_import_goes_up(path: Path) -> None:
+    mine = _floor(_room(path))
+    for name in _imports(path):
+        top, _, rest = name.partition(".")
+        if top == "fleece":
+            assert _floor(rest.partition(".")[0] or "__init__") <= mine, f"imports {name}"
+
+
+def test_what_is_pure_imports_no_more_than_it_says() -> None:
+    """Extents, tree and the delta format know no NBD, no QEMU, no processes, no network."""
+    forbidden = {"nbd", "qemu", "subprocess", "socket", "asyncio", "time", "datetime"}
+    pure = [path for path in _FILES if _room(path) in {"extents", "hashing", "tree", "delta"}]
+    for path in pure:
+        assert not {name.partition(".")[0] for name in _imports(path)} & forbidden, _name(path)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in _FILES if _room(path) not in {"cli", "__main__"}], ids=_name
+)
+def test_the_library_parses_no_arguments_prints_nothing_and_takes_no_signals(path: Path) -> None:
+    assert not {"argparse", "signal", "tqdm", "logging"} & set(_imports(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            assert node.id not in {"print", "input", "breakpoint"}, f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            use = f"{node.value.id}.{node.attr}"
+            assert use not in {"sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}, use
+
+
+def test_only_the_command_lines_own_modules_are_above_the_public_api() -> None:
+    """The command line takes what it needs from `fleece` and from the lowest floor."""
+    for path in _FILES:
+        if _room(path) == "cli":
+            for name in _imports(path):
+                top, _, rest = name.partition(".")
+                room = rest.partition(".")[0] or "__init__"
+                if top == "fleece" and room != "cli":
+                    assert room in _FLOORS[0] | {"__init__", "api"}, f"{_name(path)}: {name}"
+
+
+def test_importing_fleece_loads_nothing_until_it_is_used() -> None:
+    script = (
+        "import fleece, sys; print([m for m in ('numpy', 'nbd', 'zstandard') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

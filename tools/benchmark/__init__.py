@@ -1,0 +1,1 @@
+"""Measure fleece against other programs, by turns, on one workload (docs/benchmarks.rst)."""
