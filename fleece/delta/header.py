@@ -223,8 +223,13 @@ def _mapping(raw: object) -> dict[str, object]:
     return raw
 
 
+def is_name(text: str) -> bool:
+    """Whether a header can hold this as a name of a guest or a disk."""
+    return 0 < len(text) <= 1024 and text.isprintable()
+
+
 def _text(raw: object) -> str:
-    if not isinstance(raw, str) or not 0 < len(raw) <= 1024 or not raw.isprintable():
+    if not isinstance(raw, str) or not is_name(raw):
         raise ValueError("a text is missing, too long or not printable")
     return raw
 

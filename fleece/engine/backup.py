@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.delta.header import Header, Mode, PointRef
+from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
+from fleece.errors import UsageError
 from fleece.source.base import Export, Point
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
@@ -98,6 +99,8 @@ def backup(
     """
     options = options or BackupOptions()
     guest = options.guest or source.guest()
+    if not is_name(guest):
+        raise UsageError("the guest's name must be printable, of 1024 characters at most")
     with store.locked(guest):
         catalogue = store.catalogue()
         for trouble in catalogue.damaged:
@@ -154,7 +157,8 @@ class _Run:
             self._listener(events.PointTaken(point.id, names))
             results = self._store_point(point, decisions, living)
             living.close()
-            living.committed()
+            for kept in living.committed():
+                self._listener(events.Warned(kept))
         return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:

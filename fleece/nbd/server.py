@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -32,13 +33,13 @@ def served_image(
     if shutil.which("qemu-nbd") is None:
         raise UsageError("qemu-nbd is missing", hint="install the package qemu-utils")
     with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
-        socket = Path(folder) / "nbd.sock"
+        place = Path(folder) / "nbd.sock"
         command = [
             "qemu-nbd",
             "--persistent",
             "--shared=16",
             f"--format={image_format}",
-            f"--socket={socket}",
+            f"--socket={place}",
             "--detect-zeroes=off",
             "--discard=unmap",
         ]
@@ -50,8 +51,8 @@ def served_image(
             stderr=subprocess.PIPE,
         )
         try:
-            _wait(process, socket, path, failure)
-            yield unix_uri(str(socket))
+            _wait(process, place, path, failure)
+            yield unix_uri(str(place))
         finally:
             process.terminate()
             _, errors = process.communicate()
@@ -65,10 +66,10 @@ def _dies_with_parent() -> list[str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], socket: Path, path: str, failure: type[FleeceError]
+    process: subprocess.Popen[bytes], place: Path, path: str, failure: type[FleeceError]
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
-    while not socket.exists():
+    while not _greets(place):
         if process.poll() is not None:
             assert process.stderr is not None
             text = process.stderr.read().decode(errors="replace").strip()
@@ -76,3 +77,14 @@ def _wait(
         if time.monotonic() > limit:
             raise failure("qemu-nbd did not start in time", where=path)
         time.sleep(0.005)
+
+
+def _greets(place: Path) -> bool:
+    """Whether an NBD server answers: qemu-nbd listens before it has opened the image."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_START_LIMIT)
+        try:
+            probe.connect(str(place))
+            return probe.recv(8) == b"NBDMAGIC"
+        except OSError:
+            return False

@@ -42,5 +42,9 @@ class Point(Protocol):
     def close(self) -> None:
         """Take the exports down; the point is gone. Safe to repeat."""
 
-    def committed(self) -> None:
-        """The deltas are durable: forget what only older points needed."""
+    def committed(self) -> tuple[str, ...]:
+        """The deltas are durable: forget what only older points needed.
+
+        Returns:
+            What could not be forgotten yet, a line each.
+        """

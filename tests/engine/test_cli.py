@@ -1,237 +1,400 @@
-"""The command line: every verb, its machine output, its exit codes, its refusals."""
+"""Every verb of the command line, for people and with --json, and what it leaves."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import re
+import socket
+import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import xxhash
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene, flip, small_tmpfs
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene, daemon, small_tmpfs
 from tests.rig import images
+from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
 
-VERBS = ("backup", "list", "info", "verify", "root", "restore", "clean", "doctor")
+VERBS = ("backup", "clean", "doctor", "list", "info", "verify", "root", "restore")
+FAN_OUT = 16
 
 
-def naive_root(content: bytes) -> str:
-    """The root by the format's page alone, with nothing of fleece."""
-    digest = xxhash.xxh3_128_digest
-    size = len(content)
-    level = [digest(content[at : at + KIB64].ljust(KIB64, b"\0")) for at in range(0, size, KIB64)]
-    zero, number = digest(bytes(KIB64)), 0
-    while len(level) > 1:
-        number += 1
-        level += [zero] * (-len(level) % 16)
-        tag = b"fleece-node" + bytes([number])
-        level = [digest(tag + b"".join(level[at : at + 16])) for at in range(0, len(level), 16)]
-        zero = digest(tag + zero * 16)
-    shape = KIB64.to_bytes(4, "little") + (16).to_bytes(4, "little") + size.to_bytes(8, "little")
-    return digest(b"fleece-root" + b"xxh3-128".ljust(16, b"\0") + shape + level[0]).hex()
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Two disks with a full and an incremental; tests read it and do not write."""
+    folder = tmp_path_factory.mktemp("kept")
+    first = images.random_image(folder / "d0.qcow2", 4 * MIB, seed=1)
+    second = images.random_image(folder / "d1.raw", 3 * MIB + 512, seed=2, fmt="raw")
+    with daemon(folder, Disk(first, "d0"), Disk(second, "d1", "raw")) as scene:
+        scene.take()
+        scene.writer("d0").write(MIB, os.urandom(KIB64 + 1))
+        scene.writer("d1").zero(0, MIB, unmap=False)
+        scene.take()
+        for node in scene.qemu.disks:
+            scene.writer(node).flush()
+        yield scene
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb: str) -> None:
-    ran = INTACT.run(verb, "--help").succeeded()
-    assert "--json" in ran.out
-    assert f"fleece {verb}" in ran.out
+def _root(data: bytes) -> str:
+    """The root by the format's page, written down once more, without anything of the engine's."""
+    size = len(data)
+    leaves = [
+        xxhash.xxh3_128_digest(data[at : at + KIB64].ljust(KIB64, b"\0"))
+        for at in range(0, size, KIB64)
+    ]
+    zero, level = xxhash.xxh3_128_digest(bytes(KIB64)), 0
+    nodes = leaves or [zero]
+    while len(nodes) > 1:
+        level += 1
+        nodes += [zero] * (-len(nodes) % FAN_OUT)
+        tag = b"fleece-node" + bytes([level])
+        zero = xxhash.xxh3_128_digest(tag + zero * FAN_OUT)
+        nodes = [
+            xxhash.xxh3_128_digest(tag + b"".join(nodes[at : at + FAN_OUT]))
+            for at in range(0, len(nodes), FAN_OUT)
+        ]
+    shape = b"xxh3-128".ljust(16, b"\0") + struct.pack("<IIQ", KIB64, FAN_OUT, size)
+    return xxhash.xxh3_128_hexdigest(b"fleece-root" + shape + nodes[0])
+
+
+# ---- help and usage -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_says_something_of_every_word(verb: str) -> None:
+    ran = INTACT.run(*filter(None, [verb, "--help"])).succeeded()
+    assert ran.out.startswith(f"usage: fleece {verb}".rstrip())
+    assert ran.err == ""
+    for line in re.findall(r"^  (?:-\S+|[A-Za-z]+)\s*(.*)$", ran.out, re.MULTILINE):
+        assert line != ""
+
+
+def test_version() -> None:
+    assert INTACT.run("--version").succeeded().out == f"fleece {fleece.__version__}\n"
 
 
 @pytest.mark.parametrize(
     "words",
     [
         (),
-        ("nonsense",),
+        ("fly",),
         ("backup", "qmp:x"),
-        ("backup", "what", "store"),
-        ("backup", "qmp:x", "store", "--level", "20"),
-        ("verify", "store", "--disk", "d0"),
+        ("backup", "qmp:x", "s", "--mode", "sometimes"),
+        ("backup", "qmp:x", "s", "--level", "0"),
+        ("backup", "qmp:x", "s", "--level", "one"),
+        ("restore", "s", "latest", "d0"),
+        ("restore", "s", "latest", "d0", "t", "--format", "vmdk"),
+        ("verify", "--against", "x"),
+        ("list", "a", "b"),
+        ("root", "x", "--fast"),
+    ],
+    ids=lambda words: " ".join(words) or "nothing",
+)
+def test_a_wrong_command_line_is_a_usage_error(words: tuple[str, ...]) -> None:
+    INTACT.run(*words).failed(2)
+
+
+def test_a_wrong_command_line_with_json_is_a_result(tmp_path: Path) -> None:
+    ran = INTACT.run("fly", "--json").failed(2, "fly")
+    assert ran.result["ok"] is False
+    INTACT.run("backup", "--json", "qmp:x", tmp_path, "--level", "99").failed(2, "--level")
+
+
+# ---- backup, list, info, clean, doctor ----------------------------------------------------------
+
+
+def test_backup_tells_what_it_did(pair: Scene) -> None:
+    full = pair.backup().succeeded()
+    assert [event["event"] for event in full.events if event["event"] != "progress"] == [
+        "plan",
+        "plan",
+        "point",
+        "committed",
+        "result",
+    ]
+    result = full.result
+    assert (result["ok"], result["mode"], result["guest"]) == (True, "full", GUEST)
+    assert re.fullmatch(r"[0-9a-f]{10}", result["point"])
+    assert full.named("point")[0]["point"] == full.named("committed")[0]["point"] == result["point"]
+    for disk, size in zip(result["disks"], (8 * MIB, 4 * MIB + 512), strict=True):
+        assert set(disk) == {
+            "disk",
+            "size",
+            "root",
+            "mode",
+            "dirty_bytes",
+            "read_bytes",
+            "stored_bytes",
+            "delta",
+        }
+        assert disk["size"] == disk["dirty_bytes"] == size
+        assert disk["stored_bytes"] == Path(disk["delta"]).stat().st_size
+        assert disk["root"] == _root(pair.restore(disk["disk"]).read_bytes())
+    last = full.named("progress")[-1]
+    assert last["done"] == last["total"] == 12 * MIB + 512
+
+
+def test_backup_for_people(scene: Scene) -> None:
+    words = ("backup", scene.source, scene.store, "--guest", GUEST, "--scratch", scene.scratch)
+    ran = scene.engine.run(*words).succeeded()
+    (root,) = re.findall(r"root ([0-9a-f]{32})", ran.out)
+    assert re.search(r"point [0-9a-f]{10} of g is committed\n", ran.out)
+    assert "d0: full: the store has no point of this disk yet" in ran.err
+    assert root == INTACT.run("root", scene.restore()).out.strip()
+    again = scene.engine.run(*words, "--mode", "differential", "--level", "19").succeeded()
+    assert "d0: differential" in again.err
+
+
+def test_list_has_a_line_for_each_point_and_disk(kept: Scene) -> None:
+    lines = INTACT.run("list", kept.store, "--json").succeeded().named("point")
+    assert [(line["sequence"], line["disk"], line["mode"]) for line in lines] == [
+        (1, "d0", "full"),
+        (1, "d1", "full"),
+        (2, "d0", "incremental"),
+        (2, "d1", "incremental"),
+    ]
+    assert all(line["complete"] and line["guest"] == GUEST for line in lines)
+    assert lines[2]["parent"] == lines[0]["point"]
+    assert [line["size"] for line in lines[:2]] == [4 * MIB, 3 * MIB + 512]
+    assert all(Path(line["path"]).stat().st_size == line["stored_bytes"] for line in lines)
+    shown = INTACT.run("list", kept.store).succeeded().out
+    assert len(shown.splitlines()) == 4
+    assert all(line["root"] in shown for line in lines)
+
+
+def test_info_shows_what_a_delta_says_of_itself(kept: Scene) -> None:
+    lines = INTACT.run("list", kept.store, "--json").named("point")
+    result = INTACT.run("info", lines[3]["path"], "--json").succeeded().result
+    for name in ("guest", "disk", "point", "sequence", "time", "mode", "size", "root"):
+        assert result[name] == lines[3][name]
+    assert result["parent"] == {
+        "point": lines[1]["point"],
+        "root": lines[1]["root"],
+        "size": 3 * MIB + 512,
+    }
+    assert result["disks"] == ["d0", "d1"]
+    assert (result["data_bytes"], result["zero_bytes"]) == (0, MIB)
+    assert result["producer"]["fleece"] == fleece.__version__
+    shown = INTACT.run("info", lines[3]["path"]).succeeded().out
+    assert result["root"] in shown
+    INTACT.run("info", kept.folder / "d0.qcow2", "--json").failed(5, "not a fleece delta")
+    INTACT.run("info", kept.folder / "none", "--json").failed(5, "No such file")
+
+
+def test_doctor_shows_disks_and_bitmaps(kept: Scene) -> None:
+    ran = INTACT.run("doctor", kept.source, "--json").succeeded()
+    disks = {disk["disk"]: disk for disk in ran.named("disk")}
+    assert disks["d0"]["persistent_bitmaps"]
+    assert not disks["d1"]["persistent_bitmaps"]
+    assert all(disk["pull"] and disk["obstacle"] is None for disk in disks.values())
+    assert [bitmap["name"] for bitmap in ran.named("bitmap") if bitmap["disk"] == "d0"] == (
+        kept.segments("d0")
+    )
+    assert ran.result["disks"] == 2
+    assert {ability["name"]: ability["present"] for ability in ran.named("ability")}["transaction"]
+    assert "can be pulled" in INTACT.run("doctor", kept.source).succeeded().out
+
+
+def test_clean_finds_nothing_where_nothing_is(kept: Scene) -> None:
+    words = ("clean", kept.source, "--scratch", kept.scratch)
+    assert INTACT.run(*words, "--json").succeeded().result["removed"] == 0
+    assert INTACT.run(*words).succeeded().out == "nothing was left behind\n"
+
+
+# ---- verify -------------------------------------------------------------------------------------
+
+
+def test_verify_names_points_and_errors(kept: Scene) -> None:
+    points = [line["point"] for line in INTACT.run("list", kept.store, "--json").named("point")]
+    ran = INTACT.run("verify", kept.store, "--json").succeeded()
+    assert ran.result["points"] == list(dict.fromkeys(points))
+    assert ran.result["errors"] == []
+    assert len(ran.named("checked")) == ran.result["deltas"] == 4
+    newest = INTACT.run("verify", kept.store, "latest", "--json").succeeded().result
+    assert newest["points"] == [points[-1]]
+    assert newest["deltas"] == 4
+    oldest = INTACT.run("verify", kept.store, points[0][:6], "--json").succeeded().result
+    assert oldest["deltas"] == 2
+    assert "are whole" in INTACT.run("verify", kept.store).succeeded().out
+
+
+def test_verify_against_an_image(kept: Scene, tmp_path: Path) -> None:
+    image = kept.restore("d0")
+    words = ("verify", kept.store, "latest", "--disk", "d0", "--against")
+    ran = INTACT.run(*words, image, "--json").succeeded()
+    assert ran.result["errors"] == []
+    assert ran.result["root"] == _root(image.read_bytes())
+    with image.open("r+b") as file:
+        for offset in (0, MIB + 5, 2 * MIB, 2 * MIB + KIB64, 4 * MIB - 1):
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 255]))
+    ran = INTACT.run(*words, image, "--json").failed(6, "differ")
+    assert [(line["start"], line["end"]) for line in ran.named("differs")] == [
+        (0, KIB64),
+        (MIB, MIB + KIB64),
+        (2 * MIB, 2 * MIB + 2 * KIB64),
+        (4 * MIB - KIB64, 4 * MIB),
+    ]
+    assert ran.result["root"] == _root(image.read_bytes())
+    shown = INTACT.run(*words, image)
+    assert f"differs: bytes {MIB} to {MIB + KIB64 - 1}\n" in shown.failed(6).out
+    os.truncate(image, 4 * MIB - KIB64)
+    INTACT.run(*words, image, "--json").failed(6, "bytes")
+    image.unlink()
+    INTACT.run(*words, image, "--json").failed(3, "No such file")
+    INTACT.run("verify", kept.store, "latest", "--against", tmp_path, "--json").failed(2, "--disk")
+    INTACT.run("verify", kept.store, "--against", tmp_path, "--json").failed(2, "POINT")
+
+
+# ---- root ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 512, KIB64, KIB64 + 512, 17 * KIB64, 20 * MIB + 1536])
+def test_root_is_the_hash_that_the_format_defines(size: int, tmp_path: Path) -> None:
+    raw = images.random_image(tmp_path / "raw", size, seed=size, fmt="raw")
+    wanted = _root(raw.read_bytes())
+    assert INTACT.run("root", raw, "--format", "raw").succeeded().out == f"{wanted}\n"
+    result = INTACT.run("root", raw, "--json", "--format", "raw").succeeded().result
+    assert (result["root"], result["size"]) == (wanted, size)
+
+
+def test_root_is_the_same_of_any_kind_of_image(tmp_path: Path) -> None:
+    raw = images.random_image(tmp_path / "raw", 5 * MIB + 512, seed=1, fmt="raw")
+    wanted = _root(raw.read_bytes())
+    qcow2 = tmp_path / "qcow2"
+    run_checked("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", raw, qcow2)
+    assert INTACT.run("root", raw).succeeded().out.strip() == wanted
+    assert INTACT.run("root", qcow2).succeeded().out.strip() == wanted
+    with _nbdkit(raw) as uri:
+        assert INTACT.run("root", uri).succeeded().out.strip() == wanted
+        result = INTACT.run("root", uri, "--json").succeeded().result
+        assert (result["root"], result["image"]) == (wanted, uri)
+    digest = hashlib.sha256(raw.read_bytes()).digest()
+    with _loop_device(raw) as device:
+        assert INTACT.run("root", device).succeeded().out.strip() == wanted
+    assert hashlib.sha256(raw.read_bytes()).digest() == digest
+
+
+@contextmanager
+def _nbdkit(image: Path) -> Iterator[str]:
+    """An NBD server of another make."""
+    path = Path(f"/tmp/rig-{os.getpid()}-nbdkit.sock")
+    command = ["nbdkit", "--foreground", "--exit-with-parent", "-U", str(path), "file", str(image)]
+    process = subprocess.Popen(command)
+    try:
+        while not _listens(path):
+            assert process.poll() is None
+        yield f"nbd+unix:///?socket={path}"
+    finally:
+        process.terminate()
+        process.wait()
+        path.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@contextmanager
+def _loop_device(image: Path) -> Iterator[str]:
+    done = run("losetup", "--find", "--show", "--read-only", image)
+    if done.returncode != 0:
+        pytest.skip(f"no loop device can be had: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        run_checked("losetup", "--detach", device)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("none", "No such file"),
+        (".", "neither a file nor a block device"),
+        ("/dev/null", "neither a file nor a block device"),
+        ("nbd+unix:///?socket=/nonexistent", "NBD"),
+        ("nbd://", "NBD"),
     ],
 )
-def test_a_command_that_makes_no_sense_is_a_usage_error(
-    words: tuple[str, ...], tmp_path: Path
-) -> None:
-    fleece.FolderStore.open_or_create(tmp_path / "store")
-    placed = [tmp_path / "store" if word == "store" else word for word in words]
-    INTACT.run(*placed).failed(2)
-    INTACT.run(*placed, "--json").failed(2)
+def test_root_of_what_is_no_image(image: str, text: str, tmp_path: Path) -> None:
+    image = image if "/" in image else str(tmp_path / image)
+    INTACT.run("root", image, "--json").failed(3, text)
 
 
-def test_the_results_of_all_verbs_have_what_is_documented(scene: Scene) -> None:
-    done = scene.backup().succeeded().result
-    assert set(done) == {"event", "ok", "point", "guest", "mode", "disks"}
-    (disk,) = done["disks"]
-    assert set(disk) == {"disk", "size", "root", "mode", "dirty_bytes", "read_bytes",
-                         "stored_bytes", "delta"}  # fmt: skip
-    assert (done["mode"], disk["disk"], disk["size"]) == ("full", "d0", 8 * MIB)
-    assert Path(disk["delta"]).stat().st_size == disk["stored_bytes"]
-
-    scene.writer().write(0, b"x")
-    second = scene.backup().succeeded().result
-    assert second["mode"] == "incremental"
-    assert second["disks"][0]["dirty_bytes"] == second["disks"][0]["read_bytes"] == KIB64
-
-    listed = INTACT.run("list", scene.store, "--json").succeeded()
-    lines = listed.named("point")
-    assert [line["point"] for line in lines] == [done["point"], second["point"]]
-    assert lines[1]["parent"] == done["point"]
-    assert lines[1]["root"] == second["disks"][0]["root"]
-    assert listed.result["points"] == 2
-
-    info = INTACT.run("info", disk["delta"], "--json").succeeded().result
-    assert (info["root"], info["mode"], info["guest"]) == (disk["root"], "full", GUEST)
-
-    verified = INTACT.run("verify", scene.store, "--json").succeeded().result
-    assert verified["points"] == [done["point"], second["point"]]
-    assert verified["errors"] == []
-
-    target = scene.folder / "restored.raw"
-    restored = INTACT.run("restore", scene.store, "latest", "d0", target, "--json").succeeded()
-    assert restored.result["root"] == second["disks"][0]["root"]
-    root = INTACT.run("root", target, "--json").succeeded().result
-    assert root["root"] == second["disks"][0]["root"]
-    against = INTACT.run("verify", scene.store, "latest", "--against", target, "--json")
-    assert against.succeeded().result["root"] == root["root"]
-
-    doctor = INTACT.run("doctor", scene.source, "--json").succeeded()
-    assert doctor.named("disk")[0]["pull"] is True
-    assert doctor.named("bitmap")[0]["state"] == "recording"
-    assert INTACT.run("clean", scene.source, "--json").succeeded().result["removed"] == 0
+def test_root_of_a_damaged_image(tmp_path: Path) -> None:
+    qcow2 = images.random_image(tmp_path / "qcow2", MIB, seed=1)
+    os.truncate(qcow2, 100)
+    INTACT.run("root", qcow2, "--json", "--format", "qcow2").failed(3, str(qcow2))
+    INTACT.run("root", qcow2, "--json", "--format", "nonsense").failed(3, str(qcow2))
 
 
-def test_for_people_the_result_is_text_and_a_pipe_gets_no_progress_bar(scene: Scene) -> None:
-    words = ("backup", scene.source, scene.store, "--scratch", scene.scratch)
-    ran = INTACT.run(*words).succeeded()
-    assert "is committed" in ran.out.splitlines()[-1]
-    assert "the store has no point of this disk yet" in ran.err
-    assert "%" not in ran.err
-    assert GUEST not in {p.guest for p in fleece.FolderStore(scene.store).catalogue().points}
+# ---- restore ------------------------------------------------------------------------------------
 
 
-def test_the_root_is_the_same_however_the_disk_comes(tmp_path: Path) -> None:
-    content = os.urandom(3 * MIB) + bytes(5 * MIB) + os.urandom(KIB64 + 512)
-    raw, qcow2 = tmp_path / "disk.raw", tmp_path / "disk.qcow2"
-    raw.write_bytes(content)
-    run_checked("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
-    expected = naive_root(content)
-    for image in (raw, qcow2):
-        assert INTACT.run("root", image).succeeded().out.strip() == expected
-    socket = tmp_path / "s"
-    server = subprocess.Popen(["qemu-nbd", "-t", "-r", "-f", "raw", "-k", socket, raw])
-    try:
-        while not socket.exists():
-            assert server.poll() is None
-        uri = f"nbd+unix:///?socket={socket}"
-        assert INTACT.run("root", uri).succeeded().out.strip() == expected
-    finally:
-        server.terminate()
-        server.wait()
+def test_restore_proves_what_it_wrote(kept: Scene, tmp_path: Path) -> None:
+    before = sorted(kept.folder.iterdir())
+    for name, fmt in (("out", "raw"), ("out.qcow2", "qcow2")):
+        target = tmp_path / name
+        result = INTACT.run("restore", kept.store, "latest", "d1", target, "--json").succeeded()
+        fields = result.result
+        assert fields["target"] == str(target)
+        assert (fields["disk"], fields["size"], fields["deltas"]) == ("d1", 3 * MIB + 512, 2)
+        assert fields["root"] == INTACT.run("root", target, "--format", fmt).out.strip()
+        run_checked("qemu-img", "compare", "-U", "-f", fmt, target, kept.folder / "d1.raw")
+    images.check(tmp_path / "out.qcow2")
+    kept.same_as_live("d1", tmp_path / "out")
+    # A leaf of zeros is a hole in the restored image.
+    assert (tmp_path / "out").stat().st_blocks * 512 <= 2 * MIB + KIB64
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.qcow2"]
+    assert sorted(kept.folder.iterdir()) == before
+    shown = INTACT.run("restore", kept.store, "latest", "d1", tmp_path / "third").succeeded()
+    assert fields["root"] in shown.out
 
 
-def test_the_root_of_a_block_device_is_that_of_its_bytes(tmp_path: Path) -> None:
-    raw = tmp_path / "disk.raw"
-    content = os.urandom(MIB) + bytes(MIB)
-    raw.write_bytes(content)
-    made = run("losetup", "--find", "--show", raw)
-    if made.returncode != 0:
-        pytest.skip("no loop devices here")
-    try:
-        device = made.stdout.strip()
-        assert INTACT.run("root", device).succeeded().out.strip() == naive_root(content)
-    finally:
-        run_checked("losetup", "--detach", made.stdout.strip())
-
-
-def test_an_odd_raw_file_has_a_root_of_its_own_size(tmp_path: Path) -> None:
-    raw = tmp_path / "odd.raw"
-    content = os.urandom(KIB64 + 77)
-    raw.write_bytes(content)
-    assert INTACT.run("root", raw, "--format", "raw").succeeded().out.strip() == naive_root(content)
-
-
-def test_against_names_the_ranges_that_differ(scene: Scene) -> None:
-    scene.backup().succeeded()
-    target = scene.restore()
-    flip(target, 3 * MIB + 5)
-    flip(target, 3 * MIB + KIB64)
-    flip(target, 8 * MIB - 1)
-    words = ("verify", scene.store, "latest", "--against", target, "--format", "raw")
-    ran = INTACT.run(*words, "--json").failed(6, "differ")
-    found = [(event["start"], event["end"]) for event in ran.named("differs")]
-    assert found == [(3 * MIB, 3 * MIB + 2 * KIB64), (8 * MIB - KIB64, 8 * MIB)]
-    INTACT.run(*words).failed(6)
-
-
-def test_an_image_of_another_size_is_not_the_disk(scene: Scene) -> None:
-    scene.backup().succeeded()
-    target = scene.restore()
-    os.truncate(target, 4 * MIB)
-    words = ("verify", scene.store, "latest", "--against", target, "--format", "raw")
-    INTACT.run(*words).failed(6, "bytes")
-
-
-def test_a_restored_qcow2_is_whole_for_qemu_img(scene: Scene) -> None:
-    scene.backup().succeeded()
-    target = scene.folder / "restored.qcow2"
-    INTACT.run("restore", scene.store, "latest", "d0", target).succeeded()
-    images.check(target, "qcow2")
-    images.compare(target, scene.restore(), a_fmt="qcow2", b_fmt="raw")
-    info = json.loads(run_checked("qemu-img", "info", "--output=json", target))
-    assert info["format"] == "qcow2"
-
-
-def test_a_restored_raw_file_is_sparse_where_the_disk_is_zero(scene: Scene) -> None:
-    scene.writer().zero(0, 8 * MIB, unmap=True)
-    scene.backup().succeeded()
-    assert scene.restore().stat().st_blocks == 0
-
-
-def test_a_target_that_exists_is_kept_without_force(scene: Scene) -> None:
-    scene.backup().succeeded()
-    target = scene.folder / "mine"
+def test_restore_refuses_a_target_that_exists(kept: Scene, tmp_path: Path) -> None:
+    target = tmp_path / "out"
     target.write_text("precious")
-    words = ("restore", scene.store, "latest", "d0", target)
+    words = ("restore", kept.store, "latest", "d0", target, "--json")
     INTACT.run(*words).failed(7, "exists already", "--force")
     assert target.read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     INTACT.run(*words, "--force").succeeded()
-    assert target.stat().st_size == 8 * MIB
+    kept.same_as_live("d0", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_target_without_a_folder_is_refused(scene: Scene) -> None:
-    scene.backup().succeeded()
-    INTACT.run("restore", scene.store, "latest", "d0", scene.folder / "no" / "x").failed(7)
+def test_restore_refuses_a_target_that_cannot_be(kept: Scene, tmp_path: Path) -> None:
+    words = ("restore", kept.store, "latest", "d0")
+    INTACT.run(*words, tmp_path / "none" / "out", "--json").failed(7, "folder does not exist")
+    INTACT.run(*words, tmp_path, "--json", "--force").failed(7, "not a regular file")
+    INTACT.run(*words, "/proc/out", "--json").failed(7, "/proc")
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    INTACT.run(*words, tmp_path / "link", "--json").failed(7, "exists already")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
-def test_a_target_that_does_not_fit_leaves_no_file(scene: Scene) -> None:
-    scene.backup().succeeded()
-    for name in ("x.raw", "x.qcow2"):
-        with small_tmpfs(2) as folder:
-            ran = INTACT.run("restore", scene.store, "latest", "d0", folder / name)
-            ran.failed(7, "No space left")
-            assert [*folder.iterdir()] == []
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_restore_to_a_full_file_system_leaves_no_file(kept: Scene, fmt: str) -> None:
+    with small_tmpfs(1) as small:
+        words = (small / "out", "--format", fmt, "--json")
+        INTACT.run("restore", kept.store, "latest", "d0", *words).failed(7)
+        assert [*small.iterdir()] == []
 
 
-@pytest.mark.parametrize("words", [("nothere",), ("latest", "--guest", "nobody")])
-def test_a_point_that_is_not_there_is_a_store_error(scene: Scene, words: tuple[str, ...]) -> None:
-    scene.backup().succeeded()
-    INTACT.run("verify", scene.store, *words).failed(5, "no such point")
-
-
-def test_a_disk_that_the_point_lacks_is_named_with_those_it_has(scene: Scene) -> None:
-    scene.backup().succeeded()
-    INTACT.run("restore", scene.store, "latest", "dx", scene.folder / "x").failed(2, "dx", "d0")
-
-
-def test_a_damaged_file_makes_the_listing_fail_after_it_showed_the_rest(scene: Scene) -> None:
-    scene.backup().succeeded()
-    done = scene.backup().succeeded().result
-    path = Path(done["disks"][0]["delta"])
-    os.truncate(path, path.stat().st_size - 1)
-    ran = INTACT.run("list", scene.store, "--json").failed(5, "damaged")
-    assert len(ran.named("point")) == 1
-    assert len(ran.named("damaged")) == 1
-    INTACT.run("info", path).failed(5, "incomplete or cut")
+def test_a_failed_restore_with_force_keeps_the_old_target(kept: Scene) -> None:
+    with small_tmpfs(1) as small:
+        (small / "out").write_text("precious")
+        words = ("restore", kept.store, "latest", "d0", small / "out", "--force", "--json")
+        INTACT.run(*words).failed(7, "No space left")
+        assert (small / "out").read_text() == "precious"
+        assert [path.name for path in small.iterdir()] == ["out"]

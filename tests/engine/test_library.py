@@ -1,31 +1,41 @@
-"""The library in a program of one's own: typed, quiet, nothing global."""
+"""The library as a program embeds it: typed, silent, cancellable, writing to any stream."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import threading
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import fleece
-from fleece.events import Event, PointTaken, Progress
-from tests.engine.scene import INTACT, KIB64, MIB, Scene
+from fleece.events import Event
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene
+from tests.rig import images
 
-CHAIN = "c0ffee00"
+CHAIN = "01234567"
 
 
-def _header(export: fleece.Export, parent: fleece.ParentRef | None, number: int) -> fleece.Header:
+def _header(export: fleece.Export, sequence: int, parent: fleece.DeltaReader | None) -> fleece.Header:
+    """A delta's header, as an embedding program makes it."""
+    said = None
+    if parent is not None:
+        said = fleece.ParentRef(
+            parent.header.point.id, parent.footer.root.hex(), parent.header.size
+        )
     return fleece.Header(
         file_id=uuid.uuid4(),
         chain=CHAIN,
-        guest="own",
+        guest=GUEST,
         disk=export.disk,
         size=export.size,
-        point=fleece.PointRef(f"{number:010x}", number, "2026-11-23T00:00:00Z"),
-        parent=parent,
+        point=fleece.PointRef(f"{sequence:010x}", sequence, "2026-01-01T00:00:00Z"),
+        parent=said,
         mode=fleece.Mode.FULL if parent is None else fleece.Mode.INCREMENTAL,
         disks=(export.disk,),
         level=1,
@@ -34,125 +44,251 @@ def _header(export: fleece.Export, parent: fleece.ParentRef | None, number: int)
     )
 
 
-def _source(scene: Scene) -> fleece.QemuSource:
-    return fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch)
-
-
-def test_a_point_of_ones_own_goes_into_any_stream(scene: Scene) -> None:
-    writer = scene.writer()
-    full, child = scene.folder / "full", scene.folder / "child"
-    with _source(scene) as source:
-        disks = source.inventory().choose(("d0",))
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disks[0], None)]) as point:
-            (export,) = point.exports
-            stream = io.BytesIO()
-            summary = fleece.write_delta(export, _header(export, None, 1), stream)
-            point.check()
-            full.write_bytes(stream.getvalue())
-            point.close()
-            point.committed()
-        assert summary.stored_bytes == full.stat().st_size
-
-        writer.write(2 * MIB, os.urandom(KIB64))
-        writer.zero(3 * MIB, KIB64, unmap=True)
-        disk = source.inventory().choose(("d0",))[0]
-        names = tuple(bitmap.name for bitmap in disk.bitmaps)
-        with (
-            source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, names)]) as point,
-            fleece.DeltaReader(full) as parent,
-        ):
-            (export,) = point.exports
-            changed = [*fleece.dirty_extents(export)]
-            head = _header(export, fleece.read_entry(str(full)).as_parent(), 2)
-            _write_through_a_pipe(export, head, child, fleece.Chain([parent]))
-            point.check()
-            point.close()
-            point.committed()
-    assert sum(end - start for start, end, _ in changed) == 2 * KIB64
-    assert (3 * MIB, 3 * MIB + KIB64, True) in changed
-
-    scene.nothing_left()
-    with fleece.DeltaReader(child) as newest, fleece.DeltaReader(full) as oldest:
-        root = fleece.Chain([newest, oldest]).root
-    scene.qemu.quit()
-    with fleece.open_image(str(scene.qemu.disks["d0"].path), "qcow2") as image:
-        assert fleece.disk_root(image) == root
-
-
-def _write_through_a_pipe(
-    export: fleece.Export, head: fleece.Header, path: Path, parent: fleece.Chain
+def test_points_are_taken_and_written_without_a_store(
+    scene: Scene, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    reading, writing = os.pipe()
-    received: list[bytes] = []
-
-    def receive() -> None:
-        with open(reading, "rb") as file:
-            received.append(file.read())
-
-    receiver = threading.Thread(target=receive)
-    receiver.start()
-    with open(writing, "wb", buffering=0) as sink:
-        fleece.write_delta(export, head, sink, parent)
-    receiver.join()
-    path.write_bytes(received[0])
-
-
-def test_progress_is_heard_up_to_the_whole(scene: Scene) -> None:
+    """A full to memory, then an incremental to a pipe; both on one chain of segments."""
     heard: list[Event] = []
-    scene.take(listener=heard.append)
-    assert any(isinstance(event, PointTaken) for event in heard)
-    last = [event for event in heard if isinstance(event, Progress)][-1]
-    assert (last.done, last.total) == (8 * MIB, 8 * MIB)
-
-
-def test_cancelling_takes_everything_down(scene: Scene) -> None:
-    scene.take()
-    cancel = fleece.CancelToken()
-
-    def stop_at_the_point(event: Event) -> None:
-        if isinstance(event, PointTaken):
-            cancel.cancel()
-
-    scene.writer().write(0, os.urandom(MIB))
-    with pytest.raises(fleece.Interrupted):
-        scene.take(listener=stop_at_the_point, cancel=cancel)
+    full, second = scene.folder / "full.fleece", scene.folder / "second.fleece"
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        (disk,) = source.inventory().disks
+        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+            (export,) = point.exports
+            assert (export.disk, export.size, export.dirty_context) == ("d0", 8 * MIB, None)
+            memory = io.BytesIO()
+            summary = fleece.write_delta(
+                export, _header(export, 1, None), memory, listener=heard.append
+            )
+            point.check()
+            full.write_bytes(memory.getvalue())
+            point.close()
+            point.committed()
     scene.nothing_left()
-    assert scene.points() == 1
-    assert scene.take().mode == "incremental"
-    scene.check_exact()
+    assert summary.stored_bytes == full.stat().st_size
+    assert {event.name for event in heard} == {"progress"}
 
-
-def test_an_error_in_the_listener_fails_the_backup_and_leaves_nothing(scene: Scene) -> None:
-    def broken(event: Event) -> None:
-        if isinstance(event, Progress):
-            raise RuntimeError("a listener's own bug")
-
-    with pytest.raises(RuntimeError, match="own bug"):
-        scene.take(listener=broken)
+    scene.writer().write(MIB, os.urandom(KIB64))
+    scene.writer().zero(4 * MIB, 2 * MIB, unmap=True)
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source, ExitStack() as stack:
+        (disk,) = source.inventory().disks
+        bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
+        point = stack.enter_context(
+            source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, bitmaps)])
+        )
+        (export,) = point.exports
+        assert list(fleece.dirty_extents(export)) == [
+            (MIB, MIB + KIB64, False),
+            (4 * MIB, 6 * MIB, True),
+        ]
+        parent = stack.enter_context(fleece.DeltaReader(full))
+        _write_to_pipe(export, _header(export, 2, parent), fleece.Chain([parent]), second)
+        point.check()
+        point.close()
+        point.committed()
     scene.nothing_left()
-    assert scene.points() == 0
 
-
-def test_nothing_is_printed(scene: Scene, capfd: pytest.CaptureFixture[str]) -> None:
-    scene.take()
-    scene.restore()
-    scene.verify()
+    with fleece.DeltaReader(second) as newest, fleece.DeltaReader(full) as oldest:
+        chain = fleece.Chain([newest, oldest])
+        live = scene.folder / "d0.qcow2"
+        scene.writer().flush()
+        scene.qemu.quit()
+        with fleece.open_image(str(live)) as image:
+            comparison = fleece.compare_image(chain, image)
+    assert len(comparison.differing) == 0
+    assert comparison.root == newest.footer.root.hex()
     assert capfd.readouterr() == ("", "")
 
 
-def test_importing_it_loads_neither_numpy_nor_a_parser() -> None:
-    code = (
-        "import sys, fleece; print([m for m in ('numpy', 'argparse', 'nbd') if m in sys.modules])"
-    )
-    ran = INTACT.script(code).wait().succeeded()
-    assert ran.out == "[]\n"
+def _write_to_pipe(
+    export: fleece.Export, head: fleece.Header, parent: fleece.Chain, target: Path
+) -> None:
+    """Write a delta into a pipe whose other end goes to a file."""
+    read_end, write_end = os.pipe()
+
+    def drain() -> None:
+        with os.fdopen(read_end, "rb") as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+    thread = threading.Thread(target=drain)
+    thread.start()
+    with os.fdopen(write_end, "wb", buffering=0) as sink:
+        fleece.write_delta(export, head, sink, parent)
+    thread.join()
 
 
-def test_using_it_never_loads_the_command_line() -> None:
-    code = (
-        "import sys, fleece\n"
-        "for name in fleece.api.__all__: getattr(fleece, name)\n"
-        "print([m for m in sys.modules if m == 'argparse' or m.startswith('fleece.cli')])"
+def test_a_delta_to_a_stream_is_the_one_in_a_store(scene: Scene) -> None:
+    stored = scene.take().disks[0]
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        (disk,) = source.inventory().disks
+        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+            (export,) = point.exports
+            summary = fleece.write_delta(export, _header(export, 1, None), io.BytesIO())
+    assert summary.root.hex() == stored.root
+    # A point that was not committed and that nothing builds on leaves no segment of its chain.
+    assert len(scene.segments()) == 1
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_events_are_heard_in_order(pair: Scene) -> None:
+    heard: list[Event] = []
+    result = pair.take(listener=heard.append)
+    names = [event.name for event in heard if event.name != "progress"]
+    assert names == ["plan", "plan", "point", "committed"]
+    progress = [event.to_json() for event in heard if event.name == "progress"]
+    done = [event["done"] for event in progress]
+    assert done == sorted(done, key=lambda count: int(str(count)))
+    assert done[-1] == progress[-1]["total"] == sum(disk.size for disk in result.disks)
+    assert all(json.dumps(event.to_json()) for event in heard)
+
+
+@pytest.mark.parametrize("when", ["plan", "point", "progress"])
+def test_cancellation_takes_everything_down(when: str, pair: Scene) -> None:
+    pair.take()
+    pair.writer("d0").write(0, os.urandom(2 * MIB))
+    cancel = fleece.CancelToken()
+
+    def listen(event: Event) -> None:
+        if event.name == when:
+            cancel.cancel()
+
+    with pytest.raises(fleece.Interrupted) as caught:
+        pair.take(listener=listen, cancel=cancel)
+    assert caught.value.code == 130
+    pair.nothing_left()
+    assert pair.points() == 1
+    assert pair.take("incremental").disks[0].dirty_bytes == 2 * MIB
+    pair.check_exact()
+
+
+@pytest.mark.parametrize("when", ["plan", "point", "progress", "committed"])
+def test_a_listener_that_raises_takes_everything_down(when: str, scene: Scene) -> None:
+    scene.take()
+    scene.writer().write(0, os.urandom(KIB64))
+
+    def listen(event: Event) -> None:
+        if event.name == when:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        scene.take(listener=listen)
+    scene.nothing_left()
+    assert scene.points() == (2 if when == "committed" else 1)
+    scene.take("incremental")
+    scene.check_exact()
+    scene.only_newest_segment()
+
+
+def test_a_body_that_raises_takes_its_point_down(scene: Scene) -> None:
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        (disk,) = source.inventory().disks
+        for error in (ZeroDivisionError, KeyboardInterrupt):
+            with (
+                pytest.raises(error),
+                source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]),
+            ):
+                raise error
+            scene.nothing_left()
+            assert scene.segments() == []
+
+
+def test_a_sink_that_fails_fails_the_delta(scene: Scene) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        (disk,) = source.inventory().disks
+        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+            (export,) = point.exports
+            with pytest.raises(OSError, match="No space left"):
+                fleece.write_delta(export, _header(export, 1, None), Full())
+    scene.nothing_left()
+
+
+def test_a_disk_restored_by_the_library_is_the_disk(scene: Scene) -> None:
+    taken = scene.take()
+    heard: list[Event] = []
+    target = scene.folder / "out.qcow2"
+    result = fleece.restore(
+        fleece.FolderStore(scene.store),
+        taken.point,
+        "d0",
+        str(target),
+        target_format=fleece.ImageFormat.QCOW2,
+        listener=heard.append,
     )
-    ran = INTACT.script("import fleece.api\n" + code).wait().succeeded()
-    assert ran.out == "[]\n"
+    assert result.root == taken.disks[0].root
+    assert {event.name for event in heard} == {"progress"}
+    images.check(target)
+    scene.qemu.quit()
+    images.compare(target, scene.folder / "d0.qcow2", "qcow2", "qcow2")
+
+
+# ---- what importing it costs and does -----------------------------------------------------------
+
+
+def test_importing_it_loads_no_command_line(tmp_path: Path) -> None:
+    code = "import sys, fleece; fleece.backup; fleece.QemuSource; print(*sorted(sys.modules))"
+    loaded = INTACT.script(code).wait().succeeded().out.split()
+    assert "fleece.engine.backup" in loaded
+    for name in ("argparse", "tqdm", "fleece.cli", "fleece.cli.main"):
+        assert name not in loaded
+
+
+def test_the_bare_import_loads_almost_nothing() -> None:
+    code = "import sys, fleece; print(fleece.__version__, *sorted(sys.modules))"
+    loaded = INTACT.script(code).wait().succeeded().out.split()
+    for name in ("numpy", "zstandard", "qemu.qmp", "nbd", "argparse", "asyncio", "fleece.api"):
+        assert name not in loaded
+
+
+def test_every_module_can_be_imported_first() -> None:
+    """No module needs another one to have been imported before it."""
+    root = Path(fleece.__file__).parent
+    names = [
+        ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        for path in sorted(root.rglob("*.py"))
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    code = """
+import importlib, os, sys
+import nbd, numpy, qemu.qmp, xxhash, zstandard  # others' modules need no proof, only time
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        importlib.import_module(name)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+    INTACT.script(code, *names).wait().succeeded()
+
+
+def test_using_it_installs_no_signal_handler_and_prints_nothing(scene: Scene) -> None:
+    code = """
+import signal, sys, threading, warnings
+from pathlib import Path
+import fleece
+warnings.simplefilter("error")
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+with fleece.QemuSource(sys.argv[1], Path(sys.argv[2])) as source:
+    fleece.backup(source, fleece.FolderStore.open_or_create(sys.argv[3]))
+assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+assert threading.active_count() == 1, threading.enumerate()
+assert "argparse" not in sys.modules
+"""
+    words = (scene.qemu.qmp_socket, scene.scratch, scene.store)
+    ran = INTACT.script(code, *words).wait().succeeded()
+    assert (ran.out, ran.err) == ("", "")
+    scene.nothing_left()
+
+
+def test_no_file_descriptor_is_lost(scene: Scene) -> None:
+    scene.take()
+    scene.check_exact()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        scene.take()
+        scene.check_exact()
+        scene.verify()
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -31,7 +32,7 @@ from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
 from fleece.extents import Extents
-from fleece.tree import BlankDisk, NodeSource
+from fleece.tree import BlankDisk, Level, NodeSource
 
 LEAF = 4096
 """The smallest leaf that the format allows, so that small disks have tall trees."""
@@ -280,19 +281,32 @@ def records_of(path: Path) -> list[bytes]:
     return [raw[item.position : item.frame_position + item.record.frame_length] for item in placed]
 
 
-def reassembled(path: Path, records: Sequence[bytes], rows: pages.IndexRows | None = None) -> bytes:
-    """A delta with other records, and index, directory and footer made to fit them.
+def reassembled(
+    path: Path,
+    records: Sequence[bytes],
+    rows: pages.IndexRows | None = None,
+    *,
+    levels: tuple[Level, ...] | None = None,
+    padding: tuple[bytes, bytes] = (b"", b""),
+    **fields: Any,
+) -> bytes:
+    """A delta with other records, and pages, directory and footer made to fit them.
 
     Args:
-        path: of the delta that header, tree and root are taken from.
+        path: of the delta that all the rest is taken from.
         records: RECORD frames with their zstd frames.
         rows: of the index; None: those that the records give.
+        levels: of the tree; None: as it is.
+        padding: bytes to put before the last page, and before the directory.
+        fields: of the footer, to be lied about.
     """
     raw = path.read_bytes()
     with DeltaReader(path) as delta:
         geometry, last, start = delta.geometry, delta.footer, delta.records_start
         tree = [page for page in delta.pages if page.tag is Tag.TREE]
-        trees = [raw[page.position : page.position + page.length] for page in tree]
+    framed = [(raw[page.position : page.position + page.length], page) for page in tree]
+    if levels is not None:
+        framed = list(pages.tree_pages(levels, geometry))
     made = raw[:start]
     found: list[tuple[int, int, int, int, int]] = []
     own = last.header_hash
@@ -304,22 +318,24 @@ def reassembled(path: Path, records: Sequence[bytes], rows: pages.IndexRows | No
         made += both
     if rows is None:
         rows = np.sort(np.array(found, INDEX_ROW), order="offset")
+    framed += pages.index_pages(rows, geometry)
     listed = []
-    framed = [*zip(trees, tree, strict=True), *pages.index_pages(rows, geometry)]
-    for frame, page in framed:
+    for number, (frame, page) in enumerate(framed, 1):
+        made += padding[0] if number == len(framed) else b""
         listed.append(dataclasses.replace(page, position=len(made)))
         made += frame
+    made += padding[1]
     directory = pages.pack_directory(listed, geometry)
     lengths = {kind: sum(row[1] for row in found if row[4] == kind) for kind in Kind}
-    end = dataclasses.replace(
-        last,
-        directory_position=len(made),
-        directory_length=len(directory),
-        records=len(found),
-        data_bytes=lengths[Kind.DATA],
-        zero_bytes=lengths[Kind.ZERO],
-        frame_bytes=sum(row[3] for row in found),
-        last_record=own,
-        directory_hash=own_hash(directory, geometry.algorithm),
-    )
+    true: dict[str, Any] = {
+        "directory_position": len(made),
+        "directory_length": len(directory),
+        "records": len(found),
+        "data_bytes": lengths[Kind.DATA],
+        "zero_bytes": lengths[Kind.ZERO],
+        "frame_bytes": sum(row[3] for row in found),
+        "last_record": own,
+        "directory_hash": own_hash(directory, geometry.algorithm),
+    }
+    end = dataclasses.replace(last, **true | fields)
     return made + directory + footer.pack(end, geometry.algorithm)

@@ -31,7 +31,7 @@ from fleece.delta.writer import DeltaWriter, Sink
 from fleece.errors import DeltaError, StoreError
 from fleece.extents import Extents
 from fleece.hashing import XXH3_128, Buffer
-from fleece.tree import BlankDisk, Geometry
+from fleece.tree import BlankDisk, Geometry, Level
 from tests.unit.kit import (
     LEAF,
     Change,
@@ -888,7 +888,7 @@ def test_a_last_record_that_was_forged_whole_is_found_by_the_root(
     """Own hash, place in the line, index and footer all fit; the zeros have become data."""
     path, geometry = small[0].path, small[0].head.geometry
     own = records_of(path)
-    old = record.parse(own[-1], geometry, "the zero record")
+    old = record.parse(own[-1], geometry, path)
     assert (old.kind, old.offset, old.length) == (Kind.ZERO, LEAF, LEAF)
     data = bytes([9]) * LEAF
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
@@ -903,6 +903,105 @@ def test_a_last_record_that_was_forged_whole_is_found_by_the_root(
     harmed.write_bytes(reassembled(path, [*own[:-1], record.pack(forged, geometry) + frame]))
     subprocess.run(["zstd", "-q", "-t", "--", harmed], check=True)
     with pytest.raises(DeltaError, match="the root is not what the records"):
+        full_check([harmed])
+
+
+def _split(both: bytes) -> tuple[bytes, bytes]:
+    """A record's own frame, and the zstd frame that follows it."""
+    size = 8 + int.from_bytes(both[4:8], "little")
+    return both[:size], both[size:]
+
+
+def test_data_that_its_own_leaf_hashes_do_not_fit_is_found(
+    small: list[Stored], tmp_path: Path
+) -> None:
+    """What a compressor that corrupts would write: every hash of the file holds, the data not."""
+    path, geometry = small[0].path, small[0].head.geometry
+    own = records_of(path)
+    (first, _), (second, rest) = (_split(both) for both in own[:2])
+    old = record.parse(first, geometry, path)
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes([9]) * old.length)
+    forged = dataclasses.replace(old, frame_length=len(frame), frame_hash=XXH3_128.digest(frame))
+    packed = record.pack(forged, geometry)
+    follower = dataclasses.replace(record.parse(second, geometry, path), previous=packed[-16:])
+    harmed = tmp_path / "harmed"
+    records = [packed + frame, record.pack(follower, geometry) + rest, *own[2:]]
+    harmed.write_bytes(reassembled(path, records))
+    with pytest.raises(DeltaError, match="data does not match its leaf hashes"):
+        full_check([harmed])
+    with pytest.raises(DeltaError, match="data does not match its leaf hashes"):
+        _read(harmed)
+
+
+def test_an_index_that_points_to_another_record_is_refused_by_every_reader(
+    sample: Path, tmp_path: Path
+) -> None:
+    with DeltaReader(sample) as delta:
+        rows = delta.rows().copy()
+    data = np.flatnonzero(rows["kind"] == Kind.DATA)[:2]
+    for field in ("position", "frame_length"):
+        rows[field][data] = rows[field][data[::-1]]
+    harmed = tmp_path / "harmed"
+    harmed.write_bytes(reassembled(sample, records_of(sample), rows))
+    with pytest.raises(DeltaError, match="a record is not what the index says"):
+        _read(harmed)
+
+
+def _lied(tree: tuple[Level, ...]) -> Iterator[tuple[Level, ...]]:
+    """Trees that are not what the records give."""
+    first = tree[0]
+    children = first.children.copy()
+    children[0, 0, 0] ^= 1
+    yield (dataclasses.replace(first, children=children), *tree[1:])
+    yield (dataclasses.replace(first, nodes=first.nodes[:1], children=children[:1]), *tree[1:])
+    yield tree[1:]
+    yield tree[:-1]
+    yield ()
+
+
+def test_a_tree_that_lies_is_found(small: list[Stored], tmp_path: Path) -> None:
+    """Its pages, directory and footer sealed as they must be; the next backup would build on it."""
+    harmed = tmp_path / "harmed"
+    path, own = small[0].path, records_of(small[0].path)
+    with DeltaReader(path) as delta:
+        tree = tuple(delta.tree_page(page) for page in delta.pages if page.tag is Tag.TREE)
+    harmed.write_bytes(reassembled(path, own, levels=tree))
+    full_check([harmed])
+    for lie in _lied(tree):
+        harmed.write_bytes(reassembled(path, own, levels=lie))
+        with pytest.raises(DeltaError, match="the tree"):
+            full_check([harmed])
+
+
+@pytest.mark.parametrize("padding", [(b"evil", b""), (b"", b"evil")])
+def test_bytes_hidden_between_pages_and_directory_are_found(
+    padding: tuple[bytes, bytes], small: list[Stored], tmp_path: Path
+) -> None:
+    harmed = tmp_path / "harmed"
+    harmed.write_bytes(reassembled(small[0].path, records_of(small[0].path), padding=padding))
+    with pytest.raises(DeltaError, match="bytes"):
+        full_check([harmed])
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"file_id": header(1, 77).file_id}, "of different files"),
+        ({"header_hash": bytes(16)}, "of different files"),
+        ({"root": bytes(16)}, "root does not follow"),
+        ({"top": bytes(16)}, "root does not follow"),
+        ({"directory_hash": bytes(16)}, "directory does not match the footer"),
+        ({"last_record": bytes(16)}, "records do not end where they must"),
+        ({"records": 9}, "index is not what the records say"),
+        ({"data_bytes": 9}, "counts are not what the records say"),
+    ],
+)
+def test_a_footer_that_lies_is_found(
+    lie: dict[str, Any], message: str, small: list[Stored], tmp_path: Path
+) -> None:
+    harmed = tmp_path / "harmed"
+    harmed.write_bytes(reassembled(small[0].path, records_of(small[0].path), **lie))
+    with pytest.raises(DeltaError, match=message):
         full_check([harmed])
 
 

@@ -59,8 +59,8 @@ def table(found: dict[str, Any]) -> str:
     """One comparison for people."""
     low, high = min(found["ratios"]), max(found["ratios"])
     lines = [
-        f"{found['name']}: {found['ratio']:.2f} times the reference's speed ({low:.2f} to {high:.2f}, "
-        f"{len(found['ratios'])} pairs)"
+        f"{found['name']}: {found['ratio']:.2f} times the reference's speed "
+        f"({low:.2f} to {high:.2f}, {len(found['ratios'])} pairs)"
     ]
     for side in (found["ours"], found["reference"]):
         speed = f"{side['size'] / MIB / side['seconds']:6.0f} MiB/s" if side["size"] else " " * 12

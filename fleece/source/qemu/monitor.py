@@ -150,7 +150,8 @@ class Monitor:
                 hint="another client holds it, or it is no QMP socket; give "
                 "fleece a monitor of its own",
             )
-        return SourceError(f"this is no QMP monitor ({error})", where=self.path)
+        reason = str(error).partition("\n")[0]
+        return SourceError(f"this is no QMP monitor ({reason})", where=self.path)
 
     def _run(self, work: Coroutine[Any, Any, T], limit: float) -> T:
         async def timed() -> T:

@@ -6,6 +6,7 @@ The way it is done, and the order, is docs/architecture.rst, "The point in time"
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import subprocess
 import time
@@ -120,11 +121,15 @@ class QemuPoint:
         if self._guest_ran:
             continue_guest(self._monitor)
 
-    def committed(self) -> None:
-        """Drop the segments that only older points needed."""
+    def committed(self) -> tuple[str, ...]:
+        """Drop the segments that only older points needed.
+
+        Returns:
+            Why some could not be dropped now, a line each; the next committed point drops them.
+        """
         self._committed = True
-        for planned in self._disks:
-            self._drop(planned, planned.segment.sequence)
+        kept = [self._drop(planned, planned.segment.sequence) for planned in self._disks]
+        return tuple(itertools.chain(*kept))
 
     def abandon(self) -> None:
         """Forget a point that was not committed.
@@ -137,12 +142,13 @@ class QemuPoint:
             if not planned.disk.segments(self._names.chain):
                 self._drop(planned, planned.segment.sequence + 1)
 
-    def _drop(self, planned: PlannedDisk, below: int) -> None:
-        """Remove this chain's segments with a sequence smaller than `below`."""
+    def _drop(self, planned: PlannedDisk, below: int) -> list[str]:
+        """Remove this chain's segments with a sequence smaller than `below`; tell of the others."""
         known = planned.disk.segments(self._names.chain)
         names = [bitmap.name for sequence, bitmap in known.items() if sequence < below]
         if planned.segment.sequence < below:
             names.append(planned.segment.bitmap)
+        kept = []
         for name in names:
             try:
                 self._monitor.execute(
@@ -150,7 +156,8 @@ class QemuPoint:
                 )
             except CommandError as error:
                 if "not found" not in error.reason:
-                    raise
+                    kept.append(f"disk {planned.disk.name} keeps an old bitmap: {error.reason}")
+        return kept
 
     def start(self) -> None:
         """Make the scratches, take the point, export it."""
