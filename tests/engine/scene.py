@@ -294,7 +294,8 @@ class Scene:
 
     def slow_backup(self, *words: object, milliseconds: int = 200) -> Running:
         """Start a backup each of whose reads takes longer."""
-        return self.slow("fleece.nbd.connection", "Connection.read", milliseconds, *self.words(*words))
+        command = self.words(*words)
+        return self.slow("fleece.nbd.connection", "Connection.read", milliseconds, *command)
 
     def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
         """Start a command, each call of one function of which takes longer."""
@@ -432,9 +433,7 @@ def wait_until(done: Callable[[], bool], what: str) -> None:
 def reasons(heard: list[Event]) -> dict[str, tuple[str, str]]:
     """Mode and reason of each disk, from the events of a backup."""
     return {
-        event.disk: (event.mode, event.reason)
-        for event in heard
-        if isinstance(event, DiskPlanned)
+        event.disk: (event.mode, event.reason) for event in heard if isinstance(event, DiskPlanned)
     }
 
 

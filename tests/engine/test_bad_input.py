@@ -441,7 +441,17 @@ def _places(delta: Path) -> dict[str, int]:
         }
 
 
-PARTS = ("greeting", "header", "record", "data", "tree", "index", "directory", "footer", "last byte")
+PARTS = (
+    "greeting",
+    "header",
+    "record",
+    "data",
+    "tree",
+    "index",
+    "directory",
+    "footer",
+    "last byte",
+)
 
 
 @pytest.mark.parametrize("which", [0, 2], ids=["the full", "the newest"])

@@ -21,7 +21,9 @@ from tests.rig import images
 CHAIN = "01234567"
 
 
-def _header(export: fleece.Export, sequence: int, parent: fleece.DeltaReader | None) -> fleece.Header:
+def _header(
+    export: fleece.Export, sequence: int, parent: fleece.DeltaReader | None
+) -> fleece.Header:
     """A delta's header, as an embedding program makes it."""
     said = None
     if parent is not None:
@@ -69,7 +71,10 @@ def test_points_are_taken_and_written_without_a_store(
 
     scene.writer().write(MIB, os.urandom(KIB64))
     scene.writer().zero(4 * MIB, 2 * MIB, unmap=True)
-    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source, ExitStack() as stack:
+    with (
+        fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source,
+        ExitStack() as stack,
+    ):
         (disk,) = source.inventory().disks
         bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
         point = stack.enter_context(

@@ -75,9 +75,13 @@ def test_a_signal_ends_a_restore_without_a_target(scene: Scene) -> None:
     before = sorted(scene.folder.iterdir())
     words = ("restore", scene.store, "latest", "d0", scene.folder / "target", "--json")
     for target in ((), ("--format", "qcow2")):
-        function = ("fleece.nbd.connection", "Connection.write") if target else (
-            "fleece.disk.raw",
-            "RawDisk.write",
+        function = (
+            ("fleece.nbd.connection", "Connection.write")
+            if target
+            else (
+                "fleece.disk.raw",
+                "RawDisk.write",
+            )
         )
         running = scene.slow(*function, 200, *words, *target)
         running.wait_event("progress")

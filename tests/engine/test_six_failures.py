@@ -153,7 +153,8 @@ from fleece.nbd.connection import BASE_ALLOCATION, STATE_DIRTY, STATE_ZERO, Conn
 from fleece.nbd.status import flagged
 uri, dirty = sys.argv[1:]
 with Connection(uri, (BASE_ALLOCATION, dirty)) as connection:
-    found = flagged(connection, 0, connection.size, {BASE_ALLOCATION: STATE_ZERO, dirty: STATE_DIRTY})
+    masks = {BASE_ALLOCATION: STATE_ZERO, dirty: STATE_DIRTY}
+    found = flagged(connection, 0, connection.size, masks)
 print(json.dumps({name: [*extents] for name, extents in found.items()}))
 """
 
@@ -465,7 +466,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                 (
                     "store/catalogue.py",
                     "key=lambda p: (p.guest, p.sequence, p.id)",
-                    "key=lambda p: __import__('os').stat(next(iter(p.disks.values())).path).st_mtime",
+                    "key=lambda p: __import__('os').stat("
+                    "next(iter(p.disks.values())).path).st_mtime",
                 ),
             ),
         ),

@@ -2,8 +2,8 @@
 
     python -m tests.golden.make FOLDER
 
-The disk has 2 leaves and a tail of 512 bytes. `full.fleece` holds the first leaf as data, the second
-as zeros and the tail as data; `child.fleece` zeroes the first leaf and writes the second.
+The disk has 2 leaves and a tail of 512 bytes. `full.fleece` holds the first leaf as data, the
+second as zeros and the tail as data; `child.fleece` zeroes the first leaf and writes the second.
 """
 
 from __future__ import annotations

@@ -285,6 +285,7 @@ def reassembled(
     path: Path,
     records: Sequence[bytes],
     rows: pages.IndexRows | None = None,
+    /,
     *,
     levels: tuple[Level, ...] | None = None,
     padding: tuple[bytes, bytes] = (b"", b""),

@@ -25,7 +25,18 @@ from fleece.delta import footer, pages, record
 from fleece.delta import header as header_module
 from fleece.delta.chain import Chain, check_link
 from fleece.delta.header import Header, ParentRef, PointRef
-from fleece.delta.layout import Kind, Tag, directory_row, seal
+from fleece.delta.layout import (
+    INDEX_ROW,
+    MAX_DIRECTORY,
+    MAX_FRAME,
+    MAX_PAGE,
+    MAX_RECORD,
+    Kind,
+    Tag,
+    directory_row,
+    seal,
+    unseal,
+)
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Sink
 from fleece.errors import DeltaError, StoreError
@@ -727,6 +738,22 @@ def test_any_numbers_in_the_footer_are_taken_or_refused(
                 full_check([folder / "d"])
 
 
+@given(st.binary(max_size=50), st.sampled_from(list(Tag)), st.sampled_from(list(Tag)))
+def test_a_frame_gives_its_body_only_whole_and_under_its_own_tag(
+    body: bytes, tag: Tag, asked: Tag
+) -> None:
+    frame = seal(tag, body, XXH3_128)
+    assert bytes(unseal(frame, tag, XXH3_128, "test")) == body
+    if asked is not tag:
+        with pytest.raises(DeltaError, match=f"no {asked.name} frame where one must be"):
+            unseal(frame, asked, XXH3_128, "test")
+    for length in range(len(frame)):
+        with pytest.raises(DeltaError):
+            unseal(frame[:length], tag, XXH3_128, "test")
+    with pytest.raises(DeltaError, match="where one must be"):
+        unseal(frame + b"x", tag, XXH3_128, "test")
+
+
 @given(st.binary(max_size=200), st.sampled_from(list(Tag)))
 def test_any_bytes_in_a_sealed_frame_are_taken_or_refused(body: bytes, tag: Tag) -> None:
     frame = seal(tag, body, XXH3_128)
@@ -744,24 +771,126 @@ def test_any_bytes_in_a_sealed_frame_are_taken_or_refused(body: bytes, tag: Tag)
         _taken_or_refused(parse)
 
 
-def test_a_bomb_in_a_record_is_not_unpacked(sample: Path, tmp_path: Path) -> None:
-    """A frame that announces the record's size and holds more, or announces gigabytes."""
-    for said in (True, False):
-        bomb = zstandard.ZstdCompressor(write_content_size=said).compress(bytes(64 << 20))
-        with DeltaReader(sample) as delta:
-            found = record.Record(
-                Kind.DATA,
-                delta.header.file_id,
-                0,
-                LEAF,
-                LEAF,
-                len(bomb),
-                delta.footer.header_hash,
-                XXH3_128.digest(bomb),
-                naive_levels(b"a" * LEAF, 2)[0][0],
-            )
-            with pytest.raises(DeltaError, match="announces the wrong size"):
-                delta.unpack(found, bomb, zstandard.ZstdDecompressor())
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"count": 0}, "a page that cannot be"),
+        ({"length": MAX_PAGE + 1}, "a page that cannot be"),
+        ({"position": 9999}, "a page that cannot be"),
+        ({"position": _HUGE}, "a page that cannot be"),
+        ({"level": 3}, "outside the disk"),
+        ({"first": 5}, "outside the disk"),
+        ({"last": 3 * LEAF}, "outside the disk"),
+    ],
+    ids=repr,
+)
+def test_a_page_of_impossible_measures_is_never_read(wrong: dict[str, Any], message: str) -> None:
+    geometry = Geometry(3 * LEAF, LEAF, 2)
+    page = pages.Page(Tag.TREE, 2, 1, 0, 0, 100, 500, bytes(16))
+    assert pages.parse_directory(pages.pack_directory([page], geometry), geometry, 9999, "") == [
+        page
+    ]
+    forged = pages.pack_directory([dataclasses.replace(page, **wrong)], geometry)
+    with pytest.raises(DeltaError, match=message):
+        pages.parse_directory(forged, geometry, 9999, "")
+
+
+def _index_page(rows: list[tuple[int, ...]], **wrong: Any) -> pages.IndexRows:
+    """The rows of an INDEX page, read back; `wrong` is what the directory says otherwise of it."""
+    geometry = Geometry(3 * LEAF, LEAF, 2)
+    ((frame, page),) = pages.index_pages(np.array(rows, INDEX_ROW), geometry)
+    return pages.parse_index(frame, dataclasses.replace(page, **wrong), geometry, "")
+
+
+_ROW = (LEAF, LEAF, 500, 30, Kind.DATA)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((LEAF, 0, 500, 30, Kind.DATA), "out of bounds"),
+        ((LEAF, LEAF, 500, MAX_FRAME + 1, Kind.DATA), "out of bounds"),
+        ((LEAF, LEAF, 500, 30, 3), "out of bounds"),
+        ((0, MAX_RECORD + LEAF, 500, 30, Kind.DATA), "out of bounds"),
+        ((LEAF, 2 * LEAF + 1, 500, 0, Kind.ZERO), "outside the disk"),
+        ((_HUGE, LEAF, 500, 0, Kind.ZERO), "outside the disk"),
+        ((LEAF, _HUGE, 500, 0, Kind.ZERO), "outside the disk"),
+    ],
+)
+def test_an_index_row_of_impossible_measures_is_refused(row: tuple[int, ...], message: str) -> None:
+    assert _index_page([_ROW]).tolist() == [_ROW]
+    with pytest.raises(DeltaError, match=message):
+        _index_page([row])
+
+
+def test_an_index_page_must_be_the_one_that_the_directory_lists() -> None:
+    with pytest.raises(DeltaError, match="does not match the directory"):
+        _index_page([_ROW], hash=bytes(16))
+    with pytest.raises(DeltaError, match="not what the directory says"):
+        _index_page([_ROW], count=2)
+    for wrong in ({"first": 0}, {"last": 0}):
+        with pytest.raises(DeltaError, match="out of order"):
+            _index_page([_ROW], **wrong)
+    with pytest.raises(DeltaError, match="out of order"):
+        _index_page([_ROW, (0, LEAF, 900, 30, Kind.DATA)])
+    with pytest.raises(DeltaError, match="out of order"):
+        _index_page([_ROW, _ROW])
+
+
+def test_a_directory_that_is_too_large_is_never_read(sample: Path) -> None:
+    with DeltaReader(sample) as delta:
+        last = dataclasses.replace(delta.footer, directory_length=MAX_DIRECTORY + 1)
+    with pytest.raises(DeltaError, match="larger than any can be"):
+        footer.parse(footer.pack(last, XXH3_128), XXH3_128, "test")
+
+
+def _unpacked(sample: Path, frame: bytes) -> bytes:
+    """What the reader makes of a zstd frame for a record of a leaf of the letter a."""
+    with DeltaReader(sample) as delta:
+        found = record.Record(
+            Kind.DATA,
+            delta.header.file_id,
+            0,
+            LEAF,
+            LEAF,
+            len(frame),
+            delta.footer.header_hash,
+            XXH3_128.digest(frame),
+            naive_levels(b"a" * LEAF, 2)[0][0],
+        )
+        return delta.unpack(found, frame, zstandard.ZstdDecompressor())
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["size announced", "size not announced"])
+def test_a_bomb_in_a_record_is_not_unpacked(said: bool, sample: Path) -> None:
+    bomb = zstandard.ZstdCompressor(write_content_size=said).compress(bytes(64 << 20))
+    with pytest.raises(DeltaError, match="announces the wrong size"):
+        _unpacked(sample, bomb)
+
+
+_RIGHT = zstandard.ZstdCompressor(write_checksum=True).compress(b"a" * LEAF)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"garbage", _RIGHT[:-1], _RIGHT[:8], _RIGHT + b"x", _RIGHT + _RIGHT, b"a" * LEAF],
+    ids=["nothing", "garbage", "cut", "cut short", "more", "twice", "not compressed"],
+)
+def test_what_is_not_exactly_one_zstd_frame_is_not_unpacked(frame: bytes, sample: Path) -> None:
+    assert _unpacked(sample, _RIGHT) == b"a" * LEAF
+    with pytest.raises(DeltaError, match=r"compressed data .* \(disk vda, byte 4096\)"):
+        _unpacked(sample, frame)
+
+
+@pytest.mark.parametrize("page", [1, 65536], ids=["across pages", "within a page"])
+def test_an_index_whose_ranges_overlap_is_refused(page: int, sample: Path, tmp_path: Path) -> None:
+    with DeltaReader(sample) as delta:
+        rows = delta.rows().copy()
+    rows["length"][0] += LEAF
+    with _page_size(page):
+        (tmp_path / "d").write_bytes(reassembled(sample, records_of(sample), rows))
+        with DeltaReader(tmp_path / "d") as delta, pytest.raises(DeltaError, match="overlap"):
+            delta.rows()
 
 
 # ---- harm ------------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tools.benchmark.cases import CASES, GIB, MIB, Bench, Case, Setting, Side, phases
+from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
 from tools.benchmark.timing import BenchError, Usage
+
+NAMES = ("phases", *SWEEPS, *CASES)
+"""All that can be measured, in the order in which it is: the last one changes the disk."""
 
 
 def measure(case: Case, pairs: int) -> list[tuple[Usage, Usage]]:
@@ -87,6 +90,16 @@ def show_phases(bench: Bench, runs: int) -> dict[str, Any]:
     return {"name": "phases", "seconds": medians}
 
 
+def show_sweep(name: str, bench: Bench, runs: int) -> dict[str, Any]:
+    """Print what each of several ways costs."""
+    print(f"full backup, {name}, median of {runs}:")
+    found = []
+    for label, seconds, stored in SWEEPS[name](bench, runs):
+        print(f"  {label:30} {seconds:6.2f} s  {stored:7.0f} MiB stored", flush=True)
+        found.append({"label": label, "seconds": seconds, "stored_mib": stored})
+    return {"name": name, "ways": found}
+
+
 def machine() -> dict[str, Any]:
     """What this was measured on."""
     cpu = [
@@ -109,19 +122,30 @@ def machine() -> dict[str, Any]:
     } | versions
 
 
+def _one(name: str, bench: Bench, pairs: int) -> dict[str, Any]:
+    """Measure and print one of the names of the command line."""
+    if name == "phases":
+        return show_phases(bench, pairs)
+    if name in SWEEPS:
+        return show_sweep(name, bench, pairs)
+    with CASES[name](bench) as case:
+        found = summary(name, case, measure(case, pairs))
+    print(table(found), flush=True)
+    return found
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Measure fleece against other programs, by turns.",
         epilog="docs/benchmarks.rst tells what each side includes.",
     )
-    names = [*CASES, "phases"]
     parser.add_argument(
         "names",
         nargs="+",
-        choices=[*names, "all"],
+        choices=[*NAMES, "all"],
         metavar="NAME",
-        help=f"one or more of {', '.join(names)}; or all",
+        help=f"one or more of {', '.join(NAMES)}; or all",
     )
     parser.add_argument("--size", type=float, default=4.0, metavar="GIB", help="default: 4")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs; default: 5")
@@ -161,9 +185,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure what the command line names."""
     options = _arguments()
-    names = list(dict.fromkeys(options.names))
-    if "all" in names:
-        names = [*CASES, "phases"]
+    names = [name for name in NAMES if name in options.names or "all" in options.names]
     about = machine()
     folder = Path(tempfile.mkdtemp(prefix="fleece-bench-", dir=options.dir))
     size = int(options.size * GIB) // MIB * MIB
@@ -175,12 +197,7 @@ def main() -> int:
         with ExitStack() as stack:
             bench = Bench(setting, stack)
             for name in names:
-                if name == "phases":
-                    found.append(show_phases(bench, options.pairs))
-                    continue
-                with CASES[name](bench) as case:
-                    found.append(summary(name, case, measure(case, options.pairs)))
-                print(table(found[-1]), flush=True)
+                found.append(_one(name, bench, options.pairs))
     except BenchError as error:
         print(f"tools/bench: {error}", file=sys.stderr)
         return 1

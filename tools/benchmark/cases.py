@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -202,7 +203,10 @@ def verify(bench: Bench) -> Iterator[Case]:
 
 @contextmanager
 def incremental(bench: Bench) -> Iterator[Case]:
-    """An incremental of scattered clusters against one in which nothing changed."""
+    """An incremental of scattered clusters against one in which nothing changed.
+
+    It must be the last case, because it changes the disk.
+    """
     writer = bench.source.writer(NODE)
     places = random.Random(7)
     count = bench.setting.dirty // CLUSTER
@@ -257,3 +261,43 @@ def phases(bench: Bench) -> list[tuple[str, float]]:
         before = seen[event]
     spans.append(("exit", time.monotonic() - start - before))
     return spans
+
+
+def levels(bench: Bench, runs: int) -> Iterator[tuple[str, float, float]]:
+    """A full backup at some zstd levels, by turns: (label, median seconds, MiB stored)."""
+    commands = {f"level {level}": bench.backup_command(level, "full") for level in (1, 2, 3, 5, 9)}
+    return _sweep(bench, commands, runs)
+
+
+_WITH_WORKERS = """
+import sys, fleece
+from pathlib import Path
+socket, store, guest, scratch, workers = sys.argv[1:]
+options = fleece.BackupOptions(fleece.ModeWish.FULL, guest, workers=int(workers))
+with fleece.QemuSource(socket, Path(scratch)) as source:
+    fleece.backup(source, fleece.FolderStore.open_or_create(store), options)
+"""
+
+
+def workers(bench: Bench, runs: int) -> Iterator[tuple[str, float, float]]:
+    """A full backup by 1 to 6 workers, by turns: (label, median seconds, MiB stored)."""
+    words: list[str | Path] = [sys.executable, "-c", _WITH_WORKERS, bench.source.qmp_socket]
+    words += [bench.store, GUEST, bench.folder]
+    return _sweep(bench, {f"{n} workers": [*words, str(n)] for n in range(1, 7)}, runs)
+
+
+def _sweep(
+    bench: Bench, commands: dict[str, list[str | Path]], runs: int
+) -> Iterator[tuple[str, float, float]]:
+    seconds: dict[str, list[float]] = {label: [] for label in commands}
+    stored = dict.fromkeys(commands, 0.0)
+    for _ in range(runs):
+        for label, command in commands.items():
+            seconds[label].append(bench.meter.run(command).seconds)
+            stored[label] = bench.delta().stat().st_size / MIB
+            bench.forget()
+    for label, times in seconds.items():
+        yield label, statistics.median(times), stored[label]
+
+
+SWEEPS = {"levels": levels, "workers": workers}
