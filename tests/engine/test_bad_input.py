@@ -104,7 +104,11 @@ def test_the_socket_is_no_monitor(greeting: bytes, tmp_path: Path) -> None:
 def test_the_socket_is_silent(tmp_path: Path) -> None:
     path = Path(f"/tmp/rig-{os.getpid()}.sock")
     path.unlink(missing_ok=True)
-    with _server(path, lambda client: client.recv(1) and None):
+
+    def say_nothing(client: socket.socket) -> None:
+        client.recv(1)
+
+    with _server(path, say_nothing):
         ran = INTACT.run("doctor", f"qmp:{path}", "--json")
         ran.failed(3, "does not greet", "another client holds it")
     path.unlink()
@@ -474,17 +478,15 @@ def test_a_flipped_bit_is_found_and_told(part: str, which: int, scene: Scene) ->
 
     # A backup that succeeds is exact, unless it builds on the damage: then a restore says so.
     scene.writer().write(5 * MIB, os.urandom(1000))
-    try:
-        mode = scene.take().mode
-    except fleece.StoreError as error:
-        assert damaged in str(error)
+    mode, refusal = _take_or_refuse(scene)
+    if refusal is not None:
+        assert damaged in refusal
         assert part in ("tree", "index")
+    elif mode == "full" or part == "tree":
+        scene.check_exact()
     else:
-        if mode == "full" or part == "tree":
-            scene.check_exact()
-        else:
-            with pytest.raises(fleece.StoreError):
-                scene.restore()
+        with pytest.raises(fleece.StoreError):
+            scene.restore()
     scene.nothing_left()
     scene.take("full")
     scene.check_exact()
@@ -587,3 +589,11 @@ def test_a_name_that_no_header_can_hold_is_refused_before_the_point(scene: Scene
         ran = INTACT.run("backup", *words).failed(2, "printable")
         assert ran.named("point") == []
         scene.nothing_left()
+
+
+def _take_or_refuse(scene: Scene) -> tuple[str | None, str | None]:
+    """Back up: the mode that it took, or why the store made it impossible."""
+    try:
+        return scene.take().mode, None
+    except fleece.StoreError as error:
+        return None, str(error)
