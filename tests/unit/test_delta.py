@@ -363,6 +363,18 @@ def test_what_cannot_be_opened_is_a_delta_error(tmp_path: Path) -> None:
         DeltaReader(tmp_path / "not there")
 
 
+def test_a_file_that_fails_while_it_is_read_is_a_delta_error(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int, length: int, position: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with DeltaReader(sample) as delta:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(DeltaError, match=r"cannot be read \(Input/output error\)"):
+            delta.rows()
+
+
 # ---- links -----------------------------------------------------------------------------------
 
 
@@ -1041,25 +1053,34 @@ def _split(both: bytes) -> tuple[bytes, bytes]:
     return both[:size], both[size:]
 
 
+def _chained(records: list[bytes], first: bytes, geometry: Geometry) -> list[bytes]:
+    """Records whose hashes of the record before are made to fit, from the header's hash on."""
+    made: list[bytes] = []
+    previous = first
+    for both in records:
+        own, frame = _split(both)
+        found = dataclasses.replace(record.parse(own, geometry, "test"), previous=previous)
+        own = record.pack(found, geometry)
+        previous = own[-16:]
+        made.append(own + frame)
+    return made
+
+
 def test_data_that_its_own_leaf_hashes_do_not_fit_is_found(
     small: list[Stored], tmp_path: Path
 ) -> None:
     """What a compressor that corrupts would write: every hash of the file holds, the data not."""
     path, geometry = small[0].path, small[0].head.geometry
     own = records_of(path)
-    (first, _), (second, rest) = (_split(both) for both in own[:2])
-    old = record.parse(first, geometry, path)
+    old = record.parse(_split(own[0])[0], geometry, path)
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes([9]) * old.length)
     forged = dataclasses.replace(old, frame_length=len(frame), frame_hash=XXH3_128.digest(frame))
-    packed = record.pack(forged, geometry)
-    follower = dataclasses.replace(record.parse(second, geometry, path), previous=packed[-16:])
+    records = _chained([record.pack(forged, geometry) + frame, *own[1:]], old.previous, geometry)
     harmed = tmp_path / "harmed"
-    records = [packed + frame, record.pack(follower, geometry) + rest, *own[2:]]
     harmed.write_bytes(reassembled(path, records))
-    with pytest.raises(DeltaError, match="data does not match its leaf hashes"):
-        full_check([harmed])
-    with pytest.raises(DeltaError, match="data does not match its leaf hashes"):
-        _read(harmed)
+    for read in (lambda: full_check([harmed]), lambda: _read(harmed)):
+        with pytest.raises(DeltaError, match="data does not match its leaf hashes"):
+            read()
 
 
 def test_an_index_that_points_to_another_record_is_refused_by_every_reader(
@@ -1109,6 +1130,21 @@ def test_bytes_hidden_between_pages_and_directory_are_found(
     harmed = tmp_path / "harmed"
     harmed.write_bytes(reassembled(small[0].path, records_of(small[0].path), padding=padding))
     with pytest.raises(DeltaError, match="bytes"):
+        full_check([harmed])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [(b"evil", "a record is cut"), (b"evil" * 10, "no record where one must be")],
+)
+def test_bytes_hidden_between_records_and_pages_are_found(
+    hidden: bytes, message: str, tmp_path: Path
+) -> None:
+    """A disk of one leaf has no tree pages, so its only page follows the records."""
+    (item,) = store_history(tmp_path, History(LEAF, 2, ((Change(0, 1, 1),),)))
+    harmed = tmp_path / "harmed"
+    harmed.write_bytes(reassembled(item.path, records_of(item.path), padding=(hidden, b"")))
+    with pytest.raises(DeltaError, match=message):
         full_check([harmed])
 
 
