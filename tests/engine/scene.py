@@ -456,7 +456,7 @@ def fragmented_disk(path: Path, size: int) -> bytes:
     content = cells.tobytes()
     raw = path.with_name(path.name + ".raw")
     raw.write_bytes(content)
-    words = ("-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "-S", "512")
+    words = ("-t", "unsafe", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "-S", "512")
     run_checked("qemu-img", "convert", *words, raw, path)
     raw.unlink()
     return content

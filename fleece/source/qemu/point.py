@@ -101,7 +101,7 @@ class QemuPoint:
         self._watched = now
         state = os.statvfs(self._folder)
         free = state.f_bavail * state.f_frsize
-        if free < min(_RESERVE, state.f_blocks * state.f_frsize // 8):
+        if free < min(_RESERVE, state.f_blocks * state.f_frsize // 2):
             raise PointError(
                 f"the scratch has only {free} bytes left; the backup gave up before the guest "
                 "would have had to stop",
