@@ -306,24 +306,33 @@ def test_half_old_half_new_copy_is_found(guest_run: GuestRun, tmp_path: Path) ->
     """What copying a live disk gives: fsck may be content, the records never are."""
     torn = tmp_path / "a"
     old, new = guest_run.early[0].read_bytes(), guest_run.frozen[0].read_bytes()
-    _, offset = _torn_slot(guest_run, tmp_path)
+    _, offset = _torn_slot(guest_run, tmp_path, oldest=False)
     torn.write_bytes(new[:offset] + old[offset:])
     assert not consistency.check([torn, guest_run.frozen[1]]).ok
 
 
-def _torn_slot(guest_run: GuestRun, folder: Path) -> tuple[Path, int]:
-    """A copy of the frozen first disk, and where a slot is that differs from the early one."""
+def _torn_slot(guest_run: GuestRun, folder: Path, oldest: bool = True) -> tuple[Path, int]:
+    """A copy of the frozen first disk, and where a slot is that differs from the early one.
+
+    Args:
+        guest_run: the images.
+        folder: for the copy.
+        oldest: of these slots the one with the oldest record, so that it is not the newest of
+            all, which would be missed by its number alone; else the first on the disk.
+    """
     torn = folder / "a"
     shutil.copy(guest_run.frozen[0], torn)
     old, new = guest_run.early[0].read_bytes(), torn.read_bytes()
+    found = []
     for offset in range(0, len(new), SLOT_SIZE):
         before, after = (data[offset : offset + SLOT_SIZE] for data in (old, new))
         if before != after:
             old_record, record = parse_record(before), parse_record(after)
             # A slot stays in its place; the churn's files hold other records of this size.
             if old_record and record and record.slot == old_record.slot >= 8:
-                return torn, offset
-    raise AssertionError("no slot was overwritten between the points")
+                found.append((record.seq, offset))
+    assert found, "no slot was overwritten between the points"
+    return torn, min(found)[1] if oldest else found[0][1]
 
 
 def test_images_boot_and_stay_as_they_are(

@@ -65,7 +65,7 @@ def _source_verbs(verb: _AddVerb) -> None:
     backup.add_argument("store", metavar="STORE", help=_STORE)
     backup.add_argument(
         "--mode",
-        choices=("auto", "full", "incremental", "differential"),
+        choices=("auto", "full", "incremental", "differential", "rescan"),
         default="auto",
         help="default: auto, which decides and says why",
     )

@@ -105,6 +105,19 @@ class Chain:
             missing = missing[~settled]
         return result
 
+    def leaf_hashes(self, first: int, count: int) -> HashArray:
+        """uint8[count, hash size]: the hashes of consecutive leaves.
+
+        Args:
+            first: number of the first leaf, a multiple of the fan-out.
+            count: how many.
+        """
+        shape = self.geometry
+        if shape.height == 0:
+            return np.frombuffer(self.top, np.uint8).reshape(1, -1)[:count]
+        nodes = np.arange(first // shape.fan_out, -(-(first + count) // shape.fan_out))
+        return self.children(1, nodes).reshape(-1, shape.algorithm.size)[:count]
+
     def map(self) -> ChainMap:
         """The merged map of the disk.
 

@@ -30,6 +30,7 @@ class Mode(enum.StrEnum):
     FULL = "full"
     INCREMENTAL = "incremental"
     DIFFERENTIAL = "differential"
+    RESCAN = "rescan"
 
 
 @dataclass(frozen=True)

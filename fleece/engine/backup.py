@@ -13,17 +13,19 @@ from datetime import UTC, datetime
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
+from fleece.engine.rescan import HeldLeaves
 from fleece.errors import UsageError
 from fleece.source.base import Export, Point
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore, PartialPoint
-from fleece.tree import BlankDisk, NodeSource
+from fleece.tree import BlankDisk
 from fleece.version import VERSION
 
 DEFAULT_LEVEL = 1
@@ -51,7 +53,10 @@ class BackupOptions:
 
 @dataclass(frozen=True)
 class DiskResult:
-    """What became of one disk. Bytes are of disk, but `stored_bytes` of file."""
+    """What became of one disk. Bytes are of disk, but `stored_bytes` of file.
+
+    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves.
+    """
 
     disk: str
     size: int
@@ -69,6 +74,7 @@ class PointMode(enum.StrEnum):
     FULL = "full"
     INCREMENTAL = "incremental"
     DIFFERENTIAL = "differential"
+    RESCAN = "rescan"
     MIXED = "mixed"
 
 
@@ -208,7 +214,7 @@ class _Run:
         ]
 
     @contextlib.contextmanager
-    def _base(self, made: Decision) -> Iterator[NodeSource | None]:
+    def _base(self, made: Decision) -> Iterator[Chain | None]:
         if made.parent is None:
             yield None
             return
@@ -235,13 +241,12 @@ class _Run:
         )
 
 
-def _job(
-    made: Decision, export: Export, head: Header, sink: Sink, base: NodeSource | None
-) -> CopyJob:
+def _job(made: Decision, export: Export, head: Header, sink: Sink, base: Chain | None) -> CopyJob:
     disk = open_export(export)
     dirty = dirty_leaves(export, disk, made.more_dirty)
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry))
-    return CopyJob(disk, dirty, writer, head.geometry, head.level)
+    held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
+    return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
 
 
 def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskResult:
@@ -250,7 +255,7 @@ def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskRe
         size=job.geometry.size,
         root=summary.root.hex(),
         mode=made.mode,
-        dirty_bytes=job.dirty.total,
+        dirty_bytes=summary.data_bytes + summary.zero_bytes,
         read_bytes=job.read_bytes,
         stored_bytes=summary.stored_bytes,
         delta=path,

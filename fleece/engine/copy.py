@@ -12,15 +12,16 @@ from fleece.cancel import CancelToken
 from fleece.delta.writer import DeltaWriter
 from fleece.disk.base import ReadableDisk, Reader
 from fleece.disk.nbd import NbdDisk
-from fleece.engine.leaves import LeafHasher
+from fleece.engine.leaves import LeafHasher, Run
 from fleece.engine.plan import WINDOW, ReadItem, known_zeros, read_items
 from fleece.engine.pool import WORKERS, Counter, run_workers
+from fleece.engine.rescan import HeldLeaves, changed_runs
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.nbd.connection import STATE_DIRTY
 from fleece.nbd.status import windows
 from fleece.source.base import Export
-from fleece.tree import LEAF_SIZE, Geometry
+from fleece.tree import LEAF_SIZE, Geometry, HashArray
 
 
 @dataclass
@@ -33,6 +34,8 @@ class CopyJob:
         writer: its delta.
         geometry: of its tree.
         level: zstd level.
+        held: what the chain holds already and need not be stored again; None: store all of
+            `dirty`.
         read_bytes: bytes read so far.
     """
 
@@ -41,6 +44,7 @@ class CopyJob:
     writer: DeltaWriter
     geometry: Geometry
     level: int
+    held: HeldLeaves | None = None
     read_bytes: int = field(default=0)
 
 
@@ -98,26 +102,28 @@ def copy_all(
         watch: `Point.watch`, called all the while.
     """
 
-    def items() -> Iterator[tuple[CopyJob, ReadItem]]:
+    def items() -> Iterator[tuple[CopyJob, ReadItem, HashArray | None]]:
         for job in jobs:
             for part in windows(job.dirty, WINDOW):
                 zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
-                for start, end in zeros:
+                held = job.held
+                for start, end in zeros if held is None else held.not_yet_zero(zeros):
                     job.writer.zero(start, end - start)
                 counter.add(zeros.total)
                 for item in read_items(part.subtract(zeros)):
                     job.read_bytes += item.length
-                    yield job, item
+                    same = None if held is None else held.hashes(item.start, item.end)
+                    yield job, item, same
 
-    def work(shared: Iterator[tuple[CopyJob, ReadItem]]) -> None:
+    def work(shared: Iterator[tuple[CopyJob, ReadItem, HashArray | None]]) -> None:
         with contextlib.ExitStack() as stack:
             copiers: dict[int, _Copier] = {}
-            for job, item in shared:
+            for job, item, held in shared:
                 copier = copiers.get(id(job))
                 if copier is None:
                     reader = stack.enter_context(job.disk.reader())
                     copier = copiers[id(job)] = _Copier(job, reader)
-                counter.add(copier.copy(item))
+                counter.add(copier.copy(item, held))
 
     run_workers(items(), work, cancel, workers, watch)
 
@@ -128,18 +134,24 @@ class _Copier:
     def __init__(self, job: CopyJob, reader: Reader) -> None:
         self._reader = reader
         self._writer = job.writer
+        self._geometry = job.geometry
         self._hasher = LeafHasher(job.geometry)
         self._compressor = zstandard.ZstdCompressor(
             level=job.level, write_checksum=True, write_content_size=True
         )
 
-    def copy(self, item: ReadItem) -> int:
-        """Store what is wanted of one read; gives how many bytes of disk that was."""
+    def copy(self, item: ReadItem, held: HashArray | None) -> int:
+        """Store what is wanted of one read; gives how many bytes of disk that was.
+
+        Args:
+            item: what to read.
+            held: the chain's hashes of the read's leaves: those that are the same are not stored.
+        """
         data = memoryview(self._reader.read(item.start, item.length))
         stored = 0
         for start, end in item.wanted:
             part = data[start - item.start : end - item.start]
-            for run in self._hasher.runs(start, part):
+            for run in self._wanted(item, self._hasher.runs(start, part), held):
                 if run.hashes is None:
                     self._writer.zero(run.offset, run.length)
                 else:
@@ -148,3 +160,14 @@ class _Copier:
                     self._writer.data(run.offset, run.length, run.hashes, frame)
             stored += end - start
         return stored
+
+    def _wanted(self, item: ReadItem, runs: Iterator[Run], held: HashArray | None) -> Iterator[Run]:
+        if held is None:
+            yield from runs
+            return
+        size = self._geometry.leaf_size
+        for run in runs:
+            first = (run.offset - item.start) // size
+            count = -(-run.length // size)
+            same = held[first : first + count]
+            yield from changed_runs(run, same, size, self._geometry.zeros[0])

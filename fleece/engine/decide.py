@@ -1,4 +1,4 @@
-"""Decide, for one disk, whether its next delta is full, incremental or differential, and why."""
+"""Decide, for one disk, how its next delta is found (`Mode`), and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.segments import Lost, written_since
-from fleece.store.catalogue import Catalogue, Entry
+from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 
 
 class ModeWish(enum.StrEnum):
@@ -21,6 +21,7 @@ class ModeWish(enum.StrEnum):
     FULL = "full"
     INCREMENTAL = "incremental"
     DIFFERENTIAL = "differential"
+    RESCAN = "rescan"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Decision:
         parent: the delta that the new one builds on; None: full.
         bitmaps: whose union is what was written since the newest stored point; None: read all.
         more_dirty: what changed between the parent and that point, in bytes of disk.
+
+    With a parent and without bitmaps, what changed is found by the chain's hashes.
     """
 
     disk: GuestDisk
@@ -50,10 +53,12 @@ def decide(
     """Decide for one disk.
 
     Raises:
-        PointError: incremental or differential was asked for and is impossible.
+        PointError: what was asked for is impossible.
     """
     if wish is ModeWish.FULL:
         return Decision(disk, Mode.FULL, "asked for")
+    if wish is ModeWish.RESCAN:
+        return _rescan(disk, catalogue, guest, chain, "asked for", must=True)
     found = _newest_usable(disk, catalogue, guest, chain)
     if isinstance(found, Lost):
         if wish is not ModeWish.AUTO:
@@ -61,7 +66,7 @@ def decide(
                 f"disk {disk.name}: no {wish} backup is possible: {found.reason}",
                 hint="--mode auto reads everything instead",
             )
-        return Decision(disk, Mode.FULL, found.reason)
+        return _rescan(disk, catalogue, guest, chain, found.reason)
     newest, bitmaps = found
     if wish is ModeWish.DIFFERENTIAL:
         return _differential(disk, catalogue.line(newest), bitmaps)
@@ -69,13 +74,43 @@ def decide(
     return Decision(disk, Mode.INCREMENTAL, reason, newest, bitmaps)
 
 
+def _rescan(
+    disk: GuestDisk,
+    catalogue: Catalogue,
+    guest: str,
+    chain: str,
+    reason: str,
+    *,
+    must: bool = False,
+) -> Decision:
+    """Read everything, store what the newest whole line does not hold; without one: a full."""
+    for point in _newest_first(disk, catalogue, guest, chain):
+        entry = point.disks[disk.name]
+        if _unfit(disk, catalogue, entry) is None:
+            return Decision(disk, Mode.RESCAN, reason, entry)
+    if must:
+        raise PointError(
+            f"disk {disk.name}: no rescan is possible: the store has no whole point of it that has "
+            "its size",
+            hint="--mode auto stores everything instead",
+        )
+    return Decision(disk, Mode.FULL, reason)
+
+
+def _newest_first(
+    disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
+) -> list[StoredPoint]:
+    """The chain's complete points that have the disk."""
+    points = [p for p in catalogue.of_guest(guest) if p.chain == chain and disk.name in p.disks]
+    return points[::-1]
+
+
 def _newest_usable(
     disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
 ) -> tuple[Entry, tuple[str, ...]] | Lost:
     """The newest stored point that the disk's segments lead back to, or why there is none."""
-    points = [p for p in catalogue.of_guest(guest) if p.chain == chain and disk.name in p.disks]
     first: Lost | None = None
-    for point in reversed(points):
+    for point in _newest_first(disk, catalogue, guest, chain):
         entry = point.disks[disk.name]
         lost = _unfit(disk, catalogue, entry)
         if lost is None:

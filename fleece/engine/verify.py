@@ -215,7 +215,7 @@ def compare_image(
 
 def _differing(chain: Chain, region: Region, shape: Geometry) -> Iterator[tuple[int, int]]:
     """The parts of a region, in bytes of disk, whose leaves differ from the chain's."""
-    stored = leaf_hashes(chain, region.first, region.leaves)
+    stored = chain.leaf_hashes(region.first, region.leaves)
     mine: HashArray = (
         shape.zero_hashes(0, region.leaves) if region.hashes is None else region.hashes
     )
@@ -223,18 +223,3 @@ def _differing(chain: Chain, region: Region, shape: Geometry) -> Iterator[tuple[
     for leaf in wrong.tolist():
         start = leaf * shape.leaf_size
         yield start, min(start + shape.leaf_size, shape.size)
-
-
-def leaf_hashes(chain: Chain, first: int, count: int) -> HashArray:
-    """The hashes of consecutive leaves of a chain's disk.
-
-    Args:
-        chain: the disk.
-        first: number of the first leaf, a multiple of the fan-out.
-        count: how many.
-    """
-    shape = chain.geometry
-    if shape.height == 0:
-        return np.frombuffer(chain.top, np.uint8).reshape(1, -1)[:count]
-    nodes = np.arange(first // shape.fan_out, -(-(first + count) // shape.fan_out))
-    return chain.children(1, nodes).reshape(-1, shape.algorithm.size)[:count]

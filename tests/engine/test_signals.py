@@ -162,7 +162,7 @@ def test_qemu_killed_in_mid_backup_is_told_and_costs_a_full(pair: Scene) -> None
     pair.qemu.start()
     heard: list[Event] = []
     result = pair.take(listener=heard.append)
-    assert result.mode == "full"
+    assert result.mode == "rescan"
     assert "inconsistent" in reasons(heard)["d0"][1]
     pair.check_exact()
     pair.nothing_left()

@@ -109,12 +109,12 @@ class History(RuleBasedStateMachine):
         self.scene.writer(node).discard(start, length)
         self._models[node][start : start + length] = bytes(length)
 
-    @rule(mode=st.sampled_from(["auto", "auto", "full", "incremental", "differential"]))
+    @rule(mode=st.sampled_from(["auto", "auto", "full", "incremental", "differential", "rescan"]))
     def backup(self, mode: str) -> None:
         try:
             result = self.scene.take(mode)
         except fleece.PointError:
-            assert mode in ("incremental", "differential")
+            assert mode in ("incremental", "differential", "rescan")
             self.scene.nothing_left()
             return
         self._remember(result.point)

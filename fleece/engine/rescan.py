@@ -1,0 +1,83 @@
+"""What a chain already holds, asked while its whole disk is read again.
+
+When no bitmap tells what changed, the disk is read whole, and only those leaves are stored whose
+hash is not the chain's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fleece.delta.chain import Chain
+from fleece.engine.leaves import Run
+from fleece.extents import Extents
+from fleece.hashing import Buffer
+from fleece.tree import HashArray
+
+_BLOCK = 1 << 12
+"""Leaves whose hashes are looked up at a time: a multiple of every power-of-two fan-out."""
+
+
+class HeldLeaves:
+    """The leaves of a chain's disk, for reads that ask for them in order.
+
+    Args:
+        chain: the disk at the parent, of the same size as the disk that is read.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._shape = chain.geometry
+        self._zeros = (
+            chain.map().extents(zero=True).align_in(self._shape.leaf_size, self._shape.size)
+        )
+        self._first = -1
+        self._block: HashArray = self._shape.zero_hashes(0, 0)
+
+    def not_yet_zero(self, zeros: Extents) -> Extents:
+        """The part of ranges that read as zeros now (whole leaves) that the chain does not hold so.
+
+        A leaf that the chain may or may not hold as zeros counts as one that it does not.
+        """
+        return zeros.subtract(self._zeros)
+
+    def hashes(self, start: int, end: int) -> HashArray:
+        """The chain's hashes of the leaves in `[start, end)`: at most 1 MiB, from a whole leaf on.
+
+        Not for several threads at once.
+        """
+        size = self._shape.leaf_size
+        low, high = start // size, -(-end // size)
+        parts = []
+        while low < high:
+            first = low - low % _BLOCK
+            if first != self._first:
+                count = min(_BLOCK, -(-self._shape.size // size) - first)
+                self._block = self._chain.leaf_hashes(first, count)
+                self._first = first
+            stop = min(high, first + _BLOCK)
+            parts.append(self._block[low - first : stop - first])
+            low = stop
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iterator[Run]:
+    """The parts of a run whose leaves are not what the chain holds.
+
+    Args:
+        run: as it was read.
+        held: uint8[n, hash size]: the chain's hashes of the run's leaves.
+        leaf_size: in bytes.
+        zero: the hash of a leaf of zeros.
+    """
+    width = len(zero)
+    mine: Buffer = zero * len(held) if run.hashes is None else run.hashes
+    differs = np.any(np.frombuffer(mine, np.uint8).reshape(-1, width) != held, axis=1)
+    bounds = np.flatnonzero(np.diff(differs, prepend=False, append=False))
+    for first, last in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
+        start = first * leaf_size
+        length = min(last * leaf_size, run.length) - start
+        hashes = None if run.hashes is None else run.hashes[first * width : last * width]
+        yield Run(run.offset + start, length, hashes)
