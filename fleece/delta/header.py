@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fleece.delta.layout import ENVELOPE, MAX_HEADER, MAX_SIZE, SKIPPABLE_MAGIC, Tag, seal, unseal
-from fleece.errors import DeltaError
+from fleece.errors import DeltaError, UsageError
 from fleece.hashing import XXH3_128, HashAlgorithm, by_code
 from fleece.tree import FAN_OUT, LEAF_SIZE, Geometry
 
@@ -100,10 +100,22 @@ class Header:
 
 
 def pack(header: Header) -> bytes:
-    """The HEADER frame."""
-    text = json.dumps(_to_json(header), indent=1, ensure_ascii=False).encode() + b"\n"
+    """The HEADER frame.
+
+    Raises:
+        UsageError: no reader would take it: a name, an id or a number is not what it must be.
+    """
+    raw = _to_json(header)
+    text = json.dumps(raw, indent=1, ensure_ascii=False).encode() + b"\n"
     fixed = _FIXED.pack(_GREETING, VERSION, header.algorithm.code, 0, 0, 0, len(text))
-    return seal(Tag.HEADER, fixed + text, header.algorithm)
+    frame = seal(Tag.HEADER, fixed + text, header.algorithm)
+    try:
+        _from_json(raw, header.algorithm)
+        if len(frame) > MAX_HEADER:
+            raise ValueError(f"it is {len(frame)} bytes long, more than {MAX_HEADER}")
+    except ValueError as error:
+        raise UsageError(f"the header makes no sense ({error})", where=header.disk) from error
+    return frame
 
 
 def frame_length(first: bytes, where: object) -> int:

@@ -16,6 +16,7 @@ from fleece.disk.raw import RawDisk
 from fleece.errors import FleeceError, SourceError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
+from fleece.programs import program
 
 
 class ImageFormat(enum.StrEnum):
@@ -60,7 +61,9 @@ def probe_format(path: str, failure: type[FleeceError]) -> str:
     if not stat.S_ISREG(mode):
         raise failure("is neither a file nor a block device", where=path)
     done = subprocess.run(
-        ["qemu-img", "info", "-U", "--output=json", "--", path], capture_output=True, check=False
+        [program("qemu-img"), "info", "-U", "--output=json", "--", path],
+        capture_output=True,
+        check=False,
     )
     if done.returncode != 0:
         raise failure(f"is no image: {done.stderr.decode(errors='replace').strip()}", where=path)

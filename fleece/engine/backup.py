@@ -20,7 +20,7 @@ from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
 from fleece.engine.rescan import HeldLeaves
-from fleece.errors import UsageError
+from fleece.errors import SourceError, UsageError
 from fleece.source.base import Export, Point
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
@@ -158,13 +158,21 @@ class _Run:
         self._cancel.check()
         point = self._new_point(decisions)
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
-        with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
-            names = tuple(disk.name for disk in disks)
-            self._listener(events.PointTaken(point.id, names))
-            results = self._store_point(point, decisions, living)
-            living.close()
-            for kept in living.committed():
-                self._listener(events.Warned(kept))
+        results: list[DiskResult] = []
+        try:
+            with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
+                names = tuple(disk.name for disk in disks)
+                self._listener(events.PointTaken(point.id, names))
+                results += self._store_point(point, decisions, living)
+                living.close()
+                for kept in living.committed():
+                    self._listener(events.Warned(kept))
+        except SourceError as error:
+            if not results:
+                raise
+            # The point is durable. What is left in QEMU, the next backup finds by its name.
+            text = f"point {point.id} is stored, but QEMU could not be tidied up: {error}"
+            self._listener(events.Warned(text))
         return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:

@@ -16,6 +16,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
 from fleece.nbd.server import served_image
+from fleece.programs import program
 
 
 @contextlib.contextmanager
@@ -73,7 +74,7 @@ def _blank(path: Path, image_format: ImageFormat, size: int) -> Iterator[Writabl
             hint="restore to raw",
         )
     made = subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "--", str(path), str(size)],
+        [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(size)],
         capture_output=True,
         check=False,
     )

@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleece.errors import FleeceError, UsageError
+from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
+from fleece.programs import program
 
 _START_LIMIT = 20.0
 """Seconds that qemu-nbd may take until it listens."""
@@ -30,12 +31,10 @@ def served_image(
         writable: else the export is read-only and the image is not locked for writing.
         failure: the family of errors about this image.
     """
-    if shutil.which("qemu-nbd") is None:
-        raise UsageError("qemu-nbd is missing", hint="install the package qemu-utils")
     with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
         place = Path(folder) / "nbd.sock"
         command = [
-            "qemu-nbd",
+            program("qemu-nbd"),
             "--persistent",
             "--shared=16",
             f"--format={image_format}",

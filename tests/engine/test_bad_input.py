@@ -198,6 +198,15 @@ def test_a_scratch_folder_that_does_not_serve(scratch: str, scene: Scene) -> Non
     scene.check_exact()
 
 
+def test_without_qemu_img_there_is_one_clear_message(scene: Scene) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "/nonexistent")
+        with pytest.raises(fleece.UsageError, match="qemu-img is missing; install"):
+            scene.take()
+    scene.nothing_left()
+    assert scene.points() == 0
+
+
 # ---- bitmaps ------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ from fleece.delta.layout import (
 )
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Sink
-from fleece.errors import DeltaError, StoreError
+from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.extents import Extents
 from fleece.hashing import XXH3_128, Buffer
 from fleece.tree import BlankDisk, Geometry, Level
@@ -1209,3 +1209,21 @@ def test_a_points_time_orders_nothing_and_may_be_any_text(tmp_path: Path) -> Non
     with (tmp_path / "d").open("wb") as sink:
         write_delta(sink, head, BlankDisk(head.geometry), b"x", Extents.whole(1))
     full_check([tmp_path / "d"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guest": ""},
+        {"disk": "a\nb"},
+        {"guest": "x" * 1025},
+        {"disks": tuple(f"{number:01000}" for number in range(2000))},
+    ],
+    ids=["empty", "not printable", "long", "too much"],
+)
+def test_a_header_that_no_reader_takes_is_not_written(wrong: dict[str, Any]) -> None:
+    head = dataclasses.replace(header(4 * LEAF), **wrong)
+    if "disk" in wrong or "disks" in wrong:
+        head = dataclasses.replace(head, disks=(head.disk, *head.disks))
+    with pytest.raises(UsageError, match="the header makes no sense"):
+        header_module.pack(head)

@@ -13,7 +13,7 @@ import pytest
 _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
-    {"errors", "cancel", "events", "version"},
+    {"errors", "cancel", "events", "programs", "version"},
     {"hashing", "extents", "tree"},
     {"delta"},
     {"nbd"},

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.nbd.uri import unix_uri
+from fleece.programs import program
 from fleece.source.base import Export
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError, Monitor
@@ -181,7 +182,7 @@ class QemuPoint:
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
         path = self._folder / f"s{number}.qcow2"
         done = subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
+            [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
             capture_output=True,
             check=False,
         )
