@@ -17,7 +17,7 @@ from fleece.hashing import Buffer
 from fleece.tree import HashArray
 
 _BLOCK = 1 << 12
-"""Leaves whose hashes are looked up at a time: a multiple of every power-of-two fan-out."""
+"""Leaves whose hashes are looked up at a time: whole MiB of disk, whole nodes of any fan-out."""
 
 
 class HeldLeaves:
@@ -44,23 +44,18 @@ class HeldLeaves:
         return zeros.subtract(self._zeros)
 
     def hashes(self, start: int, end: int) -> HashArray:
-        """The chain's hashes of the leaves in `[start, end)`: at most 1 MiB, from a whole leaf on.
+        """The chain's hashes of the leaves in `[start, end)`, a range within one MiB of the disk.
 
         Not for several threads at once.
         """
         size = self._shape.leaf_size
         low, high = start // size, -(-end // size)
-        parts = []
-        while low < high:
-            first = low - low % _BLOCK
-            if first != self._first:
-                count = min(_BLOCK, -(-self._shape.size // size) - first)
-                self._block = self._chain.leaf_hashes(first, count)
-                self._first = first
-            stop = min(high, first + _BLOCK)
-            parts.append(self._block[low - first : stop - first])
-            low = stop
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        first = low - low % _BLOCK
+        if first != self._first:
+            count = min(_BLOCK, -(-self._shape.size // size) - first)
+            self._block = self._chain.leaf_hashes(first, count)
+            self._first = first
+        return self._block[low - first : high - first]
 
 
 def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iterator[Run]:

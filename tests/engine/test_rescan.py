@@ -16,7 +16,7 @@ from tests.rig.disk import Disk
 MIB = 1024 * 1024
 LEAF = 64 * 1024
 SIZE = 20 * MIB + 512
-"""More than one look-up block of 16 MiB groups, with a tail that is no whole leaf."""
+"""With a tail that is no whole leaf."""
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""What a chain holds, and which leaves of a read are new to it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleece.engine import rescan
+from fleece.engine.leaves import Run
+from fleece.engine.rescan import HeldLeaves, changed_runs
+from fleece.extents import Extents
+from tests.unit.kit import LEAF, History, OpenChain, histories, naive_levels, store_history
+
+
+@given(history=histories())
+def test_the_chains_leaves_are_those_of_its_newest_disk(history: History) -> None:
+    """From the first to the last, over the bounds of look-ups."""
+    with tempfile.TemporaryDirectory() as name:
+        stored = store_history(Path(name), history)
+        disk = stored[-1].disk
+        with (
+            OpenChain([item.path for item in reversed(stored)]) as chain,
+            mock.patch.object(rescan, "_BLOCK", history.fan_out),
+        ):
+            held = HeldLeaves(chain)
+            leaves = naive_levels(disk, 2)[0]  # of an empty disk: one blank leaf
+            for start, leaf in zip(range(0, len(disk), LEAF), leaves, strict=False):
+                assert held.hashes(start, min(start + LEAF, len(disk))).tobytes() == leaf
+            whole = Extents.whole(len(disk))
+            for start, end in whole.subtract(held.not_yet_zero(whole)):
+                assert not any(disk[start:end])
+
+
+@given(
+    same=st.lists(st.booleans(), min_size=1, max_size=16),
+    tail=st.integers(1, LEAF),
+    zero=st.booleans(),
+)
+def test_only_leaves_that_differ_are_kept(same: list[bool], tail: int, zero: bool) -> None:
+    count, width = len(same), 16
+    blank = bytes(width)
+    mine = blank * count if zero else bytes(range(1, 17)) * count
+    held = np.frombuffer(mine, np.uint8).reshape(count, width).copy()
+    held[np.flatnonzero(~np.array(same)), 3] ^= 1
+    length = (count - 1) * LEAF + tail
+    run = Run(5 * LEAF, length, None if zero else mine)
+    kept = list(changed_runs(run, held, LEAF, blank))
+    wanted = [
+        (5 * LEAF + n * LEAF, 5 * LEAF + min((n + 1) * LEAF, length))
+        for n, is_same in enumerate(same)
+        if not is_same
+    ]
+    assert Extents.of([(part.offset, part.offset + part.length) for part in kept]) == Extents.of(
+        wanted
+    )
+    for part in kept:
+        leaves = -(-part.length // LEAF)
+        assert part.hashes == (None if zero else bytes(range(1, 17)) * leaves)
