@@ -411,8 +411,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "engine/backup.py",
-                    "                results += self._store_point(",
-                    "                living.committed()\n                results += self._store_point(",
+                    "results += self._store_point(",
+                    "living.committed()\n                results += self._store_point(",
                 ),
             ),
         ),
