@@ -15,6 +15,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
+from fleece.delta.protection import Protection
 from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
@@ -210,7 +211,8 @@ class _Run:
             for made, export in zip(decisions, living.exports, strict=True):
                 base = stack.enter_context(self._base(made))
                 head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
-                jobs.append(_job(made, export, head, partial.create(made.disk.name), base))
+                sink = partial.create(made.disk.name)
+                jobs.append(_job(made, export, head, sink, base, self._store.protection))
             total = sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
@@ -246,13 +248,21 @@ class _Run:
             level=self._options.level,
             granularity=export.granularity,
             producer=_producer(self._source),
+            algorithm=self._store.algorithm,
         )
 
 
-def _job(made: Decision, export: Export, head: Header, sink: Sink, base: Chain | None) -> CopyJob:
+def _job(
+    made: Decision,
+    export: Export,
+    head: Header,
+    sink: Sink,
+    base: Chain | None,
+    protection: Protection | None,
+) -> CopyJob:
     disk = open_export(export)
     dirty = dirty_leaves(export, disk, made.more_dirty)
-    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry))
+    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
     held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
 

@@ -10,16 +10,17 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
+import hmac
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import Buffer
-from fleece.store.catalogue import Catalogue, Entry, read_entry
+from fleece.keys import Secret
+from fleece.store.catalogue import Access, Catalogue, Entry
+from fleece.store.marker import Marker, StoreWishes
 
 MARKER = "fleece-store.json"
 SUFFIX = ".fleece"
@@ -33,12 +34,19 @@ class FolderStore:
 
     Args:
         path: the folder.
+        secret: the store's key file or passphrase; None: it has no key.
+
+    Attributes:
+        id: the store's own.
+        protection: what its deltas are protected by; None: nothing.
+        algorithm: the hash of its deltas.
 
     Raises:
         StoreError: it is not there, or it is no store.
+        UsageError: the secret is not the store's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = Path(path)
         self.where = str(path)
         with _store_errors(self.path):
@@ -46,7 +54,7 @@ class FolderStore:
                 raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
         try:
-            self.id = _parse_marker(marker.read_text())
+            found = Marker.of_text(marker.read_text())
         except FileNotFoundError:
             raise StoreError(
                 f"this folder is no fleece store (it has no {MARKER})",
@@ -57,22 +65,40 @@ class FolderStore:
             raise StoreError(
                 f"the store's marker cannot be read ({error})", where=marker
             ) from error
+        self.marker = found
+        self.id = found.id
+        self.protection = found.protection(secret, self.where)
+        self.algorithm = found.algorithm(self.protection)
+        self.access = Access(secret, self.protection, self.algorithm.name)
 
     @staticmethod
-    def open_or_create(path: str | os.PathLike[str]) -> FolderStore:
+    def open_or_create(
+        path: str | os.PathLike[str],
+        secret: Secret | None = None,
+        wishes: StoreWishes | None = None,
+    ) -> FolderStore:
         """Open a store; make one where nothing or an empty folder is.
+
+        Args:
+            path: the folder.
+            secret: the key file or passphrase of a store with a key.
+            wishes: how a new store shall be; an existing one must be so.
 
         Raises:
             StoreError: something else is there.
+            UsageError: the wishes contradict the secret, or the store that is there.
         """
         folder = Path(path)
+        wishes = wishes or StoreWishes()
         with _store_errors(folder):
             if _is_free(folder):
+                text = Marker.new(wishes, secret).to_text()
                 folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"format": "fleece store", "version": 1, "id": uuid.uuid4().hex})
-                _write_durably(folder / MARKER, text + "\n")
+                _write_durably(folder / MARKER, text)
                 _sync_folder(folder.parent)
-        return FolderStore(folder)
+        store = FolderStore(folder, secret)
+        store.marker.check(wishes, store.where)
+        return store
 
     def catalogue(self) -> Catalogue:
         """Read every delta's own words.
@@ -85,10 +111,10 @@ class FolderStore:
         with _store_errors(self.path):
             for path in self._delta_files():
                 try:
-                    entries.append(read_entry(path))
+                    entries.append(self.access.read_entry(path))
                 except DeltaError as error:
                     damaged.append(error)
-        return Catalogue(entries, damaged, self.where)
+        return Catalogue(entries, damaged, self.where, self.access)
 
     def _delta_files(self) -> Iterator[str]:
         for guest in _subfolders(self.path):
@@ -146,10 +172,16 @@ class FolderStore:
             parent = self._guest_folder(guest)
             partial = parent / f"{_PARTIAL}{point}"
             partial.mkdir()
-        return PartialPoint(partial, parent / f"{sequence:06d}-{point}")
+        return PartialPoint(partial, parent / f"{sequence:06d}-{point}", self)
+
+    def file_name(self, name: str) -> str:
+        """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""
+        if self.protection is None or not self.protection.encrypted:
+            return safe_name(name)
+        return hmac.digest(self.protection.key.of_names, name.encode(), "sha256").hex()[:32]
 
     def _guest_folder(self, guest: str) -> Path:
-        folder = self.path / safe_name(guest)
+        folder = self.path / self.file_name(guest)
         if not folder.is_dir():
             folder.mkdir()
             _sync_folder(self.path)
@@ -159,15 +191,15 @@ class FolderStore:
 class PartialPoint:
     """A point that is being written. Either `commit` or `discard` ends it."""
 
-    def __init__(self, folder: Path, final: Path) -> None:
+    def __init__(self, folder: Path, final: Path, store: FolderStore) -> None:
         self.folder = folder
         self.final = final
+        self._store = store
         self._files: dict[str, DeltaFile] = {}
 
-    @staticmethod
-    def file_name(disk: str) -> str:
+    def file_name(self, disk: str) -> str:
         """The name of a disk's delta within its point's folder."""
-        return safe_name(disk) + SUFFIX
+        return self._store.file_name(disk) + SUFFIX
 
     def create(self, disk: str) -> DeltaFile:
         """The file of one disk's delta, to write front to back."""
@@ -188,7 +220,7 @@ class PartialPoint:
                 file.close_durably()
             _sync_folder(self.folder)
             for file in self._files.values():
-                read_entry(str(file.path))
+                self._store.access.read_entry(str(file.path))
             os.rename(self.folder, self.final)
             _sync_folder(self.final.parent)
 
@@ -240,15 +272,6 @@ def _is_free(folder: Path) -> bool:
         return True
     left = _temporary(folder / MARKER)
     return folder.is_dir() and all(item == left for item in folder.iterdir())
-
-
-def _parse_marker(text: str) -> str:
-    raw = json.loads(text)
-    if not isinstance(raw, dict) or raw.get("format") != "fleece store" or raw.get("version") != 1:
-        raise ValueError("not a marker of a store of version 1")
-    if not isinstance(raw.get("id"), str):
-        raise ValueError("no id")
-    return str(raw["id"])
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
