@@ -39,10 +39,19 @@ class Access:
             delta = DeltaReader(path, self.secret)
         except WrongKey as error:
             raise DeltaError("is protected by another key than its store", where=path) from error
-        if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
+        try:
+            self.check(delta)
+        except DeltaError:
             delta.close()
-            raise DeltaError("is not protected as its store is, or has another hash", where=path)
+            raise
         return delta
+
+    def check(self, delta: DeltaReader) -> None:
+        """Raise `DeltaError` unless an open delta is of this store's kind."""
+        if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
+            raise DeltaError(
+                "is not protected as its store is, or has another hash", where=delta.path
+            )
 
     def read_entry(self, path: str) -> Entry:
         """Open a delta and describe it.

@@ -12,6 +12,8 @@ import fcntl
 import hashlib
 import hmac
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -25,6 +27,7 @@ from fleece.store.marker import Marker, StoreWishes
 MARKER = "fleece-store.json"
 SUFFIX = ".fleece"
 _PARTIAL = ".partial-"
+_SPOOL = ".import-"
 _LOCK = ".lock"
 _LONGEST_NAME = 200
 
@@ -88,17 +91,22 @@ class FolderStore:
             StoreError: something else is there.
             UsageError: the wishes contradict the secret, or the store that is there.
         """
-        folder = Path(path)
         wishes = wishes or StoreWishes()
-        with _store_errors(folder):
-            if _is_free(folder):
-                text = Marker.new(wishes, secret).to_text()
-                folder.mkdir(parents=True, exist_ok=True)
-                _write_durably(folder / MARKER, text)
-                _sync_folder(folder.parent)
-        store = FolderStore(folder, secret)
+        if is_free(path):
+            return FolderStore.create(path, Marker.new(wishes, secret), secret)
+        store = FolderStore(path, secret)
         store.marker.check(wishes, store.where)
         return store
+
+    @staticmethod
+    def create(path: str | os.PathLike[str], marker: Marker, secret: Secret | None) -> FolderStore:
+        """Make a store where nothing is (`is_free`)."""
+        folder = Path(path)
+        with _store_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_durably(folder / MARKER, marker.to_text())
+            _sync_folder(folder.parent)
+        return FolderStore(folder, secret)
 
     def catalogue(self) -> Catalogue:
         """Read every delta's own words.
@@ -131,8 +139,12 @@ class FolderStore:
         return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
 
     @contextlib.contextmanager
-    def locked(self, guest: str) -> Iterator[None]:
+    def locked(self, guest: str, patience: float = 0) -> Iterator[None]:
         """Be the only one that writes this guest's points. The lock dies with its holder.
+
+        Args:
+            guest: whose points.
+            patience: seconds to wait for another holder.
 
         Raises:
             StoreError: another process holds it.
@@ -142,8 +154,8 @@ class FolderStore:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                _lock(descriptor, patience)
+            except BlockingIOError as error:
                 holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
                 raise StoreError(
                     f"another backup of {guest} into this store is running "
@@ -165,6 +177,38 @@ class FolderStore:
                     _remove_folder(folder)
                     removed.append(str(folder))
         return removed
+
+    def take_in(self, file: DeltaFile, entry: Entry, beside: Entry | None) -> Path:
+        """Give a spooled delta, checked and durable, its place; the guest's lock must be held.
+
+        Args:
+            file: the spooled file.
+            entry: what it is.
+            beside: another disk's delta of the same point; None: it is the first.
+
+        Raises:
+            StoreError: something else has its name, or the store cannot be written.
+        """
+        head = entry.header
+        name = self.file_name(head.disk) + SUFFIX
+        with _store_errors(self.path):
+            guest = self._guest_folder(head.guest)
+            final = guest / f"{head.point.sequence:06d}-{head.point.id}"
+            if beside is not None:
+                final = Path(beside.path).parent
+            if final.exists():
+                _rename_to_new(file.path, final / name)
+                _sync_folder(final)
+                return final / name
+            partial = guest / f"{_PARTIAL}{head.point.id}"
+            if partial.exists():
+                _remove_folder(partial)
+            partial.mkdir()
+            os.rename(file.path, partial / name)
+            _sync_folder(partial)
+            os.rename(partial, final)
+            _sync_folder(guest)
+            return final / name
 
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""
@@ -200,6 +244,10 @@ class PartialPoint:
     def file_name(self, disk: str) -> str:
         """The name of a disk's delta within its point's folder."""
         return self._store.file_name(disk) + SUFFIX
+
+    def place(self, disk: str) -> str:
+        """Where a disk's delta will be."""
+        return str(self.final / self.file_name(disk))
 
     def create(self, disk: str) -> DeltaFile:
         """The file of one disk's delta, to write front to back."""
@@ -244,6 +292,15 @@ class DeltaFile:
         with _store_errors(self.path):
             return self._file.write(data) or 0
 
+    def hold(self) -> None:
+        """Lock it for as long as it is open: it is in use."""
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with _store_errors(self.path):
+            os.fsync(self._file.fileno())
+
     def close_durably(self) -> None:
         """fsync and close."""
         if not self._file.closed:
@@ -266,17 +323,72 @@ def safe_name(name: str) -> str:
     return text
 
 
-def _is_free(folder: Path) -> bool:
+def _lock(descriptor: int, patience: float) -> None:
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= limit:
+                raise
+            time.sleep(0.1)
+
+
+def is_free(path: str | os.PathLike[str]) -> bool:
     """Whether a store can be made: nothing is there, or at most what a killed attempt left."""
-    if not folder.exists():
-        return True
-    left = _temporary(folder / MARKER)
-    return folder.is_dir() and all(item == left for item in folder.iterdir())
+    folder = Path(path)
+    with _store_errors(folder):
+        if not folder.exists():
+            return True
+        left = _temporary(folder / MARKER).name
+        return folder.is_dir() and all(
+            item.name == left or item.name.startswith(_SPOOL) for item in folder.iterdir()
+        )
+
+
+@contextlib.contextmanager
+def spooled(path: str | os.PathLike[str]) -> Iterator[DeltaFile]:
+    """A file, in a store's folder or what shall become one, for a delta that is not known yet.
+
+    Afterwards it is gone, if `FolderStore.take_in` did not take it; so is a folder that was made
+    for it and did not become a store. What a killed process left of such files is removed first.
+    """
+    folder = Path(path)
+    with _store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_spooled(folder)
+        file = DeltaFile(folder / f"{_SPOOL}{secrets.token_hex(8)}")
+        file.hold()
+    try:
+        yield file
+    finally:
+        file.abandon()
+        with contextlib.suppress(OSError):
+            file.path.unlink(missing_ok=True)
+            if is_free(folder):
+                folder.rmdir()
+
+
+def _remove_spooled(folder: Path) -> None:
+    for item in os.scandir(folder):
+        if item.name.startswith(_SPOOL) and item.is_file(follow_symlinks=False):
+            with open(item.path, "rb") as file, contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(item.path)
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
     found = [Path(item.path) for item in os.scandir(folder) if item.is_dir(follow_symlinks=False)]
     return sorted(path for path in found if hidden or not path.name.startswith("."))
+
+
+def _rename_to_new(path: Path, final: Path) -> None:
+    """Rename a file whose new name must be free; the lock on the guest keeps it so."""
+    if os.path.lexists(final):
+        raise StoreError(
+            "is there already, and it is no whole delta", where=final, hint="move it away first"
+        )
+    os.rename(path, final)
 
 
 def _remove_folder(folder: Path) -> None:

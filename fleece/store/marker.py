@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 
 from fleece.delta.protection import CIPHER, Protection
+from fleece.delta.reader import DeltaReader
 from fleece.errors import UsageError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, by_name, keyed_blake3
 from fleece.keys import (
@@ -81,6 +82,17 @@ class Marker:
                 f"a key without a use: {name} takes none", hint="--encrypt, or --hash blake3"
             )
         return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms)
+
+    @staticmethod
+    def like(delta: DeltaReader) -> Marker:
+        """The marker of a new store that such a delta can live in."""
+        protection = delta.protection
+        return Marker(
+            uuid.uuid4().hex,
+            delta.geometry.algorithm.name,
+            protection is not None and protection.encrypted,
+            None if protection is None else protection.key.terms,
+        )
 
     def protection(self, secret: Secret | None, where: str) -> Protection | None:
         """What the store's deltas are protected by.
