@@ -1135,7 +1135,7 @@ def test_bytes_hidden_between_pages_and_directory_are_found(
 
 @pytest.mark.parametrize(
     ("hidden", "message"),
-    [(b"evil", "a record is cut"), (b"evil" * 10, "no record where one must be")],
+    [(b"evil", "cut inside a RECORD frame"), (b"evil" * 10, "no RECORD frame where one must be")],
 )
 def test_bytes_hidden_between_records_and_pages_are_found(
     hidden: bytes, message: str, tmp_path: Path
