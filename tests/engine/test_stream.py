@@ -41,7 +41,7 @@ def _export(scene: Scene, target: Path, *words: object) -> dict[str, object]:
 
 
 def _run(words: tuple[object, ...], **streams: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
         [sys.executable, "-m", "fleece", *map(str, words)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -49,6 +49,7 @@ def _run(words: tuple[object, ...], **streams: object) -> subprocess.CompletedPr
         timeout=120,
         **streams,  # type: ignore[call-overload]
     )
+    return done
 
 
 def _import(store: Path, delta: Path, *words: object) -> Ran:

@@ -57,7 +57,8 @@ def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -
 def _add(store: FolderStore, sequence: int, disk: bytes, dirty: Extents) -> None:
     catalogue = store.catalogue()
     newest = catalogue.points[-1].disks["vda"] if catalogue.points else None
-    head = header(len(disk), sequence, newest and newest.as_parent(), guest=GUEST)
+    parent = None if newest is None else newest.as_parent()
+    head = header(len(disk), sequence, parent, guest=GUEST)
     head = dataclasses.replace(head, algorithm=store.algorithm)
     partial = store.begin(GUEST, head.point.id, sequence)
     sink = partial.create("vda")
