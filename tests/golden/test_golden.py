@@ -26,6 +26,7 @@ HERE = Path(__file__).parent / "v1"
 FULL = HERE / "full.fleece"
 FORMAT = Path(__file__).parents[2] / "docs" / "format.rst"
 
+_NAMED = re.compile(r"^``tests/golden/v1/([a-z0-9-]+\.fleece)``", re.MULTILINE)
 _DUMP = re.compile(r"^ {4}([0-9a-f]{8}): ((?:[0-9a-f]{2,4} )+) ", re.MULTILINE)
 
 
@@ -99,13 +100,19 @@ def test_the_first_bytes_tell_a_person_what_it_is() -> None:
 
 
 def test_the_dumps_in_the_format_page_are_the_files_bytes() -> None:
-    content = FULL.read_bytes()
-    dumps = _DUMP.findall(FORMAT.read_text())
-    assert len(dumps) > 20
-    for place, digits in dumps:
-        shown = bytes.fromhex(digits)
-        at = int(place, 16)
-        assert content[at : at + len(shown)] == shown, place
+    """Each dump is of the golden file that was named last before it."""
+    _, *parts = _NAMED.split(FORMAT.read_text())
+    shown_of = {}
+    for name, words in zip(parts[::2], parts[1::2], strict=True):
+        content = (HERE / name).read_bytes()
+        dumps = _DUMP.findall(words)
+        for place, digits in dumps:
+            shown = bytes.fromhex(digits)
+            at = int(place, 16)
+            assert content[at : at + len(shown)] == shown, f"{name}: {place}"
+        shown_of[name] = len(dumps)
+    assert shown_of["full.fleece"] > 20
+    assert shown_of["sealed.fleece"] == 9
 
 
 def test_the_hashes_are_those_of_xxhsum(tmp_path: Path) -> None:
