@@ -58,10 +58,16 @@ class Tag(enum.Enum):
 
 
 class Kind(enum.IntEnum):
-    """What a record says of its range of the disk."""
+    """What a record or a row of the index says of its range of the disk.
+
+    The last two are in the index of a salvaged file alone, and no record goes with them: content
+    that is lost, and ranges of which nothing tells whether the delta held them.
+    """
 
     DATA = 1
     ZERO = 2
+    LOST = 3
+    UNCERTAIN = 4
 
 
 INDEX_ROW = np.dtype(
