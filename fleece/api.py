@@ -12,8 +12,10 @@ from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.export import dirty_extents, write_delta
+from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
+from fleece.engine.salvage import Loss, LostExtent, SalvageResult, salvage
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -62,13 +64,17 @@ __all__ = (
     "ImageFormat",
     "Interrupted",
     "Inventory",
+    "Loss",
+    "LostExtent",
     "Mode",
     "ModeWish",
     "ParentRef",
+    "PartialResult",
     "PointError",
     "PointRef",
     "QemuSource",
     "RestoreResult",
+    "SalvageResult",
     "SourceError",
     "StoreError",
     "StoredPoint",
@@ -88,6 +94,8 @@ __all__ = (
     "open_image",
     "read_entry",
     "restore",
+    "restore_partial",
+    "salvage",
     "verify_store",
     "write_delta",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "list_points"}
+_FUNCTIONS = {"list": "list_points", "salvage": "salvage:salvage"}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -29,7 +30,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb sets `verb`, the name of its function in `cli.verbs`."""
+    """The parser of all verbs. Each sets `verb`: the name of its function in `cli.verbs`.
+
+    A function in another module of `cli` is written `module:function`.
+    """
     top = _Parser(
         prog="fleece",
         description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
@@ -126,7 +130,21 @@ def _store_verbs(verb: _AddVerb) -> None:
         help="of the target; default: by its ending, else raw",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
+    restore.add_argument(
+        "--partial",
+        action="store_const",
+        dest="verb",
+        const="salvage:restore_partial",
+        help="restore what can be proven though deltas are damaged or missing; list the rest; "
+        "exit code 6 if anything is lost",
+    )
     _guest(restore)
+    salvage = verb("salvage", "save what a damaged or cut delta still proves into a new file")
+    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
+    salvage.add_argument(
+        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+    )
+    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:
@@ -165,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = vars(parser().parse_args(argv))
         options.pop("machine")
-        from fleece.cli import verbs
-
-        run = getattr(verbs, options.pop("verb"))
+        topic, _, name = options.pop("verb").rpartition(":")
+        run = getattr(importlib.import_module(f"fleece.cli.{topic or 'verbs'}"), name)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

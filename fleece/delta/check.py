@@ -13,7 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleece.delta import record
-from fleece.delta.layout import ENVELOPE, INDEX_ROW, SKIPPABLE_MAGIC, Kind, Tag, own_hash
+from fleece.delta.layout import (
+    ENVELOPE,
+    INDEX_ROW,
+    MAX_RECORD_FRAME,
+    SKIPPABLE_MAGIC,
+    Kind,
+    Tag,
+    own_hash,
+)
 from fleece.delta.pages import Page
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
@@ -21,7 +29,6 @@ from fleece.errors import DeltaError
 from fleece.extents import Extents
 from fleece.tree import NodeSource, build, joined
 
-_LONGEST_RECORD = 64 * 1024
 _SIZE = struct.Struct("<II")
 
 
@@ -81,7 +88,7 @@ class Walk:
             raise DeltaError("a record is cut", where=delta.path)
         magic, rest, tag = ENVELOPE.unpack_from(start)
         length = rest + 8
-        fits = length <= _LONGEST_RECORD and position + length <= self._end
+        fits = length <= MAX_RECORD_FRAME and position + length <= self._end
         if magic != SKIPPABLE_MAGIC or tag != Tag.RECORD.value or not fits:
             raise DeltaError(f"no record where one must be (byte {position})", where=delta.path)
         return start[:length] if length <= len(start) else delta.read_at(position, length)

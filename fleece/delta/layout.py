@@ -30,6 +30,9 @@ MAX_FRAME = MAX_RECORD + 8 * 1024
 MAX_HEADER = 1024 * 1024
 """The most bytes of a HEADER frame."""
 
+MAX_RECORD_FRAME = 64 * 1024
+"""The most bytes of a RECORD frame, without the zstd frame behind it."""
+
 MAX_PAGE = 8 * 1024 * 1024
 """The most bytes of a TREE or INDEX page."""
 
