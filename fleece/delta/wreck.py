@@ -17,7 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleece.delta import footer, pages, record
-from fleece.delta.layout import ENVELOPE, MAX_RECORD_FRAME, SKIPPABLE_MAGIC, Kind, Tag, own_hash
+from fleece.delta.layout import (
+    ENVELOPE,
+    MAX_RECORD_FRAME,
+    SKIPPABLE_MAGIC,
+    Kind,
+    Tag,
+    own_hash,
+    unseal,
+)
 from fleece.delta.reader import RecordFile
 from fleece.errors import DeltaError
 from fleece.extents import Int64Array
@@ -135,6 +143,10 @@ class Wreck(RecordFile):
         if position < self.records_start or position + page.length > self.length:
             return None
         frame = self.read_at(position, page.length)
+        try:
+            unseal(frame, page.tag, self._geometry.algorithm, self.path)
+        except DeltaError:
+            return None
         return frame if own_hash(frame, self._geometry.algorithm) == page.hash else None
 
     def index_rows(self, page: pages.Page) -> pages.IndexRows | None:

@@ -99,7 +99,7 @@ def salvage(
         raise UsageError("the new file must be another than the damaged one", where=target)
     with Wreck(path) as wreck, new_file(target, force=force) as partial:
         found = survey(wreck, listener, cancel)
-        if len(found.rows) == 0:
+        if len(found.rows) == 0 and len(found.lost) + len(found.uncertain) > 0:
             raise DeltaError("nothing in it can be proven any more", where=path)
         _write(partial, wreck, found, listener, cancel)
         _read_back(partial, found, cancel)
