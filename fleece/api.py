@@ -15,7 +15,7 @@ from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
-from fleece.engine.salvage import Loss, LostExtent, SalvageResult, salvage
+from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -74,7 +74,7 @@ __all__ = (
     "PointRef",
     "QemuSource",
     "RestoreResult",
-    "SalvageResult",
+    "SalvagedFile",
     "SourceError",
     "StoreError",
     "StoredPoint",
@@ -87,6 +87,7 @@ __all__ = (
     "backup",
     "compare_image",
     "copy_all",
+    "describe",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",

@@ -19,8 +19,16 @@ def salvage(output: Output, cancel: CancelToken, file: str, target: str, force: 
     output.succeed(
         f"{target} holds what is proven of disk {result.disk} at point {result.point}: "
         f"{result.records} records, {saved}; {_lost(result.lost)}",
-        **asdict(result),
+        **{"file": file} | asdict(result),
     )
+
+
+def info(output: Output, said: fleece.SalvagedFile) -> None:
+    """`fleece info FILE` of a salvaged file."""
+    _show(output, said.lost)
+    fields: dict[str, object] = {"salvaged": True} | asdict(said)
+    shown = {name: value for name, value in fields.items() if name != "lost"}
+    output.succeed("\n".join(f"{name:17} {value}" for name, value in shown.items()), **fields)
 
 
 def restore_partial(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.cli import salvage
 from fleece.cli.output import Output, human
 from fleece.errors import UsageError, VerifyError
 
@@ -138,6 +139,10 @@ def list_points(output: Output, cancel: CancelToken, store: str) -> None:
 
 def info(output: Output, cancel: CancelToken, file: str) -> None:
     """`fleece info FILE`."""
+    saved = fleece.describe(file)
+    if saved is not None:
+        salvage.info(output, saved)
+        return
     with fleece.DeltaReader(file) as delta:
         head, last = delta.header, delta.footer
         parent = asdict(head.parent) if head.parent else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.layout import INDEX_ROW, Kind, own_hash
 from fleece.delta.wreck import Wreck
 from fleece.delta.writer import Sink
 from fleece.errors import StoreError
@@ -45,7 +45,7 @@ class Survey:
 
     def held(self, kind: Kind | None = None) -> Extents:
         """The parts of the disk that are proven, of one kind or of both, in bytes."""
-        return _extents(self.rows, kind)
+        return extents_of(self.rows, kind)
 
 
 class Surveyor:
@@ -81,15 +81,15 @@ class Surveyor:
         """What all of it proves."""
         wreck = self._wreck
         self._drop_contradictions()
-        claimed, doubtful = self._index()
+        claimed, doubtful = wreck.index()
         rows = np.array(list(self._rows.values()), INDEX_ROW)
         broken = Extents.of(self._broken)
-        known = _extents(rows).union(broken)
-        blank = (row for row in _extents(claimed, Kind.ZERO) if len(known.clip(*row)) == 0)
+        known = extents_of(rows).union(broken)
+        blank = (row for row in extents_of(claimed, Kind.ZERO) if len(known.clip(*row)) == 0)
         rows = sorted_rows(rows, ranges(Extents.of(blank), Kind.ZERO))
-        held = _extents(rows)
-        lost = broken.union(_extents(claimed, Kind.DATA)).union(_extents(claimed, Kind.LOST))
-        uncertain = doubtful.union(_extents(claimed, Kind.UNCERTAIN))
+        held = extents_of(rows)
+        lost = broken.union(extents_of(claimed, Kind.DATA)).union(extents_of(claimed, Kind.LOST))
+        uncertain = doubtful.union(extents_of(claimed, Kind.UNCERTAIN))
         if wreck.header.parent is None:
             lost = Extents.whole(wreck.geometry.size)
         elif self._has_seen_all():
@@ -112,21 +112,6 @@ class Surveyor:
             row = self._rows.pop(number)
             self._leaves.pop(number, None)
             self._broken.append((row[0], row[0] + row[1]))
-
-    def _index(self) -> tuple[pages.IndexRows, Extents]:
-        """The rows that the index still has, and where a row could be that it has no more."""
-        whole = Extents.whole(self._wreck.geometry.size)
-        if self._wreck.listed is None:
-            return np.empty(0, INDEX_ROW), whole
-        index = [page for page in self._wreck.listed if page.tag is Tag.INDEX]
-        found, doubtful = [np.empty(0, INDEX_ROW)], []
-        for page, end in zip(index, [*(p.first for p in index[1:]), whole.total], strict=False):
-            rows = self._wreck.index_rows(page)
-            if rows is None:
-                doubtful.append((page.first, end))
-            else:
-                found.append(rows)
-        return np.concatenate(found), Extents.of(doubtful)
 
     def _has_seen_all(self) -> bool:
         """Whether every record of the delta was found, even if its data is damaged."""
@@ -232,7 +217,8 @@ def sorted_rows(*parts: pages.IndexRows) -> pages.IndexRows:
     return np.sort(np.concatenate(parts), order="offset")
 
 
-def _extents(rows: pages.IndexRows, kind: Kind | None = None) -> Extents:
+def extents_of(rows: pages.IndexRows, kind: Kind | None = None) -> Extents:
+    """The ranges of the disk, in bytes, of index rows, of one kind or of all."""
     picked = rows if kind is None else rows[rows["kind"] == kind]
     start = picked["offset"].astype(np.int64)
     return Extents.normal(start, start + picked["length"].astype(np.int64))

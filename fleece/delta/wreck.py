@@ -19,6 +19,7 @@ import numpy as np
 from fleece.delta import footer, pages, record
 from fleece.delta.layout import (
     ENVELOPE,
+    INDEX_ROW,
     MAX_RECORD_FRAME,
     SKIPPABLE_MAGIC,
     Kind,
@@ -28,7 +29,7 @@ from fleece.delta.layout import (
 )
 from fleece.delta.reader import RecordFile
 from fleece.errors import DeltaError
-from fleece.extents import Int64Array
+from fleece.extents import Extents, Int64Array
 from fleece.tree import HashArray, Level
 
 _WINDOW = 1 << 20
@@ -149,8 +150,7 @@ class Wreck(RecordFile):
             return None
         return frame if own_hash(frame, self._geometry.algorithm) == page.hash else None
 
-    def index_rows(self, page: pages.Page) -> pages.IndexRows | None:
-        """The rows of an INDEX page; None: it is damaged."""
+    def _index_rows(self, page: pages.Page) -> pages.IndexRows | None:
         frame = self.page_frame(page)
         kinds = pages.WHOLE if self.header.salvaged is None else tuple(Kind)
         if frame is None:
@@ -159,6 +159,21 @@ class Wreck(RecordFile):
             return pages.parse_index(frame, page, self._geometry, self.path, kinds)
         except DeltaError:
             return None
+
+    def index(self) -> tuple[pages.IndexRows, Extents]:
+        """The rows that are left of the index, and where on the disk a row may be missing."""
+        found, doubtful = [np.empty(0, INDEX_ROW)], []
+        size = self._geometry.size
+        if self.listed is None:
+            return found[0], Extents.whole(size)
+        index = [page for page in self.listed if page.tag is Tag.INDEX]
+        for page, end in zip(index, [*(p.first for p in index[1:]), size], strict=False):
+            rows = self._index_rows(page)
+            if rows is None:
+                doubtful.append((page.first, end))
+            else:
+                found.append(rows)
+        return np.concatenate(found), Extents.of(doubtful)
 
     def _tree_page(self, page: pages.Page) -> Level | None:
         frame = self.page_frame(page)

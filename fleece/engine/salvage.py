@@ -15,7 +15,8 @@ import zstandard
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.layout import Kind
-from fleece.delta.salvage import Survey, Surveyor, write_salvaged
+from fleece.delta.reader import RecordFile
+from fleece.delta.salvage import NOWHERE, Survey, Surveyor, extents_of, write_salvaged
 from fleece.delta.wreck import Remnant, Wreck
 from fleece.engine.pool import Counter, run_workers
 from fleece.engine.target import new_file
@@ -43,12 +44,11 @@ class LostExtent:
 
 
 @dataclass(frozen=True)
-class SalvageResult:
-    """What was saved.
+class SalvagedFile:
+    """What a salvaged file says of itself.
 
     Attributes:
-        file: the damaged delta.
-        target: the salvaged file.
+        path: of the file.
         guest, disk, point: what it is of.
         size: of the disk in bytes.
         root: of the disk at the point, hexadecimal; None: nothing was left that says it.
@@ -57,8 +57,7 @@ class SalvageResult:
         lost: the parts of the disk that the delta held, or may have held, and that are not saved.
     """
 
-    file: str
-    target: str
+    path: str
     guest: str
     disk: str
     point: str
@@ -77,7 +76,7 @@ def salvage(
     force: bool = False,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
-) -> SalvageResult:
+) -> SalvagedFile:
     """Save all records of a damaged or cut delta that are proven into a new file.
 
     The new file appears under its name only when it is whole, read back and durable.
@@ -103,20 +102,40 @@ def salvage(
             raise DeltaError("nothing in it can be proven any more", where=path)
         _write(partial, wreck, found, listener, cancel)
         _read_back(partial, found, cancel)
-        head = wreck.header
-        root = wreck.root
-        return SalvageResult(
-            file=path,
-            target=target,
+        return _described(str(partial), target)
+
+
+def describe(path: str) -> SalvagedFile | None:
+    """What a salvaged file says of itself; None: the file is an ordinary delta.
+
+    Raises:
+        DeltaError: its header or its index is damaged.
+    """
+    with RecordFile(path) as file:
+        if file.header.salvaged is None:
+            return None
+    return _described(path, path)
+
+
+def _described(path: str, name: str) -> SalvagedFile:
+    with Wreck(path) as wreck:
+        rows, missing = wreck.index()
+        if len(missing):
+            raise DeltaError(
+                "its index is damaged", where=path, hint="'fleece salvage' makes a new one"
+            )
+        head, root = wreck.header, wreck.root
+        return SalvagedFile(
+            path=name,
             guest=head.guest,
             disk=head.disk,
             point=head.point.id,
             size=head.size,
             root=None if root is None else root.hex(),
-            records=int((found.rows["position"] > 0).sum()),
-            data_bytes=found.held(Kind.DATA).total,
-            zero_bytes=found.held(Kind.ZERO).total,
-            lost=lost_extents(found.lost, found.uncertain),
+            records=int((rows["position"] != NOWHERE).sum()),
+            data_bytes=extents_of(rows, Kind.DATA).total,
+            zero_bytes=extents_of(rows, Kind.ZERO).total,
+            lost=lost_extents(extents_of(rows, Kind.LOST), extents_of(rows, Kind.UNCERTAIN)),
         )
 
 

@@ -6,6 +6,7 @@ The judge is the disk's true content at each point, kept while the deltas are wr
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -34,6 +35,7 @@ from fleece.engine.salvage import lost_extents, survey
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
 from fleece.tree import BlankDisk
+from tests.rig.process import run_checked
 from tests.unit.kit import (
     LEAF,
     Change,
@@ -446,3 +448,173 @@ def test_of_a_sound_chain_a_partial_restore_is_whole(history: History, seed: int
         result = fleece.restore_partial(store, "latest", "vda", str(target))
         assert result.whole
         assert target.read_bytes() == stored[-1].disk
+
+
+# ---- what exactly is lost --------------------------------------------------------------------
+
+
+def _partial(
+    store: FolderStore, tmp_path: Path, point: str = "latest"
+) -> tuple[fleece.PartialResult, bytes]:
+    target = tmp_path / "target"
+    result = fleece.restore_partial(store, point, "vda", str(target), force=True)
+    return result, target.read_bytes()
+
+
+@pytest.fixture
+def store(chain: list[Stored], tmp_path: Path) -> FolderStore:
+    return _store_of(tmp_path / "made", chain)
+
+
+def test_an_older_content_never_stands_in_for_a_lost_one(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    path = _path(store, 2)
+    _flip(path, _row(path, 1)[1])
+    result, content = _partial(store, tmp_path)
+    assert result.lost == _lost_leaves(1)
+    assert content[LEAF : 2 * LEAF] == bytes(LEAF), "not what the full has there"
+    _check_partial(chain[1], tmp_path / "target", result)
+
+
+def test_what_only_an_older_point_needed_is_not_missed(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    path = _path(store, 1)
+    for leaf in (1, 2, 5):
+        _flip(path, _row(path, leaf)[1])
+    result, content = _partial(store, tmp_path)
+    assert result.whole
+    assert content == chain[1].disk
+    assert _partial(store, tmp_path, chain[0].head.point.id)[0].lost == _lost_leaves(1, 2, 5)
+
+
+def test_a_damaged_tree_costs_nothing_while_the_records_give_its_root(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        with DeltaReader(_path(store, number)) as delta:
+            page = delta.pages[0]
+        _flip(_path(store, number), page.position + 30)
+    assert _partial(store, tmp_path)[0].whole
+
+
+def test_what_was_written_again_as_it_was_is_found_in_the_older_delta(tmp_path: Path) -> None:
+    whole = Change(0, 4 * LEAF, 7)
+    stored = store_history(tmp_path, History(4 * LEAF, 2, ((whole,), (whole,))), longest=1)
+    store = _store_of(tmp_path, stored)
+    path = _path(store, 2)
+    _flip(path, _row(path, 2)[1])
+    assert _partial(store, tmp_path)[0].whole
+
+
+def test_a_missing_delta_costs_only_what_it_alone_held(tmp_path: Path) -> None:
+    """The newest delta's tree proves what the missing one did not touch, out of the full."""
+    every = tuple(Change(n * LEAF, (n + 1) * LEAF, n + 1) for n in range(8))
+    middle = (Change(2 * LEAF, 3 * LEAF, 99),)
+    last = (Change(7 * LEAF, 8 * LEAF, 100),)
+    stored = store_history(tmp_path, History(8 * LEAF, 2, (every, middle, last)), longest=1)
+    store = _store_of(tmp_path, stored)
+    _path(store, 2).unlink()
+    result, content = _partial(store, tmp_path)
+    # The lists of nodes over leaves 0 to 3 were in the missing delta alone.
+    told = [(part.offset // LEAF, part.length // LEAF, part.reason) for part in result.lost]
+    assert told == [(0, 4, fleece.Loss.UNCERTAIN)]
+    assert content[4 * LEAF :] == stored[2].disk[4 * LEAF :]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_salvaged_file_in_the_store_serves_as_well_as_the_damaged_one(
+    number: int, store: FolderStore, tmp_path: Path
+) -> None:
+    path = _path(store, number)
+    _flip(path, _row(path, 2)[1])
+    damaged = _partial(store, tmp_path)
+    fleece.salvage(str(path), str(tmp_path / "new"))
+    os.replace(tmp_path / "new", path)
+    assert _partial(store, tmp_path) == damaged
+
+
+def test_a_point_whose_root_nothing_tells_is_not_called_whole(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    os.truncate(_path(store, 2), chain[1].summary.stored_bytes - 1)
+    os.truncate(_path(store, 1), chain[0].summary.stored_bytes - 1)
+    full, content = _partial(store, tmp_path, chain[0].head.point.id)
+    assert content == chain[0].disk
+    assert full.whole, "the child's header names the root"
+    _path(store, 2).unlink()
+    alone, content = _partial(store, tmp_path)
+    assert content == chain[0].disk
+    assert (alone.lost, alone.point_root, alone.whole) == ((), None, False)
+
+
+def test_where_no_header_is_left_there_is_nothing_to_restore(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    _flip(_path(store, 2), 100)
+    with pytest.raises(fleece.StoreError, match="nothing is left of disk vda at point"):
+        _partial(store, tmp_path, chain[1].head.point.id)
+    assert not (tmp_path / "target").exists()
+
+
+# ---- the command line ------------------------------------------------------------------------
+
+
+def _fleece(*words: object) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "fleece", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_salvages_and_restores_in_part(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    path, new, target = _path(store, 2), tmp_path / "new", tmp_path / "out.qcow2"
+    _flip(path, _row(path, 1)[1])
+    code, out, _ = _fleece("salvage", path, "-o", new, "--json")
+    result = json.loads(out.splitlines()[-1])
+    lost = [{"offset": LEAF, "length": LEAF, "reason": "lost"}]
+    assert (code, result["ok"], result["lost"]) == (0, True, lost)
+    assert result["root"] == chain[1].summary.root.hex()
+    code, out, err = _fleece("salvage", path, "-o", new)
+    assert (code, out) == (7, "")
+    assert err.startswith("fleece: ")
+    code, out, _ = _fleece("salvage", path, "-o", new, "--force")
+    assert code == 0
+    assert out.splitlines()[0] == f"lost: bytes {LEAF} to {2 * LEAF - 1}"
+
+    assert _fleece("restore", store.path, "latest", "vda", target)[0] == 5
+    assert not target.exists()
+    code, out, _ = _fleece("restore", store.path, "latest", "vda", target, "--partial", "--json")
+    result = json.loads(out.splitlines()[-1])
+    assert (code, result["ok"], result["exit_code"], result["lost"]) == (6, False, 6, lost)
+    raw = tmp_path / "raw"
+    raw.write_bytes(chain[1].disk[:LEAF] + bytes(LEAF) + chain[1].disk[2 * LEAF :])
+    run_checked("qemu-img", "compare", "-f", "qcow2", "-F", "raw", target, raw)
+
+    whole = chain[0].head.point.id
+    code, out, _ = _fleece("restore", store.path, whole, "vda", tmp_path / "whole", "--partial")
+    assert code == 0
+    assert "nothing is lost" in out
+    assert (tmp_path / "whole").read_bytes() == chain[0].disk
+
+
+def test_info_shows_what_a_salvaged_file_holds_and_lacks(
+    chain: list[Stored], tmp_path: Path
+) -> None:
+    path, new = chain[1].path, tmp_path / "new"
+    _flip(path, _row(path, 1)[1])
+    fleece.salvage(str(path), str(new))
+    code, out, _ = _fleece("info", new, "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert said["salvaged"] is True
+    assert (said["root"], said["records"]) == (chain[1].summary.root.hex(), 2)
+    assert said["lost"] == [{"offset": LEAF, "length": LEAF, "reason": "lost"}]
