@@ -103,11 +103,13 @@ class Catalogue:
         """The point that an id, an unambiguous prefix of one, or `latest` means.
 
         Raises:
-            StoreError: there is none, or not all of its disks are there.
+            StoreError: there is none, not all of its disks are there, or `latest` cannot be told
+                because a damaged file may be newer.
             UsageError: there is more than one.
         """
         points = [p for p in self.points if guest is None or p.guest == guest]
         if text == LATEST:
+            self._check_latest()
             points = [point for point in points if point.complete]
             if len({point.guest for point in points}) > 1:
                 raise UsageError(
@@ -131,6 +133,15 @@ class Catalogue:
                 where=self.where,
             )
         return found[0]
+
+    def _check_latest(self) -> None:
+        if self.damaged:
+            raise StoreError(
+                f"the latest point cannot be told: {len(self.damaged)} files are damaged "
+                f"({self.damaged[0]})",
+                where=self.where,
+                hint="name a point by its id",
+            )
 
     def line(self, entry: Entry) -> list[Entry]:
         """The deltas that lead to an entry, newest first, by their headers' parents alone.

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 import fleece
 from fleece.delta import record
-from fleece.delta.layout import Kind
+from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.delta.salvage import Survey
 from fleece.delta.wreck import Wreck
@@ -231,6 +231,19 @@ def test_all_records_that_the_footer_counts_leave_nothing_uncertain_even_without
     _flip(path, frame + 2)
     found = _survey(path)
     assert (found.lost, found.uncertain) == (_leaves(1), Extents.empty())
+
+
+def test_a_record_that_is_gone_with_its_index_row_leaves_all_uncertain(
+    chain: list[Stored],
+) -> None:
+    path = chain[1].path
+    with DeltaReader(path) as delta:
+        (page,) = (page for page in delta.pages if page.tag is Tag.INDEX)
+    _flip(path, _row(path, 1)[0] + 20)
+    _flip(path, page.position + 30)
+    found = _survey(path)
+    assert found.held() == _leaves(2, 5)
+    assert (found.lost, found.uncertain) == (Extents.empty(), _leaves(1, 3, 4, 6, 7))
 
 
 def test_bytes_that_went_missing_hide_neither_the_records_nor_the_index_behind_them(
@@ -474,6 +487,20 @@ def test_an_older_content_never_stands_in_for_a_lost_one(
     result, content = _partial(store, tmp_path)
     assert result.lost == _lost_leaves(1)
     assert content[LEAF : 2 * LEAF] == bytes(LEAF), "not what the full has there"
+    _check_partial(chain[1], tmp_path / "target", result)
+
+
+def test_an_older_content_never_stands_in_where_no_tree_is_left_either(
+    store: FolderStore, chain: list[Stored], tmp_path: Path
+) -> None:
+    path = _path(store, 2)
+    _flip(path, _row(path, 1)[1])
+    with DeltaReader(path) as delta:
+        first_page = delta.pages[0].position
+    os.truncate(path, first_page)
+    result, _ = _partial(store, tmp_path)
+    uncertain = lost_extents(Extents.empty(), _leaves(0, 3, 4, 6, 7))
+    assert result.lost == tuple(sorted(_lost_leaves(1) + uncertain, key=lambda e: e.offset))
     _check_partial(chain[1], tmp_path / "target", result)
 
 
