@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
-from fleece.delta.reader import DeltaReader
+from fleece.delta.reader import DeltaReader, RecordFile
 from fleece.errors import DeltaError, StoreError, UsageError
 
 LATEST = "latest"
@@ -109,13 +109,14 @@ class Catalogue:
         """
         points = [p for p in self.points if guest is None or p.guest == guest]
         if text == LATEST:
-            self._check_latest()
             points = [point for point in points if point.complete]
             if len({point.guest for point in points}) > 1:
                 raise UsageError(
                     "the store holds several guests", where=self.where, hint="name one with --guest"
                 )
             found = points[-1:]
+            for point in found:
+                self._check_newest(point)
         else:
             found = [point for point in points if point.id == text]
             found = found or [point for point in points if point.id.startswith(text)]
@@ -134,14 +135,20 @@ class Catalogue:
             )
         return found[0]
 
-    def _check_latest(self) -> None:
-        if self.damaged:
-            raise StoreError(
-                f"the latest point cannot be told: {len(self.damaged)} files are damaged "
-                f"({self.damaged[0]})",
-                where=self.where,
-                hint="name a point by its id",
-            )
+    def _check_newest(self, point: StoredPoint) -> None:
+        """Refuse to guess: a damaged file may be of a newer point."""
+        for error in self.damaged:
+            head = _header_of(error.where)
+            if head is None or (
+                (head.guest, head.chain) == (point.guest, point.chain)
+                and head.point.sequence >= point.sequence
+            ):
+                raise StoreError(
+                    f"the latest point cannot be told: a damaged file may be newer than {point.id} "
+                    f"({error})",
+                    where=self.where,
+                    hint="name a point by its id",
+                )
 
     def line(self, entry: Entry) -> list[Entry]:
         """The deltas that lead to an entry, newest first, by their headers' parents alone.
@@ -183,6 +190,15 @@ class Catalogue:
         with contextlib.ExitStack() as stack:
             readers = [stack.enter_context(DeltaReader(part.path)) for part in self.line(entry)]
             yield Chain(readers)
+
+
+def _header_of(path: str | None) -> Header | None:
+    """The header of a file of which the rest may be damaged; None: that is damaged too."""
+    try:
+        with RecordFile(path or "") as file:
+            return file.header
+    except DeltaError:
+        return None
 
 
 def read_entry(path: str) -> Entry:

@@ -230,6 +230,15 @@ def test_the_command_line_says_so_in_one_line_and_by_its_exit_code(
 
 
 def test_the_latest_point_is_not_guessed_while_a_damaged_file_may_be_newer(small: Small) -> None:
-    os.truncate(small.files[1], 10)
-    with pytest.raises(fleece.StoreError, match="the latest point cannot be told"):
-        fleece.restore(small.store, "latest", "vda", str(small.target))
+    whole = small.files[1].stat().st_size
+    for length in (10, whole - 1):
+        os.truncate(small.files[1], length)
+        with pytest.raises(fleece.StoreError, match="the latest point cannot be told"):
+            fleece.restore(small.store, "latest", "vda", str(small.target))
+
+
+def test_a_damaged_file_that_is_older_leaves_no_doubt_which_point_is_the_latest(
+    small: Small,
+) -> None:
+    os.truncate(small.files[0], small.files[0].stat().st_size - 1)
+    assert small.store.catalogue().find("latest").id == _NEWEST
