@@ -13,8 +13,10 @@ from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
+from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
+from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -72,13 +74,17 @@ __all__ = (
     "ImportResult",
     "Interrupted",
     "Inventory",
+    "Loss",
+    "LostExtent",
     "Mode",
     "ModeWish",
     "ParentRef",
+    "PartialResult",
     "PointError",
     "PointRef",
     "QemuSource",
     "RestoreResult",
+    "SalvagedFile",
     "Secret",
     "SourceError",
     "StoreError",
@@ -94,6 +100,7 @@ __all__ = (
     "backup",
     "compare_image",
     "copy_all",
+    "describe",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
@@ -102,6 +109,8 @@ __all__ = (
     "open_image",
     "read_entry",
     "restore",
+    "restore_partial",
+    "salvage",
     "verify_store",
     "write_delta",
 )

@@ -20,6 +20,7 @@ class Phase(enum.StrEnum):
     VERIFY = "verify"
     ROOT = "root"
     IMPORT = "import"
+    SALVAGE = "salvage"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -19,7 +20,11 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "verbs:list_points", "import": "stream:import_delta"}
+_FUNCTIONS = {
+    "list": "verbs:list_points",
+    "import": "stream:import_delta",
+    "salvage": "salvage:salvage",
+}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -160,8 +165,23 @@ def _store_verbs(verb: _AddVerb) -> None:
         help="of the target; default: by its ending, else raw",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
+    restore.add_argument(
+        "--partial",
+        action="store_const",
+        dest="verb",
+        const="salvage:restore_partial",
+        help="restore what can be proven though deltas are damaged or missing; list the rest; "
+        "exit code 6 if anything is lost",
+    )
     _guest(restore)
     _key(restore)
+    salvage = verb("salvage", "save what a damaged or cut delta still proves into a new file")
+    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
+    salvage.add_argument(
+        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+    )
+    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
+    _key(salvage)
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:
@@ -203,7 +223,8 @@ def _image_format(made: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output("--json" in argv, any(word.startswith("--output") for word in argv))
+    streams = "--output=-" in argv or ("--output", "-") in itertools.pairwise(argv)
+    output = Output("--json" in argv, streams)
     cancel = CancelToken()
 
     def stop(number: int, frame: FrameType | None) -> None:

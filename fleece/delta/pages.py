@@ -7,7 +7,7 @@ needed, and each is checked against the directory's hash of it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +114,25 @@ def parse_tree(frame: bytes, page: Page, geometry: Geometry, where: object) -> L
     )
 
 
-def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> IndexRows:
+WHOLE = (Kind.DATA, Kind.ZERO)
+"""The kinds of rows in the index of a whole delta."""
+
+
+def parse_index(
+    frame: bytes,
+    page: Page,
+    geometry: Geometry,
+    where: object,
+    kinds: Sequence[Kind] = WHOLE,
+) -> IndexRows:
     """The rows of an INDEX page: sorted by offset, disjoint, within the disk.
+
+    Args:
+        frame: of the page.
+        page: the directory's row of it.
+        geometry: of the disk.
+        where: the file's name in messages.
+        kinds: that a row may have.
 
     Raises:
         DeltaError: damaged, or not the page that the directory promised.
@@ -131,7 +148,7 @@ def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> 
     data = rows["kind"] == Kind.DATA
     fits = (
         (length > 0)
-        & (data | (rows["kind"] == Kind.ZERO))
+        & np.isin(rows["kind"], kinds)
         & (~data | (length <= MAX_RECORD))
         & (rows["frame_length"] <= MAX_FRAME)
     )

@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import zstandard
@@ -33,23 +34,22 @@ from fleece.tree import Geometry, HashArray, Level
 _CACHED_PAGES = 8
 
 
-class DeltaReader:
-    """A finished delta, open for random access from any number of threads.
+class RecordFile:
+    """A file that begins with a delta's header, open for reading its records, whatever follows.
 
     Args:
         path: the file; only its bytes are believed, never its name.
         secret: what it is protected by; None: nothing.
 
     Attributes:
-        header, footer: what they say.
+        header: what it says.
         protection: by a key; None: by none.
         frames: how frames are stored.
-        pages: the directory's rows.
         records_start: position of the first record in the file, in bytes.
         length: of the file, in bytes.
 
     Raises:
-        DeltaError: damaged, incomplete, or not a delta.
+        DeltaError: it cannot be read, or it does not begin with a whole header.
         WrongKey: it is protected by another key.
     """
 
@@ -63,14 +63,11 @@ class DeltaReader:
             self.length = os.fstat(self._file.fileno()).st_size
             start, self.protection, self.frames = self._read_key(secret)
             self.header, self._header_hash, self.records_start = self._read_header(start)
-            self.footer = self._read_footer()
-            self.pages = self._read_directory()
         except BaseException:
             self._file.close()
             raise
-        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
 
-    def __enter__(self) -> DeltaReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -167,6 +164,106 @@ class DeltaReader:
         self._geometry = parsed.geometry
         own = own_hash(frame, self._geometry.algorithm)
         return parsed, own, start + len(frame) + self.frames.overhead
+
+    def record_at(
+        self, offset: int, length: int, position: int, frame_length: int, kind: int
+    ) -> tuple[record.Record, bytes]:
+        """The record of one index row, and its zstd frame; both match the row and their hashes.
+
+        Raises:
+            DeltaError: they do not.
+        """
+        size = (
+            record.size_of(Kind(kind), length, self._geometry)
+            if length <= MAX_RECORD or (kind == Kind.ZERO)
+            else 0
+        )
+        stored = size + self.frames.overhead
+        data = frame_length + self.frames.overhead if kind == Kind.DATA else 0
+        if size == 0 or position + stored + data > self.length:
+            raise DeltaError("the index points outside the file", where=self.path)
+        both = self.read_at(position, stored + data)
+        packed = self.frames.open(Tag.RECORD, both[:stored], self.path)
+        found = record.parse(packed, self._geometry, self.path)
+        frame = self.frames.open(Tag.DATA, both[stored:], self.path) if data else b""
+        said = (offset, length, frame_length, kind, self.header.file_id)
+        if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
+            raise DeltaError("a record is not what the index says", where=self.path)
+        self.check_frame(found, frame)
+        return found, frame
+
+    def check_frame(self, found: record.Record, frame: bytes) -> None:
+        """Check a zstd frame's bytes against its record.
+
+        Raises:
+            DeltaError: they differ.
+        """
+        if found.kind is Kind.DATA and self._geometry.algorithm.digest(frame) != found.frame_hash:
+            raise self.damaged("compressed data does not match its hash", found.offset)
+
+    def unpack(
+        self, found: record.Record, frame: bytes, context: zstandard.ZstdDecompressor
+    ) -> bytes:
+        """The disk's bytes of a data record, each leaf checked against its hash.
+
+        Args:
+            found: the record.
+            frame: its zstd frame.
+            context: a decompressor of the calling thread's own.
+
+        Raises:
+            DeltaError: the frame does not decode to exactly the record's bytes.
+        """
+        try:
+            if zstandard.get_frame_parameters(frame).content_size != found.length:
+                raise self.damaged("compressed data announces the wrong size", found.offset)
+            data = context.decompress(frame, max_output_size=found.length, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise self.damaged(
+                f"compressed data does not decode ({error})", found.offset
+            ) from error
+        if len(data) != found.length:
+            raise self.damaged("compressed data has the wrong size", found.offset)
+        if leaf_hashes(data, self._geometry) != found.leaves:
+            raise self.damaged("data does not match its leaf hashes", found.offset)
+        return data
+
+    def damaged(self, what: str, offset: int) -> DeltaError:
+        """An error about the data at a byte offset of the disk."""
+        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
+
+
+class DeltaReader(RecordFile):
+    """A finished delta, open for random access from any number of threads.
+
+    Args:
+        path: the file; only its bytes are believed, never its name.
+        secret: what it is protected by; None: nothing.
+
+    Attributes:
+        footer: what it says.
+        pages: the directory's rows.
+
+    Raises:
+        DeltaError: damaged, incomplete, salvaged, or not a delta.
+        WrongKey: it is protected by another key.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
+        super().__init__(path, secret)
+        try:
+            if self.header.salvaged is not None:
+                raise DeltaError(
+                    "salvaged: it holds only what was left of a damaged delta",
+                    where=self.path,
+                    hint="'fleece restore --partial' uses it",
+                )
+            self.footer = self._read_footer()
+            self.pages = self._read_directory()
+        except BaseException:
+            self._file.close()
+            raise
+        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
@@ -270,73 +367,6 @@ class DeltaReader:
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
-
-    def record_at(
-        self, offset: int, length: int, position: int, frame_length: int, kind: int
-    ) -> tuple[record.Record, bytes]:
-        """The record of one index row, and its zstd frame; both match the row and their hashes.
-
-        Raises:
-            DeltaError: they do not.
-        """
-        size = (
-            record.size_of(Kind(kind), length, self._geometry)
-            if length <= MAX_RECORD or (kind == Kind.ZERO)
-            else 0
-        )
-        stored = size + self.frames.overhead
-        data = frame_length + self.frames.overhead if kind == Kind.DATA else 0
-        if size == 0 or position + stored + data > self.length:
-            raise DeltaError("the index points outside the file", where=self.path)
-        both = self.read_at(position, stored + data)
-        packed = self.frames.open(Tag.RECORD, both[:stored], self.path)
-        found = record.parse(packed, self._geometry, self.path)
-        frame = self.frames.open(Tag.DATA, both[stored:], self.path) if data else b""
-        said = (offset, length, frame_length, kind, self.header.file_id)
-        if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
-            raise DeltaError("a record is not what the index says", where=self.path)
-        self.check_frame(found, frame)
-        return found, frame
-
-    def check_frame(self, found: record.Record, frame: bytes) -> None:
-        """Check a zstd frame's bytes against its record.
-
-        Raises:
-            DeltaError: they differ.
-        """
-        if found.kind is Kind.DATA and self._geometry.algorithm.digest(frame) != found.frame_hash:
-            raise self.damaged("compressed data does not match its hash", found.offset)
-
-    def unpack(
-        self, found: record.Record, frame: bytes, context: zstandard.ZstdDecompressor
-    ) -> bytes:
-        """The disk's bytes of a data record, each leaf checked against its hash.
-
-        Args:
-            found: the record.
-            frame: its zstd frame.
-            context: a decompressor of the calling thread's own.
-
-        Raises:
-            DeltaError: the frame does not decode to exactly the record's bytes.
-        """
-        try:
-            if zstandard.get_frame_parameters(frame).content_size != found.length:
-                raise self.damaged("compressed data announces the wrong size", found.offset)
-            data = context.decompress(frame, max_output_size=found.length, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise self.damaged(
-                f"compressed data does not decode ({error})", found.offset
-            ) from error
-        if len(data) != found.length:
-            raise self.damaged("compressed data has the wrong size", found.offset)
-        if leaf_hashes(data, self._geometry) != found.leaves:
-            raise self.damaged("data does not match its leaf hashes", found.offset)
-        return data
-
-    def damaged(self, what: str, offset: int) -> DeltaError:
-        """An error about the data at a byte offset of the disk."""
-        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:
