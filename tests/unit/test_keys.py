@@ -20,7 +20,9 @@ from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.layout import Kind
 from fleece.delta.reader import DeltaReader
+from fleece.engine.partial import restore_partial
 from fleece.engine.pool import Counter
+from fleece.engine.salvage import salvage
 from fleece.engine.verify import check_delta
 from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey
 from fleece.extents import Extents
@@ -319,3 +321,31 @@ def test_an_encrypted_frame_opens_as_the_format_page_says(tmp_path: Path) -> Non
 def test_the_disks_of_a_full_delta_are_all_data_or_zeros(tmp_path: Path) -> None:
     with DeltaReader(_paths(_filled(tmp_path / "store", BOTH))[0], SECRET) as delta:
         assert delta.extents(Kind.ZERO).total + delta.extents(Kind.DATA).total == len(DISK)
+
+
+@EVERY
+def test_a_damaged_protected_delta_is_salvaged_with_its_key_alone(
+    wishes: StoreWishes, tmp_path: Path
+) -> None:
+    """After damage the next record is found again, though nothing in the clear marks it."""
+    store = FolderStore.open_or_create(tmp_path / "store", SECRET, wishes)
+    disk = b"".join(bytes([n + 1]) * LEAF for n in range(12))
+    with store.locked(GUEST):
+        _add(store, 1, disk, Extents.whole(len(disk)))
+    (path,) = _paths(store)
+    with store.access.open(str(path)) as delta:
+        row = delta.rows()[2].tolist()
+    harmed = bytearray(path.read_bytes())
+    harmed[row[2] + 40] ^= 1
+    path.write_bytes(harmed)
+    saved = salvage(str(path), str(tmp_path / "saved"), secret=SECRET)
+    assert [(lost.offset, lost.length) for lost in saved.lost] == [(row[0], row[1])]
+    with pytest.raises(WrongKey):
+        salvage(str(path), str(tmp_path / "no"), secret=OTHER)
+    target = tmp_path / "raw"
+    result = restore_partial(store, f"{1:010x}", "vda", str(target))
+    assert result.lost == saved.lost
+    expected = disk[: row[0]] + bytes(row[1]) + disk[row[0] + row[1] :]
+    assert target.read_bytes() == expected
+    if wishes.encrypt:
+        assert b"secret" not in (tmp_path / "saved").read_bytes()
