@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
     {"errors", "cancel", "events", "programs", "version"},
-    {"hashing", "extents", "tree"},
+    {"hashing", "extents", "tree", "compare"},
     {"delta"},
     {"nbd"},
     {"disk"},
