@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fleece.cancel import CancelToken
+from fleece.compare import TreeComparison
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
+from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
@@ -14,6 +16,7 @@ from fleece.engine.decide import ModeWish
 from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
+from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -43,6 +46,7 @@ __all__ = (
     "CancelToken",
     "Catalogue",
     "Chain",
+    "ChainDisk",
     "ChainMap",
     "Comparison",
     "CopyJob",
@@ -69,11 +73,14 @@ __all__ = (
     "PointRef",
     "QemuSource",
     "RestoreResult",
+    "ServedDisk",
+    "Serving",
     "SourceError",
     "StoreError",
     "StoredPoint",
     "Summary",
     "TargetError",
+    "TreeComparison",
     "UsageError",
     "VerifyError",
     "VerifyResult",
@@ -88,6 +95,7 @@ __all__ = (
     "open_image",
     "read_entry",
     "restore",
+    "serve",
     "verify_store",
     "write_delta",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import traceback
@@ -29,7 +30,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb sets `verb`, the name of its function in `cli.verbs`."""
+    """The parser of all verbs.
+
+    Each verb sets `verb`, the name of its function in `cli.verbs`, or `module:function` in another
+    module of `cli`.
+    """
     top = _Parser(
         prog="fleece",
         description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
@@ -127,6 +132,34 @@ def _store_verbs(verb: _AddVerb) -> None:
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
     _guest(restore)
+    _looking_verbs(verb)
+
+
+def _looking_verbs(verb: _AddVerb) -> None:
+    serve = verb("serve", "serve the disks of a point over NBD until it is interrupted")
+    serve.set_defaults(verb="serving:serve")
+    serve.add_argument("store", metavar="STORE", help=_STORE)
+    serve.add_argument("point", metavar="POINT", help=_POINT)
+    serve.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="serve this disk (repeatable); default: all of the point's",
+    )
+    serve.add_argument("--socket", metavar="PATH", help="unix socket to make; default: a new one")
+    serve.add_argument(
+        "--writable",
+        action="store_true",
+        help="take writes and throw them away in the end; the store is never written",
+    )
+    serve.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="with --writable: folder for what is written; default: /var/tmp",
+    )
+    _guest(serve)
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:
@@ -165,9 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = vars(parser().parse_args(argv))
         options.pop("machine")
-        from fleece.cli import verbs
-
-        run = getattr(verbs, options.pop("verb"))
+        module, _, function = options.pop("verb").rpartition(":")
+        run = getattr(importlib.import_module(f"fleece.cli.{module or 'verbs'}"), function)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

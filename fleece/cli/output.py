@@ -54,7 +54,7 @@ class Output:
         if self.machine:
             self.emit({"event": event} | fields)
         else:
-            print(text)
+            print(text, flush=True)
 
     def say(self, text: str) -> None:
         """One line for people, beside the results."""

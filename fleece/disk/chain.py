@@ -20,8 +20,8 @@ from fleece.extents import Extents, Int64Array
 WINDOW = 256 * 1024 * 1024
 """Bytes of disk whose merged map is made, and kept, at a time."""
 
-_WINDOWS = 64
-_FRAMES = 64
+_WINDOWS = 32
+_FRAMES = 32
 _STEP = 16 * 1024 * 1024 * 1024
 
 
@@ -59,7 +59,7 @@ class ChainDisk:
     Every read is checked: the record, its frame and its leaves, each against its hash. Any number
     of threads can read at once; a record that several of them want is decoded once. Memory is
     bounded, whatever the size of the disk: maps of `WINDOW` bytes and decoded records (1 MiB at
-    most each), the last 64 of both.
+    most each), the last 32 of both.
 
     Args:
         chain: open for as long as the disk is used.
