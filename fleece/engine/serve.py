@@ -28,7 +28,9 @@ from fleece.store.folder import FolderStore, safe_name
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 _START_LIMIT = 60.0
-_END_LIMIT = 10.0
+_END_LIMIT = 1.0
+"""Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
+
 _LONGEST_SOCKET = 107
 """Bytes of a unix socket's path, by the kernel (unix(7))."""
 
