@@ -13,7 +13,9 @@ from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
+from fleece.engine.diff import compare_points
 from fleece.engine.export import dirty_extents, write_delta
+from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.serve import ServedDisk, Serving, serve
@@ -66,9 +68,11 @@ __all__ = (
     "ImageFormat",
     "Interrupted",
     "Inventory",
+    "MappedExtent",
     "Mode",
     "ModeWish",
     "ParentRef",
+    "Picture",
     "PointError",
     "PointRef",
     "QemuSource",
@@ -87,12 +91,15 @@ __all__ = (
     "Wanted",
     "backup",
     "compare_image",
+    "compare_points",
     "copy_all",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "mapped_extents",
     "open_export",
     "open_image",
+    "picture_of",
     "read_entry",
     "restore",
     "serve",

@@ -123,6 +123,20 @@ class TreeComparison:
                 below = self._below(nodes)
                 stack.extend(reversed([*_batches(below)]))
 
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """What differs as (start, end) in bytes of disk, in order, ranges that touch joined."""
+        held: tuple[int, int] | None = None
+        for part in self:
+            for start, end in part:
+                if held is not None and held[1] == start:
+                    held = held[0], end
+                    continue
+                if held is not None:
+                    yield held
+                held = start, end
+        if held is not None:
+            yield held
+
     def _below(self, nodes: _Nodes) -> _Nodes:
         """The children that differ."""
         size, fan = self._shape.algorithm.size, self._shape.fan_out

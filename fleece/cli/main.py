@@ -136,6 +136,27 @@ def _store_verbs(verb: _AddVerb) -> None:
 
 
 def _looking_verbs(verb: _AddVerb) -> None:
+    diff = verb("diff", "tell what changed between two points, by their hash trees")
+    diff.set_defaults(verb="looking:diff")
+    diff.add_argument("store", metavar="STORE", help=_STORE)
+    diff.add_argument("old", metavar="A", help=_POINT)
+    diff.add_argument("new", metavar="B", help=_POINT)
+    diff.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="compare this disk (repeatable); default: all of either point",
+    )
+    _guest(diff)
+    picture = verb("map", "show which parts of a disk are data, and from which point each is")
+    picture.set_defaults(verb="looking:draw")
+    picture.add_argument("store", metavar="STORE", help=_STORE)
+    picture.add_argument("point", metavar="POINT", help=_POINT)
+    picture.add_argument("disk", metavar="DISK", help="the disk's name")
+    picture.add_argument("--svg", metavar="FILE", help="write the picture there too")
+    _guest(picture)
     serve = verb("serve", "serve the disks of a point over NBD until it is interrupted")
     serve.set_defaults(verb="serving:serve")
     serve.add_argument("store", metavar="STORE", help=_STORE)

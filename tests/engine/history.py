@@ -75,7 +75,7 @@ class Guest:
             base: NodeSource = BlankDisk(head.geometry)
             if ref is not None:
                 base = stack.enter_context(OpenChain([*reversed(self.paths[name])]))
-            summary, _ = write_delta(sink, head, base, state, dirty, sequence)
+            summary, _ = write_delta(sink, head, base, state, dirty, sequence, longest=1)
         self._refs[name] = ParentRef(head.point.id, summary.root.hex(), len(state))
 
 
