@@ -182,6 +182,58 @@ def _store_verbs(verb: _AddVerb) -> None:
     )
     salvage.add_argument("--force", action="store_true", help="replace a file that exists")
     _key(salvage)
+    _looking_verbs(verb)
+
+
+def _looking_verbs(verb: _AddVerb) -> None:
+    diff = verb("diff", "tell what changed between two points, by their hash trees")
+    diff.set_defaults(verb="looking:diff")
+    diff.add_argument("store", metavar="STORE", help=_STORE)
+    diff.add_argument("old", metavar="A", help=_POINT)
+    diff.add_argument("new", metavar="B", help=_POINT)
+    diff.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="compare this disk (repeatable); default: all of either point",
+    )
+    _guest(diff)
+    _key(diff)
+    picture = verb("map", "show which parts of a disk are data, and from which point each is")
+    picture.set_defaults(verb="looking:draw")
+    picture.add_argument("store", metavar="STORE", help=_STORE)
+    picture.add_argument("point", metavar="POINT", help=_POINT)
+    picture.add_argument("disk", metavar="DISK", help="the disk's name")
+    picture.add_argument("--svg", metavar="FILE", help="write the picture there too")
+    _guest(picture)
+    _key(picture)
+    serve = verb("serve", "serve the disks of a point over NBD until it is interrupted")
+    serve.set_defaults(verb="serving:serve")
+    serve.add_argument("store", metavar="STORE", help=_STORE)
+    serve.add_argument("point", metavar="POINT", help=_POINT)
+    serve.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="serve this disk (repeatable); default: all of the point's",
+    )
+    serve.add_argument("--socket", metavar="PATH", help="unix socket to make; default: a new one")
+    serve.add_argument(
+        "--writable",
+        action="store_true",
+        help="take writes and throw them away in the end; the store is never written",
+    )
+    serve.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="with --writable: folder for what is written; default: /var/tmp",
+    )
+    _guest(serve)
+    _key(serve)
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from fleece.delta.layout import (
     own_hash,
 )
 from fleece.errors import DeltaError
-from fleece.extents import Extents, Int64Array
+from fleece.extents import Extents, Flags, Int64Array
 from fleece.keys import Secret, need_key
 from fleece.tree import Geometry, HashArray, Level
 
@@ -317,8 +317,7 @@ class DeltaReader(RecordFile):
         end = 0
         for page in self.pages:
             if page.tag is Tag.INDEX:
-                rows = self._page(page)
-                assert isinstance(rows, np.ndarray)
+                rows = self._index_page(page)
                 if page.first < end:
                     raise DeltaError("the index has ranges that overlap", where=self.path)
                 end = int(rows["offset"][-1]) + int(rows["length"][-1])
@@ -328,6 +327,60 @@ class DeltaReader(RecordFile):
         """The whole index as one array."""
         parts = list(self.index())
         return np.concatenate(parts) if parts else np.empty(0, INDEX_ROW)
+
+    @functools.cached_property
+    def _index_table(self) -> pages.PageTable:
+        listed = [page for page in self.pages if page.tag is Tag.INDEX]
+        return pages.PageTable(listed, self.path)
+
+    @functools.cached_property
+    def _tree_tables(self) -> dict[int, pages.PageTable]:
+        levels: dict[int, list[pages.Page]] = {}
+        for page in self.pages:
+            if page.tag is Tag.TREE:
+                levels.setdefault(page.level, []).append(page)
+        return {level: pages.PageTable(listed, self.path) for level, listed in levels.items()}
+
+    def _index_page(self, page: pages.Page) -> pages.IndexRows:
+        rows = self._page(page)
+        assert isinstance(rows, np.ndarray)
+        return rows
+
+    def rows_within(self, start: int, end: int) -> pages.IndexRows:
+        """The index rows that overlap `[start, end)`, reading only the pages that hold them.
+
+        Raises:
+            DeltaError: a page is damaged, or two of them overlap.
+        """
+        parts = []
+        before = 0
+        for page in self._index_table.reaching(start, end):
+            rows = self._index_page(page)
+            if page.first < before:
+                raise DeltaError("the index has ranges that overlap", where=self.path)
+            before = int(rows["offset"][-1]) + int(rows["length"][-1])
+            low = np.searchsorted(rows["offset"], np.uint64(start), side="right")
+            if low > 0 and int(rows["offset"][low - 1]) + int(rows["length"][low - 1]) > start:
+                low -= 1
+            part = rows[low : np.searchsorted(rows["offset"], np.uint64(end), side="left")]
+            if len(part):
+                parts.append(part)
+        if not parts:
+            return np.empty(0, INDEX_ROW)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def is_zeroed(self, at: Int64Array) -> Flags:
+        """bool[n]: which byte offsets of the disk (ascending) lie in zero records."""
+        flags = np.zeros(len(at), np.bool_)
+        table = self._index_table
+        numbers = table.below(at)
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            mine = np.flatnonzero(numbers == number)
+            rows = self._index_page(table.pages[number])
+            wanted = at[mine].astype(np.uint64)
+            row = rows[np.searchsorted(rows["offset"], wanted, side="right") - 1]
+            flags[mine] = (row["kind"] == Kind.ZERO) & (wanted < row["offset"] + row["length"])
+        return flags
 
     @functools.cached_property
     def zero_leaves(self) -> Extents:
@@ -351,9 +404,13 @@ class DeltaReader(RecordFile):
             (rows, children): int64[m] positions in `wanted`, uint8[m, fan-out, hash size].
         """
         found, children = [], []
-        for page in self.pages:
-            if page.tag is not Tag.TREE or page.level != level:
-                continue
+        table = self._tree_tables.get(level)
+        near = (
+            table.spanning(int(wanted[0]), int(wanted[-1]) + 1)
+            if table is not None and len(wanted)
+            else ()
+        )
+        for page in near:
             low, high = np.searchsorted(wanted, (page.first, page.last + 1))
             if low == high:
                 continue

@@ -252,6 +252,12 @@ def test_everything_works_with_the_key_and_nothing_without(
     INTACT.run("restore", scene.store, "latest", "d0", target, *with_key).succeeded()
     scene.same_as_live("d0", target)
     INTACT.run("verify", scene.store, "latest", "--against", target, *with_key).succeeded()
+    INTACT.run("diff", scene.store, "latest", "latest", *with_key).succeeded()
+    INTACT.run("map", scene.store, "latest", "d0", *with_key).succeeded()
+    served = fleece.FolderStore(scene.store, fleece.Secret.of_key_file(key))
+    with fleece.serve(served, "latest") as serving:
+        run_checked("nbdcopy", serving.disks[0].uri, tmp_path / "served.raw")
+    scene.same_as_live("d0", tmp_path / "served.raw")
     delta = max(scene.store.rglob("*.fleece"))
     INTACT.run("info", delta, *with_key).succeeded()
     run_checked("zstd", "-tq", delta)
