@@ -29,6 +29,7 @@ from fleece.errors import (
 )
 from fleece.extents import Extents
 from fleece.source.base import Export
+from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
@@ -57,6 +58,7 @@ __all__ = (
     "FleeceError",
     "FolderStore",
     "Geometry",
+    "GuestAgent",
     "GuestDisk",
     "Header",
     "ImageFormat",

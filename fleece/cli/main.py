@@ -82,6 +82,17 @@ def _source_verbs(verb: _AddVerb) -> None:
         help="back up this disk (repeatable); default: all writable ones",
     )
     _scratch(backup)
+    backup.add_argument(
+        "--guest-agent",
+        metavar="SOCKET",
+        help="the unix socket of the guest agent's port: freeze the guest's file systems for the "
+        "moment of the point",
+    )
+    backup.add_argument(
+        "--require-freeze",
+        action="store_true",
+        help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
+    )
     backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
     clean = verb("clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=_SOURCE)

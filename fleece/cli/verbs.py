@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fleece
@@ -29,13 +29,19 @@ def backup(
     disks: list[str],
     scratch: str | None,
     level: int | None,
+    guest_agent: str | None,
+    require_freeze: bool,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
     options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks))
     if level is not None:
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
-        options = fleece.BackupOptions(options.mode, guest, tuple(disks), level)
+        options = replace(options, level=level)
+    if guest_agent is not None:
+        options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
+    elif require_freeze:
+        raise UsageError("--require-freeze goes with --guest-agent")
     with _open_source(source, scratch) as opened:
         place = fleece.FolderStore.open_or_create(store)
         result = fleece.backup(opened, place, options, output.listen, cancel)

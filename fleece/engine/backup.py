@@ -22,6 +22,7 @@ from fleece.engine.pool import WORKERS, Counter
 from fleece.engine.rescan import HeldLeaves
 from fleece.errors import SourceError, UsageError
 from fleece.source.base import Export, Point
+from fleece.source.qemu.agent import Freeze, GuestAgent
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore, PartialPoint
@@ -42,6 +43,7 @@ class BackupOptions:
         disks: names; empty: all writable ones.
         level: zstd level.
         workers: threads that read, hash and compress.
+        agent: of the guest, which freezes its file systems for the moment of the point.
     """
 
     mode: ModeWish = ModeWish.AUTO
@@ -49,6 +51,7 @@ class BackupOptions:
     disks: tuple[str, ...] = ()
     level: int = DEFAULT_LEVEL
     workers: int = WORKERS
+    agent: GuestAgent | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ class PointMode(enum.StrEnum):
 
 @dataclass(frozen=True)
 class BackupResult:
-    """A committed point."""
+    """A committed point. `frozen`: the guest's agent held its file systems still for it."""
 
     point: str
     guest: str
     mode: PointMode
     disks: tuple[DiskResult, ...]
+    frozen: bool = False
 
 
 def backup(
@@ -108,6 +112,8 @@ def backup(
     if not is_name(guest):
         raise UsageError("the guest's name must be printable, of 1024 characters at most")
     with store.locked(guest):
+        if options.agent is not None and options.agent.thaw_left():
+            listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
         for trouble in catalogue.damaged:
             listener(events.Warned(str(trouble)))
@@ -160,9 +166,12 @@ class _Run:
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
         results: list[DiskResult] = []
         try:
-            with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
+            with self._source.point(
+                self._chain, point.sequence, point.id, wanted, self._options.agent
+            ) as living:
                 names = tuple(disk.name for disk in disks)
                 self._listener(events.PointTaken(point.id, names))
+                self._tell_of(living.freeze)
                 results += self._store_point(point, decisions, living)
                 living.close()
                 for kept in living.committed():
@@ -173,7 +182,16 @@ class _Run:
             # The point is durable. What is left in QEMU, the next backup finds by its name.
             text = f"point {point.id} is stored, but QEMU could not be tidied up: {error}"
             self._listener(events.Warned(text))
-        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
+        if living.freeze.stuck is not None:
+            raise SourceError(f"point {point.id} is stored, but {living.freeze.stuck}")
+        frozen = living.freeze.frozen
+        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results), frozen)
+
+    def _tell_of(self, freeze: Freeze) -> None:
+        if freeze.trouble is not None:
+            self._listener(events.Warned(f"the guest was not frozen: {freeze.trouble}"))
+        if freeze.stuck is not None:
+            self._listener(events.Warned(freeze.stuck))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
         stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]

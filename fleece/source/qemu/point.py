@@ -19,9 +19,10 @@ from fleece.errors import FleeceError, PointError, SourceError
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program
 from fleece.source.base import Export
+from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
 from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, LOCK, SOCKET, PointNames, Segment
+from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
+from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, LOCK, SOCKET, PointNames, Segment
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
@@ -33,6 +34,9 @@ from fleece.source.qemu.runtime import (
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
+
+_FROZEN_LIMIT = 10.0
+"""Seconds that the transaction may take while the guest's file systems stand still."""
 
 _LONGEST_SOCKET = 107
 _CHECK_TRIES = 50
@@ -59,13 +63,20 @@ class QemuPoint:
     """A living point. `fleece.source.base.Point`."""
 
     def __init__(
-        self, monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
+        self,
+        monitor: Monitor,
+        names: PointNames,
+        disks: Sequence[PlannedDisk],
+        folder: Path,
+        agent: GuestAgent | None = None,
     ) -> None:
         self._monitor = monitor
         self._names = names
         self._disks = tuple(disks)
         self._folder = folder
         self.exports: tuple[Export, ...] = ()
+        self.freeze = Freeze()
+        self._agent = agent
         self._committed = False
         self._watched = 0.0
         self._guest_ran = run_state(monitor) not in (None, STOPPED_BY_ERROR)
@@ -118,9 +129,21 @@ class QemuPoint:
 
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
+        if self._agent is not None and self.freeze.stuck is not None:
+            self._thaw_at_last(self._agent)
         take_down(self._monitor, self._names.prefix, self._folder)
         if self._guest_ran:
             continue_guest(self._monitor)
+
+    def _thaw_at_last(self, agent: GuestAgent) -> None:
+        """The guest could not be thawed when the point was taken: try again."""
+        try:
+            agent.thaw()
+        except AgentError as error:
+            self.freeze.stuck = str(error)
+        else:
+            self.freeze.stuck = None
+            (self._folder / FROZEN).unlink(missing_ok=True)
 
     def committed(self) -> tuple[str, ...]:
         """Drop the segments that only older points needed.
@@ -164,20 +187,26 @@ class QemuPoint:
         """Make the scratches, take the point, export it."""
         for number, planned in enumerate(self._disks):
             self._add_scratch(number, planned.disk)
+        if self._agent is None:
+            self._take(COMMAND_LIMIT)
+        else:
+            with self._agent.frozen(self.freeze, self._folder / FROZEN):
+                self._take(_FROZEN_LIMIT)
+        self._start_server()
+        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
+
+    def _take(self, limit: float) -> None:
+        actions = [
+            action
+            for number, planned in enumerate(self._disks)
+            for action in self._actions(number, planned)
+        ]
         try:
-            self._monitor.transaction(
-                [
-                    action
-                    for number, planned in enumerate(self._disks)
-                    for action in self._actions(number, planned)
-                ]
-            )
+            self._monitor.transaction(actions, limit)
         except CommandError as error:
             raise PointError(
                 f"QEMU refused the point: {error.reason}", where=self._monitor.path
             ) from error
-        self._start_server()
-        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
 
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
         path = self._folder / f"s{number}.qcow2"
@@ -285,7 +314,11 @@ class QemuPoint:
 
 @contextmanager
 def living_point(
-    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], scratch: Path
+    monitor: Monitor,
+    names: PointNames,
+    disks: Sequence[PlannedDisk],
+    scratch: Path,
+    agent: GuestAgent | None = None,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -294,20 +327,24 @@ def living_point(
         names: of the point's things in QEMU.
         disks: all disks of the point.
         scratch: the folder for scratch files; QEMU must be able to write there.
+        agent: of the guest, to freeze it for the moment of the point.
     """
     with _held_folder(scratch, names, monitor) as folder:
-        point = QemuPoint(monitor, names, disks, folder)
+        point = QemuPoint(monitor, names, disks, folder, agent)
         try:
             point.start()
             yield point
-        except BaseException:
+        except BaseException as error:
             # The first error is the one to tell. What cannot be taken down now is found by its
             # name in the next run.
             with suppress(FleeceError):
                 point.close()
                 point.abandon()
             if not process_lives(monitor.peer.pid):
+                (folder / FROZEN).unlink(missing_ok=True)
                 list(remove_folder(folder))
+            elif point.freeze.stuck is not None:
+                raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
             raise
         point.close()
         point.abandon()

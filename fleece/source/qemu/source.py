@@ -10,10 +10,11 @@ from types import TracebackType
 
 from fleece.errors import PointError
 from fleece.source.qemu import runtime
+from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import PREFIX, PointNames
+from fleece.source.qemu.names import FROZEN, PREFIX, PointNames
 from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
@@ -89,10 +90,18 @@ class QemuSource:
                 folders[prefix] = known or folders.get(prefix) or self.scratch / prefix
         for prefix, folder in sorted(folders.items()):
             if not runtime.is_held(folder):
+                yield from self._thaw(folder / FROZEN)
                 removed = runtime.take_down(self.monitor, prefix, folder)
                 yield from removed
                 if removed and runtime.continue_guest(self.monitor):
                     yield Removed("stop of the guest", self.where)
+
+    def _thaw(self, note: Path) -> Iterator[Removed]:
+        """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
+        if runtime.qemu_of(note.parent) != self.monitor.peer.pid:
+            note.unlink(missing_ok=True)
+        elif thaw_noted(note):
+            yield Removed("freeze of the guest", self.where)
 
     def _work_folders(self, chain: str | None) -> list[Path]:
         """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
@@ -111,9 +120,20 @@ class QemuSource:
         ]
 
     def point(
-        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
+        self,
+        chain: str,
+        sequence: int,
+        point: str,
+        wanted: Sequence[Wanted],
+        agent: GuestAgent | None = None,
     ) -> AbstractContextManager[QemuPoint]:
         """Take a point of some disks, all in one transaction; the context's end takes it down.
+
+        Args:
+            chain, sequence, point: of the point.
+            wanted: its disks.
+            agent: of the guest, to freeze it for the moment of the point; `QemuPoint.freeze` then
+                says how that went.
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
@@ -123,7 +143,7 @@ class QemuSource:
             PlannedDisk(want.disk, next_segment(want.disk, chain, sequence, point), want.bitmaps)
             for want in wanted
         ]
-        return living_point(self.monitor, PointNames(chain, point), planned, self.scratch)
+        return living_point(self.monitor, PointNames(chain, point), planned, self.scratch, agent)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:
