@@ -12,6 +12,7 @@ from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.export import dirty_extents, write_delta
+from fleece.engine.intake import ImportResult, import_delta
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
@@ -26,17 +27,23 @@ from fleece.errors import (
     TargetError,
     UsageError,
     VerifyError,
+    WrongKey,
 )
 from fleece.extents import Extents
+from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
+from fleece.keys import Secret
 from fleece.source.base import Export
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
 from fleece.store.folder import FolderStore
+from fleece.store.marker import HashChoice, StoreWishes
 from fleece.tree import BlankDisk, Geometry
 
 __all__ = (
+    "BLAKE3",
+    "XXH3_128",
     "BackupOptions",
     "BackupResult",
     "Bitmap",
@@ -60,8 +67,11 @@ __all__ = (
     "Geometry",
     "GuestAgent",
     "GuestDisk",
+    "HashAlgorithm",
+    "HashChoice",
     "Header",
     "ImageFormat",
+    "ImportResult",
     "Interrupted",
     "Inventory",
     "Mode",
@@ -71,8 +81,10 @@ __all__ = (
     "PointRef",
     "QemuSource",
     "RestoreResult",
+    "Secret",
     "SourceError",
     "StoreError",
+    "StoreWishes",
     "StoredPoint",
     "Summary",
     "TargetError",
@@ -80,12 +92,14 @@ __all__ = (
     "VerifyError",
     "VerifyResult",
     "Wanted",
+    "WrongKey",
     "backup",
     "compare_image",
     "copy_all",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "import_delta",
     "open_export",
     "open_image",
     "read_entry",

@@ -55,6 +55,10 @@ class UsageError(FleeceError):
     code = ExitCode.USAGE
 
 
+class WrongKey(UsageError):
+    """A key is needed, or the one that was given is not the right one."""
+
+
 class SourceError(FleeceError):
     """The source could not be reached, or it refused."""
 

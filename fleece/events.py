@@ -19,6 +19,7 @@ class Phase(enum.StrEnum):
     RESTORE = "restore"
     VERIFY = "verify"
     ROOT = "root"
+    IMPORT = "import"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ class Committed(Event):
     """The point is durable in the store."""
 
     name: ClassVar[str] = "committed"
+    point: str
+
+
+@dataclass(frozen=True)
+class Streamed(Event):
+    """The point's delta was written to the caller's stream; the store does not have it."""
+
+    name: ClassVar[str] = "streamed"
     point: str
 
 

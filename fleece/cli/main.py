@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import signal
 import sys
 import traceback
@@ -17,7 +19,7 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "list_points"}
+_FUNCTIONS = {"list": "verbs:list_points", "import": "stream:import_delta"}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -29,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb sets `verb`, the name of its function in `cli.verbs`."""
+    """The parser of all verbs. Each sets `verb`: a module of `fleece.cli`, and its function."""
     top = _Parser(
         prog="fleece",
         description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
@@ -48,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(verb=_FUNCTIONS.get(name, name))
+        made.set_defaults(verb=_FUNCTIONS.get(name, f"verbs:{name}"))
         return made
 
     _source_verbs(verb)
@@ -63,6 +65,25 @@ def _source_verbs(verb: _AddVerb) -> None:
     backup = verb("backup", "take a point of a running guest's disks and store it")
     backup.add_argument("source", metavar="SOURCE", help=_SOURCE)
     backup.add_argument("store", metavar="STORE", help=_STORE)
+    _key(backup)
+    backup.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default=None,
+        dest="hash_name",
+        help="of a new store: xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
+    )
+    backup.add_argument(
+        "--encrypt", action="store_true", help="make a new store one whose deltas are encrypted"
+    )
+    backup.add_argument(
+        "--output",
+        choices=("-",),
+        default=None,
+        dest="stream",
+        metavar="-",
+        help="write the delta of the one disk to standard output instead of the store",
+    )
     backup.add_argument(
         "--mode",
         choices=("auto", "full", "incremental", "differential", "rescan"),
@@ -106,8 +127,13 @@ def _source_verbs(verb: _AddVerb) -> None:
 def _store_verbs(verb: _AddVerb) -> None:
     listing = verb("list", "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=_STORE)
+    _key(listing)
+    taking = verb("import", "take a delta from standard input into a store, fully checked")
+    taking.add_argument("store", metavar="STORE", help=_STORE)
+    _key(taking)
     info = verb("info", "show what a delta file says of itself")
     info.add_argument("file", metavar="FILE", help="a delta")
+    _key(info)
     verify = verb(
         "verify", "read every byte, recompute every hash; or hold an image against a point"
     )
@@ -120,10 +146,18 @@ def _store_verbs(verb: _AddVerb) -> None:
     )
     verify.add_argument("--disk", metavar="NAME", help="with --against: which disk of the point")
     _guest(verify)
+    _key(verify)
     _image_format(verify)
     root = verb("root", "compute the root of an image, with no store at hand")
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     _image_format(root)
+    root.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default="xxh3-128",
+        dest="hash_name",
+        help="the store's hash; default: xxh3-128",
+    )
     restore = verb("restore", "write a disk of a point to a new image and prove it")
     restore.add_argument("store", metavar="STORE", help=_STORE)
     restore.add_argument("point", metavar="POINT", help=_POINT)
@@ -138,6 +172,7 @@ def _store_verbs(verb: _AddVerb) -> None:
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
     _guest(restore)
+    _key(restore)
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:
@@ -146,6 +181,20 @@ def _scratch(made: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for scratch files, which take what "
         "the guest overwrites during the backup; default: /var/tmp",
+    )
+
+
+def _key(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="the store's key: any file of 32 bytes or more; default: $FLEECE_KEY_FILE",
+    )
+    made.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        help="its first line is the store's passphrase; "
+        "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
     )
 
 
@@ -165,7 +214,7 @@ def _image_format(made: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output("--json" in argv)
+    output = Output("--json" in argv, any(word.startswith("--output") for word in argv))
     cancel = CancelToken()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -176,9 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = vars(parser().parse_args(argv))
         options.pop("machine")
-        from fleece.cli import verbs
+        if "key_file" in options:
+            from fleece.cli.secret import secret_of
 
-        run = getattr(verbs, options.pop("verb"))
+            files = options.pop("key_file"), options.pop("passphrase_file")
+            options["secret"] = secret_of(*files, os.environ)
+        module, _, function = options.pop("verb").partition(":")
+        run = getattr(importlib.import_module(f"fleece.cli.{module}"), function)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

@@ -29,12 +29,14 @@ class Output:
 
     Args:
         machine: print JSON lines instead of text.
+        spare_stdout: print all of it to stderr: stdout takes data.
     """
 
-    def __init__(self, machine: bool) -> None:
+    def __init__(self, machine: bool, spare_stdout: bool = False) -> None:
         self.machine = machine
         self._bar: tqdm[Any] | None = None
         self._phase: tuple[str, str] | None = None
+        self._stream = sys.stderr if spare_stdout else sys.stdout
 
     def listen(self, event: events.Event) -> None:
         """A listener for the library's events."""
@@ -47,14 +49,14 @@ class Output:
 
     def emit(self, data: dict[str, object]) -> None:
         """One JSON line."""
-        print(json.dumps(data), flush=True)
+        print(json.dumps(data), file=self._stream, flush=True)
 
     def row(self, event: str, text: str, **fields: object) -> None:
         """One line of a listing."""
         if self.machine:
             self.emit({"event": event} | fields)
         else:
-            print(text)
+            print(text, file=self._stream)
 
     def say(self, text: str) -> None:
         """One line for people, beside the results."""
@@ -67,7 +69,7 @@ class Output:
         if self.machine:
             self.emit({"event": "result", "ok": True} | fields)
         elif text:
-            print(text, flush=True)
+            print(text, file=self._stream, flush=True)
 
     def fail(self, error: FleeceError, **fields: object) -> None:
         """The last line of a run that did not."""
@@ -116,6 +118,8 @@ def _text(event: events.Event) -> str | None:
             return f"point {event.point} taken of {', '.join(event.disks)}"
         case events.DeltaChecked():
             return f"sound: point {event.point} disk {event.disk} root {event.root}"
+        case events.Streamed():
+            return f"point {event.point} is written to the output"
         case events.Problem():
             return f"PROBLEM: {event.where}: {event.what}"
         case events.Warned():

@@ -9,6 +9,7 @@ from pathlib import Path
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.stream import delta_output
 from fleece.errors import UsageError, VerifyError
 
 
@@ -31,6 +32,10 @@ def backup(
     level: int | None,
     guest_agent: str | None,
     require_freeze: bool,
+    hash_name: str | None,
+    encrypt: bool,
+    secret: fleece.Secret | None,
+    stream: str | None,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
     options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks))
@@ -42,16 +47,20 @@ def backup(
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
     elif require_freeze:
         raise UsageError("--require-freeze goes with --guest-agent")
-    with _open_source(source, scratch) as opened:
-        place = fleece.FolderStore.open_or_create(store)
-        result = fleece.backup(opened, place, options, output.listen, cancel)
+    wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(delta_output()) if stream else None
+        opened = stack.enter_context(_open_source(source, scratch))
+        place = fleece.FolderStore.open_or_create(store, secret, wishes)
+        result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
         f"{human(disk.stored_bytes)} stored, root {disk.root}"
         for disk in result.disks
     ]
+    end = "is written to the output" if stream else "is committed"
     output.succeed(
-        "\n".join([*lines, f"point {result.point} of {result.guest} is committed"]),
+        "\n".join([*lines, f"point {result.point} of {result.guest} {end}"]),
         **asdict(result),
     )
 
@@ -106,9 +115,11 @@ def doctor(output: Output, cancel: CancelToken, source: str) -> None:
     output.succeed("", disks=len(report.disks))
 
 
-def list_points(output: Output, cancel: CancelToken, store: str) -> None:
+def list_points(
+    output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
+) -> None:
     """`fleece list STORE`."""
-    catalogue = fleece.FolderStore(store).catalogue()
+    catalogue = fleece.FolderStore(store, secret).catalogue()
     for point in catalogue.points:
         for name, entry in sorted(point.disks.items()):
             head = entry.header
@@ -142,9 +153,9 @@ def list_points(output: Output, cancel: CancelToken, store: str) -> None:
     output.succeed("", points=len(catalogue.points))
 
 
-def info(output: Output, cancel: CancelToken, file: str) -> None:
+def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret | None) -> None:
     """`fleece info FILE`."""
-    with fleece.DeltaReader(file) as delta:
+    with fleece.DeltaReader(file, secret) as delta:
         head, last = delta.header, delta.footer
         parent = asdict(head.parent) if head.parent else None
         fields: dict[str, object] = {
@@ -161,6 +172,7 @@ def info(output: Output, cancel: CancelToken, file: str) -> None:
             "root": last.root.hex(),
             "disks": [*head.disks],
             "hash": head.algorithm.name,
+            "encrypted": delta.protection is not None and delta.protection.encrypted,
             "leaf_size": head.leaf_size,
             "fan_out": head.fan_out,
             "level": head.level,
@@ -185,9 +197,10 @@ def verify(
     disk: str | None,
     guest: str | None,
     image_format: str | None,
+    secret: fleece.Secret | None,
 ) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`."""
-    catalogue = fleece.FolderStore(store).catalogue()
+    catalogue = fleece.FolderStore(store, secret).catalogue()
     if against is not None:
         _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
         return
@@ -251,10 +264,14 @@ def _failed(
     return error
 
 
-def root(output: Output, cancel: CancelToken, image: str, image_format: str | None) -> None:
+def root(
+    output: Output, cancel: CancelToken, image: str, image_format: str | None, hash_name: str
+) -> None:
     """`fleece root IMAGE`."""
+    algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[hash_name]
     with fleece.open_image(image, image_format) as disk:
-        found = fleece.disk_root(disk, output.listen, cancel).hex()
+        geometry = fleece.Geometry(disk.size, algorithm=algorithm)
+        found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size
     output.succeed(found, root=found, size=size, image=image)
 
@@ -269,12 +286,13 @@ def restore(
     target_format: str | None,
     force: bool,
     guest: str | None,
+    secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
     if target_format is None:
         target_format = "qcow2" if target.endswith(".qcow2") else "raw"
     result = fleece.restore(
-        fleece.FolderStore(store),
+        fleece.FolderStore(store, secret),
         point,
         disk,
         target,

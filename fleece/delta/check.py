@@ -6,23 +6,19 @@ the footer against what it saw.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleece.delta import record
-from fleece.delta.layout import ENVELOPE, INDEX_ROW, SKIPPABLE_MAGIC, Kind, Tag, own_hash
+from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
 from fleece.delta.pages import Page
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
 from fleece.errors import DeltaError
 from fleece.extents import Extents
 from fleece.tree import NodeSource, build, joined
-
-_LONGEST_RECORD = 64 * 1024
-_SIZE = struct.Struct("<II")
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,11 @@ class Walk:
             DeltaError: one is damaged, or is not where and what its place in the line demands.
         """
         delta = self._delta
+        overhead = delta.frames.overhead
         position = delta.records_start
         previous = delta.footer.header_hash
         while position < self._end:
-            packed = self._record_frame(position)
+            packed = delta.record_frame(position, self._end)
             found = record.parse(packed, delta.geometry, delta.path)
             if found.file_id != delta.header.file_id:
                 raise delta.damaged("a record is of another file", found.offset)
@@ -69,22 +66,11 @@ class Walk:
                 raise delta.damaged("a record is not in its place", found.offset)
             previous = own_hash(packed, delta.geometry.algorithm)
             self._note(found, position)
-            yield Placed(found, position, position + len(packed))
-            position += len(packed) + found.frame_length
+            data = position + len(packed) + overhead
+            yield Placed(found, position, data)
+            position = data + (found.frame_length + overhead if found.kind is Kind.DATA else 0)
         if position != self._end or previous != delta.footer.last_record:
             raise DeltaError("the records do not end where they must", where=delta.path)
-
-    def _record_frame(self, position: int) -> bytes:
-        delta = self._delta
-        start = delta.read_at(position, min(1024, self._end - position))
-        if len(start) < ENVELOPE.size:
-            raise DeltaError("a record is cut", where=delta.path)
-        magic, rest, tag = ENVELOPE.unpack_from(start)
-        length = rest + 8
-        fits = length <= _LONGEST_RECORD and position + length <= self._end
-        if magic != SKIPPABLE_MAGIC or tag != Tag.RECORD.value or not fits:
-            raise DeltaError(f"no record where one must be (byte {position})", where=delta.path)
-        return start[:length] if length <= len(start) else delta.read_at(position, length)
 
     def _note(self, found: Record, position: int) -> None:
         self._rows.append((found.offset, found.length, position, found.frame_length, found.kind))
@@ -121,7 +107,7 @@ class Walk:
         for page in self._delta.pages:
             if page.position != position:
                 raise DeltaError("bytes between the pages", where=self._delta.path)
-            position += page.length
+            position += page.length + self._delta.frames.overhead
         if position != self._delta.footer.directory_position:
             raise DeltaError("bytes before the directory", where=self._delta.path)
 

@@ -131,8 +131,13 @@ def frame_length(first: bytes, where: object) -> int:
     raise DeltaError("not a fleece delta", where=where, hint="it does not start with a header")
 
 
-def parse(frame: bytes, where: object) -> Header:
+def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
     """The header in a HEADER frame.
+
+    Args:
+        frame: all of it.
+        where: the file, for messages.
+        hash_key: of keyed hashes; None: the file has no KEY frame that says so.
 
     Raises:
         DeltaError: damaged, or of a version or with a feature that this program does not know.
@@ -140,7 +145,7 @@ def parse(frame: bytes, where: object) -> Header:
     if len(frame) < ENVELOPE.size + _FIXED.size:
         raise DeltaError("the header is cut", where=where)
     greeting, version, code, _, incompatible, _, length = _FIXED.unpack_from(frame, ENVELOPE.size)
-    algorithm = by_code(code)
+    algorithm = by_code(code, hash_key)
     if greeting != _GREETING or version != VERSION:
         raise DeltaError(
             f"delta format version {version} is not known",
@@ -153,6 +158,8 @@ def parse(frame: bytes, where: object) -> Header:
             where=where,
             hint="a newer fleece may read it",
         )
+    if algorithm.keyed != (hash_key is not None):
+        raise DeltaError("its hashes are not keyed, though its KEY frame says so", where=where)
     text = unseal(frame, Tag.HEADER, algorithm, where)[_FIXED.size :]
     if len(text) != length:
         raise DeltaError("the header's text has the wrong length", where=where)

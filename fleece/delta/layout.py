@@ -27,6 +27,9 @@ MAX_RECORD = 1024 * 1024
 MAX_FRAME = MAX_RECORD + 8 * 1024
 """The most bytes of one zstd frame: above what libzstd makes of `MAX_RECORD` random bytes."""
 
+MAX_RECORD_FRAME = 64 * 1024
+"""The most bytes of a RECORD frame."""
+
 MAX_HEADER = 1024 * 1024
 """The most bytes of a HEADER frame."""
 
@@ -47,10 +50,12 @@ MAX_SIZE = 1 << 60
 
 
 class Tag(enum.Enum):
-    """The four letters that say what a frame is."""
+    """The four letters that say what a frame is. A zstd frame, DATA, bears none itself."""
 
+    KEY = b"FKEY"
     HEADER = b"FHDR"
     RECORD = b"FREC"
+    DATA = b"DATA"
     TREE = b"FTRE"
     INDEX = b"FIDX"
     DIRECTORY = b"FDIR"

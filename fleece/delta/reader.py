@@ -14,10 +14,20 @@ from types import TracebackType
 import numpy as np
 import zstandard
 
-from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import ENVELOPE, INDEX_ROW, MAX_RECORD, Kind, Tag, own_hash
+from fleece.delta import footer, header, pages, protection, record
+from fleece.delta.layout import (
+    ENVELOPE,
+    INDEX_ROW,
+    MAX_HEADER,
+    MAX_RECORD,
+    MAX_RECORD_FRAME,
+    Kind,
+    Tag,
+    own_hash,
+)
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
+from fleece.keys import Secret, need_key
 from fleece.tree import Geometry, HashArray, Level
 
 _CACHED_PAGES = 8
@@ -28,12 +38,22 @@ class DeltaReader:
 
     Args:
         path: the file; only its bytes are believed, never its name.
+        secret: what it is protected by; None: nothing.
+
+    Attributes:
+        header, footer: what they say.
+        protection: by a key; None: by none.
+        frames: how frames are stored.
+        pages: the directory's rows.
+        records_start: position of the first record in the file, in bytes.
+        length: of the file, in bytes.
 
     Raises:
         DeltaError: damaged, incomplete, or not a delta.
+        WrongKey: it is protected by another key.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = os.fspath(path)
         try:
             self._file = open(self.path, "rb", buffering=0)
@@ -41,7 +61,8 @@ class DeltaReader:
             raise DeltaError(f"cannot be read ({error.strerror})", where=self.path) from error
         try:
             self.length = os.fstat(self._file.fileno()).st_size
-            self.header, self._header_hash, self.records_start = self._read_header()
+            start, self.protection, self.frames = self._read_key(secret)
+            self.header, self._header_hash, self.records_start = self._read_header(start)
             self.footer = self._read_footer()
             self.pages = self._read_directory()
         except BaseException:
@@ -87,18 +108,70 @@ class DeltaReader:
             position, length = position + len(part), length - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read_header(self) -> tuple[header.Header, bytes, int]:
+    def frame(self, tag: Tag, position: int, length: int) -> bytes:
+        """The frame of `length` bytes, as it is unsealed, that is stored at a position.
+
+        Raises:
+            DeltaError: the file ends before, cannot be read, or the frame was altered.
+        """
+        stored = self.read_at(position, length + self.frames.overhead)
+        return self.frames.open(tag, stored, self.path)
+
+    def next_frame(self, tag: Tag, position: int, most: int, end: int) -> bytes:
+        """The frame that is stored at a position, as long as it says itself.
+
+        Args:
+            tag: what it must be.
+            position: in the file.
+            most: bytes that such a frame can have.
+            end: of what it may lie in.
+
+        Raises:
+            DeltaError: there is none.
+        """
+        start = self.read_at(position, max(0, min(1024, end - position)))
+        if len(start) < ENVELOPE.size:
+            raise DeltaError(f"cut inside a {tag.name} frame", where=self.path)
+        length = ENVELOPE.unpack_from(start)[1] + 8
+        if length > most + self.frames.overhead or position + length > end:
+            raise DeltaError(
+                f"no {tag.name} frame where one must be (byte {position})", where=self.path
+            )
+        stored = start[:length] if length <= len(start) else self.read_at(position, length)
+        return self.frames.open(tag, stored, self.path)
+
+    def record_frame(self, position: int, end: int) -> bytes:
+        """The RECORD frame that is stored at a position, before `end`."""
+        return self.next_frame(Tag.RECORD, position, MAX_RECORD_FRAME, end)
+
+    def _read_key(
+        self, secret: Secret | None
+    ) -> tuple[int, protection.Protection | None, protection.Frames]:
+        """Where the header is, and how the file is protected."""
         first = self.read_at(0, min(ENVELOPE.size, self.length))
-        length = header.frame_length(first, self.path)
-        frame = self.read_at(0, length)
-        parsed = header.parse(frame, self.path)
+        if not protection.is_key_frame(first):
+            return 0, None, protection.BareFrames()
+        size = protection.KEY_FRAME_SIZE
+        described = protection.parse(self.read_at(0, min(size, self.length)), self.path)
+        if secret is None:
+            raise need_key(self.path)
+        return size, *described.protected_by(secret.key(described.terms, self.path))
+
+    def _read_header(self, start: int) -> tuple[header.Header, bytes, int]:
+        if self.protection is None:
+            header.frame_length(self.read_at(0, min(ENVELOPE.size, self.length)), self.path)
+        frame = self.next_frame(Tag.HEADER, start, MAX_HEADER, self.length)
+        keyed = self.protection is not None and self.protection.keyed
+        key = self.protection.key.of_hashes if self.protection is not None and keyed else None
+        parsed = header.parse(frame, self.path, key)
         self._geometry = parsed.geometry
-        return parsed, own_hash(frame, self._geometry.algorithm), length
+        own = own_hash(frame, self._geometry.algorithm)
+        return parsed, own, start + len(frame) + self.frames.overhead
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
         size = footer.size_of(algorithm)
-        self.footer_position = self.length - size
+        self.footer_position = self.length - size - self.frames.overhead
         incomplete = DeltaError(
             "incomplete or cut: it does not end with a footer",
             where=self.path,
@@ -106,9 +179,9 @@ class DeltaReader:
         )
         if self.footer_position < self.records_start:
             raise incomplete
-        frame = self.read_at(self.footer_position, size)
-        if frame[8:12] != Tag.FOOTER.value:
+        if not self.frames.is_frame(Tag.FOOTER, self.read_at(self.footer_position, ENVELOPE.size)):
             raise incomplete
+        frame = self.frame(Tag.FOOTER, self.footer_position, size)
         last = footer.parse(frame, algorithm, self.path)
         if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
             raise DeltaError("header and footer are of different files", where=self.path)
@@ -118,15 +191,16 @@ class DeltaReader:
 
     def _read_directory(self) -> list[pages.Page]:
         last = self.footer
-        if last.directory_position + last.directory_length != self.footer_position:
+        end = last.directory_position + last.directory_length + self.frames.overhead
+        if end != self.footer_position:
             raise DeltaError("the directory is not where it must be", where=self.path)
-        frame = self.read_at(last.directory_position, last.directory_length)
+        frame = self.frame(Tag.DIRECTORY, last.directory_position, last.directory_length)
         if own_hash(frame, self._geometry.algorithm) != last.directory_hash:
             raise DeltaError("the directory does not match the footer", where=self.path)
         return pages.parse_directory(frame, self._geometry, last.directory_position, self.path)
 
     def _load(self, page: pages.Page) -> Level | pages.IndexRows:
-        frame = self.read_at(page.position, page.length)
+        frame = self.frame(page.tag, page.position, page.length)
         if page.tag is Tag.TREE:
             return pages.parse_tree(frame, page, self._geometry, self.path)
         return pages.parse_index(frame, page, self._geometry, self.path)
@@ -210,11 +284,14 @@ class DeltaReader:
             if length <= MAX_RECORD or (kind == Kind.ZERO)
             else 0
         )
-        if size == 0 or position + size + frame_length > self.length:
+        stored = size + self.frames.overhead
+        data = frame_length + self.frames.overhead if kind == Kind.DATA else 0
+        if size == 0 or position + stored + data > self.length:
             raise DeltaError("the index points outside the file", where=self.path)
-        both = self.read_at(position, size + frame_length)
-        found = record.parse(both[:size], self._geometry, self.path)
-        frame = both[size:]
+        both = self.read_at(position, stored + data)
+        packed = self.frames.open(Tag.RECORD, both[:stored], self.path)
+        found = record.parse(packed, self._geometry, self.path)
+        frame = self.frames.open(Tag.DATA, both[stored:], self.path) if data else b""
         said = (offset, length, frame_length, kind, self.header.file_id)
         if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
             raise DeltaError("a record is not what the index says", where=self.path)

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import INDEX_ROW, Kind, own_hash
-from fleece.errors import DeltaError, StoreError
+from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.protection import Protection, begin
+from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.tree import NodeSource, build, joined
@@ -50,9 +51,16 @@ class DeltaWriter:
         sink: where the bytes go.
         head: the delta's header; written at once.
         base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none.
+        protection: by a key; the header's algorithm must be keyed if it says so.
     """
 
-    def __init__(self, sink: Sink, head: header.Header, base: NodeSource) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        head: header.Header,
+        base: NodeSource,
+        protection: Protection | None = None,
+    ) -> None:
         self._sink = sink
         self._head = head
         self._geometry = head.geometry
@@ -64,7 +72,11 @@ class DeltaWriter:
         self._zeros: list[tuple[int, int]] = []
         frame = header.pack(head)
         self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
-        self._append(frame)
+        if head.algorithm.keyed != (protection is not None and protection.keyed):
+            raise UsageError("keyed hashes and a key go together", where=head.disk)
+        key_frame, self._frames = begin(protection)
+        self._store(key_frame)
+        self._append(Tag.HEADER, frame)
 
     @property
     def stored_bytes(self) -> int:
@@ -74,8 +86,10 @@ class DeltaWriter:
     def data(self, offset: int, length: int, leaves: bytes, frame: bytes) -> None:
         """Append a data record: `length` bytes of disk, their leaf hashes, their zstd frame."""
         digest = self._geometry.algorithm.digest(frame)
+        stored = self._frames.seal(Tag.DATA, frame)
         with self._lock:
-            self._record(Kind.DATA, offset, length, leaves, frame, digest)
+            self._record(Kind.DATA, offset, length, leaves, len(frame), digest)
+            self._store(stored)
             self._leaves.append((offset // self._geometry.leaf_size, leaves))
 
     def zero(self, offset: int, length: int) -> None:
@@ -89,7 +103,7 @@ class DeltaWriter:
             zeros = Extents.of(self._zeros)
             nothing = bytes(self._geometry.algorithm.size)
             for start, end in zeros:
-                self._record(Kind.ZERO, start, end - start, b"", b"", nothing)
+                self._record(Kind.ZERO, start, end - start, b"", 0, nothing)
             return self._close(zeros)
 
     def _close(self, zeros: Extents) -> Summary:
@@ -107,7 +121,7 @@ class DeltaWriter:
             *pages.index_pages(rows, geometry),
         ):
             listed.append(dataclasses.replace(page, position=self._position))
-            self._append(frame)
+            self._append(page.tag, frame)
         data_bytes = int(rows["length"][rows["kind"] == Kind.DATA].sum())
         self._end(
             pages.pack_directory(listed, geometry), data_bytes, zeros.total, tree.top, tree.root
@@ -130,13 +144,13 @@ class DeltaWriter:
             top=top,
             root=root,
         )
-        self._append(directory)
-        self._append(footer.pack(last, algorithm))
+        self._append(Tag.DIRECTORY, directory)
+        self._append(Tag.FOOTER, footer.pack(last, algorithm))
 
     def _record(
-        self, kind: Kind, offset: int, length: int, leaves: bytes, frame: bytes, digest: bytes
+        self, kind: Kind, offset: int, length: int, leaves: bytes, frame_length: int, digest: bytes
     ) -> None:
-        """Append one record; the lock is held."""
+        """Append one record without its zstd frame; the lock is held."""
         position = self._position
         packed = record.pack(
             record.Record(
@@ -145,19 +159,21 @@ class DeltaWriter:
                 len(self._rows),
                 offset,
                 length,
-                len(frame),
+                frame_length,
                 self._last,
                 digest,
                 leaves,
             ),
             self._geometry,
         )
-        self._append(packed)
-        self._append(frame)
+        self._append(Tag.RECORD, packed)
         self._last = own_hash(packed, self._geometry.algorithm)
-        self._rows.append((offset, length, position, len(frame), kind))
+        self._rows.append((offset, length, position, frame_length, kind))
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, tag: Tag, frame: bytes) -> None:
+        self._store(self._frames.seal(tag, frame))
+
+    def _store(self, data: bytes) -> None:
         view = memoryview(data)
         while len(view):
             taken = self._sink.write(view)

@@ -15,12 +15,14 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
+from fleece.delta.protection import Protection
 from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
 from fleece.engine.rescan import HeldLeaves
-from fleece.errors import SourceError, UsageError
+from fleece.errors import SourceError, StoreError, UsageError
+from fleece.hashing import Buffer
 from fleece.source.base import Export, Point
 from fleece.source.qemu.agent import Freeze, GuestAgent
 from fleece.source.qemu.source import QemuSource, Wanted
@@ -98,11 +100,22 @@ def backup(
     options: BackupOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
+    output: Sink | None = None,
 ) -> BackupResult:
     """Back a guest's disks up into a store, as one point.
 
     When this returns, the point is durable and its segments are rotated. When it raises, the chain
     is as it was, and nothing of the attempt is left but segments that the next point needs.
+
+    Args:
+        source: the guest.
+        store: where its points are.
+        options: how.
+        listener: hears what happens.
+        cancel: stops it.
+        output: takes the one disk's delta instead of the store, which it builds on all the same.
+            The caller makes it durable. The next backup builds on this point only if the store
+            has it by then (`import_delta`).
 
     Raises:
         FleeceError: of the family that says what failed.
@@ -124,7 +137,15 @@ def backup(
         for removed in source.clean(chain):
             listener(events.Leftover(removed.kind, removed.item))
         run = _Run(
-            source, store, options, catalogue, guest, chain, listener, cancel or CancelToken()
+            source,
+            store,
+            options,
+            catalogue,
+            guest,
+            chain,
+            listener,
+            cancel or CancelToken(),
+            output,
         )
         return run.execute()
 
@@ -142,7 +163,9 @@ class _Run:
         chain: str,
         listener: events.Listener,
         cancel: CancelToken,
+        output: Sink | None,
     ) -> None:
+        self._output = output
         self._source = source
         self._store = store
         self._options = options
@@ -155,6 +178,12 @@ class _Run:
     def execute(self) -> BackupResult:
         """Do it."""
         disks = self._source.inventory().choose(self._options.disks)
+        if self._output is not None and len(disks) != 1:
+            raise UsageError(
+                f"a stream takes one disk, and these are {len(disks)}: "
+                f"{', '.join(disk.name for disk in disks)}",
+                hint="choose one with --disk",
+            )
         decisions = [
             decide(disk, self._options.mode, self._catalogue, self._guest, self._chain)
             for disk in disks
@@ -172,9 +201,14 @@ class _Run:
                 names = tuple(disk.name for disk in disks)
                 self._listener(events.PointTaken(point.id, names))
                 self._tell_of(living.freeze)
-                results += self._store_point(point, decisions, living)
+                if self._output is None:
+                    results += self._store_point(point, decisions, living)
+                    oldest = None
+                else:
+                    results += self._stream_point(self._output, point, decisions, living)
+                    oldest = self._newest_stored(point)
                 living.close()
-                for kept in living.committed():
+                for kept in living.committed(oldest):
                     self._listener(events.Warned(kept))
         except SourceError as error:
             if not results:
@@ -216,9 +250,21 @@ class _Run:
         self._listener(events.Committed(point.id))
         return results
 
+    def _stream_point(
+        self, output: Sink, point: PointRef, decisions: Sequence[Decision], living: Point
+    ) -> list[DiskResult]:
+        results = self._copy(_Stream(output), point, decisions, living)
+        self._listener(events.Streamed(point.id))
+        return results
+
+    def _newest_stored(self, point: PointRef) -> int:
+        """The sequence of the newest point that a next backup can build on for sure."""
+        stored = self._catalogue.of_guest(self._guest)
+        return stored[-1].sequence if stored else point.sequence
+
     def _copy(
         self,
-        partial: PartialPoint,
+        partial: PartialPoint | _Stream,
         point: PointRef,
         decisions: Sequence[Decision],
         living: Point,
@@ -228,14 +274,15 @@ class _Run:
             for made, export in zip(decisions, living.exports, strict=True):
                 base = stack.enter_context(self._base(made))
                 head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
-                jobs.append(_job(made, export, head, partial.create(made.disk.name), base))
+                sink = partial.create(made.disk.name)
+                jobs.append(_job(made, export, head, sink, base, self._store.protection))
             total = sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
             living.check()
             summaries = [job.writer.finish() for job in jobs]
         return [
-            _result(made, job, summary, str(partial.final / partial.file_name(made.disk.name)))
+            _result(made, job, summary, partial.place(made.disk.name))
             for made, job, summary in zip(decisions, jobs, summaries, strict=True)
         ]
 
@@ -264,13 +311,43 @@ class _Run:
             level=self._options.level,
             granularity=export.granularity,
             producer=_producer(self._source),
+            algorithm=self._store.algorithm,
         )
 
 
-def _job(made: Decision, export: Export, head: Header, sink: Sink, base: Chain | None) -> CopyJob:
+class _Stream:
+    """In the place of a `PartialPoint`: the delta of its one disk goes to the caller's stream."""
+
+    def __init__(self, output: Sink) -> None:
+        self._output = output
+
+    def create(self, disk: str) -> Sink:
+        """The stream."""
+        return self
+
+    def place(self, disk: str) -> str:
+        """As the command line writes it."""
+        return "-"
+
+    def write(self, data: Buffer) -> int | None:
+        """Pass bytes on."""
+        try:
+            return self._output.write(data)
+        except OSError as error:
+            raise StoreError(f"the output takes no more ({error.strerror})") from error
+
+
+def _job(
+    made: Decision,
+    export: Export,
+    head: Header,
+    sink: Sink,
+    base: Chain | None,
+    protection: Protection | None,
+) -> CopyJob:
     disk = open_export(export)
     dirty = dirty_leaves(export, disk, made.more_dirty)
-    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry))
+    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
     held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
 

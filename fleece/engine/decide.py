@@ -6,7 +6,6 @@ import enum
 from dataclasses import dataclass
 
 from fleece.delta.header import Mode
-from fleece.delta.reader import DeltaReader
 from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
 from fleece.source.qemu.inventory import GuestDisk
@@ -69,7 +68,7 @@ def decide(
         return _rescan(disk, catalogue, guest, chain, found.reason)
     newest, bitmaps = found
     if wish is ModeWish.DIFFERENTIAL:
-        return _differential(disk, catalogue.line(newest), bitmaps)
+        return _differential(disk, catalogue, newest, bitmaps)
     reason = f"changed since point {newest.header.point.id}"
     return Decision(disk, Mode.INCREMENTAL, reason, newest, bitmaps)
 
@@ -133,15 +132,18 @@ def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
     return None
 
 
-def _differential(disk: GuestDisk, line: list[Entry], bitmaps: tuple[str, ...]) -> Decision:
+def _differential(
+    disk: GuestDisk, catalogue: Catalogue, newest: Entry, bitmaps: tuple[str, ...]
+) -> Decision:
     """Build on the line's full: what changed is what its deltas hold and the bitmaps name.
 
     So the bitmaps since the full need not be kept in QEMU.
     """
+    line = catalogue.line(newest)
     full = line[-1]
     more = Extents.empty()
     for entry in line[:-1]:
-        with DeltaReader(entry.path) as delta:
+        with catalogue.open(entry) as delta:
             more = more.union(delta.extents())
     reason = f"changed since the full of point {full.header.point.id}"
     return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more)

@@ -13,7 +13,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.check import Placed, Walk
-from fleece.delta.layout import Kind
+from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.disk.base import ReadableDisk
 from fleece.engine.pool import Counter, run_workers
@@ -129,9 +129,9 @@ class _Check:
     def _delta(self, entry: Entry, parents: list[Entry]) -> bool:
         try:
             with contextlib.ExitStack() as stack:
-                deltas = [stack.enter_context(DeltaReader(e.path)) for e in (entry, *parents)]
-                chain = Chain(deltas)
-                older = Chain(deltas[1:]) if parents else None
+                opened = [stack.enter_context(self._catalogue.open(e)) for e in (entry, *parents)]
+                chain = Chain(opened)
+                older = Chain(opened[1:]) if parents else None
                 check_delta(chain.deltas[0], older, self._counter, self._cancel)
         except StoreError as error:
             self.problem(error)
@@ -163,7 +163,7 @@ def check_delta(
         unpack = zstandard.ZstdDecompressor()
         for item in placed:
             if item.record.kind is Kind.DATA:
-                frame = delta.read_at(item.frame_position, item.record.frame_length)
+                frame = delta.frame(Tag.DATA, item.frame_position, item.record.frame_length)
                 delta.check_frame(item.record, frame)
                 delta.unpack(item.record, frame, unpack)
                 counter.add(item.record.length)

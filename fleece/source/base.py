@@ -42,8 +42,11 @@ class Point(Protocol):
     def close(self) -> None:
         """Take the exports down; the point is gone. Safe to repeat."""
 
-    def committed(self) -> tuple[str, ...]:
+    def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """The deltas are durable: forget what only older points needed.
+
+        Args:
+            oldest: sequence of the oldest point that another backup may build on; None: this one.
 
         Returns:
             What could not be forgotten yet, a line each.

@@ -8,10 +8,59 @@ from dataclasses import dataclass
 
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
+from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader
-from fleece.errors import DeltaError, StoreError, UsageError
+from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
+from fleece.hashing import XXH3_128
+from fleece.keys import Secret
 
 LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the deltas of a store are opened with, and how they must be protected.
+
+    A file that is not protected as its store is, or has another hash, counts as damaged: who puts
+    one there without the key shall not have it believed.
+    """
+
+    secret: Secret | None = None
+    protection: Protection | None = None
+    algorithm: str = XXH3_128.name
+
+    def open(self, path: str) -> DeltaReader:
+        """Open a delta of the store.
+
+        Raises:
+            DeltaError: it is damaged, incomplete, no delta, or not of this store's kind.
+        """
+        try:
+            delta = DeltaReader(path, self.secret)
+        except WrongKey as error:
+            raise DeltaError("is protected by another key than its store", where=path) from error
+        try:
+            self.check(delta)
+        except DeltaError:
+            delta.close()
+            raise
+        return delta
+
+    def check(self, delta: DeltaReader) -> None:
+        """Raise `DeltaError` unless an open delta is of this store's kind."""
+        if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
+            raise DeltaError(
+                "is not protected as its store is, or has another hash", where=delta.path
+            )
+
+    def read_entry(self, path: str) -> Entry:
+        """Open a delta and describe it.
+
+        Raises:
+            DeltaError: as `open` does.
+        """
+        with self.open(path) as delta:
+            return Entry.of(delta)
 
 
 @dataclass(frozen=True)
@@ -32,6 +81,19 @@ class Entry:
     data_bytes: int
     zero_bytes: int
     stored_bytes: int
+
+    @staticmethod
+    def of(delta: DeltaReader) -> Entry:
+        """Describe an open delta."""
+        last = delta.footer
+        return Entry(
+            delta.path,
+            delta.header,
+            last.root.hex(),
+            last.data_bytes,
+            last.zero_bytes,
+            delta.length,
+        )
 
     def as_parent(self) -> ParentRef:
         """How a delta that builds on this one names it."""
@@ -82,9 +144,17 @@ class Catalogue:
         entries: the deltas that were found.
         damaged: one error for each file that should be a delta and is not a whole one.
         where: the store's name in messages.
+        access: what the deltas are opened with.
     """
 
-    def __init__(self, entries: list[Entry], damaged: list[DeltaError], where: str) -> None:
+    def __init__(
+        self,
+        entries: list[Entry],
+        damaged: list[DeltaError],
+        where: str,
+        access: Access | None = None,
+    ) -> None:
+        self._access = access or Access()
         self.entries = tuple(entries)
         self.damaged = tuple(damaged)
         self.where = where
@@ -170,21 +240,26 @@ class Catalogue:
     def chain(self, entry: Entry) -> Iterator[Chain]:
         """Open the deltas that lead to an entry."""
         with contextlib.ExitStack() as stack:
-            readers = [stack.enter_context(DeltaReader(part.path)) for part in self.line(entry)]
-            yield Chain(readers)
+            yield Chain([stack.enter_context(self.open(part)) for part in self.line(entry)])
+
+    def open(self, entry: Entry) -> DeltaReader:
+        """Open one delta.
+
+        Raises:
+            DeltaError: it is damaged, or gone.
+        """
+        return self._access.open(entry.path)
 
 
-def read_entry(path: str) -> Entry:
-    """Open a delta and describe it.
+def read_entry(path: str, secret: Secret | None = None) -> Entry:
+    """Open a delta that may lie anywhere, and describe it.
 
     Raises:
         DeltaError: it is damaged, incomplete or no delta.
+        WrongKey: it is protected by another key.
     """
-    with DeltaReader(path) as delta:
-        last = delta.footer
-        return Entry(
-            path, delta.header, last.root.hex(), last.data_bytes, last.zero_bytes, delta.length
-        )
+    with DeltaReader(path, secret) as delta:
+        return Entry.of(delta)
 
 
 def _point(group: list[Entry]) -> StoredPoint:

@@ -10,20 +10,24 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
+import hmac
 import os
-import uuid
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import Buffer
-from fleece.store.catalogue import Catalogue, Entry, read_entry
+from fleece.keys import Secret
+from fleece.store.catalogue import Access, Catalogue, Entry
+from fleece.store.marker import Marker, StoreWishes
 
 MARKER = "fleece-store.json"
 SUFFIX = ".fleece"
 _PARTIAL = ".partial-"
+_SPOOL = ".import-"
 _LOCK = ".lock"
 _LONGEST_NAME = 200
 
@@ -33,12 +37,19 @@ class FolderStore:
 
     Args:
         path: the folder.
+        secret: the store's key file or passphrase; None: it has no key.
+
+    Attributes:
+        id: the store's own.
+        protection: what its deltas are protected by; None: nothing.
+        algorithm: the hash of its deltas.
 
     Raises:
         StoreError: it is not there, or it is no store.
+        UsageError: the secret is not the store's.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = Path(path)
         self.where = str(path)
         with _store_errors(self.path):
@@ -46,7 +57,7 @@ class FolderStore:
                 raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
         try:
-            self.id = _parse_marker(marker.read_text())
+            found = Marker.of_text(marker.read_text())
         except FileNotFoundError:
             raise StoreError(
                 f"this folder is no fleece store (it has no {MARKER})",
@@ -57,22 +68,45 @@ class FolderStore:
             raise StoreError(
                 f"the store's marker cannot be read ({error})", where=marker
             ) from error
+        self.marker = found
+        self.id = found.id
+        self.protection = found.protection(secret, self.where)
+        self.algorithm = found.algorithm(self.protection)
+        self.access = Access(secret, self.protection, self.algorithm.name)
 
     @staticmethod
-    def open_or_create(path: str | os.PathLike[str]) -> FolderStore:
+    def open_or_create(
+        path: str | os.PathLike[str],
+        secret: Secret | None = None,
+        wishes: StoreWishes | None = None,
+    ) -> FolderStore:
         """Open a store; make one where nothing or an empty folder is.
+
+        Args:
+            path: the folder.
+            secret: the key file or passphrase of a store with a key.
+            wishes: how a new store shall be; an existing one must be so.
 
         Raises:
             StoreError: something else is there.
+            UsageError: the wishes contradict the secret, or the store that is there.
         """
+        wishes = wishes or StoreWishes()
+        if is_free(path):
+            return FolderStore.create(path, Marker.new(wishes, secret), secret)
+        store = FolderStore(path, secret)
+        store.marker.check(wishes, store.where)
+        return store
+
+    @staticmethod
+    def create(path: str | os.PathLike[str], marker: Marker, secret: Secret | None) -> FolderStore:
+        """Make a store where nothing is (`is_free`)."""
         folder = Path(path)
         with _store_errors(folder):
-            if _is_free(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                text = json.dumps({"format": "fleece store", "version": 1, "id": uuid.uuid4().hex})
-                _write_durably(folder / MARKER, text + "\n")
-                _sync_folder(folder.parent)
-        return FolderStore(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_durably(folder / MARKER, marker.to_text())
+            _sync_folder(folder.parent)
+        return FolderStore(folder, secret)
 
     def catalogue(self) -> Catalogue:
         """Read every delta's own words.
@@ -85,10 +119,10 @@ class FolderStore:
         with _store_errors(self.path):
             for path in self._delta_files():
                 try:
-                    entries.append(read_entry(path))
+                    entries.append(self.access.read_entry(path))
                 except DeltaError as error:
                     damaged.append(error)
-        return Catalogue(entries, damaged, self.where)
+        return Catalogue(entries, damaged, self.where, self.access)
 
     def _delta_files(self) -> Iterator[str]:
         for guest in _subfolders(self.path):
@@ -105,8 +139,12 @@ class FolderStore:
         return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
 
     @contextlib.contextmanager
-    def locked(self, guest: str) -> Iterator[None]:
+    def locked(self, guest: str, patience: float = 0) -> Iterator[None]:
         """Be the only one that writes this guest's points. The lock dies with its holder.
+
+        Args:
+            guest: whose points.
+            patience: seconds to wait for another holder.
 
         Raises:
             StoreError: another process holds it.
@@ -116,8 +154,8 @@ class FolderStore:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                _lock(descriptor, patience)
+            except BlockingIOError as error:
                 holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip()
                 raise StoreError(
                     f"another backup of {guest} into this store is running "
@@ -140,16 +178,54 @@ class FolderStore:
                     removed.append(str(folder))
         return removed
 
+    def take_in(self, file: DeltaFile, entry: Entry, beside: Entry | None) -> Path:
+        """Give a spooled delta, checked and durable, its place; the guest's lock must be held.
+
+        Args:
+            file: the spooled file.
+            entry: what it is.
+            beside: another disk's delta of the same point; None: it is the first.
+
+        Raises:
+            StoreError: something else has its name, or the store cannot be written.
+        """
+        head = entry.header
+        name = self.file_name(head.disk) + SUFFIX
+        with _store_errors(self.path):
+            guest = self._guest_folder(head.guest)
+            final = guest / f"{head.point.sequence:06d}-{head.point.id}"
+            if beside is not None:
+                final = Path(beside.path).parent
+            if final.exists():
+                _rename_to_new(file.path, final / name)
+                _sync_folder(final)
+                return final / name
+            partial = guest / f"{_PARTIAL}{head.point.id}"
+            if partial.exists():
+                _remove_folder(partial)
+            partial.mkdir()
+            os.rename(file.path, partial / name)
+            _sync_folder(partial)
+            os.rename(partial, final)
+            _sync_folder(guest)
+            return final / name
+
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""
         with _store_errors(self.path):
             parent = self._guest_folder(guest)
             partial = parent / f"{_PARTIAL}{point}"
             partial.mkdir()
-        return PartialPoint(partial, parent / f"{sequence:06d}-{point}")
+        return PartialPoint(partial, parent / f"{sequence:06d}-{point}", self)
+
+    def file_name(self, name: str) -> str:
+        """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""
+        if self.protection is None or not self.protection.encrypted:
+            return safe_name(name)
+        return hmac.digest(self.protection.key.of_names, name.encode(), "sha256").hex()[:32]
 
     def _guest_folder(self, guest: str) -> Path:
-        folder = self.path / safe_name(guest)
+        folder = self.path / self.file_name(guest)
         if not folder.is_dir():
             folder.mkdir()
             _sync_folder(self.path)
@@ -159,15 +235,19 @@ class FolderStore:
 class PartialPoint:
     """A point that is being written. Either `commit` or `discard` ends it."""
 
-    def __init__(self, folder: Path, final: Path) -> None:
+    def __init__(self, folder: Path, final: Path, store: FolderStore) -> None:
         self.folder = folder
         self.final = final
+        self._store = store
         self._files: dict[str, DeltaFile] = {}
 
-    @staticmethod
-    def file_name(disk: str) -> str:
+    def file_name(self, disk: str) -> str:
         """The name of a disk's delta within its point's folder."""
-        return safe_name(disk) + SUFFIX
+        return self._store.file_name(disk) + SUFFIX
+
+    def place(self, disk: str) -> str:
+        """Where a disk's delta will be."""
+        return str(self.final / self.file_name(disk))
 
     def create(self, disk: str) -> DeltaFile:
         """The file of one disk's delta, to write front to back."""
@@ -188,7 +268,7 @@ class PartialPoint:
                 file.close_durably()
             _sync_folder(self.folder)
             for file in self._files.values():
-                read_entry(str(file.path))
+                self._store.access.read_entry(str(file.path))
             os.rename(self.folder, self.final)
             _sync_folder(self.final.parent)
 
@@ -212,6 +292,15 @@ class DeltaFile:
         with _store_errors(self.path):
             return self._file.write(data) or 0
 
+    def hold(self) -> None:
+        """Lock it for as long as it is open: it is in use."""
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with _store_errors(self.path):
+            os.fsync(self._file.fileno())
+
     def close_durably(self) -> None:
         """fsync and close."""
         if not self._file.closed:
@@ -234,26 +323,72 @@ def safe_name(name: str) -> str:
     return text
 
 
-def _is_free(folder: Path) -> bool:
+def _lock(descriptor: int, patience: float) -> None:
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= limit:
+                raise
+            time.sleep(0.1)
+
+
+def is_free(path: str | os.PathLike[str]) -> bool:
     """Whether a store can be made: nothing is there, or at most what a killed attempt left."""
-    if not folder.exists():
-        return True
-    left = _temporary(folder / MARKER)
-    return folder.is_dir() and all(item == left for item in folder.iterdir())
+    folder = Path(path)
+    with _store_errors(folder):
+        if not folder.exists():
+            return True
+        left = _temporary(folder / MARKER).name
+        return folder.is_dir() and all(
+            item.name == left or item.name.startswith(_SPOOL) for item in folder.iterdir()
+        )
 
 
-def _parse_marker(text: str) -> str:
-    raw = json.loads(text)
-    if not isinstance(raw, dict) or raw.get("format") != "fleece store" or raw.get("version") != 1:
-        raise ValueError("not a marker of a store of version 1")
-    if not isinstance(raw.get("id"), str):
-        raise ValueError("no id")
-    return str(raw["id"])
+@contextlib.contextmanager
+def spooled(path: str | os.PathLike[str]) -> Iterator[DeltaFile]:
+    """A file, in a store's folder or what shall become one, for a delta that is not known yet.
+
+    Afterwards it is gone, if `FolderStore.take_in` did not take it; so is a folder that was made
+    for it and did not become a store. What a killed process left of such files is removed first.
+    """
+    folder = Path(path)
+    with _store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_spooled(folder)
+        file = DeltaFile(folder / f"{_SPOOL}{secrets.token_hex(8)}")
+        file.hold()
+    try:
+        yield file
+    finally:
+        file.abandon()
+        with contextlib.suppress(OSError):
+            file.path.unlink(missing_ok=True)
+            if is_free(folder):
+                folder.rmdir()
+
+
+def _remove_spooled(folder: Path) -> None:
+    for item in os.scandir(folder):
+        if item.name.startswith(_SPOOL) and item.is_file(follow_symlinks=False):
+            with open(item.path, "rb") as file, contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(item.path)
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
     found = [Path(item.path) for item in os.scandir(folder) if item.is_dir(follow_symlinks=False)]
     return sorted(path for path in found if hidden or not path.name.startswith("."))
+
+
+def _rename_to_new(path: Path, final: Path) -> None:
+    """Rename a file whose new name must be free; the lock on the guest keeps it so."""
+    if os.path.lexists(final):
+        raise StoreError(
+            "is there already, and it is no whole delta", where=final, hint="move it away first"
+        )
+    os.rename(path, final)
 
 
 def _remove_folder(folder: Path) -> None:

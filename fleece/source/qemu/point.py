@@ -145,14 +145,20 @@ class QemuPoint:
             self.freeze.stuck = None
             (self._folder / FROZEN).unlink(missing_ok=True)
 
-    def committed(self) -> tuple[str, ...]:
+    def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """Drop the segments that only older points needed.
+
+        Args:
+            oldest: sequence of the oldest point that another backup may build on; None: this one.
 
         Returns:
             Why some could not be dropped now, a line each; the next committed point drops them.
         """
         self._committed = True
-        kept = [self._drop(planned, planned.segment.sequence) for planned in self._disks]
+        kept = [
+            self._drop(planned, planned.segment.sequence if oldest is None else oldest)
+            for planned in self._disks
+        ]
         return tuple(itertools.chain(*kept))
 
     def abandon(self) -> None:

@@ -1,0 +1,30 @@
+"""The secret that a command line or its environment names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import fleece
+from fleece.errors import UsageError
+
+
+def secret_of(
+    key_file: str | None, passphrase_file: str | None, environment: Mapping[str, str]
+) -> fleece.Secret | None:
+    """The one secret there is; the command line goes before the environment.
+
+    Raises:
+        UsageError: more than one is named, or a file cannot be read.
+    """
+    given = [key_file, passphrase_file, None]
+    if key_file is None and passphrase_file is None:
+        names = "FLEECE_KEY_FILE", "FLEECE_PASSPHRASE_FILE", "FLEECE_PASSPHRASE"
+        given = [environment.get(name) or None for name in names]
+    if sum(text is not None for text in given) > 1:
+        raise UsageError("more than one key is given", hint="one key file, or one passphrase")
+    key, file, text = given
+    if key is not None:
+        return fleece.Secret.of_key_file(key)
+    if file is not None:
+        return fleece.Secret.of_passphrase_file(file)
+    return None if text is None else fleece.Secret.of_passphrase(text)

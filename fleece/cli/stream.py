@@ -1,0 +1,54 @@
+"""Deltas on standard output and standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import BinaryIO
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.errors import StoreError, UsageError
+
+_STDIN, _STDOUT = 0, 1
+
+
+@contextlib.contextmanager
+def delta_output() -> Iterator[BinaryIO]:
+    """Standard output for a delta; if it is a file, it is durable afterwards.
+
+    Raises:
+        UsageError: it is a terminal.
+    """
+    if os.isatty(_STDOUT):
+        raise UsageError(
+            "a delta on a terminal is of no use", hint="pipe it, or write it to a file"
+        )
+    with open(_STDOUT, "wb", buffering=0, closefd=False) as stream:
+        yield stream
+        if stat.S_ISREG(os.fstat(_STDOUT).st_mode):
+            try:
+                os.fsync(_STDOUT)
+            except OSError as error:
+                raise StoreError(f"the output cannot be made durable ({error.strerror})") from error
+
+
+def import_delta(
+    output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
+) -> None:
+    """`fleece import STORE < FILE`."""
+    if os.isatty(_STDIN):
+        raise UsageError("a delta is read from standard input", hint="fleece import STORE < FILE")
+    with open(_STDIN, "rb", buffering=0, closefd=False) as stream:
+        result = fleece.import_delta(store, stream.read, secret, output.listen, cancel)
+    text = (
+        f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"
+    )
+    text += ", was there already" if result.already else ", is committed"
+    if result.missing:
+        text += f"; the point still lacks {', '.join(result.missing)}"
+    output.succeed(text, **asdict(result))

@@ -1,0 +1,152 @@
+"""Take a delta that comes as a stream into a store, after every check that there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
+from fleece.delta.reader import DeltaReader
+from fleece.engine.pool import Counter
+from fleece.engine.verify import check_delta
+from fleece.errors import StoreError
+from fleece.keys import Secret
+from fleece.store.catalogue import Catalogue, Entry
+from fleece.store.folder import DeltaFile, FolderStore, is_free, spooled
+from fleece.store.marker import Marker
+
+_PIECE = 1 << 20
+_PATIENCE = 60.0
+"""Seconds to wait for the guest's lock: the backup that wrote the stream may still hold it."""
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What was taken in.
+
+    Attributes:
+        point, guest, disk, root: of the delta.
+        delta: its path in the store.
+        stored_bytes: the file's length.
+        already: the store had it.
+        missing: disks of the point that the store still lacks.
+    """
+
+    point: str
+    guest: str
+    disk: str
+    root: str
+    delta: str
+    stored_bytes: int
+    already: bool
+    missing: tuple[str, ...]
+
+
+def import_delta(
+    path: str | os.PathLike[str],
+    read: Callable[[int], bytes],
+    secret: Secret | None = None,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> ImportResult:
+    """Read a delta to its end, check every byte and all that it builds on, then store it.
+
+    Args:
+        path: the store; where there is none, one is made that has the delta's hash and protection.
+        read: gives up to that many bytes, none at the end; `BinaryIO.read` does.
+        secret: the key file or passphrase of a store with a key.
+        listener: hears `Progress` and `Committed`.
+        cancel: stops it; nothing is left.
+
+    Raises:
+        DeltaError: it is damaged, cut, no delta, or not protected as the store is.
+        StoreError: what it builds on is not in the store, or the store has another of its kind.
+    """
+    cancel = cancel or CancelToken()
+    store = None if is_free(path) else FolderStore(path, secret)
+    with spooled(path) as file:
+        _spool(file, read, cancel)
+        with DeltaReader(file.path, secret) as delta:
+            if delta.header.parent is not None and store is None:
+                raise StoreError("the delta builds on another, and this store is new", where=path)
+            store = store or FolderStore.create(path, Marker.like(delta), secret)
+            store.access.check(delta)
+            with store.locked(delta.header.guest, _PATIENCE):
+                return _take_in(store, file, delta, listener, cancel)
+
+
+def _take_in(
+    store: FolderStore,
+    file: DeltaFile,
+    delta: DeltaReader,
+    listener: events.Listener,
+    cancel: CancelToken,
+) -> ImportResult:
+    catalogue = store.catalogue()
+    entry = Entry.of(delta)
+    head = entry.header
+    disks = _disks_of(catalogue, entry)
+    held = disks.get(head.disk)
+    if held is None:
+        _check(catalogue, entry, delta, listener, cancel)
+        place = str(store.take_in(file, entry, next(iter(disks.values()), None)))
+        listener(events.Committed(head.point.id))
+    elif held.root == entry.root:
+        place = held.path
+    else:
+        raise StoreError(
+            f"holds another root ({held.root}) of point {head.point.id}, disk {head.disk}, "
+            f"than the stream ({entry.root})",
+            where=held.path,
+        )
+    return ImportResult(
+        point=head.point.id,
+        guest=head.guest,
+        disk=head.disk,
+        root=entry.root,
+        delta=place,
+        stored_bytes=entry.stored_bytes,
+        already=held is not None,
+        missing=tuple(sorted({*head.disks} - {*disks, head.disk})),
+    )
+
+
+def _spool(file: DeltaFile, read: Callable[[int], bytes], cancel: CancelToken) -> None:
+    try:
+        while piece := read(_PIECE):
+            cancel.check()
+            view = memoryview(piece)
+            while len(view):
+                view = view[file.write(view) :]
+    except OSError as error:
+        raise StoreError(f"the stream cannot be read ({error.strerror})") from error
+    cancel.check()
+    file.sync()
+
+
+def _disks_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:
+    """What the store has of the point already."""
+    head = entry.header
+    wanted = head.guest, head.chain, head.point.id
+    return next((p.disks for p in catalogue.points if (p.guest, p.chain, p.id) == wanted), {})
+
+
+def _check(
+    catalogue: Catalogue,
+    entry: Entry,
+    delta: DeltaReader,
+    listener: events.Listener,
+    cancel: CancelToken,
+) -> None:
+    """Hold the delta, to its last byte, against itself and against what it builds on."""
+    parents = catalogue.line(entry)[1:]
+    counter = Counter(listener, events.Phase.IMPORT, entry.header.disk, entry.data_bytes)
+    if not parents:
+        check_delta(delta, None, counter, cancel)
+        return
+    with catalogue.chain(parents[0]) as older:
+        Chain([delta, *older.deltas])
+        check_delta(delta, older, counter, cancel)

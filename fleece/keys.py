@@ -1,0 +1,189 @@
+"""Secrets, and the keys that are derived from them (docs/format.rst, "Keys").
+
+A secret is what the user keeps: a key file or a passphrase. A key belongs to one store; what it is
+derived by (its terms) is no secret and stands in the store's marker and in every delta.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import secrets
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fleece.errors import UsageError, WrongKey
+
+KEY_SIZE = 32
+"""Bytes of every key."""
+
+SALT_SIZE = 16
+ID_SIZE = 16
+
+LEAST_COST, DEFAULT_COST, MOST_COST = 14, 16, 18
+"""Bounds of scrypt's cost, the logarithm of N: 2^cost KiB of memory. 16 takes 64 MiB."""
+
+_LONGEST_SECRET = 1 << 20
+
+
+class Derivation(enum.IntEnum):
+    """How a key is made of a secret."""
+
+    KEY_FILE = 1
+    PASSPHRASE = 2
+
+
+@dataclass(frozen=True)
+class KeyTerms:
+    """What a key is derived by, all of it public.
+
+    Attributes:
+        derivation: from a key file or a passphrase.
+        cost: of scrypt for a passphrase; 0 for a key file.
+        salt: `SALT_SIZE` random bytes, one for each store.
+        id: tells whether a secret is the right one; says nothing else about it.
+    """
+
+    derivation: Derivation
+    cost: int
+    salt: bytes
+    id: bytes
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of one store; every use has a key of its own, derived from it.
+
+    Attributes:
+        terms: how to derive it again.
+        master: never used itself.
+    """
+
+    terms: KeyTerms
+    master: bytes = field(repr=False, compare=False)
+
+    @cached_property
+    def of_hashes(self) -> bytes:
+        """The key of keyed hashes."""
+        return _expand(self.master, b"", b"fleece hashes")
+
+    @cached_property
+    def of_names(self) -> bytes:
+        """The key that hides names in the store's folder."""
+        return _expand(self.master, b"", b"fleece names")
+
+    def of_file(self, salt: bytes, described: bytes) -> bytes:
+        """The key that encrypts the frames of one file.
+
+        Args:
+            salt: random, of this file alone.
+            described: the file's KEY frame, so that none of it can be altered.
+        """
+        return _expand(self.master, salt, b"fleece frames" + described)
+
+
+class Secret:
+    """A key file's content or a passphrase.
+
+    Args:
+        derivation: which of the two.
+        content: its bytes.
+
+    Raises:
+        UsageError: it is too short to be a secret, or too long to be meant.
+    """
+
+    def __init__(self, derivation: Derivation, content: bytes) -> None:
+        least = KEY_SIZE if derivation is Derivation.KEY_FILE else 1
+        if not least <= len(content) <= _LONGEST_SECRET:
+            raise UsageError(
+                f"a secret of {len(content)} bytes: at least {least} are needed, and not over 1 MiB"
+            )
+        self.derivation = derivation
+        self._content = content
+        self._masters: dict[tuple[int, bytes], bytes] = {}
+
+    @classmethod
+    def of_key_file(cls, path: str | os.PathLike[str]) -> Secret:
+        """The content of a key file, at least 32 bytes: `head -c 32 /dev/urandom` makes one."""
+        return cls._read(Derivation.KEY_FILE, path)
+
+    @classmethod
+    def of_passphrase_file(cls, path: str | os.PathLike[str]) -> Secret:
+        """The passphrase that is a file's first line."""
+        return cls._read(Derivation.PASSPHRASE, path)
+
+    @classmethod
+    def of_passphrase(cls, text: str) -> Secret:
+        """A passphrase."""
+        return cls(Derivation.PASSPHRASE, text.encode())
+
+    @classmethod
+    def _read(cls, derivation: Derivation, path: str | os.PathLike[str]) -> Secret:
+        try:
+            with open(path, "rb") as file:
+                content = file.read(_LONGEST_SECRET + 1)
+        except OSError as error:
+            raise UsageError(f"cannot be read ({error.strerror})", where=path) from error
+        if derivation is Derivation.PASSPHRASE:
+            content = content.partition(b"\n")[0].removesuffix(b"\r")
+        try:
+            return cls(derivation, content)
+        except UsageError as error:
+            raise UsageError(error.what, where=path) from error
+
+    def new_key(self) -> Key:
+        """A key for a new store, under a salt of its own."""
+        cost = DEFAULT_COST if self.derivation is Derivation.PASSPHRASE else 0
+        salt = secrets.token_bytes(SALT_SIZE)
+        master = self._master(cost, salt)
+        return Key(KeyTerms(self.derivation, cost, salt, _identity(master)), master)
+
+    def key(self, terms: KeyTerms, where: object) -> Key:
+        """The key of these terms.
+
+        Raises:
+            WrongKey: this secret is not the one that they were made with.
+        """
+        master = b""
+        if terms.derivation is self.derivation:
+            master = self._master(terms.cost, terms.salt)
+        if not master or not secrets.compare_digest(_identity(master), terms.id):
+            kinds = {Derivation.KEY_FILE: "a key file", Derivation.PASSPHRASE: "a passphrase"}
+            raise WrongKey(
+                "this is not the key that it was made with",
+                where=where,
+                hint=f"it was made with {kinds[terms.derivation]}",
+            )
+        return Key(terms, master)
+
+    def _master(self, cost: int, salt: bytes) -> bytes:
+        if (cost, salt) not in self._masters:
+            if self.derivation is Derivation.KEY_FILE:
+                master = _expand(self._content, salt, b"fleece key file")
+            else:
+                from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+                stretch = Scrypt(salt=salt, length=KEY_SIZE, n=1 << cost, r=8, p=1)
+                master = stretch.derive(self._content)
+            self._masters[cost, salt] = master
+        return self._masters[cost, salt]
+
+
+def _identity(master: bytes) -> bytes:
+    return _expand(master, b"", b"fleece key id")[:ID_SIZE]
+
+
+def _expand(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
+    """HKDF with SHA-256 (RFC 5869)."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(SHA256(), KEY_SIZE, salt or None, purpose).derive(secret)
+
+
+def need_key(where: object) -> WrongKey:
+    """The error for what cannot be read without a key."""
+    return WrongKey(
+        "is protected by a key", where=where, hint="give it with --key-file or --passphrase-file"
+    )

@@ -1,0 +1,191 @@
+"""The marker that makes a folder a store: its id, its hash, and what it is protected by."""
+
+from __future__ import annotations
+
+import enum
+import json
+import uuid
+from dataclasses import dataclass
+
+from fleece.delta.protection import CIPHER, Protection
+from fleece.delta.reader import DeltaReader
+from fleece.errors import UsageError
+from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, by_name, keyed_blake3
+from fleece.keys import (
+    ID_SIZE,
+    LEAST_COST,
+    MOST_COST,
+    SALT_SIZE,
+    Derivation,
+    KeyTerms,
+    Secret,
+    need_key,
+)
+
+_FORMAT = "fleece store"
+_VERSION = 1
+_KEYED = "blake3-keyed"
+
+
+class HashChoice(enum.StrEnum):
+    """The hash of a store's deltas. With a key, BLAKE3 is used in its keyed mode."""
+
+    XXH3_128 = "xxh3-128"
+    BLAKE3 = "blake3"
+
+
+@dataclass(frozen=True)
+class StoreWishes:
+    """How a new store shall be made; an existing one must be so already.
+
+    Attributes:
+        hash: None: xxh3-128, or what the store has.
+        encrypt: its deltas are encrypted; needs a secret.
+    """
+
+    hash: HashChoice | None = None
+    encrypt: bool = False
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a store's marker says.
+
+    Attributes:
+        id: of the store.
+        hash: the algorithm's name in the deltas' headers.
+        encrypted: deltas are encrypted.
+        terms: of the store's key; None: it has none.
+    """
+
+    id: str
+    hash: str
+    encrypted: bool
+    terms: KeyTerms | None
+
+    @staticmethod
+    def new(wishes: StoreWishes, secret: Secret | None) -> Marker:
+        """The marker of a new store.
+
+        Raises:
+            UsageError: the wishes and the secret do not fit together.
+        """
+        name = (wishes.hash or HashChoice.XXH3_128).value
+        if secret is None:
+            if wishes.encrypt:
+                raise UsageError("encryption needs a key", hint="--key-file or --passphrase-file")
+            return Marker(uuid.uuid4().hex, name, False, None)
+        if name == BLAKE3.name:
+            name = _KEYED
+        elif not wishes.encrypt:
+            raise UsageError(
+                f"a key without a use: {name} takes none", hint="--encrypt, or --hash blake3"
+            )
+        return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms)
+
+    @staticmethod
+    def like(delta: DeltaReader) -> Marker:
+        """The marker of a new store that such a delta can live in."""
+        protection = delta.protection
+        return Marker(
+            uuid.uuid4().hex,
+            delta.geometry.algorithm.name,
+            protection is not None and protection.encrypted,
+            None if protection is None else protection.key.terms,
+        )
+
+    def protection(self, secret: Secret | None, where: str) -> Protection | None:
+        """What the store's deltas are protected by.
+
+        Raises:
+            WrongKey: the store has a key and the secret is not its, or none was given.
+            UsageError: the store has no key.
+        """
+        if self.terms is None:
+            if secret is not None:
+                raise UsageError(
+                    "a key was given, but this store has none: nothing in it is protected",
+                    where=where,
+                    hint="a key is chosen when a store is made",
+                )
+            return None
+        if secret is None:
+            raise need_key(where)
+        return Protection(secret.key(self.terms, where), self.hash == _KEYED, self.encrypted)
+
+    def algorithm(self, protection: Protection | None) -> HashAlgorithm:
+        """The hash of the store's deltas."""
+        if protection is not None and protection.keyed:
+            return keyed_blake3(protection.key.of_hashes)
+        return by_name(self.hash) or XXH3_128
+
+    def check(self, wishes: StoreWishes, where: str) -> None:
+        """Refuse wishes that an existing store does not fulfil.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if wishes.encrypt and not self.encrypted:
+            raise UsageError(
+                "this store is not encrypted",
+                where=where,
+                hint="encryption is chosen when a store is made",
+            )
+        if wishes.hash is not None and self.hash.removesuffix("-keyed") != wishes.hash:
+            raise UsageError(
+                f"this store's hash is {self.hash}", where=where, hint="a store keeps its hash"
+            )
+
+    def to_text(self) -> str:
+        """The marker's JSON."""
+        raw: dict[str, object] = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "id": self.id,
+            "hash": self.hash,
+            "encryption": CIPHER if self.encrypted else None,
+        }
+        if self.terms is not None:
+            raw["key"] = {
+                "derivation": self.terms.derivation.name.lower(),
+                "cost": self.terms.cost,
+                "salt": self.terms.salt.hex(),
+                "id": self.terms.id.hex(),
+            }
+        return json.dumps(raw) + "\n"
+
+    @staticmethod
+    def of_text(text: str) -> Marker:
+        """The marker in a JSON text; one without hash and key is of the first stores.
+
+        Raises:
+            ValueError: it is none of this version.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or (raw.get("format"), raw.get("version")) != (
+            _FORMAT,
+            _VERSION,
+        ):
+            raise ValueError(f"not a marker of a store of version {_VERSION}")
+        name, cipher = raw.get("hash", XXH3_128.name), raw.get("encryption")
+        terms = None if raw.get("key") is None else _terms(raw["key"])
+        known = name in (XXH3_128.name, BLAKE3.name) or (name == _KEYED and terms is not None)
+        if not isinstance(raw.get("id"), str):
+            raise ValueError("no id")
+        if not known or cipher not in (None, CIPHER) or (cipher is not None and terms is None):
+            raise ValueError("a hash or a cipher that this version does not know")
+        return Marker(str(raw["id"]), str(name), cipher is not None, terms)
+
+
+def _terms(raw: object) -> KeyTerms:
+    if not isinstance(raw, dict):
+        raise ValueError("its key makes no sense")
+    try:
+        derivation = Derivation[str(raw["derivation"]).upper()]
+        cost, salt, identity = raw["cost"], bytes.fromhex(raw["salt"]), bytes.fromhex(raw["id"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its key makes no sense ({error})") from error
+    costs = range(LEAST_COST, MOST_COST + 1) if derivation is Derivation.PASSPHRASE else (0,)
+    if cost not in costs or len(salt) != SALT_SIZE or len(identity) != ID_SIZE:
+        raise ValueError("its key makes no sense")
+    return KeyTerms(derivation, int(cost), salt, identity)
