@@ -8,6 +8,7 @@ from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.image import ImageFormat, open_image
+from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
@@ -44,6 +45,8 @@ from fleece.tree import BlankDisk, Geometry
 __all__ = (
     "BLAKE3",
     "XXH3_128",
+    "AuditResult",
+    "AuditedDisk",
     "BackupOptions",
     "BackupResult",
     "Bitmap",
@@ -93,6 +96,7 @@ __all__ = (
     "VerifyResult",
     "Wanted",
     "WrongKey",
+    "audit",
     "backup",
     "compare_image",
     "copy_all",

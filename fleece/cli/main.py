@@ -19,7 +19,7 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "verbs:list_points", "import": "stream:import_delta"}
+_FUNCTIONS = {"list": "verbs:list_points", "audit": "audit:audit", "import": "stream:import_delta"}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -115,6 +115,28 @@ def _source_verbs(verb: _AddVerb) -> None:
         help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
     )
     backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+    backup.add_argument(
+        "--audit",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="also read this part (0 to 1) of what QEMU calls unchanged, chosen at random, and "
+        "compare it with the store; default: 0",
+    )
+    audit = verb("audit", "compare all that QEMU calls unchanged with the store; store nothing")
+    audit.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
+    audit.add_argument("--guest", help="the guest's name in the store")
+    audit.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="audit this disk (repeatable); default: all writable ones",
+    )
+    _scratch(audit)
+    _key(audit)
     clean = verb("clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=_SOURCE)
     _scratch(clean)

@@ -13,7 +13,8 @@ from fleece.cli.stream import delta_output
 from fleece.errors import UsageError, VerifyError
 
 
-def _open_source(text: str, scratch: str | None) -> fleece.QemuSource:
+def open_source(text: str, scratch: str | None) -> fleece.QemuSource:
+    """The source that a command line names."""
     kind, _, place = text.partition(":")
     if kind != "qmp" or not place:
         raise UsageError("a source is written qmp:SOCKET", where=text)
@@ -32,6 +33,7 @@ def backup(
     level: int | None,
     guest_agent: str | None,
     require_freeze: bool,
+    audit: float,
     hash_name: str | None,
     encrypt: bool,
     secret: fleece.Secret | None,
@@ -47,10 +49,13 @@ def backup(
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
     elif require_freeze:
         raise UsageError("--require-freeze goes with --guest-agent")
+    if not 0 <= audit <= 1:
+        raise UsageError("--audit goes from 0 to 1")
+    options = replace(options, audit=audit)
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(delta_output()) if stream else None
-        opened = stack.enter_context(_open_source(source, scratch))
+        opened = stack.enter_context(open_source(source, scratch))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
@@ -67,7 +72,7 @@ def backup(
 
 def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
     """`fleece clean SOURCE`."""
-    with _open_source(source, scratch) as opened:
+    with open_source(source, scratch) as opened:
         removed = list(opened.clean())
     for item in removed:
         output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
@@ -76,7 +81,7 @@ def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None)
 
 def doctor(output: Output, cancel: CancelToken, source: str) -> None:
     """`fleece doctor SOURCE`."""
-    with _open_source(source, None) as opened:
+    with open_source(source, None) as opened:
         report = opened.examine()
     output.row(
         "qemu",

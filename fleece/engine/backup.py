@@ -17,11 +17,14 @@ from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.protection import Protection
 from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.pool import WORKERS, Counter
 from fleece.engine.rescan import HeldLeaves
+from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.errors import SourceError, StoreError, UsageError
+from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.source.base import Export, Point
 from fleece.source.qemu.agent import Freeze, GuestAgent
@@ -45,6 +48,8 @@ class BackupOptions:
         disks: names; empty: all writable ones.
         level: zstd level.
         workers: threads that read, hash and compress.
+        audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
+            chain all the same, sampled anew each time.
         agent: of the guest, which freezes its file systems for the moment of the point.
     """
 
@@ -53,6 +58,7 @@ class BackupOptions:
     disks: tuple[str, ...] = ()
     level: int = DEFAULT_LEVEL
     workers: int = WORKERS
+    audit: float = 0.0
     agent: GuestAgent | None = None
 
 
@@ -60,7 +66,8 @@ class BackupOptions:
 class DiskResult:
     """What became of one disk. Bytes are of disk, but `stored_bytes` of file.
 
-    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves.
+    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves;
+    `audited_bytes` were clean, and found to be what the chain holds.
     """
 
     disk: str
@@ -71,6 +78,7 @@ class DiskResult:
     read_bytes: int
     stored_bytes: int
     delta: str
+    audited_bytes: int = 0
 
 
 class PointMode(enum.StrEnum):
@@ -185,7 +193,14 @@ class _Run:
                 hint="choose one with --disk",
             )
         decisions = [
-            decide(disk, self._options.mode, self._catalogue, self._guest, self._chain)
+            decide(
+                disk,
+                self._options.mode,
+                self._catalogue,
+                self._guest,
+                self._chain,
+                self._store.distrusted(self._chain, disk.name),
+            )
             for disk in disks
         ]
         for made in decisions:
@@ -248,7 +263,17 @@ class _Run:
             partial.discard()
             raise
         self._listener(events.Committed(point.id))
+        self._trust(decisions)
         return results
+
+    def _trust(self, decisions: Sequence[Decision]) -> None:
+        """What was read as a whole is right again, whatever an audit found before."""
+        for made in decisions:
+            if made.mode in (Mode.FULL, Mode.RESCAN):
+                try:
+                    self._store.trust(self._chain, made.disk.name)
+                except StoreError as error:
+                    self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
 
     def _stream_point(
         self, output: Sink, point: PointRef, decisions: Sequence[Decision], living: Point
@@ -271,20 +296,43 @@ class _Run:
     ) -> list[DiskResult]:
         with contextlib.ExitStack() as stack:
             jobs = []
+            audits = []
             for made, export in zip(decisions, living.exports, strict=True):
                 base = stack.enter_context(self._base(made))
                 head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
                 sink = partial.create(made.disk.name)
                 jobs.append(_job(made, export, head, sink, base, self._store.protection))
+                if base is not None and made.mode is not Mode.RESCAN:
+                    clean = Extents.whole(export.size).subtract(jobs[-1].dirty)
+                    audits.append(AuditJob(made.disk.name, jobs[-1].disk, clean, base))
             total = sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
+            self._audit(audits, living)
             living.check()
+            refuse_differing(audits)
             summaries = [job.writer.finish() for job in jobs]
+        audited = {job.name: job.compared_bytes for job in audits}
         return [
-            _result(made, job, summary, partial.place(made.disk.name))
+            _result(
+                made, job, summary, partial.place(made.disk.name), audited.get(made.disk.name, 0)
+            )
             for made, job, summary in zip(decisions, jobs, summaries, strict=True)
         ]
+
+    def _audit(self, audits: Sequence[AuditJob], living: Point) -> None:
+        """Hold a sample of what is clean against the chain; note at once what is not so."""
+        fraction = self._options.audit
+        if not fraction:
+            return
+        total = sum(round(job.clean.total * fraction) for job in audits)
+        counter = Counter(self._listener, events.Phase.AUDIT, self._guest, total)
+        try:
+            compare_clean(
+                audits, fraction, counter, self._cancel, self._options.workers, living.watch
+            )
+        finally:
+            distrust(self._store, self._chain, audits)
 
     @contextlib.contextmanager
     def _base(self, made: Decision) -> Iterator[Chain | None]:
@@ -352,7 +400,7 @@ def _job(
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
 
 
-def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskResult:
+def _result(made: Decision, job: CopyJob, summary: Summary, path: str, audited: int) -> DiskResult:
     return DiskResult(
         disk=made.disk.name,
         size=job.geometry.size,
@@ -362,6 +410,7 @@ def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskRe
         read_bytes=job.read_bytes,
         stored_bytes=summary.stored_bytes,
         delta=path,
+        audited_bytes=audited,
     )
 
 

@@ -50,12 +50,12 @@ class PlannedDisk:
 
     Attributes:
         disk: as the inventory shows it.
-        segment: the new one, which records from the point on.
+        segment: the new one, which records from the point on; None: the segments stay as they are.
         merged: the bitmaps whose union is what changed on it; None: read it all.
     """
 
     disk: GuestDisk
-    segment: Segment
+    segment: Segment | None
     merged: tuple[str, ...] | None
 
 
@@ -158,6 +158,7 @@ class QemuPoint:
         kept = [
             self._drop(planned, planned.segment.sequence if oldest is None else oldest)
             for planned in self._disks
+            if planned.segment is not None
         ]
         return tuple(itertools.chain(*kept))
 
@@ -169,14 +170,14 @@ class QemuPoint:
         if self._committed:
             return
         for planned in self._disks:
-            if not planned.disk.segments(self._names.chain):
+            if planned.segment is not None and not planned.disk.segments(self._names.chain):
                 self._drop(planned, planned.segment.sequence + 1)
 
     def _drop(self, planned: PlannedDisk, below: int) -> list[str]:
         """Remove this chain's segments with a sequence smaller than `below`; tell of the others."""
         known = planned.disk.segments(self._names.chain)
         names = [bitmap.name for sequence, bitmap in known.items() if sequence < below]
-        if planned.segment.sequence < below:
+        if planned.segment is not None and planned.segment.sequence < below:
             names.append(planned.segment.bitmap)
         kept = []
         for name in names:
@@ -248,16 +249,8 @@ class QemuPoint:
     def _actions(self, number: int, planned: PlannedDisk) -> Iterator[dict[str, object]]:
         """The actions of one disk: rotate its segments, gather its delta, start its job."""
         disk, overlay = planned.disk, self._names.overlay(number)
-        yield _action(
-            "block-dirty-bitmap-add",
-            node=disk.node,
-            name=planned.segment.bitmap,
-            persistent=disk.persistent_bitmaps,
-            granularity=GRANULARITY,
-        )
-        for bitmap in disk.segments(self._names.chain).values():
-            if bitmap.recording and not bitmap.busy:
-                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
+        if planned.segment is not None:
+            yield from self._rotation(disk, planned.segment)
         if planned.merged is not None:
             yield _action(
                 "block-dirty-bitmap-add",
@@ -265,10 +258,6 @@ class QemuPoint:
                 name=DELTA_BITMAP,
                 disabled=True,
                 granularity=GRANULARITY,
-            )
-            merged = [{"node": disk.node, "name": name} for name in planned.merged]
-            yield _action(
-                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
             )
         yield _action(
             "blockdev-backup",
@@ -281,6 +270,25 @@ class QemuPoint:
                 "auto-dismiss": False,
             },
         )
+        if planned.merged is not None:
+            # After the job's start: what still records then is merged with all before the point.
+            merged = [{"node": disk.node, "name": name} for name in planned.merged]
+            yield _action(
+                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
+            )
+
+    def _rotation(self, disk: GuestDisk, segment: Segment) -> Iterator[dict[str, object]]:
+        """Begin a segment and end the one before it."""
+        yield _action(
+            "block-dirty-bitmap-add",
+            node=disk.node,
+            name=segment.bitmap,
+            persistent=disk.persistent_bitmaps,
+            granularity=GRANULARITY,
+        )
+        for bitmap in disk.segments(self._names.chain).values():
+            if bitmap.recording and not bitmap.busy:
+                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
 
     def _start_server(self) -> None:
         path = self._folder / SOCKET

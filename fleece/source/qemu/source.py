@@ -126,6 +126,8 @@ class QemuSource:
         point: str,
         wanted: Sequence[Wanted],
         agent: GuestAgent | None = None,
+        *,
+        rotate: bool = True,
     ) -> AbstractContextManager[QemuPoint]:
         """Take a point of some disks, all in one transaction; the context's end takes it down.
 
@@ -134,13 +136,19 @@ class QemuSource:
             wanted: its disks.
             agent: of the guest, to freeze it for the moment of the point; `QemuPoint.freeze` then
                 says how that went.
+            rotate: begin a new segment on each disk. Without it the segments stay as they are, so
+                that nothing can be committed.
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
         """
         self._refuse_obstacles([want.disk for want in wanted])
         planned = [
-            PlannedDisk(want.disk, next_segment(want.disk, chain, sequence, point), want.bitmaps)
+            PlannedDisk(
+                want.disk,
+                next_segment(want.disk, chain, sequence, point) if rotate else None,
+                want.bitmaps,
+            )
             for want in wanted
         ]
         return living_point(self.monitor, PointNames(chain, point), planned, self.scratch, agent)
