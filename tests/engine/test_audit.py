@@ -14,6 +14,7 @@ from fleece.engine.sample import sample
 from tests.engine.scene import GUEST, Moment, Mutation, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.machine import Machine
 from tests.rig.process import run_checked
 
 MIB = 1024 * 1024
@@ -120,6 +121,19 @@ def test_it_names_the_places(disk: Scene) -> None:
     ran = _audit(disk).failed(6, f"at offsets {MIB}, {3 * MIB}, {5 * MIB}, {7 * MIB}, ...")
     places = [(item["start"], item["end"]) for item in ran.result["differing"]]
     assert places == [(offset * MIB, offset * MIB + LEAF) for offset in (1, 3, 5, 7, 9)]
+
+
+def test_a_disk_that_was_shrunk_and_grown_back_is_found(tmp_path: Path) -> None:
+    """QEMU marks nothing dirty then, and what was cut off reads as zeros."""
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1, fill=1.0)
+    with Machine([Disk(image, "d0")]) as qemu:
+        scene = Scene(qemu, tmp_path)
+        scene.take()
+        for size in (6 * MIB, 8 * MIB):
+            qemu.control.command("block_resize", {"node-name": "d0", "size": size})
+        _audit(scene).failed(6, "2097152 bytes", str(6 * MIB))
+        assert scene.take().mode == "rescan"
+        scene.same_as_live("d0", scene.restore("vd-d0"))
 
 
 def test_what_is_written_meanwhile_is_no_difference(disk: Scene) -> None:
