@@ -18,11 +18,12 @@ def audit(
     guest: str | None,
     disks: list[str],
     scratch: str | None,
+    scratch_limit: str | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece audit SOURCE STORE`."""
     place = fleece.FolderStore(store, secret)
-    with open_source(source, scratch) as opened:
+    with open_source(source, scratch, scratch_limit) as opened:
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "

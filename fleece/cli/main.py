@@ -103,6 +103,7 @@ def _source_verbs(verb: _AddVerb) -> None:
         help="back up this disk (repeatable); default: all writable ones",
     )
     _scratch(backup)
+    _scratch_limit(backup)
     backup.add_argument(
         "--guest-agent",
         metavar="SOCKET",
@@ -136,6 +137,7 @@ def _source_verbs(verb: _AddVerb) -> None:
         help="audit this disk (repeatable); default: all writable ones",
     )
     _scratch(audit)
+    _scratch_limit(audit)
     _key(audit)
     clean = verb("clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=_SOURCE)
@@ -217,6 +219,15 @@ def _key(made: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its first line is the store's passphrase; "
         "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
+    )
+
+
+def _scratch_limit(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--scratch-limit",
+        metavar="BYTES",
+        help="what the scratch files may take together, like 500M or 20G: the run is given up "
+        "before they take more; default: what their file system has, less a reserve",
     )
 
 

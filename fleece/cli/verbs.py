@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,12 +14,23 @@ from fleece.cli.stream import delta_output
 from fleece.errors import UsageError, VerifyError
 
 
-def open_source(text: str, scratch: str | None) -> fleece.QemuSource:
+def open_source(
+    text: str, scratch: str | None, scratch_limit: str | None = None
+) -> fleece.QemuSource:
     """The source that a command line names."""
     kind, _, place = text.partition(":")
     if kind != "qmp" or not place:
         raise UsageError("a source is written qmp:SOCKET", where=text)
-    return fleece.QemuSource(place, None if scratch is None else Path(scratch))
+    limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
+    return fleece.QemuSource(place, None if scratch is None else Path(scratch), limit)
+
+
+def _bytes(option: str, text: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
+    if found is None:
+        raise UsageError(f"{option} takes a number of bytes, like 500M or 20G", where=text)
+    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
 
 
 def backup(
@@ -34,6 +46,7 @@ def backup(
     guest_agent: str | None,
     require_freeze: bool,
     audit: float,
+    scratch_limit: str | None,
     hash_name: str | None,
     encrypt: bool,
     secret: fleece.Secret | None,
@@ -55,7 +68,7 @@ def backup(
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(delta_output()) if stream else None
-        opened = stack.enter_context(open_source(source, scratch))
+        opened = stack.enter_context(open_source(source, scratch, scratch_limit))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [

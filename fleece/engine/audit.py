@@ -84,6 +84,8 @@ def audit(
         wanted = [Wanted(item.disk, item.bitmaps) for item in found]
         with source.point(chain, 0, point, wanted, rotate=False) as living:
             listener(events.PointTaken(point, tuple(disk.name for disk in chosen)))
+            for warning in living.warnings:
+                listener(events.Warned(warning))
             with contextlib.ExitStack() as stack:
                 jobs = _jobs(stack, catalogue, found, living.exports)
                 total = sum(job.clean.total for job in jobs)

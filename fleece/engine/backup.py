@@ -27,7 +27,7 @@ from fleece.errors import SourceError, StoreError, UsageError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.source.base import Export, Point
-from fleece.source.qemu.agent import Freeze, GuestAgent
+from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore, PartialPoint
@@ -215,7 +215,8 @@ class _Run:
             ) as living:
                 names = tuple(disk.name for disk in disks)
                 self._listener(events.PointTaken(point.id, names))
-                self._tell_of(living.freeze)
+                for warning in living.warnings:
+                    self._listener(events.Warned(warning))
                 if self._output is None:
                     results += self._store_point(point, decisions, living)
                     oldest = None
@@ -235,12 +236,6 @@ class _Run:
             raise SourceError(f"point {point.id} is stored, but {living.freeze.stuck}")
         frozen = living.freeze.frozen
         return BackupResult(point.id, self._guest, _common_mode(results), tuple(results), frozen)
-
-    def _tell_of(self, freeze: Freeze) -> None:
-        if freeze.trouble is not None:
-            self._listener(events.Warned(f"the guest was not frozen: {freeze.trouble}"))
-        if freeze.stuck is not None:
-            self._listener(events.Warned(freeze.stuck))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
         stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]

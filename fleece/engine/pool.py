@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from fleece.cancel import CancelToken
-from fleece.errors import FleeceError
 from fleece.events import Listener, Phase, Progress
 
 WORKERS = 3
 """Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
 
-WATCH_EVERY = 0.1
+WATCH_EVERY = 0.05
 """Seconds between two looks at what the work depends on."""
 
 T = TypeVar("T")
@@ -48,6 +47,11 @@ class _Shared(Generic[T]):
     def fail(self, error: BaseException) -> None:
         with self._lock:
             self.error = self.error or error
+
+    def give_up(self, error: BaseException) -> None:
+        """End the work for a reason that made others fail: this is the one to tell."""
+        with self._lock:
+            self.error = error
 
 
 def run_workers(
@@ -95,8 +99,8 @@ def run_workers(
 def _watch(watch: Callable[[], None], shared: _Shared[T]) -> None:
     try:
         watch()
-    except FleeceError as error:
-        shared.fail(error)
+    except Exception as error:
+        shared.give_up(error)
 
 
 class Counter:

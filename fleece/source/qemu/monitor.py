@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.events import EventListener
 
 from fleece.errors import SourceError
 
 _CONNECT_LIMIT = 5.0
 COMMAND_LIMIT = 120.0
+
+_THRESHOLD = "BLOCK_WRITE_THRESHOLD"
 
 T = TypeVar("T")
 
@@ -60,6 +63,8 @@ class Monitor:
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
         )
         self._client = QMPClient("fleece")
+        self._crossed = threading.Event()
+        self._client.register_listener(EventListener(_THRESHOLD, self._cross))
         connected = self._open_socket()
         self.peer = _peer(connected)
         self._thread.start()
@@ -135,6 +140,16 @@ class Monitor:
     def transaction(self, actions: list[dict[str, object]], limit: float = COMMAND_LIMIT) -> None:
         """Run actions all or none, all at one point in time, within `limit` seconds."""
         self.execute("transaction", {"actions": actions}, limit)
+
+    def threshold_crossed(self) -> bool:
+        """Whether a write threshold was crossed since the last call. Asks QEMU nothing."""
+        crossed = self._crossed.is_set()
+        self._crossed.clear()
+        return crossed
+
+    def _cross(self, event: Message) -> bool:
+        self._crossed.set()
+        return False  # so that nothing is queued
 
     def _open_socket(self) -> socket.socket:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -31,6 +31,7 @@ from fleece.source.qemu.runtime import (
     run_state,
     take_down,
 )
+from fleece.source.qemu.scratch import Scratch, estimate
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
@@ -41,7 +42,7 @@ _FROZEN_LIMIT = 10.0
 _LONGEST_SOCKET = 107
 _CHECK_TRIES = 50
 _WATCH_EVERY = 0.2
-_RESERVE = 256 * 1024 * 1024
+_LEAST_SHARE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class QemuPoint:
         disks: Sequence[PlannedDisk],
         folder: Path,
         agent: GuestAgent | None = None,
+        limit: int | None = None,
     ) -> None:
         self._monitor = monitor
         self._names = names
@@ -77,6 +79,8 @@ class QemuPoint:
         self.exports: tuple[Export, ...] = ()
         self.freeze = Freeze()
         self._agent = agent
+        self._scratch = Scratch(folder, limit)
+        self._doubt: str | None = None
         self._committed = False
         self._watched = 0.0
         self._guest_ran = run_state(monitor) not in (None, STOPPED_BY_ERROR)
@@ -108,18 +112,25 @@ class QemuPoint:
         stops the guest. The guest has then seen no error: `close` lets it go on.
         """
         now = time.monotonic()
-        if now - self._watched < _WATCH_EVERY:
+        crossed = self._monitor.threshold_crossed()
+        if now - self._watched < _WATCH_EVERY and not crossed:
             return
         self._watched = now
-        state = os.statvfs(self._folder)
-        free = state.f_bavail * state.f_frsize
-        if free < min(_RESERVE, state.f_blocks * state.f_frsize // 2):
-            raise PointError(
-                f"the scratch has only {free} bytes left; the backup gave up before the guest "
-                "would have had to stop",
-                where=self._folder,
-                hint="make room there, or choose another folder with --scratch",
-            )
+        try:
+            self._look(crossed)
+        except PointError:
+            # At once: the guest goes on writing while the workers end. The first error is the one
+            # to tell, and `close` is called again.
+            with suppress(FleeceError):
+                self.close()
+            raise
+
+    def _look(self, crossed: bool) -> None:
+        room = self._scratch.room()
+        if room.left <= 0:
+            raise self._scratch.given_up(room)
+        if crossed:
+            self._set_thresholds()
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
                 "the guest was stopped by an I/O error; the backup gave up to let it go on",
@@ -127,13 +138,31 @@ class QemuPoint:
                 hint="was the scratch full? choose another folder with --scratch",
             )
 
+    def _set_thresholds(self) -> None:
+        """Have QEMU tell when a scratch has taken its share of half the room that is left."""
+        share = max(_LEAST_SHARE, self._scratch.room().left // (2 * len(self._disks)))
+        for number in range(len(self._disks)):
+            arguments = {
+                "node-name": self._names.overlay_file(number),
+                "write-threshold": self._scratch.length(number) + share,
+            }
+            self._monitor.execute("block-set-write-threshold", arguments)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of how the point was taken."""
+        trouble = self.freeze.trouble
+        loose = None if trouble is None else f"the guest was not frozen: {trouble}"
+        return tuple(text for text in (self._doubt, loose, self.freeze.stuck) if text)
+
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
-        if self._agent is not None and self.freeze.stuck is not None:
-            self._thaw_at_last(self._agent)
         take_down(self._monitor, self._names.prefix, self._folder)
         if self._guest_ran:
             continue_guest(self._monitor)
+        if self._agent is not None and self.freeze.stuck is not None:
+            agent, self._agent = self._agent, None
+            self._thaw_at_last(agent)
 
     def _thaw_at_last(self, agent: GuestAgent) -> None:
         """The guest could not be thawed when the point was taken: try again."""
@@ -144,6 +173,7 @@ class QemuPoint:
         else:
             self.freeze.stuck = None
             (self._folder / FROZEN).unlink(missing_ok=True)
+            list(remove_folder(self._folder))
 
     def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """Drop the segments that only older points needed.
@@ -192,8 +222,12 @@ class QemuPoint:
 
     def start(self) -> None:
         """Make the scratches, take the point, export it."""
+        self._scratch.check_start()
+        guess = estimate((planned.disk, planned.merged) for planned in self._disks)
+        self._doubt = self._scratch.doubt(guess)
         for number, planned in enumerate(self._disks):
             self._add_scratch(number, planned.disk)
+        self._set_thresholds()
         if self._agent is None:
             self._take(COMMAND_LIMIT)
         else:
@@ -216,7 +250,7 @@ class QemuPoint:
             ) from error
 
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
-        path = self._folder / f"s{number}.qcow2"
+        path = self._scratch.file(number)
         done = subprocess.run(
             [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
             capture_output=True,
@@ -333,6 +367,7 @@ def living_point(
     disks: Sequence[PlannedDisk],
     scratch: Path,
     agent: GuestAgent | None = None,
+    limit: int | None = None,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -342,9 +377,10 @@ def living_point(
         disks: all disks of the point.
         scratch: the folder for scratch files; QEMU must be able to write there.
         agent: of the guest, to freeze it for the moment of the point.
+        limit: bytes that the scratch files may take together; None: what their file system has.
     """
     with _held_folder(scratch, names, monitor) as folder:
-        point = QemuPoint(monitor, names, disks, folder, agent)
+        point = QemuPoint(monitor, names, disks, folder, agent, limit)
         try:
             point.start()
             yield point

@@ -37,14 +37,19 @@ class QemuSource:
     Args:
         socket: path of the monitor's unix socket.
         scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
+        scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
+            given up. None: as much as the file system has, less a reserve.
 
     Raises:
         SourceError: the monitor cannot be reached or used.
     """
 
-    def __init__(self, socket: str, scratch: Path | None = None) -> None:
+    def __init__(
+        self, socket: str, scratch: Path | None = None, scratch_limit: int | None = None
+    ) -> None:
         self.where = socket
         self.scratch = scratch or DEFAULT_SCRATCH
+        self.scratch_limit = scratch_limit
         self.monitor = Monitor(socket)
 
     def __enter__(self) -> QemuSource:
@@ -151,7 +156,8 @@ class QemuSource:
             )
             for want in wanted
         ]
-        return living_point(self.monitor, PointNames(chain, point), planned, self.scratch, agent)
+        names = PointNames(chain, point)
+        return living_point(self.monitor, names, planned, self.scratch, agent, self.scratch_limit)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:
