@@ -20,7 +20,7 @@ from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
-from fleece.engine.pool import WORKERS, Counter
+from fleece.engine.pool import WORKERS, Counter, run_beside
 from fleece.engine.rescan import HeldLeaves
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.errors import SourceError, StoreError, UsageError
@@ -253,7 +253,7 @@ class _Run:
         try:
             results = self._copy(partial, point, decisions, living)
             self._cancel.check()
-            partial.commit()
+            run_beside(partial.commit, living.watch)
         except BaseException:
             partial.discard()
             raise
@@ -306,7 +306,9 @@ class _Run:
             self._audit(audits, living)
             living.check()
             refuse_differing(audits)
-            summaries = [job.writer.finish() for job in jobs]
+            # The point is not needed any more, but the guest fills its scratch until it is closed.
+            finish = [job.writer.finish for job in jobs]
+            summaries = run_beside(lambda: [each() for each in finish], living.watch)
         audited = {job.name: job.compared_bytes for job in audits}
         return [
             _result(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 from fleece.cancel import CancelToken
+from fleece.errors import FleeceError
 from fleece.events import Listener, Phase, Progress
 
 WORKERS = 3
@@ -101,6 +103,23 @@ def _watch(watch: Callable[[], None], shared: _Shared[T]) -> None:
         watch()
     except Exception as error:
         shared.give_up(error)
+
+
+def run_beside(work: Callable[[], T], watch: Callable[[], None]) -> T:
+    """Run work that does not need what is watched, in a thread of its own, and watch meanwhile.
+
+    An error of `watch` ends the watching alone: what it had to do, it has done.
+    """
+    with ThreadPoolExecutor(1, "fleece-beside") as pool:
+        future = pool.submit(work)
+        watching = True
+        while not wait([future], WATCH_EVERY).done:
+            try:
+                if watching:
+                    watch()
+            except FleeceError:
+                watching = False
+        return future.result()
 
 
 class Counter:

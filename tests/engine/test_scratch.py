@@ -231,6 +231,29 @@ def test_the_guest_is_let_go_before_the_workers_end(filled: Scene) -> None:
     filled.nothing_left()
 
 
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("fleece.delta.writer", "DeltaWriter.finish"),
+        ("fleece.store.folder", "DeltaFile.close_durably"),
+    ],
+)
+def test_the_scratch_is_watched_while_the_deltas_are_made_durable(
+    filled: Scene, module: str, function: str
+) -> None:
+    """Then the point is not needed any more: it is closed, and the backup succeeds."""
+    words = filled.words("--scratch-limit", "4M")
+    running = filled.slow(module, function, 4000, *words)
+    while (told := running.wait_event("progress"))["done"] < told["total"]:
+        pass
+    time.sleep(0.2)
+    _write_all(filled)
+    assert filled.qemu.control.command("query-jobs") == []
+    assert running.wait().succeeded().named("warning")[1:] == []
+    assert filled.take("incremental").disks[0].dirty_bytes == 64 * MIB
+    filled.check_exact()
+
+
 def _disk(size: int, *counts: int) -> GuestDisk:
     bitmaps = tuple(
         Bitmap(f"b{n}", 65536, count, True, False, True, False) for n, count in enumerate(counts)
