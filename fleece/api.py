@@ -10,6 +10,7 @@ from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
+from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
@@ -40,6 +41,7 @@ from fleece.extents import Extents
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import Export
+from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
@@ -50,6 +52,8 @@ from fleece.tree import BlankDisk, Geometry
 __all__ = (
     "BLAKE3",
     "XXH3_128",
+    "AuditResult",
+    "AuditedDisk",
     "BackupOptions",
     "BackupResult",
     "Bitmap",
@@ -72,6 +76,7 @@ __all__ = (
     "FleeceError",
     "FolderStore",
     "Geometry",
+    "GuestAgent",
     "GuestDisk",
     "HashAlgorithm",
     "HashChoice",
@@ -108,6 +113,7 @@ __all__ = (
     "VerifyResult",
     "Wanted",
     "WrongKey",
+    "audit",
     "backup",
     "compare_image",
     "compare_points",

@@ -19,6 +19,7 @@ class Phase(enum.StrEnum):
     RESTORE = "restore"
     VERIFY = "verify"
     ROOT = "root"
+    AUDIT = "audit"
     IMPORT = "import"
     SALVAGE = "salvage"
 

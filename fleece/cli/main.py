@@ -22,6 +22,7 @@ _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
 _FUNCTIONS = {
     "list": "verbs:list_points",
+    "audit": "audit:audit",
     "import": "stream:import_delta",
     "salvage": "salvage:salvage",
 }
@@ -108,7 +109,42 @@ def _source_verbs(verb: _AddVerb) -> None:
         help="back up this disk (repeatable); default: all writable ones",
     )
     _scratch(backup)
+    _scratch_limit(backup)
+    backup.add_argument(
+        "--guest-agent",
+        metavar="SOCKET",
+        help="the unix socket of the guest agent's port: freeze the guest's file systems for the "
+        "moment of the point",
+    )
+    backup.add_argument(
+        "--require-freeze",
+        action="store_true",
+        help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
+    )
     backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+    backup.add_argument(
+        "--audit",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="also read this part (0 to 1) of what QEMU calls unchanged, chosen at random, and "
+        "compare it with the store; default: 0",
+    )
+    audit = verb("audit", "compare all that QEMU calls unchanged with the store; store nothing")
+    audit.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
+    audit.add_argument("--guest", help="the guest's name in the store")
+    audit.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="audit this disk (repeatable); default: all writable ones",
+    )
+    _scratch(audit)
+    _scratch_limit(audit)
+    _key(audit)
     clean = verb("clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=_SOURCE)
     _scratch(clean)
@@ -256,6 +292,15 @@ def _key(made: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its first line is the store's passphrase; "
         "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
+    )
+
+
+def _scratch_limit(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--scratch-limit",
+        metavar="BYTES",
+        help="what the scratch files may take together, like 500M or 20G: the run is given up "
+        "before they take more; default: what their file system has, less a reserve",
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fleece
@@ -14,11 +15,23 @@ from fleece.cli.stream import delta_output
 from fleece.errors import UsageError, VerifyError
 
 
-def _open_source(text: str, scratch: str | None) -> fleece.QemuSource:
+def open_source(
+    text: str, scratch: str | None, scratch_limit: str | None = None
+) -> fleece.QemuSource:
+    """The source that a command line names."""
     kind, _, place = text.partition(":")
     if kind != "qmp" or not place:
         raise UsageError("a source is written qmp:SOCKET", where=text)
-    return fleece.QemuSource(place, None if scratch is None else Path(scratch))
+    limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
+    return fleece.QemuSource(place, None if scratch is None else Path(scratch), limit)
+
+
+def _bytes(option: str, text: str) -> int:
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
+    if found is None:
+        raise UsageError(f"{option} takes a number of bytes, like 500M or 20G", where=text)
+    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
 
 
 def backup(
@@ -31,6 +44,10 @@ def backup(
     disks: list[str],
     scratch: str | None,
     level: int | None,
+    guest_agent: str | None,
+    require_freeze: bool,
+    audit: float,
+    scratch_limit: str | None,
     hash_name: str | None,
     encrypt: bool,
     secret: fleece.Secret | None,
@@ -41,11 +58,18 @@ def backup(
     if level is not None:
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
-        options = fleece.BackupOptions(options.mode, guest, tuple(disks), level)
+        options = replace(options, level=level)
+    if guest_agent is not None:
+        options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
+    elif require_freeze:
+        raise UsageError("--require-freeze goes with --guest-agent")
+    if not 0 <= audit <= 1:
+        raise UsageError("--audit goes from 0 to 1")
+    options = replace(options, audit=audit)
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(delta_output()) if stream else None
-        opened = stack.enter_context(_open_source(source, scratch))
+        opened = stack.enter_context(open_source(source, scratch, scratch_limit))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
@@ -62,7 +86,7 @@ def backup(
 
 def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
     """`fleece clean SOURCE`."""
-    with _open_source(source, scratch) as opened:
+    with open_source(source, scratch) as opened:
         removed = list(opened.clean())
     for item in removed:
         output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
@@ -71,7 +95,7 @@ def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None)
 
 def doctor(output: Output, cancel: CancelToken, source: str) -> None:
     """`fleece doctor SOURCE`."""
-    with _open_source(source, None) as opened:
+    with open_source(source, None) as opened:
         report = opened.examine()
     output.row(
         "qemu",

@@ -17,13 +17,17 @@ from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.protection import Protection
 from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import Decision, ModeWish, decide
-from fleece.engine.pool import WORKERS, Counter
+from fleece.engine.pool import WORKERS, Counter, run_beside
 from fleece.engine.rescan import HeldLeaves
+from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.errors import SourceError, StoreError, UsageError
+from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.source.base import Export, Point
+from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore, PartialPoint
@@ -44,6 +48,9 @@ class BackupOptions:
         disks: names; empty: all writable ones.
         level: zstd level.
         workers: threads that read, hash and compress.
+        audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
+            chain all the same, sampled anew each time.
+        agent: of the guest, which freezes its file systems for the moment of the point.
     """
 
     mode: ModeWish = ModeWish.AUTO
@@ -51,13 +58,16 @@ class BackupOptions:
     disks: tuple[str, ...] = ()
     level: int = DEFAULT_LEVEL
     workers: int = WORKERS
+    audit: float = 0.0
+    agent: GuestAgent | None = None
 
 
 @dataclass(frozen=True)
 class DiskResult:
     """What became of one disk. Bytes are of disk, but `stored_bytes` of file.
 
-    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves.
+    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves;
+    `audited_bytes` were clean, and found to be what the chain holds.
     """
 
     disk: str
@@ -68,6 +78,7 @@ class DiskResult:
     read_bytes: int
     stored_bytes: int
     delta: str
+    audited_bytes: int = 0
 
 
 class PointMode(enum.StrEnum):
@@ -82,12 +93,13 @@ class PointMode(enum.StrEnum):
 
 @dataclass(frozen=True)
 class BackupResult:
-    """A committed point."""
+    """A committed point. `frozen`: the guest's agent held its file systems still for it."""
 
     point: str
     guest: str
     mode: PointMode
     disks: tuple[DiskResult, ...]
+    frozen: bool = False
 
 
 def backup(
@@ -121,6 +133,8 @@ def backup(
     if not is_name(guest):
         raise UsageError("the guest's name must be printable, of 1024 characters at most")
     with store.locked(guest):
+        if options.agent is not None and options.agent.thaw_left():
+            listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
         for trouble in catalogue.damaged:
             listener(events.Warned(str(trouble)))
@@ -179,7 +193,14 @@ class _Run:
                 hint="choose one with --disk",
             )
         decisions = [
-            decide(disk, self._options.mode, self._catalogue, self._guest, self._chain)
+            decide(
+                disk,
+                self._options.mode,
+                self._catalogue,
+                self._guest,
+                self._chain,
+                self._store.distrusted(self._chain, disk.name),
+            )
             for disk in disks
         ]
         for made in decisions:
@@ -189,9 +210,13 @@ class _Run:
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
         results: list[DiskResult] = []
         try:
-            with self._source.point(self._chain, point.sequence, point.id, wanted) as living:
+            with self._source.point(
+                self._chain, point.sequence, point.id, wanted, self._options.agent
+            ) as living:
                 names = tuple(disk.name for disk in disks)
                 self._listener(events.PointTaken(point.id, names))
+                for warning in living.warnings:
+                    self._listener(events.Warned(warning))
                 if self._output is None:
                     results += self._store_point(point, decisions, living)
                     oldest = None
@@ -207,7 +232,10 @@ class _Run:
             # The point is durable. What is left in QEMU, the next backup finds by its name.
             text = f"point {point.id} is stored, but QEMU could not be tidied up: {error}"
             self._listener(events.Warned(text))
-        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results))
+        if living.freeze.stuck is not None:
+            raise SourceError(f"point {point.id} is stored, but {living.freeze.stuck}")
+        frozen = living.freeze.frozen
+        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results), frozen)
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
         stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]
@@ -225,12 +253,22 @@ class _Run:
         try:
             results = self._copy(partial, point, decisions, living)
             self._cancel.check()
-            partial.commit()
+            run_beside(partial.commit, living.watch)
         except BaseException:
             partial.discard()
             raise
         self._listener(events.Committed(point.id))
+        self._trust(decisions)
         return results
+
+    def _trust(self, decisions: Sequence[Decision]) -> None:
+        """What was read as a whole is right again, whatever an audit found before."""
+        for made in decisions:
+            if made.mode in (Mode.FULL, Mode.RESCAN):
+                try:
+                    self._store.trust(self._chain, made.disk.name)
+                except StoreError as error:
+                    self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
 
     def _stream_point(
         self, output: Sink, point: PointRef, decisions: Sequence[Decision], living: Point
@@ -253,20 +291,45 @@ class _Run:
     ) -> list[DiskResult]:
         with contextlib.ExitStack() as stack:
             jobs = []
+            audits = []
             for made, export in zip(decisions, living.exports, strict=True):
                 base = stack.enter_context(self._base(made))
                 head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
                 sink = partial.create(made.disk.name)
                 jobs.append(_job(made, export, head, sink, base, self._store.protection))
+                if base is not None and made.mode is not Mode.RESCAN:
+                    clean = Extents.whole(export.size).subtract(jobs[-1].dirty)
+                    audits.append(AuditJob(made.disk.name, jobs[-1].disk, clean, base))
             total = sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
+            self._audit(audits, living)
             living.check()
-            summaries = [job.writer.finish() for job in jobs]
+            refuse_differing(audits)
+            # The point is not needed any more, but the guest fills its scratch until it is closed.
+            finish = [job.writer.finish for job in jobs]
+            summaries = run_beside(lambda: [each() for each in finish], living.watch)
+        audited = {job.name: job.compared_bytes for job in audits}
         return [
-            _result(made, job, summary, partial.place(made.disk.name))
+            _result(
+                made, job, summary, partial.place(made.disk.name), audited.get(made.disk.name, 0)
+            )
             for made, job, summary in zip(decisions, jobs, summaries, strict=True)
         ]
+
+    def _audit(self, audits: Sequence[AuditJob], living: Point) -> None:
+        """Hold a sample of what is clean against the chain; note at once what is not so."""
+        fraction = self._options.audit
+        if not fraction:
+            return
+        total = sum(round(job.clean.total * fraction) for job in audits)
+        counter = Counter(self._listener, events.Phase.AUDIT, self._guest, total)
+        try:
+            compare_clean(
+                audits, fraction, counter, self._cancel, self._options.workers, living.watch
+            )
+        finally:
+            distrust(self._store, self._chain, audits)
 
     @contextlib.contextmanager
     def _base(self, made: Decision) -> Iterator[Chain | None]:
@@ -334,7 +397,7 @@ def _job(
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
 
 
-def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskResult:
+def _result(made: Decision, job: CopyJob, summary: Summary, path: str, audited: int) -> DiskResult:
     return DiskResult(
         disk=made.disk.name,
         size=job.geometry.size,
@@ -344,6 +407,7 @@ def _result(made: Decision, job: CopyJob, summary: Summary, path: str) -> DiskRe
         read_bytes=job.read_bytes,
         stored_bytes=summary.stored_bytes,
         delta=path,
+        audited_bytes=audited,
     )
 
 

@@ -46,10 +46,52 @@ class Decision:
     more_dirty: Extents | None = None
 
 
+@dataclass(frozen=True)
+class Auditable:
+    """A disk of which some leaves are said to be what the store holds.
+
+    Attributes:
+        disk: the disk.
+        newest: its delta at the newest point that it can be held against.
+        bitmaps: whose union is what was written since.
+    """
+
+    disk: GuestDisk
+    newest: Entry
+    bitmaps: tuple[str, ...]
+
+
+def auditable(disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str) -> Auditable:
+    """What an audit can hold a disk against.
+
+    Raises:
+        PointError: nothing; QEMU does not know what was written since a stored point.
+    """
+    found = _newest_usable(disk, catalogue, guest, chain)
+    if isinstance(found, Lost):
+        raise PointError(
+            f"disk {disk.name}: there is nothing to audit: {found.reason}",
+            hint="the next backup reads all of it; --disk names the disks to audit",
+        )
+    return Auditable(disk, *found)
+
+
 def decide(
-    disk: GuestDisk, wish: ModeWish, catalogue: Catalogue, guest: str, chain: str
+    disk: GuestDisk,
+    wish: ModeWish,
+    catalogue: Catalogue,
+    guest: str,
+    chain: str,
+    distrust: str | None = None,
 ) -> Decision:
     """Decide for one disk.
+
+    Args:
+        disk: the disk.
+        wish: what the caller asks for.
+        catalogue: of the store.
+        guest, chain: whose points count.
+        distrust: why its bitmaps must not be believed (`FolderStore.distrusted`); None: they may.
 
     Raises:
         PointError: what was asked for is impossible.
@@ -58,7 +100,7 @@ def decide(
         return Decision(disk, Mode.FULL, "asked for")
     if wish is ModeWish.RESCAN:
         return _rescan(disk, catalogue, guest, chain, "asked for", must=True)
-    found = _newest_usable(disk, catalogue, guest, chain)
+    found = _newest_usable(disk, catalogue, guest, chain) if distrust is None else Lost(distrust)
     if isinstance(found, Lost):
         if wish is not ModeWish.AUTO:
             raise PointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 from fleece.cancel import CancelToken
@@ -18,7 +19,7 @@ from fleece.events import Listener, Phase, Progress
 WORKERS = 3
 """Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
 
-WATCH_EVERY = 0.1
+WATCH_EVERY = 0.05
 """Seconds between two looks at what the work depends on."""
 
 T = TypeVar("T")
@@ -48,6 +49,11 @@ class _Shared(Generic[T]):
     def fail(self, error: BaseException) -> None:
         with self._lock:
             self.error = self.error or error
+
+    def give_up(self, error: BaseException) -> None:
+        """End the work for a reason that made others fail: this is the one to tell."""
+        with self._lock:
+            self.error = error
 
 
 def run_workers(
@@ -95,8 +101,25 @@ def run_workers(
 def _watch(watch: Callable[[], None], shared: _Shared[T]) -> None:
     try:
         watch()
-    except FleeceError as error:
-        shared.fail(error)
+    except Exception as error:
+        shared.give_up(error)
+
+
+def run_beside(work: Callable[[], T], watch: Callable[[], None]) -> T:
+    """Run work that does not need what is watched, in a thread of its own, and watch meanwhile.
+
+    An error of `watch` ends the watching alone: what it had to do, it has done.
+    """
+    with ThreadPoolExecutor(1, "fleece-beside") as pool:
+        future = pool.submit(work)
+        watching = True
+        while not wait([future], WATCH_EVERY).done:
+            try:
+                if watching:
+                    watch()
+            except FleeceError:
+                watching = False
+        return future.result()
 
 
 class Counter:

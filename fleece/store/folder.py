@@ -29,6 +29,7 @@ SUFFIX = ".fleece"
 _PARTIAL = ".partial-"
 _SPOOL = ".import-"
 _LOCK = ".lock"
+_DISTRUST = "audit-failed-"
 _LONGEST_NAME = 200
 
 
@@ -209,6 +210,39 @@ class FolderStore:
             os.rename(partial, final)
             _sync_folder(guest)
             return final / name
+
+    def distrust(self, chain: str, disk: str, reason: str) -> None:
+        """Note durably that the bitmaps of a chain's disk missed a write; a guest's lock is held.
+
+        The note lies beside the store's marker, under the chain's own id: it is about the chain, so
+        it goes where the chain goes, and nothing that happens to QEMU can lose it.
+        """
+        with _store_errors(self.path):
+            _write_durably(self._note(chain, disk), reason + "\n")
+
+    def distrusted(self, chain: str, disk: str) -> str | None:
+        """Why the bitmaps of a chain's disk must not be believed; None: they may.
+
+        Raises:
+            StoreError: that cannot be read. A note that cannot be read is not none.
+        """
+        note = self._note(chain, disk)
+        with _store_errors(note):
+            try:
+                return note.read_text(errors="replace").strip() or "an audit failed"
+            except FileNotFoundError:
+                return None
+
+    def trust(self, chain: str, disk: str) -> None:
+        """All of the disk was read: what an audit found is mended."""
+        note = self._note(chain, disk)
+        with _store_errors(note):
+            if note.exists():
+                note.unlink()
+                _sync_folder(self.path)
+
+    def _note(self, chain: str, disk: str) -> Path:
+        return self.path / f"{_DISTRUST}{chain}-{self.file_name(disk)}"
 
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""

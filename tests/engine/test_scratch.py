@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 import fleece
-from tests.engine.scene import INTACT, Scene, nothing_left, small_tmpfs
+from fleece.source.qemu.inventory import Bitmap, GuestDisk
+from fleece.source.qemu.scratch import estimate
+from tests.engine.scene import INTACT, Mutation, Scene, daemon, nothing_left, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.initramfs import GuestFiles
@@ -13,6 +22,11 @@ from tests.rig.machine import GuestMachine
 
 MIB = images.MIB
 FAST = "rig.delay=0"
+STALL = 2.0
+"""Seconds without an acknowledged write that count as a stall of the guest."""
+
+
+# ---- a real guest ----------------------------------------------------------------------------
 
 
 def _disks(folder: Path) -> list[Disk]:
@@ -22,17 +36,65 @@ def _disks(folder: Path) -> list[Disk]:
     return [Disk(written, "a"), Disk(large, "b")]
 
 
+@dataclass
+class Pulse:
+    """The longest time in which a guest acknowledged no record."""
+
+    longest: float = 0.0
+
+
+@contextmanager
+def _pulse(guest: GuestMachine) -> Iterator[Pulse]:
+    pulse, stop = Pulse(), threading.Event()
+
+    def follow() -> None:
+        last, since = guest.acked, time.monotonic()
+        while not stop.wait(0.005):
+            now = time.monotonic()
+            pulse.longest = max(pulse.longest, now - since)
+            if guest.acked != last:
+                last, since = guest.acked, now
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield pulse
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _saw_nothing(guest: GuestMachine) -> None:
+    """QEMU neither failed a write of the guest's nor stopped it."""
+    guest.control.command("query-status")
+    bad = [e for e in guest.control.events if e["event"] in ("BLOCK_IO_ERROR", "STOP")]
+    assert bad == []
+
+
 def test_the_backup_gives_up_before_the_scratch_is_full(files: GuestFiles, tmp_path: Path) -> None:
     with small_tmpfs(2) as scratch, GuestMachine(files, _disks(tmp_path), append=FAST) as guest:
         guest.wait_acked(3)
         scene = Scene(guest, tmp_path)
         scene.scratch = scratch
-        ran = scene.slow_backup(milliseconds=1000).wait()
-        ran.failed(4, "gave up before the guest", "--scratch")
+        with _pulse(guest) as pulse:
+            ran = scene.slow_backup(milliseconds=1000).wait()
+            ran.failed(4, "gave up before the guest", "--scratch")
+            guest.wait_acked(guest.acked + 5)
         nothing_left(guest, scratch)
-        stopped = [event for event in guest.control.events if event["event"] == "BLOCK_IO_ERROR"]
-        assert stopped == []
-        guest.wait_acked(guest.acked + 5)
+        _saw_nothing(guest)
+        assert pulse.longest < STALL
+        assert "may have to be given up" in ran.named("warning")[0]["what"]
+
+        # The same with a limit on a file system with room enough.
+        scene.scratch = scene.folder / "scratch"
+        scene.scratch.mkdir()
+        with _pulse(guest) as pulse:
+            ran = scene.slow_backup("--scratch-limit", "2M", milliseconds=1000).wait()
+            ran.failed(4, "of the 2097152 bytes that it may take", "--scratch-limit")
+            guest.wait_acked(guest.acked + 5)
+        nothing_left(guest, scene.scratch)
+        _saw_nothing(guest)
+        assert pulse.longest < STALL
         assert fleece.FolderStore(scene.store).catalogue().points == ()
 
 
@@ -50,3 +112,164 @@ def test_a_guest_that_a_dead_run_left_stopped_goes_on(files: GuestFiles, tmp_pat
         assert "stop of the guest" in [event["kind"] for event in ran.named("removed")]
         nothing_left(guest, scratch)
         guest.wait_acked(acked + 5)
+
+        # And a living run that is too late: what it watches by is taken from it.
+        blind = Mutation(
+            "it does not look at the scratch",
+            (("source/qemu/point.py", "if room.left <= 0:", "if False:"),),
+        )
+        scene.engine = blind.engine(tmp_path)
+        scene.slow_backup(milliseconds=1000).wait().failed(4, "was stopped by an I/O error")
+        nothing_left(guest, scratch)
+        guest.wait_acked(guest.acked + 5)
+
+
+# ---- a storage daemon, whose guest sees each error and each delay ----------------------------
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Iterator[Scene]:
+    """64 MiB of data, so that each write of the guest's goes to the scratch first."""
+    image = images.random_image(tmp_path / "d0.qcow2", 64 * MIB, seed=1, fill=1.0)
+    with daemon(tmp_path, Disk(image, "d0")) as scene:
+        yield scene
+
+
+def _write_all(scene: Scene) -> float:
+    """The guest overwrites its disk; gives the longest time that a write took."""
+    longest = 0.0
+    for offset in range(0, 64 * MIB, 65536):
+        start = time.monotonic()
+        scene.writer().write(offset, b"new")
+        longest = max(longest, time.monotonic() - start)
+        time.sleep(0.001)
+    return longest
+
+
+def _scratch_use(scene: Scene) -> int:
+    return sum(file.stat().st_blocks * 512 for file in scene.scratch.rglob("*.qcow2"))
+
+
+def test_the_limit_is_not_exceeded(filled: Scene) -> None:
+    running = filled.slow_backup("--scratch-limit", "40M", milliseconds=300)
+    running.wait_event("point")
+    most, stop = [0], threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.002):
+            try:
+                most[0] = max(most[0], _scratch_use(filled))
+            except FileNotFoundError:
+                continue
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    longest = _write_all(filled)
+    ran = running.wait().failed(4, "of the 41943040 bytes that it may take", "--scratch-limit")
+    stop.set()
+    thread.join()
+    assert 20 * MIB <= most[0] <= 40 * MIB
+    assert longest < STALL
+    assert ran.named("committed") == []
+    filled.nothing_left()
+    filled.take()
+    filled.check_exact()
+
+
+def test_a_limit_that_is_kept_changes_nothing(filled: Scene) -> None:
+    filled.backup("--scratch-limit", "1G").succeeded()
+    filled.backup("--scratch-limit", "100k").failed(2, "--scratch-limit")
+    filled.check_exact()
+
+
+def test_no_room_at_all_is_said_before_anything_is_done(filled: Scene) -> None:
+    ran = filled.backup("--scratch-limit", "0").failed(4, "no backup can begin", "--scratch-limit")
+    assert ran.named("point") == []
+    assert filled.segments() == []
+    filled.nothing_left()
+
+
+def test_too_little_room_is_told_at_the_start(filled: Scene) -> None:
+    ran = filled.backup("--scratch-limit", "6M").succeeded()
+    assert "may overwrite 4194304 meanwhile" in ran.named("warning")[0]["what"]
+    for offset in range(10):
+        filled.writer().write(offset * MIB, b"x")
+    ran = filled.backup("--scratch-limit", "1200K").succeeded()
+    assert "may overwrite 655360 meanwhile" in ran.named("warning")[0]["what"]
+    assert filled.backup("--scratch-limit", "1200K").succeeded().named("warning") == []
+
+
+def test_qemu_tells_by_itself_when_the_scratch_grows(filled: Scene) -> None:
+    """Without its timer, the engine looks when QEMU says that a threshold was crossed."""
+    slow = Mutation(
+        "it looks once an hour",
+        (("source/qemu/point.py", "_WATCH_EVERY = 0.2", "_WATCH_EVERY = 3600.0"),),
+    )
+    deaf = Mutation(
+        "and hears nothing",
+        (*slow.edits, ("source/qemu/monitor.py", "self._crossed.set()", "pass")),
+    )
+    for fault, code in ((slow, 4), (deaf, 0)):
+        filled.engine = fault.engine(filled.folder)
+        running = filled.slow_backup("--scratch-limit", "40M", milliseconds=100)
+        running.wait_event("point")
+        _write_all(filled)
+        assert running.wait().code == code
+        filled.nothing_left()
+
+
+def test_the_guest_is_let_go_before_the_workers_end(filled: Scene) -> None:
+    """A read that hangs does not keep the scratch growing."""
+    running = filled.slow_backup("--scratch-limit", "4M", milliseconds=20_000)
+    running.wait_event("point")
+    longest = _write_all(filled)
+    jobs = filled.qemu.control.command("query-jobs")
+    assert jobs == []
+    assert longest < STALL
+    running.kill()
+    filled.backup().succeeded()
+    filled.nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        ("fleece.delta.writer", "DeltaWriter.finish"),
+        ("fleece.store.folder", "DeltaFile.close_durably"),
+    ],
+)
+def test_the_scratch_is_watched_while_the_deltas_are_made_durable(
+    filled: Scene, module: str, function: str
+) -> None:
+    """Then the point is not needed any more: it is closed, and the backup succeeds."""
+    words = filled.words("--scratch-limit", "4M")
+    running = filled.slow(module, function, 4000, *words)
+    while (told := running.wait_event("progress"))["done"] < told["total"]:
+        pass
+    time.sleep(0.2)
+    _write_all(filled)
+    assert filled.qemu.control.command("query-jobs") == []
+    assert running.wait().succeeded().named("warning")[1:] == []
+    assert filled.take("incremental").disks[0].dirty_bytes == 64 * MIB
+    filled.check_exact()
+
+
+def _disk(size: int, *counts: int) -> GuestDisk:
+    bitmaps = tuple(
+        Bitmap(f"b{n}", 65536, count, True, False, True, False) for n, count in enumerate(counts)
+    )
+    return GuestDisk("d", "d", size, "qcow2", False, True, None, bitmaps)
+
+
+@pytest.mark.parametrize(
+    ("disks", "expected"),
+    [
+        ([], 0),
+        ([(_disk(1600), None)], 100),
+        ([(_disk(1600, 30, 50, 7), ("b0", "b2"))], 37),
+        ([(_disk(1600, 1000, 1000), ("b0", "b1"))], 1600),
+        ([(_disk(1600), None), (_disk(1600, 5), ("b0",))], 105),
+    ],
+)
+def test_the_estimate(disks: list[tuple[GuestDisk, tuple[str, ...] | None]], expected: int) -> None:
+    assert estimate(disks) == expected

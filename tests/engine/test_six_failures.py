@@ -412,7 +412,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                 (
                     "engine/backup.py",
                     "results += self._store_point(",
-                    "living.committed()\n                results += self._store_point(",
+                    "living.committed()\n                    results += self._store_point(",
                 ),
             ),
         ),

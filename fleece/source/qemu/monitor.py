@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp.events import EventListener
 
 from fleece.errors import SourceError
 
 _CONNECT_LIMIT = 5.0
-_COMMAND_LIMIT = 120.0
+COMMAND_LIMIT = 120.0
+
+_THRESHOLD = "BLOCK_WRITE_THRESHOLD"
 
 T = TypeVar("T")
 
@@ -60,6 +63,8 @@ class Monitor:
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
         )
         self._client = QMPClient("fleece")
+        self._crossed = threading.Event()
+        self._client.register_listener(EventListener(_THRESHOLD, self._cross))
         connected = self._open_socket()
         self.peer = _peer(connected)
         self._thread.start()
@@ -94,8 +99,18 @@ class Monitor:
         finally:
             self._stop_loop()
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        limit: float = COMMAND_LIMIT,
+    ) -> Any:
         """Run one command and give what it returns.
+
+        Args:
+            command: its name.
+            arguments: of the command.
+            limit: seconds to wait for the answer.
 
         Raises:
             CommandError: QEMU refused it.
@@ -104,13 +119,13 @@ class Monitor:
         try:
             result = self._run(
                 self._client.execute(command, dict(arguments) if arguments else None),
-                _COMMAND_LIMIT,
+                limit,
             )
         except ExecuteError as error:
             raise CommandError(command, str(error), self.path) from error
         except TimeoutError as error:
             raise SourceError(
-                f"QEMU did not answer {command} within {_COMMAND_LIMIT:.0f} s", where=self.path
+                f"QEMU did not answer {command} within {limit:.0f} s", where=self.path
             ) from error
         except (QMPError, OSError, EOFError) as error:
             raise SourceError(
@@ -122,9 +137,19 @@ class Monitor:
         self._loop.call_soon_threadsafe(self._client.events.clear)
         return result
 
-    def transaction(self, actions: list[dict[str, object]]) -> None:
-        """Run actions all or none, all at one point in time."""
-        self.execute("transaction", {"actions": actions})
+    def transaction(self, actions: list[dict[str, object]], limit: float = COMMAND_LIMIT) -> None:
+        """Run actions all or none, all at one point in time, within `limit` seconds."""
+        self.execute("transaction", {"actions": actions}, limit)
+
+    def threshold_crossed(self) -> bool:
+        """Whether a write threshold was crossed since the last call. Asks QEMU nothing."""
+        crossed = self._crossed.is_set()
+        self._crossed.clear()
+        return crossed
+
+    def _cross(self, event: Message) -> bool:
+        self._crossed.set()
+        return False  # so that nothing is queued
 
     def _open_socket(self) -> socket.socket:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

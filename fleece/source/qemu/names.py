@@ -13,6 +13,7 @@ PREFIX = "fleece-"
 DELTA_BITMAP = "delta"
 SOCKET = "nbd.sock"
 LOCK = "lock"
+FROZEN = "frozen"
 
 _SEGMENT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-(\d{{6,}})-(\d{{6,}})-([0-9a-f]{{10}})")
 

@@ -19,9 +19,10 @@ from fleece.errors import FleeceError, PointError, SourceError
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program
 from fleece.source.base import Export
+from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
 from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, LOCK, SOCKET, PointNames, Segment
+from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
+from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, LOCK, SOCKET, PointNames, Segment
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
@@ -30,14 +31,18 @@ from fleece.source.qemu.runtime import (
     run_state,
     take_down,
 )
+from fleece.source.qemu.scratch import Scratch, estimate
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
 
+_FROZEN_LIMIT = 10.0
+"""Seconds that the transaction may take while the guest's file systems stand still."""
+
 _LONGEST_SOCKET = 107
 _CHECK_TRIES = 50
 _WATCH_EVERY = 0.2
-_RESERVE = 256 * 1024 * 1024
+_LEAST_SHARE = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,12 @@ class PlannedDisk:
 
     Attributes:
         disk: as the inventory shows it.
-        segment: the new one, which records from the point on.
+        segment: the new one, which records from the point on; None: the segments stay as they are.
         merged: the bitmaps whose union is what changed on it; None: read it all.
     """
 
     disk: GuestDisk
-    segment: Segment
+    segment: Segment | None
     merged: tuple[str, ...] | None
 
 
@@ -59,13 +64,23 @@ class QemuPoint:
     """A living point. `fleece.source.base.Point`."""
 
     def __init__(
-        self, monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
+        self,
+        monitor: Monitor,
+        names: PointNames,
+        disks: Sequence[PlannedDisk],
+        folder: Path,
+        agent: GuestAgent | None = None,
+        limit: int | None = None,
     ) -> None:
         self._monitor = monitor
         self._names = names
         self._disks = tuple(disks)
         self._folder = folder
         self.exports: tuple[Export, ...] = ()
+        self.freeze = Freeze()
+        self._agent = agent
+        self._scratch = Scratch(folder, limit)
+        self._doubt: str | None = None
         self._committed = False
         self._watched = 0.0
         self._guest_ran = run_state(monitor) not in (None, STOPPED_BY_ERROR)
@@ -97,18 +112,25 @@ class QemuPoint:
         stops the guest. The guest has then seen no error: `close` lets it go on.
         """
         now = time.monotonic()
-        if now - self._watched < _WATCH_EVERY:
+        crossed = self._monitor.threshold_crossed()
+        if now - self._watched < _WATCH_EVERY and not crossed:
             return
         self._watched = now
-        state = os.statvfs(self._folder)
-        free = state.f_bavail * state.f_frsize
-        if free < min(_RESERVE, state.f_blocks * state.f_frsize // 2):
-            raise PointError(
-                f"the scratch has only {free} bytes left; the backup gave up before the guest "
-                "would have had to stop",
-                where=self._folder,
-                hint="make room there, or choose another folder with --scratch",
-            )
+        try:
+            self._look(crossed)
+        except PointError:
+            # At once: the guest goes on writing while the workers end. The first error is the one
+            # to tell, and `close` is called again.
+            with suppress(FleeceError):
+                self.close()
+            raise
+
+    def _look(self, crossed: bool) -> None:
+        room = self._scratch.room()
+        if room.left <= 0:
+            raise self._scratch.given_up(room)
+        if crossed:
+            self._set_thresholds()
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
                 "the guest was stopped by an I/O error; the backup gave up to let it go on",
@@ -116,11 +138,42 @@ class QemuPoint:
                 hint="was the scratch full? choose another folder with --scratch",
             )
 
+    def _set_thresholds(self) -> None:
+        """Have QEMU tell when a scratch has taken its share of half the room that is left."""
+        share = max(_LEAST_SHARE, self._scratch.room().left // (2 * len(self._disks)))
+        for number in range(len(self._disks)):
+            arguments = {
+                "node-name": self._names.overlay_file(number),
+                "write-threshold": self._scratch.length(number) + share,
+            }
+            self._monitor.execute("block-set-write-threshold", arguments)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of how the point was taken."""
+        trouble = self.freeze.trouble
+        loose = None if trouble is None else f"the guest was not frozen: {trouble}"
+        return tuple(text for text in (self._doubt, loose, self.freeze.stuck) if text)
+
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
         take_down(self._monitor, self._names.prefix, self._folder)
         if self._guest_ran:
             continue_guest(self._monitor)
+        if self._agent is not None and self.freeze.stuck is not None:
+            agent, self._agent = self._agent, None
+            self._thaw_at_last(agent)
+
+    def _thaw_at_last(self, agent: GuestAgent) -> None:
+        """The guest could not be thawed when the point was taken: try again."""
+        try:
+            agent.thaw()
+        except AgentError as error:
+            self.freeze.stuck = str(error)
+        else:
+            self.freeze.stuck = None
+            (self._folder / FROZEN).unlink(missing_ok=True)
+            list(remove_folder(self._folder))
 
     def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """Drop the segments that only older points needed.
@@ -135,6 +188,7 @@ class QemuPoint:
         kept = [
             self._drop(planned, planned.segment.sequence if oldest is None else oldest)
             for planned in self._disks
+            if planned.segment is not None
         ]
         return tuple(itertools.chain(*kept))
 
@@ -146,14 +200,14 @@ class QemuPoint:
         if self._committed:
             return
         for planned in self._disks:
-            if not planned.disk.segments(self._names.chain):
+            if planned.segment is not None and not planned.disk.segments(self._names.chain):
                 self._drop(planned, planned.segment.sequence + 1)
 
     def _drop(self, planned: PlannedDisk, below: int) -> list[str]:
         """Remove this chain's segments with a sequence smaller than `below`; tell of the others."""
         known = planned.disk.segments(self._names.chain)
         names = [bitmap.name for sequence, bitmap in known.items() if sequence < below]
-        if planned.segment.sequence < below:
+        if planned.segment is not None and planned.segment.sequence < below:
             names.append(planned.segment.bitmap)
         kept = []
         for name in names:
@@ -168,25 +222,35 @@ class QemuPoint:
 
     def start(self) -> None:
         """Make the scratches, take the point, export it."""
+        self._scratch.check_start()
+        guess = estimate((planned.disk, planned.merged) for planned in self._disks)
+        self._doubt = self._scratch.doubt(guess)
         for number, planned in enumerate(self._disks):
             self._add_scratch(number, planned.disk)
+        self._set_thresholds()
+        if self._agent is None:
+            self._take(COMMAND_LIMIT)
+        else:
+            with self._agent.frozen(self.freeze, self._folder / FROZEN):
+                self._take(_FROZEN_LIMIT)
+        self._start_server()
+        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
+
+    def _take(self, limit: float) -> None:
+        actions = [
+            action
+            for number, planned in enumerate(self._disks)
+            for action in self._actions(number, planned)
+        ]
         try:
-            self._monitor.transaction(
-                [
-                    action
-                    for number, planned in enumerate(self._disks)
-                    for action in self._actions(number, planned)
-                ]
-            )
+            self._monitor.transaction(actions, limit)
         except CommandError as error:
             raise PointError(
                 f"QEMU refused the point: {error.reason}", where=self._monitor.path
             ) from error
-        self._start_server()
-        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
 
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
-        path = self._folder / f"s{number}.qcow2"
+        path = self._scratch.file(number)
         done = subprocess.run(
             [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
             capture_output=True,
@@ -219,16 +283,8 @@ class QemuPoint:
     def _actions(self, number: int, planned: PlannedDisk) -> Iterator[dict[str, object]]:
         """The actions of one disk: rotate its segments, gather its delta, start its job."""
         disk, overlay = planned.disk, self._names.overlay(number)
-        yield _action(
-            "block-dirty-bitmap-add",
-            node=disk.node,
-            name=planned.segment.bitmap,
-            persistent=disk.persistent_bitmaps,
-            granularity=GRANULARITY,
-        )
-        for bitmap in disk.segments(self._names.chain).values():
-            if bitmap.recording and not bitmap.busy:
-                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
+        if planned.segment is not None:
+            yield from self._rotation(disk, planned.segment)
         if planned.merged is not None:
             yield _action(
                 "block-dirty-bitmap-add",
@@ -236,10 +292,6 @@ class QemuPoint:
                 name=DELTA_BITMAP,
                 disabled=True,
                 granularity=GRANULARITY,
-            )
-            merged = [{"node": disk.node, "name": name} for name in planned.merged]
-            yield _action(
-                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
             )
         yield _action(
             "blockdev-backup",
@@ -252,6 +304,25 @@ class QemuPoint:
                 "auto-dismiss": False,
             },
         )
+        if planned.merged is not None:
+            # After the job's start: what still records then is merged with all before the point.
+            merged = [{"node": disk.node, "name": name} for name in planned.merged]
+            yield _action(
+                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
+            )
+
+    def _rotation(self, disk: GuestDisk, segment: Segment) -> Iterator[dict[str, object]]:
+        """Begin a segment and end the one before it."""
+        yield _action(
+            "block-dirty-bitmap-add",
+            node=disk.node,
+            name=segment.bitmap,
+            persistent=disk.persistent_bitmaps,
+            granularity=GRANULARITY,
+        )
+        for bitmap in disk.segments(self._names.chain).values():
+            if bitmap.recording and not bitmap.busy:
+                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
 
     def _start_server(self) -> None:
         path = self._folder / SOCKET
@@ -291,7 +362,12 @@ class QemuPoint:
 
 @contextmanager
 def living_point(
-    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], scratch: Path
+    monitor: Monitor,
+    names: PointNames,
+    disks: Sequence[PlannedDisk],
+    scratch: Path,
+    agent: GuestAgent | None = None,
+    limit: int | None = None,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -300,20 +376,25 @@ def living_point(
         names: of the point's things in QEMU.
         disks: all disks of the point.
         scratch: the folder for scratch files; QEMU must be able to write there.
+        agent: of the guest, to freeze it for the moment of the point.
+        limit: bytes that the scratch files may take together; None: what their file system has.
     """
     with _held_folder(scratch, names, monitor) as folder:
-        point = QemuPoint(monitor, names, disks, folder)
+        point = QemuPoint(monitor, names, disks, folder, agent, limit)
         try:
             point.start()
             yield point
-        except BaseException:
+        except BaseException as error:
             # The first error is the one to tell. What cannot be taken down now is found by its
             # name in the next run.
             with suppress(FleeceError):
                 point.close()
                 point.abandon()
             if not process_lives(monitor.peer.pid):
+                (folder / FROZEN).unlink(missing_ok=True)
                 list(remove_folder(folder))
+            elif point.freeze.stuck is not None:
+                raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
             raise
         point.close()
         point.abandon()

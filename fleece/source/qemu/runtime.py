@@ -20,7 +20,7 @@ from typing import Any
 
 from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import LOCK, PREFIX, SOCKET
+from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, SOCKET
 
 STOPPED_BY_ERROR = "io-error"
 """The run state of a guest that QEMU stopped on an I/O error."""
@@ -200,11 +200,15 @@ def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
 
 
 def remove_folder(folder: Path | None) -> Iterator[Removed]:
-    """Remove a work folder: the files of ours by name, then the folder if nothing else is in it."""
+    """Remove a work folder: the files of ours by name, then the folder if nothing else is in it.
+
+    The note of a guest that may still be frozen stays, and with it what says whose it is.
+    """
     if folder is None or not folder.is_dir():
         return
+    noted = (folder / FROZEN).exists()
     for item in list(folder.iterdir()):
-        if _WORK_FILE.fullmatch(item.name):
+        if _WORK_FILE.fullmatch(item.name) and not (noted and item.name == LOCK):
             item.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

@@ -10,10 +10,11 @@ from types import TracebackType
 
 from fleece.errors import PointError
 from fleece.source.qemu import runtime
+from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import PREFIX, PointNames
+from fleece.source.qemu.names import FROZEN, PREFIX, PointNames
 from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
@@ -36,14 +37,19 @@ class QemuSource:
     Args:
         socket: path of the monitor's unix socket.
         scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
+        scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
+            given up. None: as much as the file system has, less a reserve.
 
     Raises:
         SourceError: the monitor cannot be reached or used.
     """
 
-    def __init__(self, socket: str, scratch: Path | None = None) -> None:
+    def __init__(
+        self, socket: str, scratch: Path | None = None, scratch_limit: int | None = None
+    ) -> None:
         self.where = socket
         self.scratch = scratch or DEFAULT_SCRATCH
+        self.scratch_limit = scratch_limit
         self.monitor = Monitor(socket)
 
     def __enter__(self) -> QemuSource:
@@ -89,10 +95,18 @@ class QemuSource:
                 folders[prefix] = known or folders.get(prefix) or self.scratch / prefix
         for prefix, folder in sorted(folders.items()):
             if not runtime.is_held(folder):
+                yield from self._thaw(folder / FROZEN)
                 removed = runtime.take_down(self.monitor, prefix, folder)
                 yield from removed
                 if removed and runtime.continue_guest(self.monitor):
                     yield Removed("stop of the guest", self.where)
+
+    def _thaw(self, note: Path) -> Iterator[Removed]:
+        """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
+        if runtime.qemu_of(note.parent) != self.monitor.peer.pid:
+            note.unlink(missing_ok=True)
+        elif thaw_noted(note):
+            yield Removed("freeze of the guest", self.where)
 
     def _work_folders(self, chain: str | None) -> list[Path]:
         """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
@@ -111,19 +125,39 @@ class QemuSource:
         ]
 
     def point(
-        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
+        self,
+        chain: str,
+        sequence: int,
+        point: str,
+        wanted: Sequence[Wanted],
+        agent: GuestAgent | None = None,
+        *,
+        rotate: bool = True,
     ) -> AbstractContextManager[QemuPoint]:
         """Take a point of some disks, all in one transaction; the context's end takes it down.
+
+        Args:
+            chain, sequence, point: of the point.
+            wanted: its disks.
+            agent: of the guest, to freeze it for the moment of the point; `QemuPoint.freeze` then
+                says how that went.
+            rotate: begin a new segment on each disk. Without it the segments stay as they are, so
+                that nothing can be committed.
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
         """
         self._refuse_obstacles([want.disk for want in wanted])
         planned = [
-            PlannedDisk(want.disk, next_segment(want.disk, chain, sequence, point), want.bitmaps)
+            PlannedDisk(
+                want.disk,
+                next_segment(want.disk, chain, sequence, point) if rotate else None,
+                want.bitmaps,
+            )
             for want in wanted
         ]
-        return living_point(self.monitor, PointNames(chain, point), planned, self.scratch)
+        names = PointNames(chain, point)
+        return living_point(self.monitor, names, planned, self.scratch, agent, self.scratch_limit)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:

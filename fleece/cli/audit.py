@@ -1,0 +1,33 @@
+"""The verb `audit`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.cli.verbs import open_source
+
+
+def audit(
+    output: Output,
+    cancel: CancelToken,
+    source: str,
+    store: str,
+    guest: str | None,
+    disks: list[str],
+    scratch: str | None,
+    scratch_limit: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece audit SOURCE STORE`."""
+    place = fleece.FolderStore(store, secret)
+    with open_source(source, scratch, scratch_limit) as opened:
+        result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
+    lines = [
+        f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "
+        f"point {disk.against}, as QEMU says"
+        for disk in result.disks
+    ]
+    output.succeed("\n".join(lines), **asdict(result))

@@ -1,0 +1,126 @@
+"""Hold the whole clean part of a running guest's disks against the chain; store nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
+from fleece.engine.copy import dirty_leaves, open_export
+from fleece.engine.decide import Auditable, auditable
+from fleece.engine.pool import Counter
+from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
+from fleece.extents import Extents
+from fleece.source.base import Export
+from fleece.source.qemu.source import QemuSource, Wanted
+from fleece.store.catalogue import Catalogue
+from fleece.store.folder import FolderStore
+
+
+@dataclass(frozen=True)
+class AuditedDisk:
+    """A disk whose clean leaves are what the chain holds.
+
+    Attributes:
+        disk: its name.
+        size: in bytes.
+        against: the stored point.
+        compared_bytes: of disk; the rest is dirty.
+    """
+
+    disk: str
+    size: int
+    against: str
+    compared_bytes: int
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """An audit that found nothing wrong."""
+
+    guest: str
+    disks: tuple[AuditedDisk, ...]
+
+
+def audit(
+    source: QemuSource,
+    store: FolderStore,
+    guest: str | None = None,
+    disks: tuple[str, ...] = (),
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> AuditResult:
+    """Compare every leaf that QEMU calls unchanged since the newest point with that point.
+
+    Takes a point as a backup does, and takes it down again. The chain and QEMU's segments stay as
+    they are.
+
+    Args:
+        source: the guest.
+        store: with its points.
+        guest: its name in the store; None: the source's own.
+        disks: names; empty: all writable ones.
+        listener: hears what happens.
+        cancel: stops it.
+
+    Raises:
+        VerifyError: something differs; the next backup into this store is a rescan.
+        PointError: of a disk, nothing is known to be unchanged.
+    """
+    guest = guest or source.guest()
+    with store.locked(guest):
+        catalogue = store.catalogue()
+        known = catalogue.of_guest(guest)
+        chain = known[-1].chain if known else store.chain_id(guest)
+        for removed in source.clean(chain):
+            listener(events.Leftover(removed.kind, removed.item))
+        chosen = source.inventory().choose(disks)
+        found = [auditable(disk, catalogue, guest, chain) for disk in chosen]
+        point = secrets.token_hex(5)
+        wanted = [Wanted(item.disk, item.bitmaps) for item in found]
+        with source.point(chain, 0, point, wanted, rotate=False) as living:
+            listener(events.PointTaken(point, tuple(disk.name for disk in chosen)))
+            for warning in living.warnings:
+                listener(events.Warned(warning))
+            with contextlib.ExitStack() as stack:
+                jobs = _jobs(stack, catalogue, found, living.exports)
+                total = sum(job.clean.total for job in jobs)
+                counter = Counter(listener, events.Phase.AUDIT, guest, total)
+                try:
+                    compare_clean(jobs, 1.0, counter, cancel or CancelToken(), watch=living.watch)
+                finally:
+                    distrust(store, chain, jobs)
+                living.check()
+                refuse_differing(jobs)
+    return AuditResult(guest, tuple(_result(job) for job in jobs))
+
+
+def distrust(store: FolderStore, chain: str, jobs: Sequence[AuditJob]) -> None:
+    """Make the next backup of each disk on which an audit found something a rescan."""
+    for job in jobs:
+        if job.trouble is not None:
+            store.distrust(chain, job.name, job.trouble)
+
+
+def _jobs(
+    stack: contextlib.ExitStack,
+    catalogue: Catalogue,
+    found: Sequence[Auditable],
+    exports: Sequence[Export],
+) -> list[AuditJob]:
+    jobs = []
+    for item, export in zip(found, exports, strict=True):
+        chain: Chain = stack.enter_context(catalogue.chain(item.newest))
+        disk = open_export(export)
+        clean = Extents.whole(disk.size).subtract(dirty_leaves(export, disk))
+        jobs.append(AuditJob(item.disk.name, disk, clean, chain))
+    return jobs
+
+
+def _result(job: AuditJob) -> AuditedDisk:
+    newest = job.chain.deltas[0].header
+    return AuditedDisk(job.name, newest.size, newest.point.id, job.compared_bytes)

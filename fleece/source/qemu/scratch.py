@@ -1,0 +1,138 @@
+"""The room for what the guest overwrites while a backup reads: a budget, and what is left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece.errors import PointError
+from fleece.source.qemu.inventory import GuestDisk
+
+_RESERVE = 256 * 1024 * 1024
+_ROUGHLY = 16
+_HINT = "make room there, choose another folder with --scratch, or allow more with --scratch-limit"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a scratch can take.
+
+    Attributes:
+        left: bytes until the backup must be given up; none if it is not positive.
+        state: what bounds it, in one clause.
+    """
+
+    left: int
+    state: str
+
+
+class Scratch:
+    """The scratch files of one point.
+
+    A reserve is kept of the file system, and of the limit: what the guest writes between two looks,
+    and while the point is taken down. It is 256 MiB, or half if that is less.
+
+    Args:
+        folder: the point's work folder.
+        limit: bytes that the files may take together; None: the file system alone bounds them.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self._folder = folder
+        self._limit = limit
+
+    def file(self, number: int) -> Path:
+        """The scratch file of a disk."""
+        return self._folder / f"s{number}.qcow2"
+
+    def length(self, number: int) -> int:
+        """Where a disk's scratch file ends.
+
+        Raises:
+            PointError: it cannot be looked at.
+        """
+        with self._looking():
+            return self.file(number).stat().st_size
+
+    def room(self) -> Room:
+        """What is left now.
+
+        Raises:
+            PointError: the folder cannot be looked at.
+        """
+        with self._looking():
+            state = os.statvfs(self._folder)
+            used = sum(file.stat().st_blocks * 512 for file in self._folder.glob("s*.qcow2"))
+        free = state.f_bavail * state.f_frsize
+        found = Room(
+            free - min(_RESERVE, state.f_blocks * state.f_frsize // 2),
+            f"the scratch has only {free} bytes left",
+        )
+        if self._limit is None:
+            return found
+        allowed = Room(
+            self._limit - used - min(_RESERVE, self._limit // 2),
+            f"the scratch has taken {used} of the {self._limit} bytes that it may take",
+        )
+        return min(found, allowed, key=lambda room: room.left)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PointError(
+                f"the scratch cannot be watched ({error.strerror})", where=self._folder
+            ) from error
+
+    def check_start(self) -> None:
+        """Refuse to begin what would have to be given up at once.
+
+        Raises:
+            PointError: there is no room at all.
+        """
+        room = self.room()
+        if room.left <= 0:
+            raise PointError(
+                f"{room.state}: no backup can begin", where=self._folder.parent, hint=_HINT
+            )
+
+    def doubt(self, estimate: int) -> str | None:
+        """A warning for the user if there may be too little room; None: it should do."""
+        room = self.room()
+        if estimate <= room.left:
+            return None
+        return (
+            f"{self._folder.parent}: the backup may have to be given up: the scratch can take "
+            f"{room.left} bytes, and the guest may overwrite {estimate} meanwhile; {_HINT}"
+        )
+
+    def given_up(self, room: Room) -> PointError:
+        """The error of a backup that ends because there is no room left."""
+        return PointError(
+            f"{room.state}; the backup gave up before the guest would have had to stop",
+            where=self._folder,
+            hint=_HINT,
+        )
+
+
+def estimate(disks: Iterable[tuple[GuestDisk, tuple[str, ...] | None]]) -> int:
+    """A guess of what the guest overwrites during a backup, in bytes.
+
+    Of a disk that was backed up before, as much as it wrote since: the backup takes less time than
+    has passed. Of a disk that is read as a whole, a sixteenth.
+
+    Args:
+        disks: each with the bitmaps of what was written since; None: it is read as a whole.
+    """
+    total = 0
+    for disk, merged in disks:
+        if merged is None:
+            total += disk.size // _ROUGHLY
+        else:
+            written = sum(bitmap.count for bitmap in disk.bitmaps if bitmap.name in merged)
+            total += min(written, disk.size)
+    return total
