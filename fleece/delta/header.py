@@ -160,6 +160,8 @@ def parse(frame: bytes, where: object) -> Header:
         raise DeltaError("the header is cut", where=where)
     greeting, version, code, _, incompatible, _, length = _FIXED.unpack_from(frame, ENVELOPE.size)
     algorithm = by_code(code)
+    if algorithm is not None:
+        unseal(frame, Tag.HEADER, algorithm, where)
     if greeting != _GREETING or version != VERSION:
         raise DeltaError(
             f"delta format version {version} is not known",
@@ -172,11 +174,11 @@ def parse(frame: bytes, where: object) -> Header:
             where=where,
             hint="a newer fleece may read it",
         )
-    text = unseal(frame, Tag.HEADER, algorithm, where)[_FIXED.size :]
+    text = frame[ENVELOPE.size + _FIXED.size : -algorithm.size]
     if len(text) != length:
         raise DeltaError("the header's text has the wrong length", where=where)
     try:
-        header = _from_json(json.loads(bytes(text)), algorithm)
+        header = _from_json(json.loads(text), algorithm)
         if (header.salvaged is not None) != bool(incompatible & SALVAGED):
             raise ValueError("it does not say clearly whether it is salvaged")
         return header
