@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -37,11 +38,14 @@ class RecordFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)
+            self._file = open(self.path, "rb", buffering=0, opener=_open)
         except OSError as error:
             raise DeltaError(f"cannot be read ({error.strerror})", where=self.path) from error
         try:
-            self.length = os.fstat(self._file.fileno()).st_size
+            found = os.fstat(self._file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DeltaError("not a regular file", where=self.path)
+            self.length = found.st_size
             self.header, self._header_hash, self.records_start = self._read_header()
         except BaseException:
             self._file.close()
@@ -285,6 +289,11 @@ class DeltaReader(RecordFile):
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without waiting: what is there may be a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:

@@ -26,6 +26,7 @@ SUFFIX = ".fleece"
 _PARTIAL = ".partial-"
 _LOCK = ".lock"
 _LONGEST_NAME = 200
+_LONGEST_MARKER = 4096
 
 
 class FolderStore:
@@ -46,7 +47,8 @@ class FolderStore:
                 raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
         try:
-            self.id = _parse_marker(marker.read_text())
+            with open(marker) as file:
+                self.id = _parse_marker(file.read(_LONGEST_MARKER))
         except FileNotFoundError:
             raise StoreError(
                 f"this folder is no fleece store (it has no {MARKER})",
