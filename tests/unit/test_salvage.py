@@ -246,13 +246,21 @@ def test_a_record_that_is_gone_with_its_index_row_leaves_all_uncertain(
     assert (found.lost, found.uncertain) == (Extents.empty(), _leaves(1, 3, 4, 6, 7))
 
 
+def test_a_full_that_lost_its_end_has_lost_whatever_no_record_covers(chain: list[Stored]) -> None:
+    path = chain[0].path
+    os.truncate(path, _row(path, 7)[0])
+    found = _survey(path)
+    assert (found.lost, found.uncertain) == (_leaves(7), Extents.empty())
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["its RECORD frame", "its zstd frame"])
 def test_bytes_that_went_missing_hide_neither_the_records_nor_the_index_behind_them(
-    chain: list[Stored],
+    part: int, chain: list[Stored]
 ) -> None:
     path = chain[1].path
-    frame = _row(path, 1)[1]
+    place = _row(path, 1)[part]
     raw = path.read_bytes()
-    path.write_bytes(raw[: frame + 3] + raw[frame + 10 :])
+    path.write_bytes(raw[: place + 3] + raw[place + 10 :])
     found = _survey(path)
     assert (found.lost, found.uncertain) == (_leaves(1), Extents.empty())
 
