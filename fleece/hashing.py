@@ -30,9 +30,10 @@ class HashAlgorithm:
 
 XXH3_128 = HashAlgorithm("xxh3-128", 1, 16, xxhash.xxh3_128_digest)
 
-_KNOWN = (XXH3_128,)
+ALGORITHMS = (XXH3_128,)
+"""All that this version knows."""
 
 
 def by_code(code: int) -> HashAlgorithm | None:
     """The algorithm of a header's code, or None if this version does not know it."""
-    return next((known for known in _KNOWN if known.code == code), None)
+    return next((known for known in ALGORITHMS if known.code == code), None)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleece.delta import footer, pages, record
+from fleece.delta import footer, header, mend, pages, record
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -30,6 +30,7 @@ from fleece.delta.layout import (
 from fleece.delta.reader import RecordFile
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
+from fleece.hashing import ALGORITHMS
 from fleece.tree import HashArray, Level
 
 _WINDOW = 1 << 20
@@ -56,7 +57,9 @@ class Remnant:
 
 
 class Wreck(RecordFile):
-    """A delta in whatever state: whole, cut, damaged or salvaged. Only its header must be whole.
+    """A delta in whatever state: whole, cut, damaged or salvaged. Only its header must be there.
+
+    Of header and footer one bit each may be wrong.
 
     Attributes:
         footer: if it is there and of this file.
@@ -88,6 +91,21 @@ class Wreck(RecordFile):
         bounds = itertools.pairwise([position, *ends, position + length])
         return b"".join(self.read_at(start, end - start) for start, end in bounds)
 
+    def _read_header(self) -> tuple[header.Header, bytes, int]:
+        try:
+            return super()._read_header()
+        except DeltaError as error:
+            start = self.read_at(0, min(self.length, mend.LONGEST + ENVELOPE.size))
+            length = mend.header_length(start) or 0
+            for algorithm in ALGORITHMS:
+                frame = mend.mended(start[:length], Tag.HEADER, algorithm)
+                if frame is not None:
+                    parsed = header.parse(frame, self.path)
+                    self._geometry = parsed.geometry
+                    return parsed, own_hash(frame, algorithm), len(frame)
+            error.hint = error.hint or "without a header nothing of it can be read"
+            raise
+
     @property
     def root(self) -> bytes | None:
         """The root of the disk at the point, if anything in the file still says it."""
@@ -109,8 +127,11 @@ class Wreck(RecordFile):
         position = self.length - footer.size_of(algorithm)
         if position < self.records_start:
             return None
+        frame = self.read_at(position, self.length - position)
         try:
-            found = footer.parse(self.read_at(position, self.length - position), algorithm, "")
+            found = footer.parse(
+                mend.mended(frame, Tag.FOOTER, algorithm) or b"", algorithm, self.path
+            )
         except DeltaError:
             return None
         if (found.header_hash, found.file_id) != (self._header_hash, self.header.file_id):

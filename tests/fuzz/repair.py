@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,8 @@ class _State:
     pages: dict[int, bytes]
 
 
-def repaired(data: bytes) -> bytes:
-    """The same frames, each with the own hash, the links and the counts that it should have."""
+def repaired(data: bytes, wanted: Sequence[Tag] = tuple(Tag)) -> bytes:
+    """The same frames, those of the tags wanted with the hashes and links that they should have."""
     raw = bytearray(data)
     state = _State(None, b"", b"", b"", {})
     position = 0
@@ -44,7 +45,8 @@ def repaired(data: bytes) -> bytes:
         if magic != SKIPPABLE_MAGIC or not tags or end > len(raw) or end - position < least:
             position = raw.find(_MAGIC, position + 1)
             continue
-        _repair(raw, position, end, tags[0], state)
+        if tags[0] in wanted:
+            _repair(raw, position, end, tags[0], state)
         position = end
     return bytes(raw)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import zstandard
 
@@ -23,16 +23,20 @@ from tests.fuzz.repair import repaired
 
 
 def one_input(data: bytes) -> None:
-    """Read some bytes as a delta: as they are, and with hashes that fit.
+    """Read some bytes as a delta: as they are, with a sound header, and with hashes that fit.
 
     Raises:
         AssertionError: what a reader gives contradicts itself.
         Exception: any other than a `FleeceError` is a fault.
     """
-    for content in (data, repaired(data)):
-        with _file(content) as path:
-            for read in (_read_whole, _salvage):
-                _taken_or_refused(read, path)
+    for read, content in (
+        (_read_whole, data),
+        (_salvage, repaired(data, (Tag.HEADER,))),
+        (_salvage, repaired(data)),
+        (_read_whole, repaired(data)),
+    ):
+        with _file(content) as path, contextlib.suppress(FleeceError):
+            read(path)
 
 
 @contextlib.contextmanager
@@ -43,11 +47,6 @@ def _file(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-def _taken_or_refused(read: Callable[[str], None], path: str) -> None:
-    with contextlib.suppress(FleeceError):
-        read(path)
 
 
 def _read_whole(path: str) -> None:
@@ -72,7 +71,7 @@ def _read_whole(path: str) -> None:
 
 def _is_whole_to_salvage(path: str) -> None:
     with Wreck(path) as wreck:
-        found = _survey(wreck)
+        found = survey_of(wreck)
         assert found.held() == Extents.whole(wreck.geometry.size)
         proof = prove([Source(wreck, found)], [], wreck.root)
         assert proof.root == wreck.root
@@ -80,17 +79,17 @@ def _is_whole_to_salvage(path: str) -> None:
 
 def _salvage(path: str) -> None:
     with Wreck(path) as wreck:
-        found = _survey(wreck)
+        found = survey_of(wreck)
         prove([Source(wreck, found)], [], wreck.root)
         sink = io.BytesIO()
         write_salvaged(sink, wreck, found, lambda length: None)
     with _file(sink.getvalue()) as again, Wreck(again) as saved:
-        kept = _survey(saved)
+        kept = survey_of(saved)
         assert kept.held() == found.held()
         assert (kept.lost, kept.uncertain) == (found.lost, found.uncertain)
 
 
-def _survey(wreck: Wreck) -> Survey:
+def survey_of(wreck: Wreck) -> Survey:
     """As `fleece.engine.salvage.survey`, without threads."""
     unpack = zstandard.ZstdDecompressor()
     surveyor = Surveyor(wreck)
