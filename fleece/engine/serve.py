@@ -233,7 +233,15 @@ class _Server:
                 self._failed = report
             else:
                 self.problems += 1
-                self._listener(events.Problem(report.where or self._wish.socket, report.what))
+                self._tell(events.Problem(report.where or self._wish.socket, report.what))
+
+    def _tell(self, problem: events.Problem) -> None:
+        """Tell the listener, as long as it listens: nbdkit must be heard whatever becomes of it."""
+        try:
+            self._listener(problem)
+        except Exception as error:
+            self._listener = events.ignore
+            self._said.append(f"a listener failed: {error!r}")
 
     def wait(self, cancel: CancelToken) -> None:
         """Wait until every export has answered a client."""

@@ -153,6 +153,21 @@ def test_block_status_is_the_chains_map(guest: Guest, disk: str) -> None:
     assert 0 < sum(end - start for start, end in zeros) < SIZES[disk]
 
 
+@pytest.mark.parametrize("writable", [False, True])
+def test_disks_of_any_size_and_name(short: Path, writable: bool) -> None:
+    sizes = {"none": 0, "one": 1, "ödd & /strange?": 3 * LEAF + 77, "..": LEAF}
+    made = Guest(short / "store")
+    made.full(sizes)
+    made.change(**{name: [Change(0, size, 9)] for name, size in sizes.items()})
+    with serving(made, writable=writable) as served:
+        for disk in served.disks:
+            with Connection(disk.uri) as connection:
+                assert connection.size == disk.size == sizes[disk.disk]
+                assert connection.read_only is not writable
+                content = connection.read(0, disk.size) if disk.size else b""
+            assert content == made.disk(disk.disk)
+
+
 def test_many_connections_read_at_once(guest: Guest) -> None:
     expected = guest.disk("vda")
     with serving(guest) as served:
@@ -201,6 +216,22 @@ def test_damage_fails_the_reads_that_meet_it_and_nothing_else(small: Guest) -> N
     assert isinstance(problem, Problem)
     assert problem.where == str(small.paths["vda"][-1])
     assert f"does not match its hash (disk vda, byte {8 * LEAF})" in problem.what
+
+
+def test_a_listener_that_fails_does_not_stop_the_server(small: Guest) -> None:
+    """Its output is gone, say; what reads meet still counts."""
+    harm(small)
+
+    def fail(event: Event) -> None:
+        raise BrokenPipeError
+
+    with serving(small, listener=fail) as served:
+        uri = served.disks[0].uri
+        assert run("nbdcopy", uri, "null:").returncode != 0
+        wait_until(lambda: served.problems == 1, "the report")
+        served.check()
+        with Connection(uri) as connection:
+            assert connection.read(0, 4 * LEAF) == small.disk("vda")[: 4 * LEAF]
 
 
 def test_damage_that_was_met_is_said_and_decides_the_exit_code(small: Guest) -> None:
