@@ -57,12 +57,6 @@ def list_exports(readonly: bool, is_tls: bool) -> list[str]:
     return _State.exports.names
 
 
-def default_export(readonly: bool, is_tls: bool) -> str:
-    """The disk's name, if there is but one."""
-    names = _State.exports.names
-    return names[0] if len(names) == 1 else ""
-
-
 def open(readonly: bool) -> ChainDisk:
     """The disk of the export that the client named."""
     try:

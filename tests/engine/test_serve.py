@@ -259,18 +259,26 @@ def written(uri: str) -> list[bytearray]:
         return [one.read(0, 16 * LEAF), two.read(0, 16 * LEAF)]
 
 
-def test_what_is_written_is_seen_by_all_and_thrown_away(small: Guest, short: Path) -> None:
+def test_what_is_written_is_seen_by_all_and_thrown_away(small: Guest) -> None:
     files = {path: path.read_bytes() for path in small.store.rglob("*") if path.is_file()}
     expected = bytearray(small.disk("vda"))
     expected[3 * LEAF + 100 : 3 * LEAF + 5100] = b"x" * 5000
-    scratch = short / "scratch"
-    scratch.mkdir()
-    with serving(small, writable=True, scratch=scratch) as served:
+    with serving(small, writable=True) as served:
         assert written(served.disks[0].uri) == [expected, expected]
     with serving(small, writable=True) as served, Connection(served.disks[0].uri) as connection:
         assert connection.read(0, 16 * LEAF) == small.disk("vda")
     assert files == {path: path.read_bytes() for path in small.store.rglob("*") if path.is_file()}
-    assert [*scratch.iterdir()] == []
+
+
+def test_what_is_written_goes_into_the_scratch_folder(small: Guest, short: Path) -> None:
+    scratch = short / "scratch"
+    scratch.mkdir()
+    with command(small.store, "latest", "--writable", "--scratch", scratch) as served:
+        written(served.exports[0]["uri"])
+        (server,) = children(served.command.pid)
+        opened = [os.readlink(item) for item in Path(f"/proc/{server}/fd").iterdir()]
+        assert [name for name in opened if name.startswith(f"{scratch}/")]
+        assert [*scratch.iterdir()] == []
 
 
 def test_writable_disks_do_not_share_what_is_written(guest: Guest, short: Path) -> None:
