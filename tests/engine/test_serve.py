@@ -96,7 +96,7 @@ def gone(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
-    return [int(word) for word in run("pgrep", "-P", str(pid)).stdout.split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def zero_ranges(uri: str) -> list[tuple[int, int]]:
