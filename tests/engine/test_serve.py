@@ -407,7 +407,16 @@ def test_an_nbdkit_of_another_python_is_told_apart(
     small: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.version_info", (3, 99, 0))
-    refused(small, TargetError, "nbdkit's plugin is Python 3.11, fleece runs on Python 3.99")
+    refused(small, UsageError, r"^nbdkit's plugin is Python 3.11, fleece runs on Python 3.99;")
+
+
+def test_packages_that_nbdkits_python_cannot_load_are_told(
+    small: Guest, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This numpy is not one."""
+    (short / "numpy.py").write_text("raise ImportError('made for another machine')")
+    monkeypatch.syspath_prepend(str(short))
+    refused(small, UsageError, r"^nbdkit's Python cannot load fleece \(made for another machine\);")
 
 
 def test_scratch_goes_with_writable(small: Guest) -> None:
