@@ -151,9 +151,9 @@ def _folder() -> Iterator[str]:
 
 def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:
     """The path of a server's socket, which must be free."""
-    place = Path(socket).absolute() if folder is None and socket else (folder or Path()) / "nbd"
+    place = Path(socket or "").absolute() if folder is None else folder / "nbd"
     if disk is not None:
-        place = place.with_name(f"{place.name}.{safe_name(disk)}")
+        place = Path(f"{place}.{safe_name(disk)}")
     if len(os.fsencode(place)) > _LONGEST_SOCKET:
         raise TargetError(f"the socket's path is longer than {_LONGEST_SOCKET} bytes", where=place)
     if os.path.lexists(place):

@@ -380,6 +380,8 @@ def test_a_socket_that_cannot_be_made_is_refused(small: Guest, short: Path) -> N
     taken.touch()
     refused(small, TargetError, "exists already", socket=str(taken))
     refused(small, TargetError, "the folder does not exist", socket=str(short / "no" / "s"))
+    refused(small, TargetError, "exists already", socket="")
+    refused(small, TargetError, "No such file", writable=True, scratch=short / "no")
     refused(small, TargetError, "longer than 107 bytes", socket=str(short / ("s" * 108)))
     assert taken.exists()
 
