@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from fleece.cancel import CancelToken
+from fleece.compare import TreeComparison
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
+from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
+from fleece.engine.diff import compare_points
 from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
+from fleece.engine.partial import PartialResult, restore_partial
+from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
+from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
+from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -54,6 +61,7 @@ __all__ = (
     "CancelToken",
     "Catalogue",
     "Chain",
+    "ChainDisk",
     "ChainMap",
     "Comparison",
     "CopyJob",
@@ -77,20 +85,29 @@ __all__ = (
     "ImportResult",
     "Interrupted",
     "Inventory",
+    "Loss",
+    "LostExtent",
+    "MappedExtent",
     "Mode",
     "ModeWish",
     "ParentRef",
+    "PartialResult",
+    "Picture",
     "PointError",
     "PointRef",
     "QemuSource",
     "RestoreResult",
+    "SalvagedFile",
     "Secret",
+    "ServedDisk",
+    "Serving",
     "SourceError",
     "StoreError",
     "StoreWishes",
     "StoredPoint",
     "Summary",
     "TargetError",
+    "TreeComparison",
     "UsageError",
     "VerifyError",
     "VerifyResult",
@@ -99,15 +116,22 @@ __all__ = (
     "audit",
     "backup",
     "compare_image",
+    "compare_points",
     "copy_all",
+    "describe",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
     "import_delta",
+    "mapped_extents",
     "open_export",
     "open_image",
+    "picture_of",
     "read_entry",
     "restore",
+    "restore_partial",
+    "salvage",
+    "serve",
     "verify_store",
     "write_delta",
 )

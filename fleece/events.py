@@ -21,6 +21,7 @@ class Phase(enum.StrEnum):
     ROOT = "root"
     AUDIT = "audit"
     IMPORT = "import"
+    SALVAGE = "salvage"
 
 
 @dataclass(frozen=True)

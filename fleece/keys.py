@@ -132,6 +132,15 @@ class Secret:
         except UsageError as error:
             raise UsageError(error.what, where=path) from error
 
+    def to_pipe(self) -> tuple[int, str]:
+        """All of it, in the clear: for a process of one's own, through a pipe and nothing else."""
+        return self.derivation.value, self._content.hex()
+
+    @classmethod
+    def of_pipe(cls, derivation: int, content: str) -> Secret:
+        """What `to_pipe` gave."""
+        return cls(Derivation(derivation), bytes.fromhex(content))
+
     def new_key(self) -> Key:
         """A key for a new store, under a salt of its own."""
         cost = DEFAULT_COST if self.derivation is Derivation.PASSPHRASE else 0

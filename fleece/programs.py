@@ -1,4 +1,4 @@
-"""The programs of QEMU's that fleece runs."""
+"""The programs that fleece runs: QEMU's tools and nbdkit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import shutil
 from fleece.errors import UsageError
 
 
-def program(name: str) -> str:
-    """The path of a program of the package qemu-utils.
+def program(name: str, package: str = "qemu-utils") -> str:
+    """The path of a program of a package of the distribution.
 
     Raises:
         UsageError: it is not installed.
     """
     found = shutil.which(name)
     if found is None:
-        raise UsageError(f"{name} is missing", hint="install the package qemu-utils")
+        raise UsageError(f"{name} is missing", hint=f"install the package {package}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import signal
 import sys
@@ -19,7 +20,12 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "verbs:list_points", "audit": "audit:audit", "import": "stream:import_delta"}
+_FUNCTIONS = {
+    "list": "verbs:list_points",
+    "audit": "audit:audit",
+    "import": "stream:import_delta",
+    "salvage": "salvage:salvage",
+}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -195,8 +201,75 @@ def _store_verbs(verb: _AddVerb) -> None:
         help="of the target; default: by its ending, else raw",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
+    restore.add_argument(
+        "--partial",
+        action="store_const",
+        dest="verb",
+        const="salvage:restore_partial",
+        help="restore what can be proven though deltas are damaged or missing; list the rest; "
+        "exit code 6 if anything is lost",
+    )
     _guest(restore)
     _key(restore)
+    salvage = verb("salvage", "save what a damaged or cut delta still proves into a new file")
+    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
+    salvage.add_argument(
+        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+    )
+    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
+    _key(salvage)
+    _looking_verbs(verb)
+
+
+def _looking_verbs(verb: _AddVerb) -> None:
+    diff = verb("diff", "tell what changed between two points, by their hash trees")
+    diff.set_defaults(verb="looking:diff")
+    diff.add_argument("store", metavar="STORE", help=_STORE)
+    diff.add_argument("old", metavar="A", help=_POINT)
+    diff.add_argument("new", metavar="B", help=_POINT)
+    diff.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="compare this disk (repeatable); default: all of either point",
+    )
+    _guest(diff)
+    _key(diff)
+    picture = verb("map", "show which parts of a disk are data, and from which point each is")
+    picture.set_defaults(verb="looking:draw")
+    picture.add_argument("store", metavar="STORE", help=_STORE)
+    picture.add_argument("point", metavar="POINT", help=_POINT)
+    picture.add_argument("disk", metavar="DISK", help="the disk's name")
+    picture.add_argument("--svg", metavar="FILE", help="write the picture there too")
+    _guest(picture)
+    _key(picture)
+    serve = verb("serve", "serve the disks of a point over NBD until it is interrupted")
+    serve.set_defaults(verb="serving:serve")
+    serve.add_argument("store", metavar="STORE", help=_STORE)
+    serve.add_argument("point", metavar="POINT", help=_POINT)
+    serve.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="serve this disk (repeatable); default: all of the point's",
+    )
+    serve.add_argument("--socket", metavar="PATH", help="unix socket to make; default: a new one")
+    serve.add_argument(
+        "--writable",
+        action="store_true",
+        help="take writes and throw them away in the end; the store is never written",
+    )
+    serve.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="with --writable: folder for what is written; default: /var/tmp",
+    )
+    _guest(serve)
+    _key(serve)
 
 
 def _scratch(made: argparse.ArgumentParser) -> None:
@@ -247,7 +320,8 @@ def _image_format(made: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output("--json" in argv, any(word.startswith("--output") for word in argv))
+    streams = "--output=-" in argv or ("--output", "-") in itertools.pairwise(argv)
+    output = Output("--json" in argv, streams)
     cancel = CancelToken()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -56,7 +56,7 @@ class Output:
         if self.machine:
             self.emit({"event": event} | fields)
         else:
-            print(text, file=self._stream)
+            print(text, file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
         """One line for people, beside the results."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.cli import salvage
 from fleece.cli.output import Output, human
 from fleece.cli.stream import delta_output
 from fleece.errors import UsageError, VerifyError
@@ -173,6 +174,10 @@ def list_points(
 
 def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret | None) -> None:
     """`fleece info FILE`."""
+    saved = fleece.describe(file, secret)
+    if saved is not None:
+        salvage.info(output, saved)
+        return
     with fleece.DeltaReader(file, secret) as delta:
         head, last = delta.header, delta.footer
         parent = asdict(head.parent) if head.parent else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fleece.delta.layout import Kind
+from fleece.delta.layout import INDEX_ROW, Kind
 from fleece.delta.pages import IndexRows
 from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError
@@ -23,8 +23,8 @@ class ChainMap:
     Attributes:
         start, end: int64[n], bytes of disk.
         owner: int32[n], position in `Chain.deltas`.
-        row: int64[n], row of the owner's index.
-        rows: each delta's whole index.
+        row: int64[n], position in the owner's `rows`.
+        rows: of each delta, the index rows that the map was made of.
     """
 
     start: Int64Array
@@ -44,6 +44,15 @@ class ChainMap:
             mine = self.owner == number
             flags[mine] = rows["kind"][self.row[mine]] == Kind.ZERO
         return flags
+
+    @property
+    def records(self) -> IndexRows:
+        """The index row that holds each piece."""
+        found = np.empty(len(self), INDEX_ROW)
+        for number in np.unique(self.owner).tolist():
+            mine = self.owner == number
+            found[mine] = self.rows[number][self.row[mine]]
+        return found
 
     def extents(self, zero: bool) -> Extents:
         """The parts of the disk that read as zeros, or those that hold data."""
@@ -97,11 +106,13 @@ class Chain:
         for delta in self.deltas:
             if len(missing) == 0:
                 break
-            wanted = nodes[missing]
-            found, children = delta.nodes(level, wanted)
+            found, children = delta.nodes(level, nodes[missing])
             result[missing[found]] = children
-            settled = delta.zero_leaves.contains(wanted * span, (wanted + 1) * span)
-            settled[found] = True
+            missing = np.delete(missing, found)
+            # A node that a delta touched and does not hold is zero as a whole (docs/format.rst), so
+            # one look at its first byte settles it. What reaches past the end is always held.
+            settled = delta.is_zeroed(nodes[missing] * span * shape.leaf_size)
+            settled &= (nodes[missing] + 1) * span <= shape.leaves
             missing = missing[~settled]
         return result
 
@@ -118,30 +129,53 @@ class Chain:
         nodes = np.arange(first // shape.fan_out, -(-(first + count) // shape.fan_out))
         return self.children(1, nodes).reshape(-1, shape.algorithm.size)[:count]
 
-    def map(self) -> ChainMap:
-        """The merged map of the disk.
+    def map(self, start: int = 0, end: int | None = None) -> ChainMap:
+        """The merged map of the disk, or of the part `[start, end)` of it.
+
+        Of a part, only the pages of the indexes that hold it are read.
 
         Raises:
             DeltaError: a part of the disk is in no delta.
         """
-        rows = tuple(delta.rows() for delta in self.deltas)
+        wanted = Extents.of([(start, self.geometry.size if end is None else end)])
         covered = Extents.empty()
         parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
-        for number, mine in enumerate(rows):
-            start = mine["offset"].astype(np.int64)
-            end = start + mine["length"].astype(np.int64)
-            held = Extents.normal(start, end)
-            visible = held.subtract(covered)
-            parts.append((*_cut(visible, start, end), number))
+        rows: list[IndexRows] = []
+        for number, delta in enumerate(self.deltas):
+            done = covered == wanted
+            mine = np.empty(0, INDEX_ROW) if done else _rows_within(delta, wanted)
+            rows.append(mine)
+            if len(mine) == 0:
+                continue
+            low = mine["offset"].astype(np.int64)
+            high = low + mine["length"].astype(np.int64)
+            held = Extents.normal(low, high).intersect(wanted)
+            parts.append((*_cut(held.subtract(covered), low, high), number))
             covered = covered.union(held)
-        if covered != Extents.whole(self.geometry.size):
+        if covered != wanted:
             raise DeltaError(
                 "parts of the disk are in none of its deltas", where=self.deltas[0].path
             )
-        owner = np.concatenate([np.full(len(part[0]), part[3], np.int32) for part in parts])
-        start, end, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
-        order = np.argsort(start, kind="stable")
-        return ChainMap(start[order], end[order], owner[order], row[order], rows)
+        return _merged(parts, tuple(rows))
+
+
+def _rows_within(delta: DeltaReader, wanted: Extents) -> IndexRows:
+    if len(wanted) == 0:
+        return np.empty(0, INDEX_ROW)
+    return delta.rows_within(int(wanted.start[0]), int(wanted.end[0]))
+
+
+def _merged(
+    parts: list[tuple[Int64Array, Int64Array, Int64Array, int]], rows: tuple[IndexRows, ...]
+) -> ChainMap:
+    """The map of the pieces (start, end, row) that each delta (by its number) gives."""
+    none = np.empty(0, np.int64)
+    owner = np.concatenate(
+        [np.empty(0, np.int32), *(np.full(len(part[0]), part[3], np.int32) for part in parts)]
+    )
+    start, end, row = (np.concatenate([none, *(part[i] for part in parts)]) for i in range(3))
+    order = np.argsort(start, kind="stable")
+    return ChainMap(start[order], end[order], owner[order], row[order], rows)
 
 
 def _cut(

@@ -33,12 +33,17 @@ class Placed:
 class Walk:
     """A walk over all records of a delta, in the order of the file.
 
-    Iterate it to its end, then call `finish`. Decoding the frames is the caller's, who may do it
-    in many threads (`DeltaReader.check_frame` and `unpack`).
+    Iterate it to its end, then call `finish`, or `check_layout`, which is less. Decoding the frames
+    is the caller's, who may do it in many threads (`DeltaReader.check_frame` and `unpack`).
+
+    Args:
+        delta: open.
+        keep_leaves: `finish` needs them; they take 24 bytes of memory for each leaf.
     """
 
-    def __init__(self, delta: DeltaReader) -> None:
+    def __init__(self, delta: DeltaReader, *, keep_leaves: bool = True) -> None:
         self._delta = delta
+        self._keep_leaves = keep_leaves
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._leaves: list[tuple[int, bytes]] = []
         self._end = (
@@ -74,7 +79,7 @@ class Walk:
 
     def _note(self, found: Record, position: int) -> None:
         self._rows.append((found.offset, found.length, position, found.frame_length, found.kind))
-        if found.kind is Kind.DATA:
+        if found.kind is Kind.DATA and self._keep_leaves:
             self._leaves.append((found.offset // self._delta.geometry.leaf_size, found.leaves))
 
     def finish(self, base: NodeSource) -> None:
@@ -86,11 +91,9 @@ class Walk:
         Raises:
             DeltaError: they do not fit.
         """
+        self.check_layout()
         delta, last = self._delta, self._delta.footer
-        rows = np.array(self._rows, INDEX_ROW)
-        rows.sort(order="offset")
-        if not np.array_equal(rows, delta.rows()) or last.records != len(rows):
-            raise DeltaError("the index is not what the records say", where=delta.path)
+        rows = delta.rows()
         data = rows[rows["kind"] == Kind.DATA]
         zeros = delta.extents(Kind.ZERO)
         counts = int(data["length"].sum()), zeros.total, int(rows["frame_length"].sum())
@@ -98,11 +101,18 @@ class Walk:
             raise DeltaError("the footer's counts are not what the records say", where=delta.path)
         if delta.header.parent is None and delta.extents() != Extents.whole(delta.geometry.size):
             raise DeltaError("a full delta that does not cover its disk", where=delta.path)
-        self._check_pages()
         self._check_tree(base)
 
-    def _check_pages(self) -> None:
-        """Every byte between the records and the footer belongs to a page, in order."""
+    def check_layout(self) -> None:
+        """Check that the index is the records, and that pages alone stand behind them, in order.
+
+        Raises:
+            DeltaError: it is not so.
+        """
+        rows = np.array(self._rows, INDEX_ROW)
+        rows.sort(order="offset")
+        if not np.array_equal(rows, self._delta.rows()) or self._delta.footer.records != len(rows):
+            raise DeltaError("the index is not what the records say", where=self._delta.path)
         position = self._end
         for page in self._delta.pages:
             if page.position != position:

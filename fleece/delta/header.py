@@ -18,6 +18,9 @@ from fleece.tree import FAN_OUT, LEAF_SIZE, Geometry
 VERSION = 1
 """The format version that this module writes and reads."""
 
+SALVAGED = 1
+"""The incompatible feature of a salvaged file: what was left of a damaged delta."""
+
 _GREETING = b"fleece delta v1\n"
 _FIXED = struct.Struct("<16sHBBIII")
 _IDENTIFIER = re.compile(r"[0-9a-f]{8,40}")
@@ -58,6 +61,19 @@ class ParentRef:
 
 
 @dataclass(frozen=True)
+class Salvaged:
+    """What a salvaged file knows of the whole delta that it was saved from.
+
+    Attributes:
+        root: of the disk at the point, hexadecimal; None: nothing was left that said it.
+        top: the hash of the disk's top node, hexadecimal; None as `root`.
+    """
+
+    root: str | None
+    top: str | None
+
+
+@dataclass(frozen=True)
 class Header:
     """The self-description of one delta.
 
@@ -75,6 +91,7 @@ class Header:
         granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
         producer: the versions of the programs that made it.
         leaf_size, fan_out, algorithm: the tree's shape (`fleece.tree.Geometry`).
+        salvaged: None: an ordinary delta. Else it is no delta, only what was left of one.
     """
 
     file_id: uuid.UUID
@@ -92,6 +109,7 @@ class Header:
     leaf_size: int = LEAF_SIZE
     fan_out: int = FAN_OUT
     algorithm: HashAlgorithm = XXH3_128
+    salvaged: Salvaged | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -107,7 +125,8 @@ def pack(header: Header) -> bytes:
     """
     raw = _to_json(header)
     text = json.dumps(raw, indent=1, ensure_ascii=False).encode() + b"\n"
-    fixed = _FIXED.pack(_GREETING, VERSION, header.algorithm.code, 0, 0, 0, len(text))
+    features = 0 if header.salvaged is None else SALVAGED
+    fixed = _FIXED.pack(_GREETING, VERSION, header.algorithm.code, 0, features, 0, len(text))
     frame = seal(Tag.HEADER, fixed + text, header.algorithm)
     try:
         _from_json(raw, header.algorithm)
@@ -152,7 +171,7 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
             where=where,
             hint="a newer fleece may read it",
         )
-    if incompatible or algorithm is None:
+    if incompatible & ~SALVAGED or algorithm is None:
         raise DeltaError(
             f"needs features that this version lacks (flags {incompatible:#x}, hash {code})",
             where=where,
@@ -164,13 +183,18 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
     if len(text) != length:
         raise DeltaError("the header's text has the wrong length", where=where)
     try:
-        return _from_json(json.loads(bytes(text)), algorithm)
+        header = _from_json(json.loads(bytes(text)), algorithm)
+        if (header.salvaged is not None) != bool(incompatible & SALVAGED):
+            raise ValueError("it does not say clearly whether it is salvaged")
+        return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeltaError(f"the header makes no sense ({error})", where=where) from error
 
 
 def _to_json(header: Header) -> dict[str, object]:
     parent = header.parent
+    kept = header.salvaged
+    added = {} if kept is None else {"salvaged": {"root": kept.root, "top": kept.top}}
     return {
         "format": "fleece delta",
         "file": str(header.file_id),
@@ -192,6 +216,7 @@ def _to_json(header: Header) -> dict[str, object]:
         "compression": {"name": _COMPRESSION, "level": header.level},
         "granularity": header.granularity,
         "producer": dict(header.producer),
+        **added,
     }
 
 
@@ -219,6 +244,7 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         leaf_size=_number(top["leaf_size"], 4096, 1 << 20),
         fan_out=_number(top["fan_out"], 2, 256),
         algorithm=algorithm,
+        salvaged=_salvaged(top.get("salvaged"), algorithm),
     )
     if header.disk not in header.disks or (header.parent is None) != (header.mode == Mode.FULL):
         raise ValueError("its parts contradict each other")
@@ -231,10 +257,31 @@ def _parent(raw: object, algorithm: HashAlgorithm) -> ParentRef | None:
     if raw is None:
         return None
     fields = _mapping(raw)
-    root = _text(fields["root"])
-    if len(bytes.fromhex(root)) != algorithm.size:
-        raise ValueError("the parent's root has the wrong length")
-    return ParentRef(_identifier(fields["point"]), root, _number(fields["size"], 0, MAX_SIZE))
+    return ParentRef(
+        _identifier(fields["point"]),
+        _hash(fields["root"], algorithm),
+        _number(fields["size"], 0, MAX_SIZE),
+    )
+
+
+def _salvaged(raw: object, algorithm: HashAlgorithm) -> Salvaged | None:
+    if raw is None:
+        return None
+    fields = _mapping(raw)
+    root, top = fields["root"], fields["top"]
+    if (root is None) != (top is None):
+        raise ValueError("a root without its top node, or the reverse")
+    return Salvaged(
+        None if root is None else _hash(root, algorithm),
+        None if top is None else _hash(top, algorithm),
+    )
+
+
+def _hash(raw: object, algorithm: HashAlgorithm) -> str:
+    text = _text(raw)
+    if len(bytes.fromhex(text)) != algorithm.size:
+        raise ValueError("a hash has the wrong length")
+    return text
 
 
 def _mapping(raw: object) -> dict[str, object]:

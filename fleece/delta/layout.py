@@ -27,11 +27,11 @@ MAX_RECORD = 1024 * 1024
 MAX_FRAME = MAX_RECORD + 8 * 1024
 """The most bytes of one zstd frame: above what libzstd makes of `MAX_RECORD` random bytes."""
 
-MAX_RECORD_FRAME = 64 * 1024
-"""The most bytes of a RECORD frame."""
-
 MAX_HEADER = 1024 * 1024
 """The most bytes of a HEADER frame."""
+
+MAX_RECORD_FRAME = 64 * 1024
+"""The most bytes of a RECORD frame, without the zstd frame behind it."""
 
 MAX_PAGE = 8 * 1024 * 1024
 """The most bytes of a TREE or INDEX page."""
@@ -63,10 +63,16 @@ class Tag(enum.Enum):
 
 
 class Kind(enum.IntEnum):
-    """What a record says of its range of the disk."""
+    """What a record or a row of the index says of its range of the disk.
+
+    The last two are in the index of a salvaged file alone, and no record goes with them: content
+    that is lost, and ranges of which nothing tells whether the delta held them.
+    """
 
     DATA = 1
     ZERO = 2
+    LOST = 3
+    UNCERTAIN = 4
 
 
 INDEX_ROW = np.dtype(

@@ -7,7 +7,7 @@ needed, and each is checked against the directory's hash of it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from fleece.delta.layout import (
     unseal,
 )
 from fleece.errors import DeltaError
+from fleece.extents import Int64Array
 from fleece.tree import Geometry, Level
 
 _COUNT = struct.Struct("<II")
@@ -57,6 +58,39 @@ class Page:
     position: int
     length: int
     hash: bytes
+
+
+class PageTable:
+    """The pages of one kind and level by what they span: found by binary search, none is read.
+
+    Args:
+        listed: pages by ascending key.
+        where: the file's name in messages.
+
+    Raises:
+        DeltaError: they overlap, or are out of order.
+    """
+
+    def __init__(self, listed: Sequence[Page], where: object) -> None:
+        self.pages = tuple(listed)
+        self._first = np.array([page.first for page in self.pages], np.int64)
+        self._last = np.array([page.last for page in self.pages], np.int64)
+        if np.any(self._first[1:] <= self._last[:-1]):
+            raise DeltaError("the directory's pages are out of order", where=where)
+
+    def spanning(self, low: int, high: int) -> tuple[Page, ...]:
+        """The pages that can hold keys in `[low, high)`."""
+        first = np.searchsorted(self._last, low, side="left")
+        return self.pages[first : np.searchsorted(self._first, high, side="left")]
+
+    def reaching(self, low: int, high: int) -> tuple[Page, ...]:
+        """The pages whose ranges, each from its key on, can touch `[low, high)`."""
+        first = max(0, int(np.searchsorted(self._first, low, side="right")) - 1)
+        return self.pages[first : np.searchsorted(self._first, high, side="left")]
+
+    def below(self, keys: Int64Array) -> Int64Array:
+        """int64[n]: for each key the number of the last page that begins at or below it, or -1."""
+        return np.searchsorted(self._first, keys, side="right") - 1
 
 
 def tree_pages(levels: tuple[Level, ...], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
@@ -114,8 +148,25 @@ def parse_tree(frame: bytes, page: Page, geometry: Geometry, where: object) -> L
     )
 
 
-def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> IndexRows:
+WHOLE = (Kind.DATA, Kind.ZERO)
+"""The kinds of rows in the index of a whole delta."""
+
+
+def parse_index(
+    frame: bytes,
+    page: Page,
+    geometry: Geometry,
+    where: object,
+    kinds: Sequence[Kind] = WHOLE,
+) -> IndexRows:
     """The rows of an INDEX page: sorted by offset, disjoint, within the disk.
+
+    Args:
+        frame: of the page.
+        page: the directory's row of it.
+        geometry: of the disk.
+        where: the file's name in messages.
+        kinds: that a row may have.
 
     Raises:
         DeltaError: damaged, or not the page that the directory promised.
@@ -131,7 +182,7 @@ def parse_index(frame: bytes, page: Page, geometry: Geometry, where: object) -> 
     data = rows["kind"] == Kind.DATA
     fits = (
         (length > 0)
-        & (data | (rows["kind"] == Kind.ZERO))
+        & np.isin(rows["kind"], kinds)
         & (~data | (length <= MAX_RECORD))
         & (rows["frame_length"] <= MAX_FRAME)
     )

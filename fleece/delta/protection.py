@@ -61,6 +61,9 @@ class Frames(Protocol):
     overhead: int
     """Bytes that each frame takes more in the file than by itself."""
 
+    magic: bytes
+    """The first four bytes of each."""
+
     def is_frame(self, tag: Tag, first: bytes) -> bool:
         """Whether a stored frame of this kind may begin with these `ENVELOPE.size` bytes."""
 
@@ -79,10 +82,11 @@ class BareFrames:
     """Frames stored as they are."""
 
     overhead = 0
+    magic = struct.pack("<I", SKIPPABLE_MAGIC)
 
     def is_frame(self, tag: Tag, first: bytes) -> bool:
-        """Whether it bears the tag."""
-        return first[8 : ENVELOPE.size] == tag.value
+        """Whether it bears the magic and the tag."""
+        return first[:4] == self.magic and first[8 : ENVELOPE.size] == tag.value
 
     def seal(self, tag: Tag, frame: bytes) -> bytes:
         """The frame itself."""
@@ -100,6 +104,7 @@ class SealedFrames:
     """
 
     overhead = _OUTER.size + _TAG_SIZE
+    magic = struct.pack("<I", SEALED_MAGIC)
 
     def __init__(self, file_key: bytes) -> None:
         self._file_key = file_key
@@ -112,7 +117,7 @@ class SealedFrames:
 
     def is_frame(self, tag: Tag, first: bytes) -> bool:
         """Whether it is a sealed frame at all."""
-        return first[:4] == SEALED_MAGIC.to_bytes(4, "little")
+        return first[:4] == self.magic
 
     def seal(self, tag: Tag, frame: bytes) -> bytes:
         """The frame in a skippable frame: nonce, ciphertext, authentication tag."""
@@ -180,11 +185,7 @@ class KeyFrame:
 
 def is_key_frame(first: bytes) -> bool:
     """Whether the first `ENVELOPE.size` bytes of a file begin a KEY frame."""
-    return (
-        len(first) >= ENVELOPE.size
-        and first[:4] == SKIPPABLE_MAGIC.to_bytes(4, "little")
-        and (first[8 : ENVELOPE.size] == Tag.KEY.value)
-    )
+    return BareFrames().is_frame(Tag.KEY, first)
 
 
 def parse(frame: bytes, where: object) -> KeyFrame:

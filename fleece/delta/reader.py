@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import zstandard
@@ -26,30 +27,29 @@ from fleece.delta.layout import (
     own_hash,
 )
 from fleece.errors import DeltaError
-from fleece.extents import Extents, Int64Array
+from fleece.extents import Extents, Flags, Int64Array
 from fleece.keys import Secret, need_key
 from fleece.tree import Geometry, HashArray, Level
 
 _CACHED_PAGES = 8
 
 
-class DeltaReader:
-    """A finished delta, open for random access from any number of threads.
+class RecordFile:
+    """A file that begins with a delta's header, open for reading its records, whatever follows.
 
     Args:
         path: the file; only its bytes are believed, never its name.
         secret: what it is protected by; None: nothing.
 
     Attributes:
-        header, footer: what they say.
+        header: what it says.
         protection: by a key; None: by none.
         frames: how frames are stored.
-        pages: the directory's rows.
         records_start: position of the first record in the file, in bytes.
         length: of the file, in bytes.
 
     Raises:
-        DeltaError: damaged, incomplete, or not a delta.
+        DeltaError: it cannot be read, or it does not begin with a whole header.
         WrongKey: it is protected by another key.
     """
 
@@ -63,14 +63,11 @@ class DeltaReader:
             self.length = os.fstat(self._file.fileno()).st_size
             start, self.protection, self.frames = self._read_key(secret)
             self.header, self._header_hash, self.records_start = self._read_header(start)
-            self.footer = self._read_footer()
-            self.pages = self._read_directory()
         except BaseException:
             self._file.close()
             raise
-        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
 
-    def __enter__(self) -> DeltaReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -168,109 +165,6 @@ class DeltaReader:
         own = own_hash(frame, self._geometry.algorithm)
         return parsed, own, start + len(frame) + self.frames.overhead
 
-    def _read_footer(self) -> footer.Footer:
-        algorithm = self._geometry.algorithm
-        size = footer.size_of(algorithm)
-        self.footer_position = self.length - size - self.frames.overhead
-        incomplete = DeltaError(
-            "incomplete or cut: it does not end with a footer",
-            where=self.path,
-            hint="a backup that did not finish, or a damaged file",
-        )
-        if self.footer_position < self.records_start:
-            raise incomplete
-        if not self.frames.is_frame(Tag.FOOTER, self.read_at(self.footer_position, ENVELOPE.size)):
-            raise incomplete
-        frame = self.frame(Tag.FOOTER, self.footer_position, size)
-        last = footer.parse(frame, algorithm, self.path)
-        if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
-            raise DeltaError("header and footer are of different files", where=self.path)
-        if self._geometry.root(last.top) != last.root:
-            raise DeltaError("the root does not follow from the top node", where=self.path)
-        return last
-
-    def _read_directory(self) -> list[pages.Page]:
-        last = self.footer
-        end = last.directory_position + last.directory_length + self.frames.overhead
-        if end != self.footer_position:
-            raise DeltaError("the directory is not where it must be", where=self.path)
-        frame = self.frame(Tag.DIRECTORY, last.directory_position, last.directory_length)
-        if own_hash(frame, self._geometry.algorithm) != last.directory_hash:
-            raise DeltaError("the directory does not match the footer", where=self.path)
-        return pages.parse_directory(frame, self._geometry, last.directory_position, self.path)
-
-    def _load(self, page: pages.Page) -> Level | pages.IndexRows:
-        frame = self.frame(page.tag, page.position, page.length)
-        if page.tag is Tag.TREE:
-            return pages.parse_tree(frame, page, self._geometry, self.path)
-        return pages.parse_index(frame, page, self._geometry, self.path)
-
-    def tree_page(self, page: pages.Page) -> Level:
-        """The nodes of a TREE page of the directory."""
-        level = self._page(page)
-        assert isinstance(level, Level)
-        return level
-
-    def index(self) -> Iterator[pages.IndexRows]:
-        """The index, a page of rows at a time, by ascending offset on the disk.
-
-        Raises:
-            DeltaError: damaged, or its pages are out of order or overlap.
-        """
-        end = 0
-        for page in self.pages:
-            if page.tag is Tag.INDEX:
-                rows = self._page(page)
-                assert isinstance(rows, np.ndarray)
-                if page.first < end:
-                    raise DeltaError("the index has ranges that overlap", where=self.path)
-                end = int(rows["offset"][-1]) + int(rows["length"][-1])
-                yield rows
-
-    def rows(self) -> pages.IndexRows:
-        """The whole index as one array."""
-        parts = list(self.index())
-        return np.concatenate(parts) if parts else np.empty(0, INDEX_ROW)
-
-    @functools.cached_property
-    def zero_leaves(self) -> Extents:
-        """The ranges that the delta says are zeros, in leaf numbers."""
-        zeros = self.extents(Kind.ZERO)
-        size = self._geometry.leaf_size
-        return Extents(zeros.start // size, -(-zeros.end // size))
-
-    def extents(self, kind: Kind | None = None) -> Extents:
-        """The ranges of the disk that the delta holds, of one kind or of both."""
-        rows = self.rows()
-        if kind is not None:
-            rows = rows[rows["kind"] == kind]
-        start = rows["offset"].astype(np.int64)
-        return Extents.normal(start, start + rows["length"].astype(np.int64))
-
-    def nodes(self, level: int, wanted: Int64Array) -> tuple[Int64Array, HashArray]:
-        """The tree nodes of `level` that this delta holds, among those wanted (ascending).
-
-        Returns:
-            (rows, children): int64[m] positions in `wanted`, uint8[m, fan-out, hash size].
-        """
-        found, children = [], []
-        for page in self.pages:
-            if page.tag is not Tag.TREE or page.level != level:
-                continue
-            low, high = np.searchsorted(wanted, (page.first, page.last + 1))
-            if low == high:
-                continue
-            nodes = self.tree_page(page)
-            at = np.searchsorted(nodes.nodes, wanted[low:high])
-            at = np.minimum(at, len(nodes.nodes) - 1)
-            hit = nodes.nodes[at] == wanted[low:high]
-            found.append(np.flatnonzero(hit) + low)
-            children.append(nodes.children[at[hit]])
-        if not found:
-            shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
-            return np.empty(0, np.int64), np.empty(shape, np.uint8)
-        return np.concatenate(found), np.concatenate(children)
-
     def record_at(
         self, offset: int, length: int, position: int, frame_length: int, kind: int
     ) -> tuple[record.Record, bytes]:
@@ -337,6 +231,199 @@ class DeltaReader:
     def damaged(self, what: str, offset: int) -> DeltaError:
         """An error about the data at a byte offset of the disk."""
         return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
+
+
+class DeltaReader(RecordFile):
+    """A finished delta, open for random access from any number of threads.
+
+    Args:
+        path: the file; only its bytes are believed, never its name.
+        secret: what it is protected by; None: nothing.
+
+    Attributes:
+        footer: what it says.
+        pages: the directory's rows.
+
+    Raises:
+        DeltaError: damaged, incomplete, salvaged, or not a delta.
+        WrongKey: it is protected by another key.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
+        super().__init__(path, secret)
+        try:
+            if self.header.salvaged is not None:
+                raise DeltaError(
+                    "salvaged: it holds only what was left of a damaged delta",
+                    where=self.path,
+                    hint="'fleece restore --partial' uses it",
+                )
+            self.footer = self._read_footer()
+            self.pages = self._read_directory()
+        except BaseException:
+            self._file.close()
+            raise
+        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
+
+    def _read_footer(self) -> footer.Footer:
+        algorithm = self._geometry.algorithm
+        size = footer.size_of(algorithm)
+        self.footer_position = self.length - size - self.frames.overhead
+        incomplete = DeltaError(
+            "incomplete or cut: it does not end with a footer",
+            where=self.path,
+            hint="a backup that did not finish, or a damaged file",
+        )
+        if self.footer_position < self.records_start:
+            raise incomplete
+        if not self.frames.is_frame(Tag.FOOTER, self.read_at(self.footer_position, ENVELOPE.size)):
+            raise incomplete
+        frame = self.frame(Tag.FOOTER, self.footer_position, size)
+        last = footer.parse(frame, algorithm, self.path)
+        if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
+            raise DeltaError("header and footer are of different files", where=self.path)
+        if self._geometry.root(last.top) != last.root:
+            raise DeltaError("the root does not follow from the top node", where=self.path)
+        return last
+
+    def _read_directory(self) -> list[pages.Page]:
+        last = self.footer
+        end = last.directory_position + last.directory_length + self.frames.overhead
+        if end != self.footer_position:
+            raise DeltaError("the directory is not where it must be", where=self.path)
+        frame = self.frame(Tag.DIRECTORY, last.directory_position, last.directory_length)
+        if own_hash(frame, self._geometry.algorithm) != last.directory_hash:
+            raise DeltaError("the directory does not match the footer", where=self.path)
+        return pages.parse_directory(frame, self._geometry, last.directory_position, self.path)
+
+    def _load(self, page: pages.Page) -> Level | pages.IndexRows:
+        frame = self.frame(page.tag, page.position, page.length)
+        if page.tag is Tag.TREE:
+            return pages.parse_tree(frame, page, self._geometry, self.path)
+        return pages.parse_index(frame, page, self._geometry, self.path)
+
+    def tree_page(self, page: pages.Page) -> Level:
+        """The nodes of a TREE page of the directory."""
+        level = self._page(page)
+        assert isinstance(level, Level)
+        return level
+
+    def index(self) -> Iterator[pages.IndexRows]:
+        """The index, a page of rows at a time, by ascending offset on the disk.
+
+        Raises:
+            DeltaError: damaged, or its pages are out of order or overlap.
+        """
+        end = 0
+        for page in self.pages:
+            if page.tag is Tag.INDEX:
+                rows = self._index_page(page)
+                if page.first < end:
+                    raise DeltaError("the index has ranges that overlap", where=self.path)
+                end = int(rows["offset"][-1]) + int(rows["length"][-1])
+                yield rows
+
+    def rows(self) -> pages.IndexRows:
+        """The whole index as one array."""
+        parts = list(self.index())
+        return np.concatenate(parts) if parts else np.empty(0, INDEX_ROW)
+
+    @functools.cached_property
+    def _index_table(self) -> pages.PageTable:
+        listed = [page for page in self.pages if page.tag is Tag.INDEX]
+        return pages.PageTable(listed, self.path)
+
+    @functools.cached_property
+    def _tree_tables(self) -> dict[int, pages.PageTable]:
+        levels: dict[int, list[pages.Page]] = {}
+        for page in self.pages:
+            if page.tag is Tag.TREE:
+                levels.setdefault(page.level, []).append(page)
+        return {level: pages.PageTable(listed, self.path) for level, listed in levels.items()}
+
+    def _index_page(self, page: pages.Page) -> pages.IndexRows:
+        rows = self._page(page)
+        assert isinstance(rows, np.ndarray)
+        return rows
+
+    def rows_within(self, start: int, end: int) -> pages.IndexRows:
+        """The index rows that overlap `[start, end)`, reading only the pages that hold them.
+
+        Raises:
+            DeltaError: a page is damaged, or two of them overlap.
+        """
+        parts = []
+        before = 0
+        for page in self._index_table.reaching(start, end):
+            rows = self._index_page(page)
+            if page.first < before:
+                raise DeltaError("the index has ranges that overlap", where=self.path)
+            before = int(rows["offset"][-1]) + int(rows["length"][-1])
+            low = np.searchsorted(rows["offset"], np.uint64(start), side="right")
+            if low > 0 and int(rows["offset"][low - 1]) + int(rows["length"][low - 1]) > start:
+                low -= 1
+            part = rows[low : np.searchsorted(rows["offset"], np.uint64(end), side="left")]
+            if len(part):
+                parts.append(part)
+        if not parts:
+            return np.empty(0, INDEX_ROW)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def is_zeroed(self, at: Int64Array) -> Flags:
+        """bool[n]: which byte offsets of the disk (ascending) lie in zero records."""
+        flags = np.zeros(len(at), np.bool_)
+        table = self._index_table
+        numbers = table.below(at)
+        for number in np.unique(numbers[numbers >= 0]).tolist():
+            mine = np.flatnonzero(numbers == number)
+            rows = self._index_page(table.pages[number])
+            wanted = at[mine].astype(np.uint64)
+            row = rows[np.searchsorted(rows["offset"], wanted, side="right") - 1]
+            flags[mine] = (row["kind"] == Kind.ZERO) & (wanted < row["offset"] + row["length"])
+        return flags
+
+    @functools.cached_property
+    def zero_leaves(self) -> Extents:
+        """The ranges that the delta says are zeros, in leaf numbers."""
+        zeros = self.extents(Kind.ZERO)
+        size = self._geometry.leaf_size
+        return Extents(zeros.start // size, -(-zeros.end // size))
+
+    def extents(self, kind: Kind | None = None) -> Extents:
+        """The ranges of the disk that the delta holds, of one kind or of both."""
+        rows = self.rows()
+        if kind is not None:
+            rows = rows[rows["kind"] == kind]
+        start = rows["offset"].astype(np.int64)
+        return Extents.normal(start, start + rows["length"].astype(np.int64))
+
+    def nodes(self, level: int, wanted: Int64Array) -> tuple[Int64Array, HashArray]:
+        """The tree nodes of `level` that this delta holds, among those wanted (ascending).
+
+        Returns:
+            (rows, children): int64[m] positions in `wanted`, uint8[m, fan-out, hash size].
+        """
+        found, children = [], []
+        table = self._tree_tables.get(level)
+        near = (
+            table.spanning(int(wanted[0]), int(wanted[-1]) + 1)
+            if table is not None and len(wanted)
+            else ()
+        )
+        for page in near:
+            low, high = np.searchsorted(wanted, (page.first, page.last + 1))
+            if low == high:
+                continue
+            nodes = self.tree_page(page)
+            at = np.searchsorted(nodes.nodes, wanted[low:high])
+            at = np.minimum(at, len(nodes.nodes) - 1)
+            hit = nodes.nodes[at] == wanted[low:high]
+            found.append(np.flatnonzero(hit) + low)
+            children.append(nodes.children[at[hit]])
+        if not found:
+            shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
+            return np.empty(0, np.int64), np.empty(shape, np.uint8)
+        return np.concatenate(found), np.concatenate(children)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:

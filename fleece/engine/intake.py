@@ -70,18 +70,22 @@ def import_delta(
     with spooled(path) as file:
         _spool(file, read, cancel)
         with DeltaReader(file.path, secret) as delta:
-            if delta.header.parent is not None and store is None:
-                raise StoreError("the delta builds on another, and this store is new", where=path)
-            store = store or FolderStore.create(path, Marker.like(delta), secret)
+            new = store is None
+            if store is None:
+                if delta.header.parent is not None:
+                    raise StoreError("is new, and the delta builds on another", where=path)
+                _check(delta, None, listener, cancel)
+                store = FolderStore.create(path, Marker.like(delta), secret)
             store.access.check(delta)
             with store.locked(delta.header.guest, _PATIENCE):
-                return _take_in(store, file, delta, listener, cancel)
+                return _take_in(store, file, delta, new, listener, cancel)
 
 
 def _take_in(
     store: FolderStore,
     file: DeltaFile,
     delta: DeltaReader,
+    checked: bool,
     listener: events.Listener,
     cancel: CancelToken,
 ) -> ImportResult:
@@ -91,7 +95,13 @@ def _take_in(
     disks = _disks_of(catalogue, entry)
     held = disks.get(head.disk)
     if held is None:
-        _check(catalogue, entry, delta, listener, cancel)
+        parents = catalogue.line(entry)[1:]
+        if parents:
+            with catalogue.chain(parents[0]) as older:
+                Chain([delta, *older.deltas])
+                _check(delta, older, listener, cancel)
+        elif not checked:
+            _check(delta, None, listener, cancel)
         place = str(store.take_in(file, entry, next(iter(disks.values()), None)))
         listener(events.Committed(head.point.id))
     elif held.root == entry.root:
@@ -135,18 +145,8 @@ def _disks_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:
 
 
 def _check(
-    catalogue: Catalogue,
-    entry: Entry,
-    delta: DeltaReader,
-    listener: events.Listener,
-    cancel: CancelToken,
+    delta: DeltaReader, older: Chain | None, listener: events.Listener, cancel: CancelToken
 ) -> None:
     """Hold the delta, to its last byte, against itself and against what it builds on."""
-    parents = catalogue.line(entry)[1:]
-    counter = Counter(listener, events.Phase.IMPORT, entry.header.disk, entry.data_bytes)
-    if not parents:
-        check_delta(delta, None, counter, cancel)
-        return
-    with catalogue.chain(parents[0]) as older:
-        Chain([delta, *older.deltas])
-        check_delta(delta, older, counter, cancel)
+    counter = Counter(listener, events.Phase.IMPORT, delta.header.disk, delta.footer.data_bytes)
+    check_delta(delta, older, counter, cancel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ import zstandard
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain, ChainMap
+from fleece.delta.check import Placed, Walk
+from fleece.delta.layout import Kind, Tag
+from fleece.delta.reader import DeltaReader
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.pool import WORKERS, Counter, run_workers
 from fleece.engine.root import disk_root
 from fleece.engine.target import open_target
-from fleece.errors import VerifyError
+from fleece.errors import DeltaError, VerifyError
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
 
@@ -94,12 +98,24 @@ def restore(
         with open_target(target, target_format, size, force=force) as image:
             total = picture.extents(zero=False).total
             counter = Counter(listener, events.Phase.RESTORE, disk, total)
-            write_chain(chain, picture, image, counter, cancel)
+            with _hinted():
+                write_chain(chain, picture, image, counter, cancel)
+                check_unread(chain, picture, cancel)
             image.flush()
             prove(image, chain, entry, listener, cancel)
     return RestoreResult(
         entry.header.point.id, disk, target, size, entry.root, total, len(chain.deltas)
     )
+
+
+@contextlib.contextmanager
+def _hinted() -> Iterator[None]:
+    """Say what a user can do who needs the disk though a delta is damaged."""
+    try:
+        yield
+    except DeltaError as error:
+        error.hint = error.hint or "--partial restores what can still be proven"
+        raise
 
 
 def write_chain(
@@ -124,6 +140,38 @@ def write_chain(
                     counter.add(end - start)
 
     run_workers(_data_pieces(picture), work, cancel, WORKERS)
+
+
+def check_unread(chain: Chain, picture: ChainMap, cancel: CancelToken) -> None:
+    """Check all bytes of a chain's files that `write_chain` has no need of.
+
+    These are the line of the records, zero records, data that newer deltas cover, and tree pages.
+    The root proves the restored disk without them, but that a store rots should be known no later
+    than when it is used.
+
+    Raises:
+        DeltaError: one is damaged.
+    """
+
+    def items() -> Iterator[tuple[DeltaReader, Placed]]:
+        for owner, delta in enumerate(chain.deltas):
+            rows = picture.rows[owner]
+            unread = rows["kind"] == Kind.DATA
+            unread[picture.row[picture.owner == owner]] = False
+            wanted = set(rows["position"][unread].tolist())
+            walk = Walk(delta, keep_leaves=False)
+            yield from ((delta, placed) for placed in walk if placed.position in wanted)
+            walk.check_layout()
+            for page in delta.pages:
+                if page.tag is Tag.TREE:
+                    delta.tree_page(page)
+
+    def work(shared: Iterator[tuple[DeltaReader, Placed]]) -> None:
+        for delta, placed in shared:
+            frame = delta.frame(Tag.DATA, placed.frame_position, placed.record.frame_length)
+            delta.check_frame(placed.record, frame)
+
+    run_workers(items(), work, cancel, WORKERS)
 
 
 def _data_pieces(picture: ChainMap) -> Iterator[_Piece]:

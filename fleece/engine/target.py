@@ -34,12 +34,26 @@ def open_target(
     Raises:
         TargetError: it exists, or it cannot be made.
     """
+    with new_file(path, force=force) as partial, _blank(partial, image_format, size) as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def new_file(path: str, *, force: bool) -> Iterator[Path]:
+    """Give the path of a file to make beside `path`; rename it to that, durably, if all went well.
+
+    Args:
+        path: the file wanted.
+        force: replace a file that exists.
+
+    Raises:
+        TargetError: it exists, or it cannot be made.
+    """
     final = Path(path)
     _refuse(final, force)
     partial = final.with_name(f".{final.name[:200]}.{secrets.token_hex(4)}.partial")
     try:
-        with _blank(partial, image_format, size) as disk:
-            yield disk
+        yield partial
         with _target_errors(final):
             _sync(partial)
             _name(partial, final, force)

@@ -68,7 +68,7 @@ def _wait(
     process: subprocess.Popen[bytes], place: Path, path: str, failure: type[FleeceError]
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
-    while not _greets(place):
+    while not greets(place):
         if process.poll() is not None:
             assert process.stderr is not None
             text = process.stderr.read().decode(errors="replace").strip()
@@ -78,7 +78,7 @@ def _wait(
         time.sleep(0.005)
 
 
-def _greets(place: Path) -> bool:
+def greets(place: Path) -> bool:
     """Whether an NBD server answers: qemu-nbd listens before it has opened the image."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_START_LIMIT)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
 from fleece.delta.protection import Protection
-from fleece.delta.reader import DeltaReader
+from fleece.delta.reader import DeltaReader, RecordFile
+from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
@@ -46,7 +47,32 @@ class Access:
             raise
         return delta
 
-    def check(self, delta: DeltaReader) -> None:
+    def header(self, path: str) -> Header | None:
+        """The header of a file of which the rest may be damaged; None: that is damaged too."""
+        try:
+            with RecordFile(path, self.secret) as file:
+                return file.header
+        except (DeltaError, WrongKey):
+            return None
+
+    def wreck(self, path: str) -> Wreck:
+        """Open a file of the store that may be damaged.
+
+        Raises:
+            DeltaError: its header is, or it is not of this store's kind.
+        """
+        try:
+            wreck = Wreck(path, self.secret)
+        except WrongKey as error:
+            raise DeltaError("is protected by another key than its store", where=path) from error
+        try:
+            self.check(wreck)
+        except DeltaError:
+            wreck.close()
+            raise
+        return wreck
+
+    def check(self, delta: RecordFile) -> None:
         """Raise `DeltaError` unless an open delta is of this store's kind."""
         if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
             raise DeltaError(
@@ -173,7 +199,8 @@ class Catalogue:
         """The point that an id, an unambiguous prefix of one, or `latest` means.
 
         Raises:
-            StoreError: there is none, or not all of its disks are there.
+            StoreError: there is none, not all of its disks are there, or `latest` cannot be told
+                because a damaged file may be newer.
             UsageError: there is more than one.
         """
         points = [p for p in self.points if guest is None or p.guest == guest]
@@ -184,6 +211,8 @@ class Catalogue:
                     "the store holds several guests", where=self.where, hint="name one with --guest"
                 )
             found = points[-1:]
+            for point in found:
+                self._check_newest(point)
         else:
             found = [point for point in points if point.id == text]
             found = found or [point for point in points if point.id.startswith(text)]
@@ -201,6 +230,21 @@ class Catalogue:
                 where=self.where,
             )
         return found[0]
+
+    def _check_newest(self, point: StoredPoint) -> None:
+        """Refuse to guess: a damaged file may be of a newer point."""
+        for error in self.damaged:
+            head = self._access.header(error.where or "")
+            if head is None or (
+                (head.guest, head.chain) == (point.guest, point.chain)
+                and head.point.sequence >= point.sequence
+            ):
+                raise StoreError(
+                    f"the latest point cannot be told: a damaged file may be newer than {point.id} "
+                    f"({error})",
+                    where=self.where,
+                    hint="name a point by its id",
+                )
 
     def line(self, entry: Entry) -> list[Entry]:
         """The deltas that lead to an entry, newest first, by their headers' parents alone.
@@ -249,6 +293,14 @@ class Catalogue:
             DeltaError: it is damaged, or gone.
         """
         return self._access.open(entry.path)
+
+    def wreck(self, path: str) -> Wreck:
+        """Open one of the store's files for what it still proves.
+
+        Raises:
+            DeltaError: its header is damaged, or it is not protected as the store is.
+        """
+        return self._access.wreck(path)
 
 
 def read_entry(path: str, secret: Secret | None = None) -> Entry:

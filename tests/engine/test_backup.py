@@ -423,3 +423,23 @@ def test_compressed_and_encrypted_looking_data_both_come_back(tmp_path: Path) ->
         scene.check_exact()
         scene.verify()
         assert run("zstd", "-t", result.disks[0].delta).returncode == 0
+
+
+@pytest.mark.parametrize("level", [1, 3])
+def test_the_frames_are_as_small_as_zstd_makes_the_same_blocks(level: int, tmp_path: Path) -> None:
+    """Within 3 %, at the same level, in blocks of 1 MiB."""
+    chance = random.Random(3)
+    words = [chance.randbytes(chance.randint(2, 9)).hex() for _ in range(2000)]
+    text = " ".join(chance.choices(words, k=400_000)).encode()[: 4 * MIB]
+    assert len(text) == 4 * MIB
+    (tmp_path / "d0.raw").write_bytes(text)
+    theirs = 0
+    for at in range(0, len(text), MIB):
+        (tmp_path / "block").write_bytes(text[at : at + MIB])
+        run_checked("zstd", "-q", f"-{level}", "-f", tmp_path / "block", "-o", tmp_path / "packed")
+        theirs += (tmp_path / "packed").stat().st_size
+    with daemon(tmp_path, Disk(tmp_path / "d0.raw", "d0", "raw")) as scene:
+        scene.backup("--level", level).succeeded()
+        (entry,) = fleece.FolderStore(scene.store).catalogue().entries
+        with fleece.DeltaReader(entry.path) as delta:
+            assert delta.footer.frame_bytes <= theirs * 1.03

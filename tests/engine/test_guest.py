@@ -11,7 +11,7 @@ import pytest
 import fleece
 from tests.engine.scene import INTACT, MIB, Scene
 from tests.rig import consistency, images
-from tests.rig.disk import Disk
+from tests.rig.disk import Disk, ServedDisk
 from tests.rig.initramfs import GuestFiles
 from tests.rig.machine import GuestMachine, boot_check
 
@@ -104,6 +104,28 @@ def test_the_consistency_check_sees_disks_of_two_points(load: Load, tmp_path: Pa
 def test_the_last_point_boots(load: Load, files: GuestFiles, tmp_path: Path) -> None:
     restored = load.restore(tmp_path / "restored", load.taken[2].result.point)
     boot_check(files, [Disk(path, path.name, "raw") for path in restored])
+
+
+def test_a_guest_boots_straight_from_the_backup(
+    load: Load, files: GuestFiles, tmp_path: Path
+) -> None:
+    """It mounts the served disks and writes to them; the store does not notice."""
+    before = {path: path.read_bytes() for path in load.store.rglob("*.fleece")}
+    point = load.taken[1].result.point
+    with fleece.serve(fleece.FolderStore(load.store), point, writable=True) as served:
+        disks = [
+            ServedDisk(Path(disk.uri.partition("socket=")[2]), f"d{i}", "raw", disk.disk)
+            for i, disk in enumerate(served.disks)
+        ]
+        with GuestMachine(files, disks, append="rig.nslots=64 rig.delay=1000") as machine:
+            machine.wait_ready()
+            machine.wait_acked(30)
+            console = machine.console()
+        served.check()
+        assert served.problems == 0
+    assert "RIG mounted /dev/vda" in console
+    assert "RIG mounted /dev/vdb" in console
+    assert before == {path: path.read_bytes() for path in load.store.rglob("*.fleece")}
 
 
 def test_a_store_of_a_guest_is_whole(load: Load) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from fleece.cancel import CancelToken
-from fleece.delta.chain import Chain
 from fleece.delta.reader import DeltaReader
 from fleece.disk.raw import RawDisk
 from fleece.engine.pool import Counter
@@ -19,12 +20,13 @@ from fleece.engine.root import disk_root
 from fleece.engine.verify import check_delta
 from fleece.errors import TargetError
 from fleece.events import Phase, ignore
-from tests.golden.make import CHILD_DISK, FULL_DISK, SIZE, main
+from tests.golden.make import CASES, FULL_DISK, Case, main, opened
 
 HERE = Path(__file__).parent / "v1"
-FULL, CHILD = HERE / "full.fleece", HERE / "child.fleece"
+FULL = HERE / "full.fleece"
 FORMAT = Path(__file__).parents[2] / "docs" / "format.rst"
 
+_NAMED = re.compile(r"^``tests/golden/v1/([a-z0-9-]+\.fleece)``", re.MULTILINE)
 _DUMP = re.compile(r"^ {4}([0-9a-f]{8}): ((?:[0-9a-f]{2,4} )+) ", re.MULTILINE)
 
 
@@ -32,46 +34,85 @@ def _counter() -> Counter:
     return Counter(ignore, Phase.VERIFY, "golden", 0)
 
 
-@pytest.mark.parametrize(("paths", "content"), [([FULL], FULL_DISK), ([CHILD, FULL], CHILD_DISK)])
+EVERY = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as made:
+        yield made
+
+
+@EVERY
 def test_restores_to_the_bytes_and_the_root_it_was_made_from(
-    paths: list[Path], content: bytes, tmp_path: Path
+    case: Case, stack: contextlib.ExitStack, tmp_path: Path
 ) -> None:
     target = tmp_path / "disk.raw"
-    target.write_bytes(bytes(SIZE))
-    chain = Chain([DeltaReader(path) for path in paths])
+    target.write_bytes(bytes(len(case.disk)))
+    chain = opened(HERE, case.name, stack)
     image = RawDisk(str(target), TargetError, writable=True)
     write_chain(chain, chain.map(), image, _counter(), CancelToken())
-    assert target.read_bytes() == content
-    assert disk_root(image) == chain.root
+    assert target.read_bytes() == case.disk
+    assert disk_root(image, geometry=chain.geometry) == chain.root
 
 
-def test_passes_a_full_check() -> None:
-    full, child = DeltaReader(FULL), DeltaReader(CHILD)
-    check_delta(full, None, _counter(), CancelToken())
-    check_delta(child, Chain([full]), _counter(), CancelToken())
+@EVERY
+def test_passes_a_full_check(case: Case, stack: contextlib.ExitStack) -> None:
+    older = None if case.parent is None else opened(HERE, case.parent, stack)
+    check_delta(opened(HERE, case.name, stack).deltas[0], older, _counter(), CancelToken())
 
 
-@pytest.mark.parametrize("path", [FULL, CHILD])
-def test_zstd_walks_it(path: Path) -> None:
+@EVERY
+def test_zstd_walks_it_and_yields_the_data_of_its_records(case: Case) -> None:
+    path = HERE / f"{case.name}.fleece"
     subprocess.run(["zstd", "-tq", path], check=True)
+    sealed = case.purposes[1]
+    data = b"" if sealed else b"".join(case.disk[at : at + n] for at, n in case.data.items())
+    assert subprocess.run(["zstd", "-dcq", path], check=True, capture_output=True).stdout == data
 
 
-def test_the_same_program_makes_the_same_files_but_for_the_compressor(tmp_path: Path) -> None:
-    main(tmp_path)
-    for name in ("full.fleece", "child.fleece"):
-        made, golden = DeltaReader(tmp_path / name), DeltaReader(HERE / name)
-        assert made.header == golden.header
-        assert made.footer.root == golden.footer.root
+@EVERY
+def test_the_same_program_makes_the_same_headers_and_roots(
+    case: Case, made: Path, stack: contextlib.ExitStack
+) -> None:
+    again = opened(made, case.name, stack).deltas[0]
+    golden = opened(HERE, case.name, stack).deltas[0]
+    assert again.header == golden.header
+    assert again.footer.root == golden.footer.root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    main(folder)
+    return folder
+
+
+def test_the_files_are_those_of_the_cases() -> None:
+    assert {path.stem for path in HERE.iterdir()} == {case.name for case in CASES}
+
+
+def test_the_first_bytes_tell_a_person_what_it_is() -> None:
+    shown = FULL.read_bytes()[:600].decode("ascii", "replace")
+    assert "fleece delta v1" in shown
+    assert '"guest": "golden"' in shown
+    assert b"fleece key v1" in (HERE / "sealed.fleece").read_bytes()[:40]
 
 
 def test_the_dumps_in_the_format_page_are_the_files_bytes() -> None:
-    content = FULL.read_bytes()
-    dumps = _DUMP.findall(FORMAT.read_text())
-    assert len(dumps) > 20
-    for place, digits in dumps:
-        shown = bytes.fromhex(digits)
-        at = int(place, 16)
-        assert content[at : at + len(shown)] == shown, place
+    """Each dump is of the golden file that was named last before it."""
+    _, *parts = _NAMED.split(FORMAT.read_text())
+    shown_of = {}
+    for name, words in zip(parts[::2], parts[1::2], strict=True):
+        content = (HERE / name).read_bytes()
+        dumps = _DUMP.findall(words)
+        for place, digits in dumps:
+            shown = bytes.fromhex(digits)
+            at = int(place, 16)
+            assert content[at : at + len(shown)] == shown, f"{name}: {place}"
+        shown_of[name] = len(dumps)
+    assert shown_of["full.fleece"] > 20
+    assert shown_of["sealed.fleece"] == 9
 
 
 def test_the_hashes_are_those_of_xxhsum(tmp_path: Path) -> None:

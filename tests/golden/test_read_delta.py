@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.golden.make import CHILD_DISK, FULL_DISK
-from tests.golden.test_golden import CHILD, FULL
+from tests.golden.make import CASES, Case, line
+from tests.golden.test_golden import FULL, HERE
 from tests.unit.kit import (
     History,
     histories,
@@ -55,14 +55,22 @@ def test_it_is_short_and_stands_alone() -> None:
     assert names <= ALLOWED | {"xxhash", "zstandard"}
 
 
-@pytest.mark.parametrize(
-    ("paths", "content"), [([FULL], FULL_DISK), ([CHILD, FULL], CHILD_DISK)], ids=["full", "child"]
-)
-def test_it_reads_the_golden_files(paths: list[Path], content: bytes, tmp_path: Path) -> None:
+CHILD = HERE / "child.fleece"
+ITS_OWN = [case for case in CASES if case.secret is None and case.algorithm.name == "xxh3-128"]
+OTHERS = [case for case in CASES if case not in ITS_OWN]
+
+
+@pytest.mark.parametrize("case", ITS_OWN, ids=[case.name for case in ITS_OWN])
+def test_it_reads_the_golden_files(case: Case, tmp_path: Path) -> None:
     target = tmp_path / "raw"
-    done = _read(target, *paths)
-    assert (done.stderr, target.read_bytes()) == ("", content)
-    assert done.stdout == naive_root(content, 16, 65536).hex() + "\n"
+    done = _read(target, *(HERE / f"{part.name}.fleece" for part in line(case.name)))
+    assert (done.stderr, target.read_bytes()) == ("", case.disk)
+    assert done.stdout == naive_root(case.disk, 16, 65536).hex() + "\n"
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=[case.name for case in OTHERS])
+def test_it_refuses_what_needs_another_hash_or_a_key(case: Case, tmp_path: Path) -> None:
+    _refused(tmp_path / "raw", HERE / f"{case.name}.fleece")
 
 
 @given(history=histories(), turn=st.integers(0, 3))

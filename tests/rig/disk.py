@@ -40,3 +40,21 @@ class Disk:
             "discard": "unmap",
         }
         return {"driver": self.fmt, "node-name": self.node, "discard": "unmap", "file": file}
+
+
+@dataclass(frozen=True)
+class ServedDisk(Disk):
+    """An export on a unix socket, which is `path`, that serves a disk under the name `export`."""
+
+    export: str = ""
+
+    def blockdev(self) -> dict[str, Any]:
+        """The arguments of blockdev-add."""
+        server = {"type": "unix", "path": str(self.path)}
+        file = {
+            "driver": "nbd",
+            "node-name": f"{self.node}-file",
+            "server": server,
+            "export": self.export,
+        }
+        return {"driver": "raw", "node-name": self.node, "discard": "unmap", "file": file}

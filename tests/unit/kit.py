@@ -27,6 +27,7 @@ from fleece.delta.chain import Chain
 from fleece.delta.check import Walk
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Sink, Summary
 from fleece.engine.pool import Counter
@@ -154,6 +155,7 @@ def write_delta(
     dirty: Extents,
     seed: int = 0,
     longest: int = 3,
+    protection: Protection | None = None,
 ) -> tuple[Summary, bytes]:
     """Write a delta of the dirty leaves in runs of 1 to `longest` leaves, in any order.
 
@@ -162,7 +164,7 @@ def write_delta(
     """
     chance = random.Random(seed)
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
-    writer = DeltaWriter(sink, head, base)
+    writer = DeltaWriter(sink, head, base, protection)
     runs = []
     for start, end in dirty:
         while start < end:
@@ -176,7 +178,10 @@ def write_delta(
         if not any(data):
             writer.zero(start, end - start)
             continue
-        leaves = b"".join(naive_levels(data, 2)[0])
+        leaves = b"".join(
+            head.algorithm.digest(data[at : at + LEAF].ljust(LEAF, b"\0"))
+            for at in range(0, len(data), LEAF)
+        )
         writer.data(start, end - start, leaves, compressor.compress(data))
         stored += data
     return writer.finish(), stored

@@ -14,7 +14,7 @@ _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
     {"errors", "cancel", "events", "programs", "version"},
-    {"hashing", "keys", "extents", "tree"},
+    {"hashing", "keys", "extents", "tree", "compare"},
     {"delta"},
     {"nbd"},
     {"disk"},

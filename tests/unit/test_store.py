@@ -753,7 +753,20 @@ def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: FolderSt
     assert len(_problems(store)) == 2
 
 
+def test_a_marker_of_the_first_stores_named_no_hash(store: FolderStore) -> None:
+    first = {"format": "fleece store", "version": 1, "id": store.id}
+    (store.path / MARKER).write_text(json.dumps(first))
+    _fill(FolderStore(store.path), 1)
+    assert FolderStore(store.path).algorithm.name == "xxh3-128"
+
+
 def test_the_marker_is_json_that_names_itself(store: FolderStore) -> None:
     said = json.loads((store.path / MARKER).read_text())
-    assert said == {"format": "fleece store", "version": 1, "id": store.id}
+    assert said == {
+        "format": "fleece store",
+        "version": 1,
+        "id": store.id,
+        "hash": "xxh3-128",
+        "encryption": None,
+    }
     assert CHAIN not in store.id

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
+from tools.benchmark.looks import LOOKS, serve
 from tools.benchmark.timing import BenchError, Usage
 
-NAMES = ("phases", *SWEEPS, *CASES)
+_CASES = {"serve": serve} | CASES
+
+NAMES = ("phases", *SWEEPS, *LOOKS, *_CASES)
 """All that can be measured, in the order in which it is: the last one changes the disk."""
 
 
@@ -100,6 +103,15 @@ def show_sweep(name: str, bench: Bench, runs: int) -> dict[str, Any]:
     return {"name": name, "ways": found}
 
 
+def show_look(name: str, bench: Bench, runs: int) -> dict[str, Any]:
+    """Print the figures of something that has no reference."""
+    figures = LOOKS[name](bench, runs)
+    print(f"{name}, median of {runs}:")
+    for what, value in figures.items():
+        print(f"  {what:30} {value:14.3f}", flush=True)
+    return {"name": name, "figures": figures}
+
+
 def machine() -> dict[str, Any]:
     """What this was measured on."""
     cpu = [
@@ -128,7 +140,9 @@ def _one(name: str, bench: Bench, pairs: int) -> dict[str, Any]:
         return show_phases(bench, pairs)
     if name in SWEEPS:
         return show_sweep(name, bench, pairs)
-    with CASES[name](bench) as case:
+    if name in LOOKS:
+        return show_look(name, bench, pairs)
+    with _CASES[name](bench) as case:
         found = summary(name, case, measure(case, pairs))
     print(table(found), flush=True)
     return found

@@ -1,0 +1,132 @@
+"""A picture of a disk as text for a terminal, and as SVG: shade is how full, colour is how new."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import fleece
+from fleece.cli.output import human
+from fleece.errors import TargetError
+
+_COLUMNS = 64
+_SHADES = "·░▒▓█"
+_LEGEND = 20
+_NEW, _OLD = (214, 40, 40), (60, 100, 200)
+_CELL = 12
+_LINE = 18
+
+
+def lines(picture: fleece.Picture) -> Iterator[str]:
+    """The picture, and which points its data is from."""
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    cells = len(picture.data)
+    for first in range(0, cells, _COLUMNS):
+        row = range(first, min(first + _COLUMNS, cells))
+        offset = human(first * picture.cell)
+        yield f"{offset:>11} " + "".join(_cell(picture, number, colours) for number in row)
+    yield f"a cell is {human(picture.cell)}: {_SHADES[0]} zero, {_SHADES[1]} to {_SHADES[-1]} data"
+    shown = _visible(picture)
+    for owner in shown[:_LEGEND]:
+        mark = _painted("█ ", _colour(owner, len(picture.points))) if colours else ""
+        yield mark + _described(picture, owner)
+    if len(shown) > _LEGEND:
+        yield f"and {len(shown) - _LEGEND} points more; --json lists all"
+
+
+def _visible(picture: fleece.Picture) -> list[int]:
+    """The points, by number, that anything of the disk is from."""
+    share = (picture.data_bytes + picture.zeros).tolist()
+    return [owner for owner, count in enumerate(share) if count]
+
+
+def _described(picture: fleece.Picture, owner: int) -> str:
+    point = picture.points[owner]
+    data, zeros = int(picture.data_bytes[owner]), int(picture.zeros[owner])
+    return f"{point.id}  {point.time}  {human(data):>10} data  {human(zeros):>10} zero"
+
+
+def _shade(filled: float) -> int:
+    """0 for no data at all, then 1 to 4 by quarters."""
+    return 0 if filled == 0 else min(4, 1 + int(filled * 4))
+
+
+def _cell(picture: fleece.Picture, number: int, colours: bool) -> str:
+    shade = _shade(picture.filled(number))
+    if shade == 0 or not colours:
+        return _SHADES[shade]
+    return _painted(_SHADES[shade], _colour(picture.owner(number), len(picture.points)))
+
+
+def _painted(text: str, colour: tuple[int, int, int]) -> str:
+    red, green, blue = colour
+    return f"\x1b[38;2;{red};{green};{blue}m{text}\x1b[0m"
+
+
+def _colour(owner: int, count: int) -> tuple[int, int, int]:
+    """From red for the newest point to blue for the oldest."""
+    age = owner / max(1, count - 1)
+    red, green, blue = (round(n + (o - n) * age) for n, o in zip(_NEW, _OLD, strict=True))
+    return red, green, blue
+
+
+def write_svg(path: str, picture: fleece.Picture, title: str) -> None:
+    """Write the picture into a file, which appears whole or not at all.
+
+    Raises:
+        TargetError: it cannot be written.
+    """
+    final = Path(path)
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        partial.write_text("\n".join([*_svg(picture, title), ""]), "utf-8")
+        partial.replace(final)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TargetError(error.strerror or str(error), where=path) from error
+
+
+def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:
+    cells, shown = len(picture.data), _visible(picture)
+    top = 2 * _LINE
+    rows = -(-cells // _COLUMNS)
+    legend = top + rows * _CELL + _LINE
+    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (len(shown) + 1) * _LINE
+    yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+    yield "<style>text { font: 12px monospace }</style>"
+    yield f'<rect width="{width}" height="{height}" fill="#fff"/>'
+    yield _text(_LINE, f"{title}, {human(picture.size)}; a cell is {human(picture.cell)}")
+    for number in range(cells):
+        yield _rectangle(picture, number, top)
+    for place, owner in enumerate(shown):
+        at = legend + place * _LINE
+        fill = _hex(_colour(owner, len(picture.points)))
+        yield f'<rect x="{_CELL}" y="{at}" width="{_CELL}" height="{_CELL}" fill="{fill}"/>'
+        yield _text(at + _CELL - 2, "   " + _described(picture, owner))
+    yield "</svg>"
+
+
+def _rectangle(picture: fleece.Picture, number: int, top: int) -> str:
+    """A cell: its colour is how new, its opacity how full; its tooltip says both."""
+    x, y = _CELL + number % _COLUMNS * _CELL, top + number // _COLUMNS * _CELL
+    filled = picture.filled(number)
+    place = f'x="{x}" y="{y}" width="{_CELL - 1}" height="{_CELL - 1}"'
+    what = f"{human(number * picture.cell)}: {filled:.0%} data"
+    if filled == 0:
+        return f'<rect {place} fill="#eee"><title>{what}</title></rect>'
+    owner = picture.owner(number)
+    fill = _hex(_colour(owner, len(picture.points)))
+    what += f", most of it from {picture.points[owner].id}"
+    opacity = f"{0.25 + 0.75 * filled:.2f}"
+    return f'<rect {place} fill="{fill}" opacity="{opacity}"><title>{what}</title></rect>'
+
+
+def _text(y: int, text: str) -> str:
+    return f'<text x="{_CELL}" y="{y}" xml:space="preserve">{escape(text)}</text>'
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#" + "".join(f"{part:02x}" for part in colour)

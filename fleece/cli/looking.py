@@ -1,0 +1,129 @@
+"""The verbs that look into points without reading data: `diff` and `map`."""
+
+from __future__ import annotations
+
+import itertools
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli import heat
+from fleece.cli.output import Output, human
+from fleece.errors import UsageError
+
+_SHOWN = 20
+_CELLS = 1024
+
+
+def diff(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    old: str,
+    new: str,
+    disks: list[str],
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece diff STORE A B`."""
+    catalogue = fleece.FolderStore(store, secret).catalogue()
+    before, after = catalogue.find(old, guest), catalogue.find(new, guest)
+    known = sorted({*before.disks, *after.disks})
+    for name in disks:
+        if name not in known:
+            raise UsageError(
+                f"neither point has a disk {name}", hint=f"there are: {', '.join(known)}"
+            )
+    total = 0
+    for name in dict.fromkeys(disks or known):
+        total += _diff_disk(output, cancel, catalogue, name, (before, after))
+    output.succeed("", old=before.id, new=after.id, changed_bytes=total)
+
+
+def _diff_disk(
+    output: Output,
+    cancel: CancelToken,
+    catalogue: fleece.Catalogue,
+    name: str,
+    points: tuple[fleece.StoredPoint, fleece.StoredPoint],
+) -> int:
+    """Tell what changed of one disk; gives the bytes."""
+    old, new = (point.disks.get(name) for point in points)
+    count = total = 0
+    with fleece.compare_points(catalogue, old, new) as comparison:
+        for start, end in comparison.ranges():
+            cancel.check()
+            count, total = count + 1, total + end - start
+            if output.machine or count <= _SHOWN:
+                text = f"{name}: {end - start} bytes at {start}"
+                output.row("differs", text, disk=name, start=start, end=end)
+    sizes = [None if entry is None else entry.header.size for entry in (old, new)]
+    more = f" (the first {_SHOWN} are shown; --json lists all)" if count > _SHOWN else ""
+    output.row(
+        "difference",
+        f"{name}: {human(total)} in {count} extents{more}{_other_size(sizes)}",
+        disk=name,
+        extents=count,
+        changed_bytes=total,
+        old_size=sizes[0],
+        new_size=sizes[1],
+        old_root=old.root if old else None,
+        new_root=new.root if new else None,
+        nodes=comparison.fetched,
+    )
+    return total
+
+
+def _other_size(sizes: list[int | None]) -> str:
+    old, new = sizes
+    if old is None:
+        return ", a new disk"
+    if new is None:
+        return ", a disk that is gone"
+    return "" if old == new else f", and its size is {new}, before it was {old} bytes"
+
+
+def draw(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    disk: str,
+    svg: str | None,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece map STORE POINT DISK`."""
+    catalogue = fleece.FolderStore(store, secret).catalogue()
+    entry = catalogue.find(point, guest).disk(disk)
+    title = f"disk {disk} of {entry.header.guest} at point {entry.header.point.id}"
+    with catalogue.chain(entry) as chain:
+        picture = fleece.picture_of(chain, _CELLS)
+        if svg is not None:
+            heat.write_svg(svg, picture, title)
+        if output.machine:
+            _extent_lines(output, cancel, chain)
+        else:
+            for line in itertools.chain([title], heat.lines(picture)):
+                output.row("", line)
+    points = [
+        {"point": ref.id, "time": ref.time, "data_bytes": data, "zero_bytes": zeros}
+        for ref, data, zeros in zip(
+            picture.points, picture.data_bytes.tolist(), picture.zeros.tolist(), strict=True
+        )
+    ]
+    output.succeed("", disk=disk, size=picture.size, points=points, svg=svg)
+
+
+def _extent_lines(output: Output, cancel: CancelToken, chain: fleece.Chain) -> None:
+    points = [delta.header.point.id for delta in chain.deltas]
+    for extent in fleece.mapped_extents(chain):
+        cancel.check()
+        output.row(
+            "extent",
+            "",
+            start=extent.start,
+            length=extent.end - extent.start,
+            zero=extent.zero,
+            data=not extent.zero,
+            point=points[extent.owner],
+        )

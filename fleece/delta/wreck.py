@@ -1,0 +1,279 @@
+"""Read what is left of a damaged delta: by its records, wherever they stand now.
+
+A record proves itself: its own hash, the hash of its frame, the hashes of its leaves, and the
+file's UUID. So each is found and proven alone. Index and tree are believed only where the file's
+own footer still proves them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleece.delta import footer, pages, record
+from fleece.delta.layout import (
+    ENVELOPE,
+    INDEX_ROW,
+    MAX_RECORD_FRAME,
+    Kind,
+    Tag,
+    own_hash,
+    unseal,
+)
+from fleece.delta.reader import RecordFile
+from fleece.errors import DeltaError
+from fleece.extents import Extents, Int64Array
+from fleece.keys import Secret
+from fleece.tree import HashArray, Level
+
+_WINDOW = 1 << 20
+_CACHED_PAGES = 8
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Remnant:
+    """A record whose own hash holds.
+
+    Attributes:
+        record: what it says.
+        position: of its RECORD frame in the file, where it was found.
+        frame: its zstd frame, which matches its hash; None: that is damaged. Empty for zeros.
+    """
+
+    record: record.Record
+    position: int
+    frame: bytes | None
+
+
+class Wreck(RecordFile):
+    """A delta in whatever state: whole, cut, damaged or salvaged. Only its header must be whole.
+
+    Attributes:
+        footer: if it is there and of this file.
+        listed: the pages that the footer's directory lists; None: that is not there or damaged.
+
+    Raises:
+        DeltaError: it cannot be read, or its header is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
+        super().__init__(path, secret)
+        try:
+            self.footer = self._find_footer()
+            self._shift = 0
+            self.listed = self._find_directory()
+        except BaseException:
+            self.close()
+            raise
+        self._nodes_of = functools.lru_cache(_CACHED_PAGES)(self._tree_page)
+
+    def read_at(self, position: int, length: int) -> bytes:
+        """Exactly `length` bytes of the file; what the device cannot read counts as zeros."""
+        try:
+            return super().read_at(position, length)
+        except DeltaError:
+            if length <= _BLOCK:
+                return bytes(length)
+        ends = [*range(position + _BLOCK - position % _BLOCK, position + length, _BLOCK)]
+        bounds = itertools.pairwise([position, *ends, position + length])
+        return b"".join(self.read_at(start, end - start) for start, end in bounds)
+
+    @property
+    def root(self) -> bytes | None:
+        """The root of the disk at the point, if anything in the file still says it."""
+        said = self.header.salvaged
+        if said is not None:
+            return None if said.root is None else bytes.fromhex(said.root)
+        return None if self.footer is None else self.footer.root
+
+    @property
+    def top(self) -> bytes | None:
+        """The hash of the disk's top node, known when `root` is."""
+        said = self.header.salvaged
+        if said is not None:
+            return None if said.top is None else bytes.fromhex(said.top)
+        return None if self.footer is None else self.footer.top
+
+    def _find_footer(self) -> footer.Footer | None:
+        algorithm = self._geometry.algorithm
+        size = footer.size_of(algorithm)
+        frame = self._frame(Tag.FOOTER, self.length - size - self.frames.overhead, size)
+        if frame is None:
+            return None
+        try:
+            found = footer.parse(frame, algorithm, "")
+        except DeltaError:
+            return None
+        if (found.header_hash, found.file_id) != (self._header_hash, self.header.file_id):
+            return None
+        whole = self.header.salvaged is None
+        return None if whole and self._geometry.root(found.top) != found.root else found
+
+    def _find_directory(self) -> tuple[pages.Page, ...] | None:
+        """The directory stands right before the footer, even if bytes before it are gone."""
+        if self.footer is None:
+            return None
+        overhead, length = self.frames.overhead, self.footer.directory_length
+        end = self.length - footer.size_of(self._geometry.algorithm) - overhead
+        position = end - length - overhead
+        frame = self._frame(Tag.DIRECTORY, position, length)
+        if frame is None or own_hash(frame, self._geometry.algorithm) != self.footer.directory_hash:
+            return None
+        try:
+            listed = pages.parse_directory(
+                frame, self._geometry, self.footer.directory_position, self.path
+            )
+        except DeltaError:
+            return None
+        self._shift = position - self.footer.directory_position
+        return tuple(listed)
+
+    def _frame(self, tag: Tag, position: int, length: int) -> bytes | None:
+        """The frame that is stored at a position; None: it cannot be there, or was altered."""
+        end = position + length + self.frames.overhead
+        if position < self.records_start or end > self.length:
+            return None
+        try:
+            return self.frame(tag, position, length)
+        except DeltaError:
+            return None
+
+    def page_frame(self, page: pages.Page) -> bytes | None:
+        """The frame of a page that the directory lists, proven; None: it is damaged."""
+        frame = self._frame(page.tag, page.position + self._shift, page.length)
+        if frame is None:
+            return None
+        try:
+            unseal(frame, page.tag, self._geometry.algorithm, self.path)
+        except DeltaError:
+            return None
+        return frame if own_hash(frame, self._geometry.algorithm) == page.hash else None
+
+    def _index_rows(self, page: pages.Page) -> pages.IndexRows | None:
+        frame = self.page_frame(page)
+        kinds = pages.WHOLE if self.header.salvaged is None else tuple(Kind)
+        if frame is None:
+            return None
+        try:
+            return pages.parse_index(frame, page, self._geometry, self.path, kinds)
+        except DeltaError:
+            return None
+
+    def index(self) -> tuple[pages.IndexRows, Extents]:
+        """The rows that are left of the index, and where on the disk a row may be missing."""
+        found, doubtful = [np.empty(0, INDEX_ROW)], []
+        size = self._geometry.size
+        if self.listed is None:
+            return found[0], Extents.whole(size)
+        index = [page for page in self.listed if page.tag is Tag.INDEX]
+        for page, end in zip(index, [*(p.first for p in index[1:]), size], strict=False):
+            rows = self._index_rows(page)
+            if rows is None:
+                doubtful.append((page.first, end))
+            else:
+                found.append(rows)
+        return np.concatenate(found), Extents.of(doubtful)
+
+    def _tree_page(self, page: pages.Page) -> Level | None:
+        frame = self.page_frame(page)
+        if frame is None:
+            return None
+        try:
+            return pages.parse_tree(frame, page, self._geometry, self.path)
+        except DeltaError:
+            return None
+
+    def tree_pages(self) -> Iterator[tuple[pages.Page, bytes]]:
+        """The TREE pages that are whole, with their frames."""
+        for page in self.listed or ():
+            if page.tag is Tag.TREE and self._nodes_of(page) is not None:
+                frame = self.page_frame(page)
+                if frame is not None:
+                    yield page, frame
+
+    def nodes(self, level: int, wanted: Int64Array) -> Iterator[tuple[Int64Array, HashArray]]:
+        """The tree nodes of `level` that are left, among those wanted (ascending).
+
+        Yields:
+            (rows, children): int64[m] positions in `wanted`, uint8[m, fan-out, hash size].
+        """
+        for page in self.listed or ():
+            if page.tag is not Tag.TREE or page.level != level:
+                continue
+            low, high = np.searchsorted(wanted, (page.first, page.last + 1))
+            nodes = self._nodes_of(page) if low < high else None
+            if nodes is not None:
+                at = np.searchsorted(nodes.nodes, wanted[low:high])
+                hit = nodes.nodes[at] == wanted[low:high]
+                yield np.flatnonzero(hit) + low, nodes.children[at[hit]]
+
+    def remnants(self) -> Iterator[Remnant]:
+        """Every record of this file whose own hash holds, in the order of the file.
+
+        After a record whose frame is whole, the next one is looked for behind it; after any
+        damage, at every byte. What a frame holds is never searched if the frame is whole, and a
+        record with another file's UUID is none of this file's: a disk may hold deltas as its data.
+        """
+        position, overhead = self.records_start, self.frames.overhead
+        while (place := self._next(position)) is not None:
+            position, packed, found = place
+            frame: bytes | None = b""
+            position += len(packed) + overhead
+            if found.kind is Kind.DATA:
+                frame = self._data(found, position)
+            yield Remnant(found, place[0], frame)
+            position += len(frame) + overhead if frame else 0
+
+    def _data(self, found: record.Record, position: int) -> bytes | None:
+        frame = self._frame(Tag.DATA, position, found.frame_length)
+        try:
+            self.check_frame(found, frame or b"")
+        except DeltaError:
+            return None
+        return frame
+
+    def _next(self, start: int) -> tuple[int, bytes, record.Record] | None:
+        """The first RECORD frame of this file at or behind a position, and what it says."""
+        found = self._record_from(start)
+        while found is None:
+            position = self._search(start)
+            if position is None:
+                return None
+            found = self._record_from(position)
+            start = position + 1
+        return found
+
+    def _search(self, start: int) -> int | None:
+        """The next place that looks like the begin of a stored RECORD."""
+        while start + ENVELOPE.size <= self.length:
+            window = self.read_at(start, min(_WINDOW, self.length - start))
+            at = window.find(self.frames.magic)
+            while at >= 0:
+                if self.frames.is_frame(Tag.RECORD, window[at : at + ENVELOPE.size]):
+                    return start + at
+                at = window.find(self.frames.magic, at + 1)
+            start += max(1, len(window) - ENVELOPE.size + 1)
+        return None
+
+    def _record_from(self, position: int) -> tuple[int, bytes, record.Record] | None:
+        """The RECORD frame at a position, if it is one of this file and its own hash holds."""
+        first = self.read_at(position, max(0, min(ENVELOPE.size, self.length - position)))
+        if len(first) < ENVELOPE.size or not self.frames.is_frame(Tag.RECORD, first):
+            return None
+        length = ENVELOPE.unpack_from(first)[1] + 8 - self.frames.overhead
+        if not 0 < length <= MAX_RECORD_FRAME:
+            return None
+        packed = self._frame(Tag.RECORD, position, length)
+        if packed is None:
+            return None
+        try:
+            found = record.parse(packed, self._geometry, self.path)
+        except DeltaError:
+            return None
+        return None if found.file_id != self.header.file_id else (position, packed, found)

@@ -1,0 +1,116 @@
+"""The script that nbdkit's Python plugin runs for `fleece serve`: nbdkit's words, no thought.
+
+The interpreter is the one that nbdkit embeds. It knows nothing of fleece until it has read, from
+standard input, what to serve and where Python's packages are (`fleece.engine.serve`). So nothing
+about the store, and no key, is ever on a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import nbdkit
+
+if TYPE_CHECKING:
+    from fleece.disk.chain import ChainDisk
+    from fleece.engine.exports import Exports
+
+API_VERSION = 2
+
+
+class _State:
+    exports: Exports
+    socket: str
+    folder: str | None
+
+
+def config_complete() -> None:
+    """Read the wish and open the chains."""
+    said = json.load(sys.stdin)
+    if [*sys.version_info[:2]] != said["python"]:
+        mine, wanted = (".".join(map(str, v)) for v in (sys.version_info[:2], said["python"]))
+        raise RuntimeError(f"nbdkit's plugin is Python {mine}, fleece runs on Python {wanted}")
+    sys.path[:] = said["path"]
+    from fleece.engine.exports import Exports, Report, Wish
+
+    wish = Wish(**said["wish"])
+    _State.socket, _State.folder = wish.socket, wish.folder
+    try:
+        _State.exports = Exports(wish)
+    except Exception as error:
+        Report.of("failed", error).send()
+        raise
+
+
+def thread_model() -> int:
+    """Any number of reads at once: libzstd works outside the interpreter's lock."""
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def list_exports(readonly: bool, is_tls: bool) -> list[str]:
+    """The disks' names."""
+    return _State.exports.names
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:
+    """The disk's name, if there is but one."""
+    names = _State.exports.names
+    return names[0] if len(names) == 1 else ""
+
+
+def open(readonly: bool) -> ChainDisk:
+    """The disk of the export that the client named."""
+    try:
+        return _State.exports.disk(nbdkit.export_name())
+    except Exception:
+        nbdkit.set_error(errno.ENOENT)
+        raise
+
+
+def get_size(disk: ChainDisk) -> int:
+    """In bytes."""
+    return disk.size
+
+
+def block_size(disk: ChainDisk) -> tuple[int, int, int]:
+    """Least, preferred (a leaf) and largest request."""
+    return 1, 64 * 1024, 32 * 1024 * 1024
+
+
+def can_multi_conn(disk: ChainDisk) -> bool:
+    """All connections see the same bytes."""
+    return True
+
+
+def can_extents(disk: ChainDisk) -> bool:
+    """Block status is known."""
+    return True
+
+
+def extents(disk: ChainDisk, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]:
+    """What is zero, for `base:allocation`."""
+    zeros = nbdkit.EXTENT_ZERO | nbdkit.EXTENT_HOLE
+    found = _State.exports.extents(disk, offset, count)
+    return [(start, length, zeros if zero else 0) for start, length, zero in found]
+
+
+def pread(disk: ChainDisk, buffer: memoryview, offset: int, flags: int) -> None:
+    """Read, every byte checked."""
+    try:
+        _State.exports.read(disk, buffer, offset)
+    except Exception:
+        nbdkit.set_error(errno.EIO)
+        raise
+
+
+def cleanup() -> None:
+    """Leave nothing behind, even if the parent was killed."""
+    with contextlib.suppress(OSError):
+        os.unlink(_State.socket)
+        if _State.folder is not None:
+            os.rmdir(_State.folder)

@@ -1,0 +1,288 @@
+"""Serve the disks of a point over NBD, by an nbdkit of our own whose plugin reads the chains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.disk.nbd import NbdDisk
+from fleece.engine.exports import Report, Wish
+from fleece.errors import FleeceError, StoreError, TargetError, UsageError
+from fleece.nbd.server import greets
+from fleece.nbd.uri import unix_uri
+from fleece.programs import program
+from fleece.store.catalogue import StoredPoint
+from fleece.store.folder import FolderStore, safe_name
+
+_PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
+_START_LIMIT = 60.0
+_END_LIMIT = 1.0
+"""Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
+
+_LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path, by the kernel (unix(7))."""
+
+
+@dataclass(frozen=True)
+class ServedDisk:
+    """One export.
+
+    Attributes:
+        disk: its name, and the export's.
+        uri: where it is.
+        size: in bytes.
+        root: of the disk at the point, hexadecimal.
+    """
+
+    disk: str
+    uri: str
+    size: int
+    root: str
+
+
+class Serving:
+    """A point that is being served.
+
+    Attributes:
+        guest, point: whose point.
+        disks: the exports; every one of them has answered.
+    """
+
+    def __init__(self, point: StoredPoint, servers: list[_Server]) -> None:
+        self.guest = point.guest
+        self.point = point.id
+        self._servers = servers
+        self.disks = tuple(disk for server in servers for disk in server.disks)
+
+    @property
+    def problems(self) -> int:
+        """How many different errors reads have met so far."""
+        return sum(server.problems for server in self._servers)
+
+    def check(self) -> None:
+        """Raise if a server has ended by itself.
+
+        Raises:
+            TargetError: it has.
+        """
+        for server in self._servers:
+            server.check()
+
+
+@contextlib.contextmanager
+def serve(
+    store: FolderStore,
+    point: str,
+    disks: tuple[str, ...] = (),
+    *,
+    guest: str | None = None,
+    socket: str | None = None,
+    writable: bool = False,
+    scratch: Path | None = None,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> Iterator[Serving]:
+    """Serve disks of a point for as long as the context lasts.
+
+    Args:
+        store: that holds the point.
+        point: an id, a prefix of one, or `latest`.
+        disks: which; none: all of the point's.
+        guest: which guest, if `latest` could mean several.
+        socket: path of the unix socket to make; None: one in a folder of its own. Writable disks
+            have a server each: of several, each socket's name is this one and the disk's.
+        writable: clients may write; what they write is thrown away in the end. The store is never
+            written.
+        scratch: folder for what they write; None: /var/tmp.
+        listener: hears `Problem` when a read meets damage, from a thread.
+        cancel: stops the start.
+
+    Raises:
+        StoreError: the point is not there, or a chain is broken.
+        TargetError: the socket cannot be made, or nbdkit failed.
+        UsageError: nbdkit is missing, or the point has no such disk.
+    """
+    catalogue = store.catalogue()
+    found = catalogue.find(point, guest)
+    names = disks or tuple(sorted(found.disks))
+    for name in names:
+        catalogue.line(found.disk(name))
+    groups = [(name,) for name in names] if writable else [names]
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if socket is None:
+            folder = Path(stack.enter_context(_folder()))
+        servers = []
+        for group in groups:
+            place = _place(socket, folder, group[0] if len(groups) > 1 else None)
+            wish = Wish(
+                str(store.path.absolute()),
+                found.guest,
+                found.id,
+                group,
+                str(place),
+                str(folder) if folder else None,
+                None if store.access.secret is None else store.access.secret.to_pipe(),
+            )
+            server = _Server(wish, found, _Way(writable, scratch), listener)
+            stack.callback(server.end)
+            servers.append(server)
+        for server in servers:
+            server.wait(cancel or CancelToken())
+        yield Serving(found, servers)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as made:
+        yield made
+
+
+def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:
+    """The path of a server's socket, which must be free."""
+    place = Path(socket).absolute() if folder is None and socket else (folder or Path()) / "nbd"
+    if disk is not None:
+        place = place.with_name(f"{place.name}.{safe_name(disk)}")
+    if len(os.fsencode(place)) > _LONGEST_SOCKET:
+        raise TargetError(f"the socket's path is longer than {_LONGEST_SOCKET} bytes", where=place)
+    if os.path.lexists(place):
+        raise TargetError("exists already", where=place, hint="remove it if nothing listens there")
+    if not place.parent.is_dir():
+        raise TargetError("the folder does not exist", where=place.parent)
+    return place
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to serve."""
+
+    writable: bool
+    scratch: Path | None
+
+    def command(self, socket: str) -> list[str]:
+        """nbdkit's command line. It ends with this process, whatever ends that."""
+        words = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent"]
+        words += ["--filter=cow"] if self.writable else ["--readonly"]
+        return [*words, "--unix", socket, "python", str(_PLUGIN)]
+
+    def environment(self) -> dict[str, str]:
+        """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without."""
+        kept = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        return kept if self.scratch is None else kept | {"TMPDIR": str(self.scratch)}
+
+
+class _Server:
+    """One nbdkit with one socket."""
+
+    def __init__(
+        self, wish: Wish, point: StoredPoint, way: _Way, listener: events.Listener
+    ) -> None:
+        self._wish = wish
+        self._way = way
+        self._listener = listener
+        self._said: deque[str] = deque(maxlen=20)
+        self._failed: Report | None = None
+        self.problems = 0
+        self.disks = tuple(
+            ServedDisk(name, unix_uri(wish.socket, name), entry.header.size, entry.root)
+            for name, entry in ((name, point.disk(name)) for name in wish.disks)
+        )
+        # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
+        self._process = subprocess.Popen(
+            way.command(wish.socket),
+            env=way.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        self._hearing = threading.Thread(target=self._hear, daemon=True)
+        self._hearing.start()
+        self._send()
+
+    def _send(self) -> None:
+        """Tell the plugin what to serve: through a pipe, because a command line is public."""
+        python = [*sys.version_info[:2]]
+        path = [item or str(Path.cwd()) for item in sys.path]
+        # Where this package was found comes first: nbdkit's working directory is not Python's.
+        path.insert(0, str(_PLUGIN.parents[2]))
+        said = {"python": python, "path": path, "wish": asdict(self._wish)}
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
+            pipe.write(json.dumps(said).encode())
+
+    def _hear(self) -> None:
+        assert self._process.stderr is not None
+        for raw in self._process.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            report = Report.parse(line)
+            if report is None:
+                self._said.append(line)
+            elif report.fleece == "failed":
+                self._failed = report
+            else:
+                self.problems += 1
+                self._listener(events.Problem(report.where or self._wish.socket, report.what))
+
+    def wait(self, cancel: CancelToken) -> None:
+        """Wait until every export has answered a client."""
+        limit = time.monotonic() + _START_LIMIT
+        while not greets(Path(self._wish.socket)):
+            cancel.check()
+            self.check()
+            if time.monotonic() > limit:
+                raise TargetError("nbdkit did not start in time", where=self._wish.socket)
+            time.sleep(0.005)
+        for served in self.disks:
+            found = NbdDisk(served.uri, TargetError)
+            if found.size != served.size or found.read_only == self._way.writable:
+                raise TargetError("nbdkit serves something else", where=served.uri)
+
+    def check(self) -> None:
+        """Raise if nbdkit has ended.
+
+        Raises:
+            FleeceError: it has; of the family that the plugin named, else a TargetError.
+        """
+        if self._process.poll() is None:
+            return
+        self._hearing.join()
+        if self._failed is not None:
+            said = self._failed
+            raise _family(said.code)(said.what, where=said.where, hint=said.hint)
+        text = " ".join(" ".join(self._said).split()) or f"exit code {self._process.returncode}"
+        if "nbdkit-python-plugin" in text:
+            raise UsageError(
+                "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
+            )
+        raise TargetError(f"nbdkit ended: {text}", where=self._wish.socket)
+
+    def end(self) -> None:
+        """End nbdkit and remove its socket."""
+        self._process.terminate()
+        try:
+            self._process.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._hearing.join()
+        with contextlib.suppress(OSError):
+            os.unlink(self._wish.socket)
+
+
+def _family(code: int) -> Callable[..., FleeceError]:
+    """The family of errors with an exit code."""
+    families: list[type[FleeceError]] = [StoreError, *FleeceError.__subclasses__()]
+    return next((family for family in families if family.code == code), StoreError)

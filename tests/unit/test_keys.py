@@ -1,0 +1,351 @@
+"""Keys: what is protected shows nothing, no change of it passes, a wrong key is one clear error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import xxhash
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
+from fleece.delta.layout import Kind
+from fleece.delta.reader import DeltaReader
+from fleece.engine.partial import restore_partial
+from fleece.engine.pool import Counter
+from fleece.engine.salvage import salvage
+from fleece.engine.verify import check_delta
+from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey
+from fleece.extents import Extents
+from fleece.keys import Derivation, Secret
+from fleece.store.folder import MARKER, FolderStore
+from fleece.store.marker import HashChoice, StoreWishes
+from fleece.tree import BlankDisk
+from tests.unit.kit import LEAF, header, read_back, write_delta
+
+SECRET = Secret(Derivation.KEY_FILE, bytes(range(32)))
+OTHER = Secret(Derivation.KEY_FILE, bytes(32))
+PHRASE = Secret.of_passphrase("correct horse battery staple")
+
+KEYED = StoreWishes(HashChoice.BLAKE3)
+ENCRYPTED = StoreWishes(encrypt=True)
+BOTH = StoreWishes(HashChoice.BLAKE3, encrypt=True)
+EVERY = pytest.mark.parametrize("wishes", [KEYED, ENCRYPTED, BOTH], ids=["keyed", "sealed", "both"])
+
+GUEST = "secret-guest"
+DISK = bytes(LEAF) + b"top secret\n" * 400 + bytes(5000)
+DIRT = Extents.of([(0, LEAF)])
+CHANGED = b"changed\n".ljust(LEAF, b"!") + DISK[LEAF:]
+
+
+def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -> FolderStore:
+    """A store with a full and an incremental of one disk."""
+    store = FolderStore.open_or_create(folder, secret, wishes)
+    with store.locked(GUEST):
+        _add(store, 1, DISK, Extents.whole(len(DISK)))
+        _add(store, 2, CHANGED, DIRT)
+    return store
+
+
+def _add(store: FolderStore, sequence: int, disk: bytes, dirty: Extents) -> None:
+    catalogue = store.catalogue()
+    newest = catalogue.points[-1].disks["vda"] if catalogue.points else None
+    parent = None if newest is None else newest.as_parent()
+    head = header(len(disk), sequence, parent, guest=GUEST)
+    head = dataclasses.replace(head, algorithm=store.algorithm)
+    partial = store.begin(GUEST, head.point.id, sequence)
+    sink = partial.create("vda")
+    if newest is None:
+        base = BlankDisk(head.geometry)
+        write_delta(sink, head, base, disk, dirty, protection=store.protection)
+    else:
+        with catalogue.chain(newest) as chain:
+            write_delta(sink, head, chain, disk, dirty, protection=store.protection)
+    partial.commit()
+
+
+def _counter() -> Counter:
+    return Counter(events.ignore, events.Phase.VERIFY, "test", 0)
+
+
+def _paths(store: FolderStore) -> list[Path]:
+    """The deltas, oldest first."""
+    return [Path(point.disks["vda"].path) for point in store.catalogue().points]
+
+
+@EVERY
+def test_a_protected_chain_gives_back_what_was_put_in(wishes: StoreWishes, tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", wishes)
+    again = FolderStore(store.path, SECRET).catalogue()
+    for point, content in zip(again.points, (DISK, CHANGED), strict=True):
+        with again.chain(point.disks["vda"]) as chain:
+            assert read_back(chain) == content
+            for at, delta in enumerate(chain.deltas):
+                older = Chain(chain.deltas[at + 1 :]) if chain.deltas[at + 1 :] else None
+                check_delta(delta, older, _counter(), CancelToken())
+
+
+@EVERY
+def test_zstd_walks_a_protected_delta(wishes: StoreWishes, tmp_path: Path) -> None:
+    for path in _paths(_filled(tmp_path / "store", wishes)):
+        subprocess.run(["zstd", "-tq", path], check=True)
+
+
+def test_nothing_of_an_encrypted_store_can_be_read_without_the_key(tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", ENCRYPTED)
+    for path in store.path.rglob("*"):
+        for word in ("secret", "web", "vda"):
+            assert word not in str(path.relative_to(store.path))
+        if path.suffix == ".fleece":
+            raw = path.read_bytes()
+            for text in (b"secret", b"vda", b"FREC", b"FHDR", b"\x28\xb5\x2f\xfd", b"parent"):
+                assert text not in raw
+
+
+def test_two_encrypted_files_of_the_same_disk_share_no_frame(tmp_path: Path) -> None:
+    """Each file has a key of its own, and each frame a nonce."""
+    made = [_paths(_filled(tmp_path / name, ENCRYPTED))[0].read_bytes() for name in "ab"]
+    pieces = {made[0][at : at + 16] for at in range(200, len(made[0]), 16)}
+    assert not [piece for piece in pieces if piece in made[1]]
+
+
+@EVERY
+def test_every_byte_of_a_protected_delta_counts(wishes: StoreWishes, tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", wishes)
+    full, child = _paths(store)
+    with store.access.open(str(full)) as older:
+        for mask in (0xFF, 0x01):
+            _every_flip_is_noticed(store, child, Chain([older]), mask)
+
+
+def _every_flip_is_noticed(store: FolderStore, path: Path, older: Chain, mask: int) -> None:
+    raw = path.read_bytes()
+    harmed = path.with_name("harmed")
+    for at in range(len(raw)):
+        harmed.write_bytes(raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :])
+        with pytest.raises(DeltaError), store.access.open(str(harmed)) as delta:
+            check_delta(delta, older, _counter(), CancelToken())
+    harmed.unlink()
+
+
+def test_a_cut_encrypted_delta_is_incomplete(tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", ENCRYPTED)
+    full, _ = _paths(store)
+    raw = full.read_bytes()
+    for length in range(len(raw)):
+        full.write_bytes(raw[:length])
+        with pytest.raises(DeltaError):
+            store.access.open(str(full))
+
+
+def test_who_has_not_the_key_cannot_make_a_keyed_delta_that_is_believed(tmp_path: Path) -> None:
+    """A forger knows all of the format, and every hash but the keyed one."""
+    store = _filled(tmp_path / "store", KEYED)
+    forged = _filled(tmp_path / "forged", StoreWishes(HashChoice.BLAKE3), secret=None)
+    target = _paths(store)[1]
+    target.write_bytes(_paths(forged)[1].read_bytes())
+    (damaged,) = store.catalogue().damaged
+    assert "not protected as its store is" in str(damaged)
+    key_frame = _paths(store)[0].read_bytes()[:116]
+    target.write_bytes(key_frame + target.read_bytes())
+    (damaged,) = store.catalogue().damaged
+    assert "not keyed, though its KEY frame says so" in str(damaged)
+
+
+def test_frames_of_one_encrypted_file_cannot_be_put_into_another(tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", ENCRYPTED)
+    full, child = _paths(store)
+    taken = full.read_bytes()
+    child.write_bytes(child.read_bytes()[:116] + taken[116:])
+    with pytest.raises(DeltaError, match="was altered"):
+        store.access.open(str(child))
+
+
+@EVERY
+def test_a_wrong_key_is_one_clear_error(wishes: StoreWishes, tmp_path: Path) -> None:
+    store = _filled(tmp_path / "store", wishes)
+    path = _paths(store)[0]
+    for secret, words in ((OTHER, "not the key"), (PHRASE, "not the key"), (None, "by a key")):
+        with pytest.raises(WrongKey, match=words):
+            FolderStore(store.path, secret)
+        with pytest.raises(WrongKey, match=words):
+            DeltaReader(path, secret)
+
+
+def test_a_key_for_a_store_that_has_none_is_refused(tmp_path: Path) -> None:
+    """Else who swaps the marker would have a keyed store written and read without its key."""
+    _filled(tmp_path / "store", StoreWishes(), secret=None)
+    with pytest.raises(UsageError, match="this store has none"):
+        FolderStore(tmp_path / "store", SECRET)
+
+
+def test_a_plain_delta_in_a_protected_store_is_not_believed(tmp_path: Path) -> None:
+    plain = _filled(tmp_path / "plain", StoreWishes(), secret=None)
+    store = _filled(tmp_path / "store", ENCRYPTED)
+    target = _paths(store)[1]
+    target.write_bytes(_paths(plain)[1].read_bytes())
+    assert len(store.catalogue().points) == 1
+    (damaged,) = store.catalogue().damaged
+    assert "not protected as its store is" in str(damaged)
+
+
+def test_a_protected_delta_in_a_plain_store_is_damage_and_not_the_end(tmp_path: Path) -> None:
+    plain = _filled(tmp_path / "plain", StoreWishes(), secret=None)
+    target = _paths(plain)[1]
+    target.write_bytes(_paths(_filled(tmp_path / "store", ENCRYPTED))[1].read_bytes())
+    assert len(plain.catalogue().points) == 1
+    assert "another key" in str(plain.catalogue().damaged[0])
+
+
+@pytest.mark.parametrize(
+    ("wishes", "secret", "message"),
+    [
+        (ENCRYPTED, None, "encryption needs a key"),
+        (StoreWishes(), SECRET, "a key without a use"),
+        (StoreWishes(HashChoice.XXH3_128), SECRET, "a key without a use"),
+    ],
+)
+def test_a_new_store_with_half_a_protection_is_not_made(
+    wishes: StoreWishes, secret: Secret | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        FolderStore.open_or_create(tmp_path / "store", secret, wishes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "message"),
+    [
+        (KEYED, ENCRYPTED, "is not encrypted"),
+        (ENCRYPTED, KEYED, "hash is xxh3-128"),
+        (KEYED, StoreWishes(HashChoice.XXH3_128), "hash is blake3-keyed"),
+    ],
+)
+def test_a_store_keeps_its_hash_and_its_protection(
+    made: StoreWishes, asked: StoreWishes, message: str, tmp_path: Path
+) -> None:
+    FolderStore.open_or_create(tmp_path / "store", SECRET, made)
+    with pytest.raises(UsageError, match=message):
+        FolderStore.open_or_create(tmp_path / "store", SECRET, asked)
+    FolderStore.open_or_create(tmp_path / "store", SECRET)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * (1 << 20) + b"x"])
+def test_a_key_file_must_hold_a_secret(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(UsageError, match="a secret of"):
+        Secret.of_key_file(tmp_path / "key")
+
+
+def test_a_passphrase_file_is_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "phrase").write_bytes(b"correct horse battery staple\r\nnot this\n")
+    key = PHRASE.new_key()
+    assert Secret.of_passphrase_file(tmp_path / "phrase").key(key.terms, "").master == key.master
+
+
+def test_no_key_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        Secret.of_key_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"key": {"derivation": "key_file", "cost": 0, "salt": "00", "id": "00" * 16}},
+        {"key": {"derivation": "oracle", "cost": 0, "salt": "00" * 16, "id": "00" * 16}},
+        {"key": {"derivation": "passphrase", "cost": 40, "salt": "00" * 16, "id": "00" * 16}},
+        {"key": {"derivation": "key_file", "cost": None, "salt": "00" * 16, "id": "00" * 16}},
+        {"key": []},
+        {"key": None},
+        {"encryption": "rot13"},
+        {"hash": "md5"},
+        {"hash": ["blake3"]},
+    ],
+    ids=str,
+)
+def test_a_marker_that_makes_no_sense_is_no_store(harm: dict[str, object], tmp_path: Path) -> None:
+    store = FolderStore.open_or_create(tmp_path / "store", SECRET, BOTH)
+    marker = store.path / MARKER
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | harm))
+    with pytest.raises(StoreError, match="marker cannot be read"):
+        FolderStore(store.path, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(28, 2), (30, 0), (30, 4), (31, 0), (31, 9), (32, 40), (33, 1)]
+)
+def test_a_key_frame_of_another_kind_is_refused_before_any_key(
+    at: int, value: int, tmp_path: Path
+) -> None:
+    """Its own hash is made right again: it is no accident but another version, or hostile."""
+    path = _paths(_filled(tmp_path / "store", ENCRYPTED))[0]
+    raw = bytearray(path.read_bytes())
+    raw[at] = value
+    raw[100:116] = xxhash.xxh3_128_digest(raw[:100])
+    path.write_bytes(raw)
+    with pytest.raises(FleeceError, match=r"does not know|makes no sense") as caught:
+        DeltaReader(path, None)
+    assert isinstance(caught.value, DeltaError)
+
+
+def test_an_encrypted_frame_opens_as_the_format_page_says(tmp_path: Path) -> None:
+    """By the page alone, with nothing of the engine's: a passphrase, scrypt, HKDF, AES-GCM."""
+    store = FolderStore.open_or_create(tmp_path / "store", PHRASE, BOTH)
+    with store.locked(GUEST):
+        _add(store, 1, DISK, Extents.whole(len(DISK)))
+    path = _paths(store)[0]
+    raw = path.read_bytes()
+    assert raw[8:12] == b"FKEY"
+    key_frame, rest = raw[:116], raw[116:]
+    cost, salt, file_salt = raw[32], raw[36:52], raw[68:100]
+    master = Scrypt(salt, 32, 1 << cost, 8, 1).derive(b"correct horse battery staple")
+    info = b"fleece frames" + key_frame
+    cipher = AESGCM(HKDF(SHA256(), 32, file_salt, info).derive(master))
+    length = int.from_bytes(rest[4:8], "little")
+    plain = cipher.decrypt(rest[8:20], rest[20 : 8 + length], b"FHDR")
+    assert plain[8:12] == b"FHDR"
+    assert json.loads(plain[44:-32])["guest"] == GUEST
+    hashes = HKDF(SHA256(), 32, None, b"fleece hashes").derive(master)
+    assert plain[-32:] == blake3(plain[:-32], key=hashes).digest()
+
+
+def test_the_disks_of_a_full_delta_are_all_data_or_zeros(tmp_path: Path) -> None:
+    with DeltaReader(_paths(_filled(tmp_path / "store", BOTH))[0], SECRET) as delta:
+        assert delta.extents(Kind.ZERO).total + delta.extents(Kind.DATA).total == len(DISK)
+
+
+@EVERY
+def test_a_damaged_protected_delta_is_salvaged_with_its_key_alone(
+    wishes: StoreWishes, tmp_path: Path
+) -> None:
+    """After damage the next record is found again, though nothing in the clear marks it."""
+    store = FolderStore.open_or_create(tmp_path / "store", SECRET, wishes)
+    disk = b"".join(bytes([n + 1]) * LEAF for n in range(12))
+    with store.locked(GUEST):
+        _add(store, 1, disk, Extents.whole(len(disk)))
+    (path,) = _paths(store)
+    with store.access.open(str(path)) as delta:
+        row = delta.rows()[2].tolist()
+    harmed = bytearray(path.read_bytes())
+    harmed[row[2] + 40] ^= 1
+    path.write_bytes(harmed)
+    saved = salvage(str(path), str(tmp_path / "saved"), secret=SECRET)
+    assert [(lost.offset, lost.length) for lost in saved.lost] == [(row[0], row[1])]
+    with pytest.raises(WrongKey):
+        salvage(str(path), str(tmp_path / "no"), secret=OTHER)
+    target = tmp_path / "raw"
+    result = restore_partial(store, f"{1:010x}", "vda", str(target))
+    assert result.lost == saved.lost
+    expected = disk[: row[0]] + bytes(row[1]) + disk[row[0] + row[1] :]
+    assert target.read_bytes() == expected
+    if wishes.encrypt:
+        assert b"secret" not in (tmp_path / "saved").read_bytes()
