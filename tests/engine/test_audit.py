@@ -156,6 +156,9 @@ def test_without_bitmaps_there_is_nothing_to_audit(disk: Scene) -> None:
     disk.nothing_left()
     options = "--scratch", disk.scratch, "--json"
     disk.engine.run("audit", disk.source, disk.folder / "none", *options).failed(5, "no store")
+    ran = disk.engine.run("audit", disk.source, disk.store, "--guest", "other", *options)
+    ran.failed(5, "no point of guest other")
+    assert sorted(item.name for item in disk.store.iterdir()) == ["fleece-store.json", GUEST]
 
 
 def test_a_killed_audit_leaves_nothing_that_the_next_run_does_not_remove(disk: Scene) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -392,9 +393,11 @@ def test_two_backups_at_once_into_one_store(tmp_path: Path) -> None:
         scene = Scene(qemu, tmp_path)
         running = scene.slow_backup()
         running.wait_event("progress")
+        running.signal(signal.SIGSTOP)
         words = (tmp_path / "store", "--guest", GUEST, "--scratch", scene.scratch, "--json")
         other = INTACT.run("backup", f"qmp:{qemu.qmp_sockets[1]}", *words)
         other.failed(5, "another backup of g", f"process {running.pid}")
+        running.signal(signal.SIGCONT)
         running.wait().succeeded()
         assert scene.points() == 1
         scene.check_exact()
