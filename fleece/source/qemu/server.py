@@ -25,10 +25,13 @@ _TRIES = 20
 
 
 def listens(path: Path) -> bool:
-    """Whether anybody listens on a unix socket."""
+    """Whether anybody listens on a unix socket, if only too busy to answer."""
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PATIENCE)
         try:
             probe.connect(str(path))
+        except (TimeoutError, BlockingIOError):
+            return True
         except OSError:
             return False
     return True
@@ -51,7 +54,14 @@ def joined(monitor: Monitor, folder: Path, homes: Callable[[], Homes]) -> Iterat
     """
     for _ in range(_TRIES):  # one may end between a try to start and a try to join
         with contextlib.ExitStack() as stack:
-            home = _start(monitor, folder, stack) or _join(homes(), folder, stack)
+            try:
+                home = _start(monitor, folder, stack) or _join(homes(), folder, stack)
+            except OSError as error:
+                raise SourceError(
+                    f"the scratch folder cannot be used ({error.strerror})",
+                    where=folder,
+                    hint="choose another one with --scratch",
+                ) from error
             if home is not None:
                 yield home
                 return
