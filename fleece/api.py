@@ -11,6 +11,7 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
+from fleece.engine.backing import restore_as_chain
 from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
@@ -19,6 +20,7 @@ from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
 from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
+from fleece.engine.pour import restore_stream
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
@@ -129,7 +131,9 @@ __all__ = (
     "picture_of",
     "read_entry",
     "restore",
+    "restore_as_chain",
     "restore_partial",
+    "restore_stream",
     "salvage",
     "serve",
     "verify_store",

@@ -6,7 +6,7 @@ So two sets are the same if their arrays are. All functions are pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,15 @@ class Extents:
         """The normal set of `(start, end)` pairs, given in any order, overlapping or not."""
         array = np.array(list(pairs), np.int64).reshape(-1, 2)
         return Extents.normal(array[:, 0], array[:, 1])
+
+    @staticmethod
+    def joined(parts: Sequence[Extents]) -> Extents:
+        """The union of any number of sets."""
+        none = np.empty(0, np.int64)
+        return Extents.normal(
+            np.concatenate([none, *(part.start for part in parts)]),
+            np.concatenate([none, *(part.end for part in parts)]),
+        )
 
     @staticmethod
     def normal(start: Int64Array, end: Int64Array) -> Extents:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import itertools
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ _FUNCTIONS = {
     "list": "verbs:list_points",
     "audit": "audit:audit",
     "import": "stream:import_delta",
+    "restore": "restoring:restore",
     "salvage": "salvage:salvage",
 }
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
@@ -188,19 +188,47 @@ def _store_verbs(verb: _AddVerb) -> None:
         dest="hash_name",
         help="the store's hash; default: xxh3-128",
     )
-    restore = verb("restore", "write a disk of a point to a new image and prove it")
+    _restore_verb(verb)
+    salvage = verb("salvage", "save what a damaged or cut delta still proves into a new file")
+    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
+    salvage.add_argument(
+        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+    )
+    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
+    _key(salvage)
+    _looking_verbs(verb)
+
+
+def _restore_verb(verb: _AddVerb) -> None:
+    restore = verb("restore", "write a disk of a point to an image, a device or a stream; prove it")
     restore.add_argument("store", metavar="STORE", help=_STORE)
     restore.add_argument("point", metavar="POINT", help=_POINT)
     restore.add_argument("disk", metavar="DISK", help="the disk's name")
-    restore.add_argument("target", metavar="TARGET", help="path of the image to make")
+    restore.add_argument(
+        "target",
+        metavar="TARGET",
+        help="path of the image to make, a block device, an NBD URI, or - for standard output",
+    )
     restore.add_argument(
         "--format",
         choices=("raw", "qcow2"),
         dest="target_format",
         default=None,
-        help="of the target; default: by its ending, else raw",
+        help="of the target; default: by its ending, else raw; in place: probed",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
+    restore.add_argument(
+        "--in-place",
+        action="store_true",
+        help="write to a target that exists only the leaves that differ",
+    )
+    restore.add_argument(
+        "--as-chain",
+        action="store_const",
+        dest="verb",
+        const="restoring:as_chain",
+        help="make TARGET a folder of qcow2 images, one for each point, each backed by the older",
+    )
     restore.add_argument(
         "--partial",
         action="store_const",
@@ -211,14 +239,6 @@ def _store_verbs(verb: _AddVerb) -> None:
     )
     _guest(restore)
     _key(restore)
-    salvage = verb("salvage", "save what a damaged or cut delta still proves into a new file")
-    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
-    salvage.add_argument(
-        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
-    )
-    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
-    _key(salvage)
-    _looking_verbs(verb)
 
 
 def _looking_verbs(verb: _AddVerb) -> None:
@@ -320,8 +340,7 @@ def _image_format(made: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    streams = "--output=-" in argv or ("--output", "-") in itertools.pairwise(argv)
-    output = Output("--json" in argv, streams)
+    output = Output("--json" in argv, "-" in argv or "--output=-" in argv)
     cancel = CancelToken()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.errors import VerifyError
+from fleece.errors import UsageError, VerifyError
 
 
 def salvage(
@@ -49,10 +49,13 @@ def restore_partial(
     target: str,
     target_format: str | None,
     force: bool,
+    in_place: bool,
     guest: str | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET --partial`."""
+    if in_place or target == "-":
+        raise UsageError("--partial makes a new image", where=target)
     if target_format is None:
         target_format = "qcow2" if target.endswith(".qcow2") else "raw"
     result = fleece.restore_partial(

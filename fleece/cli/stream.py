@@ -18,15 +18,15 @@ _STDIN, _STDOUT = 0, 1
 
 
 @contextlib.contextmanager
-def delta_output() -> Iterator[BinaryIO]:
-    """Standard output for a delta; if it is a file, it is durable afterwards.
+def data_output(what: str) -> Iterator[BinaryIO]:
+    """Standard output for a delta or a disk; if it is a file, it is durable afterwards.
 
     Raises:
         UsageError: it is a terminal.
     """
     if os.isatty(_STDOUT):
         raise UsageError(
-            "a delta on a terminal is of no use", hint="pipe it, or write it to a file"
+            f"{what} on a terminal is of no use", hint="pipe it, or write it to a file"
         )
     with open(_STDOUT, "wb", buffering=0, closefd=False) as stream:
         yield stream

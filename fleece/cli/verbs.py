@@ -11,7 +11,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
-from fleece.cli.stream import delta_output
+from fleece.cli.stream import data_output
 from fleece.errors import UsageError, VerifyError
 
 
@@ -66,7 +66,7 @@ def backup(
     options = replace(options, audit=audit)
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(delta_output()) if stream else None
+        sink = stack.enter_context(data_output("a delta")) if stream else None
         opened = stack.enter_context(open_source(source, scratch, scratch_limit))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
@@ -295,36 +295,3 @@ def root(
         found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size
     output.succeed(found, root=found, size=size, image=image)
-
-
-def restore(
-    output: Output,
-    cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    target: str,
-    target_format: str | None,
-    force: bool,
-    guest: str | None,
-    secret: fleece.Secret | None,
-) -> None:
-    """`fleece restore STORE POINT DISK TARGET`."""
-    if target_format is None:
-        target_format = "qcow2" if target.endswith(".qcow2") else "raw"
-    result = fleece.restore(
-        fleece.FolderStore(store, secret),
-        point,
-        disk,
-        target,
-        guest=guest,
-        target_format=fleece.ImageFormat(target_format),
-        force=force,
-        listener=output.listen,
-        cancel=cancel,
-    )
-    output.succeed(
-        f"{target} is disk {result.disk} at point {result.point}: "
-        f"root {result.root}, read back and compared",
-        **asdict(result),
-    )

@@ -54,6 +54,11 @@ class ChainMap:
             found[mine] = self.rows[number][self.row[mine]]
         return found
 
+    def within(self, wanted: Extents) -> ChainMap:
+        """The map of some parts of the disk."""
+        start, end, piece = _cut(wanted, self.start, self.end)
+        return ChainMap(start, end, self.owner[piece], self.row[piece], self.rows)
+
     def extents(self, zero: bool) -> Extents:
         """The parts of the disk that read as zeros, or those that hold data."""
         picked = self.zero == zero

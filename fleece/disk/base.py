@@ -39,6 +39,9 @@ class Writer(Protocol):
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data`."""
 
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, whatever it held."""
+
 
 class WritableDisk(ReadableDisk, Protocol):
     """A disk that any number of threads can write at once."""

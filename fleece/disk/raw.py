@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 from fleece.errors import FleeceError
 from fleece.extents import Extents
 
 _BUFFER = 4 * 1024 * 1024
+_SECTOR = 512
+_BLANK = memoryview(bytes(1 << 20))
+_BLKZEROOUT = 0x127F
+"""linux/fs.h: _IO(0x12, 127)."""
 
 
 class RawDisk:
@@ -22,16 +28,25 @@ class RawDisk:
         path: of the file or block device.
         failure: the family of errors about this disk.
         writable: open it for writing too.
+        alone: refuse a block device that is mounted or otherwise in use (O_EXCL, open(2)).
 
     Raises:
         FleeceError: of that family; it cannot be opened or read.
     """
 
-    def __init__(self, path: str, failure: type[FleeceError], *, writable: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        failure: type[FleeceError],
+        *,
+        writable: bool = False,
+        alone: bool = False,
+    ) -> None:
         self.where = path
         self._failure = failure
         with self._guard():
-            self._file = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_EXCL if alone else 0)
+            self._file = os.open(path, flags | os.O_CLOEXEC)
         with self._guard():
             self.size = os.lseek(self._file, 0, os.SEEK_END)
             self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
@@ -74,6 +89,15 @@ class RawDisk:
             while len(view):
                 count = os.pwrite(self._file, view, offset)
                 view, offset = view[count:], offset + count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros; a block device may do it by itself (BLKZEROOUT)."""
+        if not self._regular and offset % _SECTOR == 0 and length % _SECTOR == 0:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._file, _BLKZEROOUT, struct.pack("QQ", offset, length))
+                return
+        for at in range(offset, offset + length, len(_BLANK)):
+            self.write(at, _BLANK[: offset + length - at])
 
     def flush(self) -> None:
         """fsync."""

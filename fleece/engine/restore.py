@@ -20,8 +20,11 @@ from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.pool import WORKERS, Counter, run_workers
 from fleece.engine.root import disk_root
+from fleece.engine.standing import open_standing, stands
 from fleece.engine.target import open_target
-from fleece.errors import DeltaError, VerifyError
+from fleece.engine.verify import compare_image
+from fleece.errors import DeltaError, TargetError, VerifyError
+from fleece.extents import Extents
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
 
@@ -64,25 +67,29 @@ def restore(
     target: str,
     *,
     guest: str | None = None,
-    target_format: ImageFormat = ImageFormat.RAW,
+    target_format: ImageFormat | None = None,
     force: bool = False,
+    in_place: bool = False,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> RestoreResult:
-    """Restore one disk of a point into a new image.
+    """Restore one disk of a point, and prove what was written by its root.
 
-    The target appears under its name only when it is whole, durable and proven by its root.
+    A new image appears under its name only when it is whole, durable and proven. A block device,
+    an NBD export, or an image that is restored in place, is neither one nor the other while it is
+    written.
 
     Args:
         store: to read.
         point: an id, a prefix of one, or `latest`.
         disk: the disk's name.
-        target: path of the image to make.
+        target: path of the image to make, or a block device, or an NBD URI.
         guest: which guest, if `latest` could mean several.
-        target_format: of the image.
-        force: replace a target that exists.
+        target_format: of the image; None: raw for a new one, probed in place.
+        force: replace an image that exists; overwrite a block device or an export.
+        in_place: read the target first and write only the leaves that differ.
         listener: hears `Progress`.
-        cancel: stops it, leaving no target.
+        cancel: stops it; a new target is not left.
 
     Raises:
         StoreError: the point is not there, or the chain is damaged.
@@ -92,20 +99,49 @@ def restore(
     cancel = cancel or CancelToken()
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
+    standing = in_place or stands(target)
+    if standing and not (in_place or force):
+        raise TargetError(
+            "exists already",
+            where=target,
+            hint="--force overwrites it, --in-place writes what differs",
+        )
     with catalogue.chain(entry) as chain:
-        picture = chain.map()
         size = chain.geometry.size
-        with open_target(target, target_format, size, force=force) as image:
-            total = picture.extents(zero=False).total
-            counter = Counter(listener, events.Phase.RESTORE, disk, total)
-            with _hinted():
-                write_chain(chain, picture, image, counter, cancel)
-                check_unread(chain, picture, cancel)
-            image.flush()
+        opened = (
+            open_standing(target, target_format, size)
+            if standing
+            else open_target(target, target_format or ImageFormat.RAW, size, force=force)
+        )
+        with opened as image:
+            wanted = Extents.whole(size) if standing else None
+            if in_place:
+                wanted = compare_image(chain, image, listener, cancel).differing
+            written = _write(chain, image, wanted, listener, cancel)
             prove(image, chain, entry, listener, cancel)
     return RestoreResult(
-        entry.header.point.id, disk, target, size, entry.root, total, len(chain.deltas)
+        entry.header.point.id, disk, target, size, entry.root, written, len(chain.deltas)
     )
+
+
+def _write(
+    chain: Chain,
+    image: WritableDisk,
+    wanted: Extents | None,
+    listener: events.Listener,
+    cancel: CancelToken,
+) -> int:
+    """Write the wanted parts, or all of them to a blank image; gives the bytes of data."""
+    picture = chain.map() if wanted is None else chain.map().within(wanted)
+    total = picture.extents(zero=False).total
+    counter = Counter(listener, events.Phase.RESTORE, chain.deltas[0].header.disk, total)
+    with _hinted():
+        if wanted is not None:
+            write_zeros(picture, image, cancel)
+        write_chain(chain, picture, image, counter, cancel)
+        check_unread(chain, picture, cancel)
+    image.flush()
+    return total
 
 
 @contextlib.contextmanager
@@ -118,10 +154,18 @@ def _hinted() -> Iterator[None]:
         raise
 
 
+def write_zeros(picture: ChainMap, image: WritableDisk, cancel: CancelToken) -> None:
+    """Make all that a map says is zeros read so, whatever was there."""
+    with image.writer() as writer:
+        for start, end in picture.extents(zero=True):
+            cancel.check()
+            writer.zero(start, end - start)
+
+
 def write_chain(
     chain: Chain, picture: ChainMap, image: WritableDisk, counter: Counter, cancel: CancelToken
 ) -> None:
-    """Write all data of a chain to a blank image. Zeros are left: a blank image has them.
+    """Write all data that a chain's map shows. Zeros are left: a blank image has them.
 
     Raises:
         DeltaError: a record is damaged.

@@ -55,9 +55,9 @@ def new_file(path: str, *, force: bool) -> Iterator[Path]:
     try:
         yield partial
         with _target_errors(final):
-            _sync(partial)
+            sync(partial)
             _name(partial, final, force)
-            _sync(final.parent)
+            sync(final.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -113,7 +113,8 @@ def _name(partial: Path, final: Path, force: bool) -> None:
         partial.rename(final)  # a file system without hard links
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

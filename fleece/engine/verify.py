@@ -21,7 +21,7 @@ from fleece.engine.scan import Region, regions, root_of
 from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.tree import BlankDisk, Geometry, HashArray, NodeSource
+from fleece.tree import BlankDisk, HashArray, NodeSource
 
 
 @dataclass(frozen=True)
@@ -202,24 +202,23 @@ def compare_image(
     if not shape.size <= image.size < shape.size + 512:
         raise VerifyError(f"has {image.size} bytes, the point has {shape.size}", where=image.where)
     counter = Counter(listener, events.Phase.VERIFY, image.where, shape.size)
-    spans: list[tuple[int, int]] = []
+    found: list[Extents] = []
 
     def compared() -> Iterator[Region]:
         for region in regions(image, shape, counter, cancel or CancelToken()):
-            spans.extend(_differing(chain, region, shape))
+            found.append(differing(chain, region))
             yield region
 
     root = root_of(compared(), shape)
-    return Comparison(Extents.of(spans), root.hex())
+    return Comparison(Extents.joined(found), root.hex())
 
 
-def _differing(chain: Chain, region: Region, shape: Geometry) -> Iterator[tuple[int, int]]:
+def differing(chain: Chain, region: Region) -> Extents:
     """The parts of a region, in bytes of disk, whose leaves differ from the chain's."""
+    shape = chain.geometry
     stored = chain.leaf_hashes(region.first, region.leaves)
     mine: HashArray = (
         shape.zero_hashes(0, region.leaves) if region.hashes is None else region.hashes
     )
-    wrong = np.flatnonzero(np.any(stored != mine, axis=1)) + region.first
-    for leaf in wrong.tolist():
-        start = leaf * shape.leaf_size
-        yield start, min(start + shape.leaf_size, shape.size)
+    start = (np.flatnonzero(np.any(stored != mine, axis=1)) + region.first) * shape.leaf_size
+    return Extents.normal(start, np.minimum(start + shape.leaf_size, shape.size))

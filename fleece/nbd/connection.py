@@ -29,6 +29,9 @@ ChunkArray: TypeAlias = npt.NDArray[np.int64]
 MAX_STATUS = (1 << 32) - (1 << 16)
 """The most bytes to ask the status of at once: lengths of 4 GiB are refused by libnbd 1.14."""
 
+_MOST_ZEROED = 1 << 30
+_BLANK = memoryview(bytes(1 << 20))
+
 
 class Connection:
     """A connected export.
@@ -85,6 +88,16 @@ class Connection:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
         self._call(lambda: self._handle.pwrite(data, offset))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros, by the server's own means if it has any."""
+        most = _MOST_ZEROED if self._handle.can_zero() else len(_BLANK)
+        for at in range(offset, offset + length, most):
+            count = min(most, offset + length - at)
+            if most == _MOST_ZEROED:
+                self._call(lambda at=at, count=count: self._handle.zero(count, at))  # type: ignore[misc]
+            else:
+                self.write(at, _BLANK[:count])
 
     def flush(self) -> None:
         """Make everything written durable."""

@@ -56,7 +56,7 @@ def served_image(
             process.terminate()
             _, errors = process.communicate()
         if process.returncode not in (0, -15):
-            raise failure(f"qemu-nbd failed: {errors.decode(errors='replace').strip()}", where=path)
+            raise failure(f"qemu-nbd failed: {_one_line(errors)}", where=path)
 
 
 def _dies_with_parent() -> list[str]:
@@ -71,7 +71,7 @@ def _wait(
     while not greets(place):
         if process.poll() is not None:
             assert process.stderr is not None
-            text = process.stderr.read().decode(errors="replace").strip()
+            text = _one_line(process.stderr.read())
             raise failure(f"cannot be opened as an image: {text}", where=path)
         if time.monotonic() > limit:
             raise failure("qemu-nbd did not start in time", where=path)
@@ -87,3 +87,7 @@ def greets(place: Path) -> bool:
             return probe.recv(8) == b"NBDMAGIC"
         except OSError:
             return False
+
+
+def _one_line(text: bytes) -> str:
+    return " ".join(text.decode(errors="replace").split())

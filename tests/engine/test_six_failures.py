@@ -376,7 +376,7 @@ _ALL_CHECKS = (_NO_FRAME_HASH, _NO_LEAF_HASH, _NO_ZSTD_CHECKSUM, _NO_PROOF)
 
 _TRANSACTION = (
     "source/qemu/monitor.py",
-    'self.execute("transaction", {"actions": actions})',
+    'self.execute("transaction", {"actions": actions}, limit)',
 )
 
 SCENARIOS: tuple[Scenario, ...] = (

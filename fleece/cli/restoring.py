@@ -1,0 +1,86 @@
+"""The verb `restore`: to a new image, in place, to a stream, as a backing chain."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output
+from fleece.cli.stream import data_output
+from fleece.errors import UsageError
+
+
+def restore(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    disk: str,
+    target: str,
+    target_format: str | None,
+    force: bool,
+    in_place: bool,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece restore STORE POINT DISK TARGET`."""
+    place = fleece.FolderStore(store, secret)
+    if target == "-":
+        if force or in_place or target_format not in (None, "raw"):
+            raise UsageError("a stream is raw, and takes neither --force nor --in-place")
+        with data_output("a disk") as sink:
+            result = fleece.restore_stream(
+                place, point, disk, sink, guest=guest, listener=output.listen, cancel=cancel
+            )
+        what = "of what was written"
+    else:
+        if target_format is None and target.endswith(".qcow2"):
+            target_format = "qcow2"
+        result = fleece.restore(
+            place,
+            point,
+            disk,
+            target,
+            guest=guest,
+            target_format=None if target_format is None else fleece.ImageFormat(target_format),
+            force=force,
+            in_place=in_place,
+            listener=output.listen,
+            cancel=cancel,
+        )
+        what = "read back and compared"
+    _succeed(output, result, what)
+
+
+def as_chain(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    disk: str,
+    target: str,
+    target_format: str | None,
+    force: bool,
+    in_place: bool,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece restore STORE POINT DISK TARGET --as-chain`."""
+    if force or in_place or target_format is not None:
+        raise UsageError("--as-chain makes a new folder of qcow2 images", where=target)
+    result = fleece.restore_as_chain(
+        fleece.FolderStore(store, secret),
+        point,
+        disk,
+        target,
+        guest=guest,
+        listener=output.listen,
+        cancel=cancel,
+    )
+    _succeed(output, result, f"of the newest of {result.deltas} images, checked by qemu-img")
+
+
+def _succeed(output: Output, result: fleece.RestoreResult, what: str) -> None:
+    where = f"{result.target} is disk {result.disk} at point {result.point}"
+    output.succeed(f"{where}: root {result.root}, {what}", **asdict(result))

@@ -1,0 +1,73 @@
+"""Targets of a restore that are there already: block devices, NBD exports, images in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from fleece.disk.base import WritableDisk
+from fleece.disk.image import ImageFormat, probe_format
+from fleece.disk.nbd import NbdDisk
+from fleece.disk.part import Part
+from fleece.disk.raw import RawDisk
+from fleece.errors import TargetError
+from fleece.nbd.server import served_image
+from fleece.nbd.uri import is_uri
+
+
+def stands(target: str) -> bool:
+    """Whether a target cannot be made anew: it is an NBD URI or a block device."""
+    return is_uri(target) or _is_block_device(target)
+
+
+@contextlib.contextmanager
+def open_standing(
+    target: str, image_format: ImageFormat | None, size: int
+) -> Iterator[WritableDisk]:
+    """Open a target that exists, to be written in place.
+
+    Image files are written through qemu-nbd, which refuses one that a QEMU uses; a block device
+    that is mounted, or part of something, is refused by the kernel.
+
+    Args:
+        target: an NBD URI, a block device, or an image file.
+        image_format: of a file; None: probe it.
+        size: of the disk, in bytes. A device or an export may be larger; the rest is not touched.
+
+    Raises:
+        TargetError: it is not there, in use, read-only or too small.
+    """
+    if is_uri(target):
+        export = NbdDisk(target, TargetError)
+        if export.read_only:
+            raise TargetError("the export takes no writes", where=target)
+        yield _fitting(export, size, exact=False)
+    elif _is_block_device(target):
+        with contextlib.closing(RawDisk(target, TargetError, writable=True, alone=True)) as device:
+            yield _fitting(device, size, exact=False)
+    else:
+        found = image_format or probe_format(target, TargetError)
+        with served_image(target, found, writable=True, failure=TargetError) as uri:
+            yield _fitting(NbdDisk(uri, TargetError), size, exact=True, name=target)
+
+
+def _fitting(
+    disk: WritableDisk, size: int, *, exact: bool, name: str | None = None
+) -> WritableDisk:
+    rounded = -(-size // 512) * 512
+    if disk.size < size or (exact and disk.size not in (size, rounded)):
+        raise TargetError(
+            f"has {disk.size} bytes, and the disk has {size}",
+            where=name or disk.where,
+            hint="'qemu-img resize' makes it fit" if exact else None,
+        )
+    return Part(disk, size)
+
+
+def _is_block_device(target: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(target).st_mode)
+    except OSError:
+        return False
