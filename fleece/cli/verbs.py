@@ -63,8 +63,6 @@ def backup(
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
     elif require_freeze:
         raise UsageError("--require-freeze goes with --guest-agent")
-    if not 0 <= audit <= 1:
-        raise UsageError("--audit goes from 0 to 1")
     options = replace(options, audit=audit)
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:

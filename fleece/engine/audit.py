@@ -14,6 +14,7 @@ from fleece.engine.copy import dirty_leaves, open_export
 from fleece.engine.decide import Auditable, auditable
 from fleece.engine.pool import Counter
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
+from fleece.errors import StoreError
 from fleece.extents import Extents
 from fleece.source.base import Export
 from fleece.source.qemu.source import QemuSource, Wanted
@@ -69,13 +70,16 @@ def audit(
 
     Raises:
         VerifyError: something differs; the next backup into this store is a rescan.
+        StoreError: the store has no point of the guest.
         PointError: of a disk, nothing is known to be unchanged.
     """
     guest = guest or source.guest()
+    if not store.catalogue().of_guest(guest):
+        raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
     with store.locked(guest):
         catalogue = store.catalogue()
         known = catalogue.of_guest(guest)
-        chain = known[-1].chain if known else store.chain_id(guest)
+        chain = known[-1].chain
         for removed in source.clean(chain):
             listener(events.Leftover(removed.kind, removed.item))
         chosen = source.inventory().choose(disks)

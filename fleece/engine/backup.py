@@ -132,6 +132,8 @@ def backup(
     guest = options.guest or source.guest()
     if not is_name(guest):
         raise UsageError("the guest's name must be printable, of 1024 characters at most")
+    if not 0 <= options.audit <= 1:
+        raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
     with store.locked(guest):
         if options.agent is not None and options.agent.thaw_left():
             listener(events.Leftover("freeze of the guest", options.agent.path))

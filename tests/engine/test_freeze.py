@@ -345,6 +345,34 @@ def test_a_point_that_qemu_refuses_thaws_all_the_same(guest: Guest) -> None:
     scene.nothing_left()
 
 
+def test_a_point_that_another_job_came_between_is_taken_again(guest: Guest) -> None:
+    """A job of another's begins just before the transaction; what the first freeze said is past."""
+    scene = guest.scene
+    ask = scene.qemu.control.command
+    times: list[str] = []
+
+    def interfere(agent: ScriptedAgent, command: str) -> Answer | None:
+        if command != FREEZE:
+            return None
+        times.append(command)
+        if len(times) > 1:
+            return _refuse(agent)
+        scratch = images.make_disk(scene.folder / "foreign.qcow2", 8 * MIB)
+        file = {"driver": "file", "filename": str(scratch)}
+        ask("blockdev-add", {"driver": "qcow2", "node-name": "t", "file": file, "backing": None})
+        ask("blockdev-backup", {"job-id": "j", "device": "d0", "target": "t", "sync": "none"})
+        return None
+
+    guest.agent.behaviour = interfere
+    result, heard = guest.take()
+    assert len(times) == 2
+    assert not result.frozen
+    assert "refused guest-fsfreeze-freeze" in _warnings(heard)[0]
+    assert not guest.hangs()
+    ask("block-job-cancel", {"device": "j"})
+    scene.check_exact()
+
+
 def test_a_guest_that_somebody_left_frozen_is_thawed_first(guest: Guest) -> None:
     guest.agent.frozen = True
     result, heard = guest.take()

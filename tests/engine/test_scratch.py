@@ -243,7 +243,7 @@ def test_the_scratch_is_watched_while_the_deltas_are_made_durable(
 ) -> None:
     """Then the point is not needed any more: it is closed, and the backup succeeds."""
     words = filled.words("--scratch-limit", "4M")
-    running = filled.slow(module, function, 4000, *words)
+    running = filled.slow(module, function, 2500, *words)
     while (told := running.wait_event("progress"))["done"] < told["total"]:
         pass
     time.sleep(0.2)

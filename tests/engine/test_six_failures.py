@@ -516,7 +516,9 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                     "            if action['type'] == 'blockdev-backup':\n"
                     "                self.execute('transaction', {'actions': batch})\n"
                     "                time.sleep(0.05)\n"
-                    "                batch = []",
+                    "                batch = []\n"
+                    "        if batch:\n"
+                    "            self.execute('transaction', {'actions': batch})",
                 ),
             ),
         ),

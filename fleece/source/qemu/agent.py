@@ -82,13 +82,14 @@ class GuestAgent:
         """Freeze the guest while the context lasts, if that can be done.
 
         Args:
-            freeze: is told how it goes.
+            freeze: is told how it goes; what an earlier try left in it is forgotten.
             note: a file that is there for as long as the guest may be frozen, so that the next
                 run can thaw it should this one be killed (`thaw_noted`).
 
         Raises:
             PointError: a freeze is required, and the guest was not frozen all the time.
         """
+        freeze.frozen, freeze.trouble = False, None
         try:
             session = _Session(self.path, self.answer_limit)
             _write_note(note, self.path, session)
@@ -113,6 +114,7 @@ class GuestAgent:
             try:
                 self._thaw(session, asked_in_vain=refused)
                 note.unlink(missing_ok=True)
+                freeze.stuck = None
             except AgentError as error:
                 freeze.stuck = str(error)
         self._demand(freeze)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 PREFIX = "fleece-"
 DELTA_BITMAP = "delta"
 SOCKET = "nbd.sock"
+SERVER = "server"
 LOCK = "lock"
 FROZEN = "frozen"
 

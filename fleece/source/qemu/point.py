@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import random
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +30,12 @@ from fleece.source.qemu.runtime import (
     process_lives,
     remove_folder,
     run_state,
+    server_homes,
     take_down,
+    take_down_nodes,
 )
 from fleece.source.qemu.scratch import Scratch, estimate
+from fleece.source.qemu.server import joined
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
@@ -39,6 +43,8 @@ GRANULARITY = 64 * 1024
 _FROZEN_LIMIT = 10.0
 """Seconds that the transaction may take while the guest's file systems stand still."""
 
+_POINT_TRIES = 8
+_CONFLICT = "Permission conflict"
 _LONGEST_SOCKET = 107
 _CHECK_TRIES = 50
 _WATCH_EVERY = 0.2
@@ -60,6 +66,14 @@ class PlannedDisk:
     merged: tuple[str, ...] | None
 
 
+class _Entangled(PointError):
+    """Another job began on a disk after its scratch was added, and came between the two.
+
+    QEMU has put that job's filter above the disk for all who use it, our scratch too; a filter of
+    ours would then lie below and above it. It refuses that. A scratch added anew lies right.
+    """
+
+
 class QemuPoint:
     """A living point. `fleece.source.base.Point`."""
 
@@ -76,6 +90,7 @@ class QemuPoint:
         self._names = names
         self._disks = tuple(disks)
         self._folder = folder
+        self._home = folder
         self.exports: tuple[Export, ...] = ()
         self.freeze = Freeze()
         self._agent = agent
@@ -225,16 +240,28 @@ class QemuPoint:
         self._scratch.check_start()
         guess = estimate((planned.disk, planned.merged) for planned in self._disks)
         self._doubt = self._scratch.doubt(guess)
-        for number, planned in enumerate(self._disks):
-            self._add_scratch(number, planned.disk)
-        self._set_thresholds()
+        for tries_left in range(_POINT_TRIES - 1, -1, -1):
+            for number, planned in enumerate(self._disks):
+                self._add_scratch(number, planned.disk)
+            self._set_thresholds()
+            try:
+                self._take_point()
+                break
+            except _Entangled:
+                if not tries_left:
+                    raise
+                take_down_nodes(self._monitor, self._names.prefix)
+                time.sleep(random.uniform(0.01, 0.1))
+        with ExitStack() as stack:
+            self._start_server(stack)
+            self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
+
+    def _take_point(self) -> None:
         if self._agent is None:
             self._take(COMMAND_LIMIT)
         else:
             with self._agent.frozen(self.freeze, self._folder / FROZEN):
                 self._take(_FROZEN_LIMIT)
-        self._start_server()
-        self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
 
     def _take(self, limit: float) -> None:
         actions = [
@@ -245,7 +272,8 @@ class QemuPoint:
         try:
             self._monitor.transaction(actions, limit)
         except CommandError as error:
-            raise PointError(
+            family = _Entangled if _CONFLICT in error.reason else PointError
+            raise family(
                 f"QEMU refused the point: {error.reason}", where=self._monitor.path
             ) from error
 
@@ -324,20 +352,11 @@ class QemuPoint:
             if bitmap.recording and not bitmap.busy:
                 yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
 
-    def _start_server(self) -> None:
-        path = self._folder / SOCKET
-        try:
-            self._monitor.execute(
-                "nbd-server-start", {"addr": {"type": "unix", "data": {"path": str(path)}}}
-            )
-        except CommandError as error:
-            if "already running" not in error.reason:
-                raise
-            raise SourceError(
-                "an NBD server that is not fleece's runs in this QEMU, and it can run only one",
-                where=self._monitor.path,
-                hint="stop it with nbd-server-stop if nobody needs it",
-            ) from error
+    def _start_server(self, stack: ExitStack) -> None:
+        """Have a server, and hold it until the exports are there."""
+        scratch = self._folder.parent
+        server = joined(self._monitor, self._folder, lambda: server_homes(self._monitor, scratch))
+        self._home = stack.enter_context(server)
 
     def _export(self, number: int, planned: PlannedDisk) -> Export:
         incremental = planned.merged is not None
@@ -353,7 +372,7 @@ class QemuPoint:
         self._monitor.execute("block-export-add", arguments)
         return Export(
             disk=planned.disk.name,
-            uri=unix_uri(str(self._folder / SOCKET), name),
+            uri=unix_uri(str(self._home / SOCKET), name),
             size=planned.disk.size,
             dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
             granularity=GRANULARITY if incremental else None,

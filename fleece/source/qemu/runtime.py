@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from typing import Any
 
 from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, SOCKET
+from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, SERVER, SOCKET
+from fleece.source.qemu.server import Homes, listens, stop_idle
 
 STOPPED_BY_ERROR = "io-error"
 """The run state of a guest that QEMU stopped on an I/O error."""
 
 _LIMIT = 60.0
 _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
-_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{LOCK}|s\d+\.qcow2")
+_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{LOCK}|{SERVER}|s\d+\.qcow2")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Remove
     removed = list(_remove_exports(monitor, prefix))
     removed += _stop_server(monitor, folder)
     removed += _end_jobs(monitor, prefix)
-    removed += _remove_nodes(monitor, prefix)
+    removed += take_down_nodes(monitor, prefix)
     removed += remove_folder(folder)
     return removed
 
@@ -135,25 +135,25 @@ def _remove_exports(monitor: Monitor, prefix: str) -> Iterator[Removed]:
     _wait(lambda: not ours(), "an export to go away", monitor)
 
 
+def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
+    """Where fleece may have this QEMU's NBD server: in a scratch folder, or beside living points.
+
+    Args:
+        monitor: of the QEMU.
+        scratch: the folder to look in besides.
+    """
+    found = {work_folder(monitor, prefix) for prefix in point_prefixes(monitor)}
+    scratches = {folder.parent for folder in found if folder is not None}
+    return Homes(monitor.peer.pid, scratches if scratch is None else {*scratches, scratch})
+
+
 def _stop_server(monitor: Monitor, folder: Path | None) -> Iterator[Removed]:
-    """Stop QEMU's NBD server, if it is the one on our socket and serves nobody else."""
-    path = None if folder is None else folder / SOCKET
-    if path is None or not _listens(path):
-        return
-    if any(item["type"] == "nbd" for item in monitor.execute("query-block-exports")):
-        return
-    with _gone_is_fine("not running"):
-        monitor.execute("nbd-server-stop")
-    yield Removed("NBD server", str(path))
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
+    """Stop QEMU's NBD server if it is fleece's and serves nobody, whoever started it."""
+    homes = server_homes(monitor, None if folder is None else folder.parent)
+    for home in list(stop_idle(monitor, homes)):
+        yield Removed("NBD server", str(home / SOCKET))
+        if home != folder and not is_held(home):
+            yield from remove_folder(home)
 
 
 def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
@@ -175,6 +175,11 @@ def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
         return not left
 
     _wait(dismissed, "a job to end", monitor)
+
+
+def take_down_nodes(monitor: Monitor, prefix: str) -> list[Removed]:
+    """Remove a point's nodes from QEMU when nothing else of it is there any more."""
+    return list(_remove_nodes(monitor, prefix))
 
 
 def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
@@ -202,13 +207,16 @@ def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
 def remove_folder(folder: Path | None) -> Iterator[Removed]:
     """Remove a work folder: the files of ours by name, then the folder if nothing else is in it.
 
-    The note of a guest that may still be frozen stays, and with it what says whose it is.
+    The note of a guest that may still be frozen stays, and so does a server that others use; and
+    with them what says whose they are.
     """
     if folder is None or not folder.is_dir():
         return
-    noted = (folder / FROZEN).exists()
+    kept = {LOCK} if (folder / FROZEN).exists() else set()
+    if listens(folder / SOCKET):
+        kept |= {LOCK, SERVER, SOCKET}
     for item in list(folder.iterdir()):
-        if _WORK_FILE.fullmatch(item.name) and not (noted and item.name == LOCK):
+        if _WORK_FILE.fullmatch(item.name) and item.name not in kept:
             item.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

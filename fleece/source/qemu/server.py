@@ -1,0 +1,186 @@
+"""QEMU's NBD server. A QEMU can run only one: all fleece runs share it, the last one stops it.
+
+Who starts it has it listen in the work folder of its point; that socket stays until the last run
+leaves. What must not overlap happens under a lock file beside the socket: starting or joining it
+until the exports are there, and the look for exports before it is stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fleece.errors import SourceError
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.names import PREFIX, SERVER, SOCKET
+
+_PATIENCE = 5.0
+_PAUSE = 0.05
+_TRIES = 20
+
+
+def listens(path: Path) -> bool:
+    """Whether anybody listens on a unix socket, if only too busy to answer."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PATIENCE)
+        try:
+            probe.connect(str(path))
+        except (TimeoutError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def joined(monitor: Monitor, folder: Path, homes: Callable[[], Homes]) -> Iterator[Path]:
+    """Start the server, or join that of another fleece run; its lock is held in the context.
+
+    Args:
+        monitor: of the QEMU.
+        folder: of the point, for the socket if the server is started.
+        homes: tells, each time it is asked, where else fleece may have one.
+
+    Returns:
+        The work folder whose socket it listens on.
+
+    Raises:
+        SourceError: a server runs that is not fleece's.
+    """
+    for _ in range(_TRIES):  # one may end between a try to start and a try to join
+        with contextlib.ExitStack() as stack:
+            try:
+                home = _start(monitor, folder, stack) or _join(homes(), folder, stack)
+            except OSError as error:
+                raise SourceError(
+                    f"the scratch folder cannot be used ({error.strerror})",
+                    where=folder,
+                    hint="choose another one with --scratch",
+                ) from error
+            if home is not None:
+                yield home
+                return
+        time.sleep(_PAUSE)
+    raise SourceError(
+        "an NBD server that is not fleece's runs in this QEMU, and it can run only one",
+        where=monitor.path,
+        hint="stop it with nbd-server-stop if nobody needs it",
+    )
+
+
+class Homes:
+    """Finds the work folders of a QEMU whose socket its server may listen on.
+
+    Args:
+        qemu: the process number that their locks name.
+        scratches: the folders to look in.
+    """
+
+    def __init__(self, qemu: int, scratches: set[Path]) -> None:
+        self._qemu = str(qemu)
+        self._scratches = scratches
+
+    def __iter__(self) -> Iterator[Path]:
+        found: set[Path] = set()
+        for scratch in self._scratches:
+            for path in scratch.glob(f"{PREFIX}*-*/{SERVER}"):
+                with contextlib.suppress(OSError):
+                    # A run that joined has a link to the lock file of the run that started it.
+                    real = path.resolve(strict=True)
+                    fits = real.name == SERVER and real.parent.name.startswith(PREFIX)
+                    if fits and real.read_text() == self._qemu:
+                        found.add(real.parent)
+        return iter(sorted(found))
+
+
+def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[Path]:
+    """Stop the server if it is fleece's and nobody is served; gives the folder that it was in."""
+    for home in homes:
+        with _locked(home / SERVER) as held:
+            if not held:
+                continue
+            if any(item["type"] == "nbd" for item in monitor.execute("query-block-exports")):
+                return
+            stopped = listens(home / SOCKET)
+            if stopped:
+                _stop(monitor)
+            for name in (SOCKET, SERVER):
+                (home / name).unlink(missing_ok=True)
+        if stopped:
+            yield home
+
+
+def _stop(monitor: Monitor) -> None:
+    try:
+        monitor.execute("nbd-server-stop")
+    except CommandError as error:
+        if "not running" not in error.reason:
+            raise
+
+
+def _start(monitor: Monitor, folder: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Start it, with its lock held; None: one runs already."""
+    address = {"type": "unix", "data": {"path": str(folder / SOCKET)}}
+    with contextlib.ExitStack() as own:
+        own.enter_context(_locked(folder / SERVER, os.O_CREAT))
+        # Only now, with the lock held, is it one that others look at.
+        (folder / SERVER).write_text(str(monitor.peer.pid))
+        try:
+            monitor.execute("nbd-server-start", {"addr": address})
+        except CommandError as error:
+            (folder / SERVER).unlink()
+            if "already running" not in error.reason:
+                raise
+            return None
+        stack.push(own.pop_all())
+    return folder
+
+
+def _join(homes: Homes, folder: Path, stack: contextlib.ExitStack) -> Path | None:
+    """Hold the lock of the server of another run; None: there is none, or it just ended."""
+    for home in homes:
+        with contextlib.ExitStack() as own:
+            if own.enter_context(_locked(home / SERVER)) and listens(home / SOCKET):
+                (folder / SERVER).symlink_to(home / SERVER)
+                stack.push(own.pop_all())
+                return home
+    return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path, more: int = 0) -> Iterator[bool]:
+    """Hold a lock file; gives whether that was possible and the file is still the one there."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | more, 0o600)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _lock(descriptor) and _is_at(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
