@@ -6,23 +6,19 @@ the footer against what it saw.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleece.delta import record
-from fleece.delta.layout import ENVELOPE, INDEX_ROW, SKIPPABLE_MAGIC, Kind, Tag, own_hash
+from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
 from fleece.delta.pages import Page
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
 from fleece.errors import DeltaError
 from fleece.extents import Extents
 from fleece.tree import NodeSource, build, joined
-
-_LONGEST_RECORD = 64 * 1024
-_SIZE = struct.Struct("<II")
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Walk:
         position = delta.records_start
         previous = delta.footer.header_hash
         while position < self._end:
-            packed = self._record_frame(position)
+            packed = delta.record_frame(position, self._end)
             found = record.parse(packed, delta.geometry, delta.path)
             if found.file_id != delta.header.file_id:
                 raise delta.damaged("a record is of another file", found.offset)
@@ -73,18 +69,6 @@ class Walk:
             position += len(packed) + found.frame_length
         if position != self._end or previous != delta.footer.last_record:
             raise DeltaError("the records do not end where they must", where=delta.path)
-
-    def _record_frame(self, position: int) -> bytes:
-        delta = self._delta
-        start = delta.read_at(position, min(1024, self._end - position))
-        if len(start) < ENVELOPE.size:
-            raise DeltaError("a record is cut", where=delta.path)
-        magic, rest, tag = ENVELOPE.unpack_from(start)
-        length = rest + 8
-        fits = length <= _LONGEST_RECORD and position + length <= self._end
-        if magic != SKIPPABLE_MAGIC or tag != Tag.RECORD.value or not fits:
-            raise DeltaError(f"no record where one must be (byte {position})", where=delta.path)
-        return start[:length] if length <= len(start) else delta.read_at(position, length)
 
     def _note(self, found: Record, position: int) -> None:
         self._rows.append((found.offset, found.length, position, found.frame_length, found.kind))

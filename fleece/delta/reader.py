@@ -10,27 +10,39 @@ import functools
 import os
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import zstandard
 
 from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import ENVELOPE, INDEX_ROW, MAX_RECORD, Kind, Tag, own_hash
+from fleece.delta.layout import (
+    ENVELOPE,
+    INDEX_ROW,
+    MAX_RECORD,
+    SKIPPABLE_MAGIC,
+    Kind,
+    Tag,
+    own_hash,
+)
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
 from fleece.tree import Geometry, HashArray, Level
 
 _CACHED_PAGES = 8
+_LONGEST_RECORD = 64 * 1024
+_USUAL_RECORD = 1024
+"""Bytes that hold nearly any RECORD frame: one read does."""
 
 
-class DeltaReader:
-    """A finished delta, open for random access from any number of threads.
+class RecordFile:
+    """A file that begins with a delta's header, open for reading its records, whatever follows.
 
     Args:
         path: the file; only its bytes are believed, never its name.
 
     Raises:
-        DeltaError: damaged, incomplete, or not a delta.
+        DeltaError: it cannot be read, or it does not begin with a whole header.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -42,14 +54,11 @@ class DeltaReader:
         try:
             self.length = os.fstat(self._file.fileno()).st_size
             self.header, self._header_hash, self.records_start = self._read_header()
-            self.footer = self._read_footer()
-            self.pages = self._read_directory()
         except BaseException:
             self._file.close()
             raise
-        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
 
-    def __enter__(self) -> DeltaReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -94,6 +103,111 @@ class DeltaReader:
         parsed = header.parse(frame, self.path)
         self._geometry = parsed.geometry
         return parsed, own_hash(frame, self._geometry.algorithm), length
+
+    def record_at(
+        self, offset: int, length: int, position: int, frame_length: int, kind: int
+    ) -> tuple[record.Record, bytes]:
+        """The record of one index row, and its zstd frame; both match the row and their hashes.
+
+        Raises:
+            DeltaError: they do not.
+        """
+        size = (
+            record.size_of(Kind(kind), length, self._geometry)
+            if length <= MAX_RECORD or (kind == Kind.ZERO)
+            else 0
+        )
+        if size == 0 or position + size + frame_length > self.length:
+            raise DeltaError("the index points outside the file", where=self.path)
+        both = self.read_at(position, size + frame_length)
+        found = record.parse(both[:size], self._geometry, self.path)
+        frame = both[size:]
+        said = (offset, length, frame_length, kind, self.header.file_id)
+        if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
+            raise DeltaError("a record is not what the index says", where=self.path)
+        self.check_frame(found, frame)
+        return found, frame
+
+    def record_frame(self, position: int, end: int) -> bytes:
+        """The bytes of the RECORD frame that begins at `position`; nothing in them is checked yet.
+
+        Args:
+            position: in the file.
+            end: where the records must have ended.
+
+        Raises:
+            DeltaError: no such frame is there.
+        """
+        start = self.read_at(position, min(_USUAL_RECORD, end - position))
+        if len(start) < ENVELOPE.size:
+            raise DeltaError("a record is cut", where=self.path)
+        magic, rest, tag = ENVELOPE.unpack_from(start)
+        length = rest + 8
+        fits = length <= _LONGEST_RECORD and position + length <= end
+        if magic != SKIPPABLE_MAGIC or tag != Tag.RECORD.value or not fits:
+            raise DeltaError(f"no record where one must be (byte {position})", where=self.path)
+        return start[:length] if length <= len(start) else self.read_at(position, length)
+
+    def check_frame(self, found: record.Record, frame: bytes) -> None:
+        """Check a zstd frame's bytes against its record.
+
+        Raises:
+            DeltaError: they differ.
+        """
+        if found.kind is Kind.DATA and self._geometry.algorithm.digest(frame) != found.frame_hash:
+            raise self.damaged("compressed data does not match its hash", found.offset)
+
+    def unpack(
+        self, found: record.Record, frame: bytes, context: zstandard.ZstdDecompressor
+    ) -> bytes:
+        """The disk's bytes of a data record, each leaf checked against its hash.
+
+        Args:
+            found: the record.
+            frame: its zstd frame.
+            context: a decompressor of the calling thread's own.
+
+        Raises:
+            DeltaError: the frame does not decode to exactly the record's bytes.
+        """
+        try:
+            if zstandard.get_frame_parameters(frame).content_size != found.length:
+                raise self.damaged("compressed data announces the wrong size", found.offset)
+            data = context.decompress(frame, max_output_size=found.length, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise self.damaged(
+                f"compressed data does not decode ({error})", found.offset
+            ) from error
+        if len(data) != found.length:
+            raise self.damaged("compressed data has the wrong size", found.offset)
+        if leaf_hashes(data, self._geometry) != found.leaves:
+            raise self.damaged("data does not match its leaf hashes", found.offset)
+        return data
+
+    def damaged(self, what: str, offset: int) -> DeltaError:
+        """An error about the data at a byte offset of the disk."""
+        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
+
+
+class DeltaReader(RecordFile):
+    """A finished delta, open for random access from any number of threads.
+
+    Args:
+        path: the file; only its bytes are believed, never its name.
+
+    Raises:
+        DeltaError: damaged, incomplete, or not a delta.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        try:
+            self.footer = self._read_footer()
+            self.pages = self._read_directory()
+        except BaseException:
+            self._file.close()
+            raise
+        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
@@ -196,70 +310,6 @@ class DeltaReader:
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
-
-    def record_at(
-        self, offset: int, length: int, position: int, frame_length: int, kind: int
-    ) -> tuple[record.Record, bytes]:
-        """The record of one index row, and its zstd frame; both match the row and their hashes.
-
-        Raises:
-            DeltaError: they do not.
-        """
-        size = (
-            record.size_of(Kind(kind), length, self._geometry)
-            if length <= MAX_RECORD or (kind == Kind.ZERO)
-            else 0
-        )
-        if size == 0 or position + size + frame_length > self.length:
-            raise DeltaError("the index points outside the file", where=self.path)
-        both = self.read_at(position, size + frame_length)
-        found = record.parse(both[:size], self._geometry, self.path)
-        frame = both[size:]
-        said = (offset, length, frame_length, kind, self.header.file_id)
-        if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
-            raise DeltaError("a record is not what the index says", where=self.path)
-        self.check_frame(found, frame)
-        return found, frame
-
-    def check_frame(self, found: record.Record, frame: bytes) -> None:
-        """Check a zstd frame's bytes against its record.
-
-        Raises:
-            DeltaError: they differ.
-        """
-        if found.kind is Kind.DATA and self._geometry.algorithm.digest(frame) != found.frame_hash:
-            raise self.damaged("compressed data does not match its hash", found.offset)
-
-    def unpack(
-        self, found: record.Record, frame: bytes, context: zstandard.ZstdDecompressor
-    ) -> bytes:
-        """The disk's bytes of a data record, each leaf checked against its hash.
-
-        Args:
-            found: the record.
-            frame: its zstd frame.
-            context: a decompressor of the calling thread's own.
-
-        Raises:
-            DeltaError: the frame does not decode to exactly the record's bytes.
-        """
-        try:
-            if zstandard.get_frame_parameters(frame).content_size != found.length:
-                raise self.damaged("compressed data announces the wrong size", found.offset)
-            data = context.decompress(frame, max_output_size=found.length, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise self.damaged(
-                f"compressed data does not decode ({error})", found.offset
-            ) from error
-        if len(data) != found.length:
-            raise self.damaged("compressed data has the wrong size", found.offset)
-        if leaf_hashes(data, self._geometry) != found.leaves:
-            raise self.damaged("data does not match its leaf hashes", found.offset)
-        return data
-
-    def damaged(self, what: str, offset: int) -> DeltaError:
-        """An error about the data at a byte offset of the disk."""
-        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:

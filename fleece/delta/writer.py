@@ -11,6 +11,7 @@ import numpy as np
 
 from fleece.delta import footer, header, pages, record
 from fleece.delta.layout import INDEX_ROW, Kind, own_hash
+from fleece.delta.partial import Proven
 from fleece.errors import DeltaError, StoreError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
@@ -44,15 +45,19 @@ class DeltaWriter:
     """Takes runs of leaves from any number of threads; appends them in the order they come.
 
     Zero ranges are gathered and written, joined, by `finish`. A writer that is not finished leaves
-    a partial delta, which no reader takes for a whole one.
+    a partial delta, which no reader takes for a whole one, and behind whose proven records another
+    writer can go on.
 
     Args:
         sink: where the bytes go.
         head: the delta's header; written at once.
         base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none.
+        proven: what the sink holds already, header included, and no byte more; `head` is its.
     """
 
-    def __init__(self, sink: Sink, head: header.Header, base: NodeSource) -> None:
+    def __init__(
+        self, sink: Sink, head: header.Header, base: NodeSource, proven: Proven | None = None
+    ) -> None:
         self._sink = sink
         self._head = head
         self._geometry = head.geometry
@@ -62,9 +67,20 @@ class DeltaWriter:
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._leaves: list[tuple[int, bytes]] = []
         self._zeros: list[tuple[int, int]] = []
-        frame = header.pack(head)
-        self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
-        self._append(frame)
+        self._stored_zeros = Extents.empty()
+        if proven is None:
+            frame = header.pack(head)
+            self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
+            self._append(frame)
+        else:
+            self._go_on(proven)
+
+    def _go_on(self, proven: Proven) -> None:
+        self._header_hash, self._last = proven.header_hash, proven.last_record
+        self._position = proven.end
+        self._rows += proven.rows
+        self._leaves += proven.leaves
+        self._stored_zeros = proven.extents(Kind.ZERO)
 
     @property
     def stored_bytes(self) -> int:
@@ -90,7 +106,7 @@ class DeltaWriter:
             nothing = bytes(self._geometry.algorithm.size)
             for start, end in zeros:
                 self._record(Kind.ZERO, start, end - start, b"", b"", nothing)
-            return self._close(zeros)
+            return self._close(zeros.union(self._stored_zeros))
 
     def _close(self, zeros: Extents) -> Summary:
         geometry = self._geometry
