@@ -83,6 +83,12 @@ def _source_verbs(verb: _AddVerb) -> None:
     )
     _scratch(backup)
     backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+    backup.add_argument(
+        "--no-resume",
+        action="store_false",
+        dest="resume",
+        help="take a new point even if a dead run left one that could be gone on with",
+    )
     clean = verb("clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=_SOURCE)
     _scratch(clean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fleece
@@ -29,13 +29,14 @@ def backup(
     disks: list[str],
     scratch: str | None,
     level: int | None,
+    resume: bool,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
-    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks))
+    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks), resume=resume)
     if level is not None:
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
-        options = fleece.BackupOptions(options.mode, guest, tuple(disks), level)
+        options = replace(options, level=level)
     with _open_source(source, scratch) as opened:
         place = fleece.FolderStore.open_or_create(store)
         result = fleece.backup(opened, place, options, output.listen, cancel)
@@ -44,6 +45,8 @@ def backup(
         f"{human(disk.stored_bytes)} stored, root {disk.root}"
         for disk in result.disks
     ]
+    if result.resumed:
+        lines.append("it is of the time when a dead run took it; what came later is in the next")
     output.succeed(
         "\n".join([*lines, f"point {result.point} of {result.guest} is committed"]),
         **asdict(result),

@@ -37,7 +37,7 @@ class Proven:
 
     def extents(self, kind: Kind | None = None) -> Extents:
         """The ranges of the disk that its records hold, of one kind or of both."""
-        rows = np.array(self.rows, INDEX_ROW)
+        rows = np.array(list(self.rows), INDEX_ROW)
         if kind is not None:
             rows = rows[rows["kind"] == kind]
         start = rows["offset"].astype(np.int64)

@@ -36,6 +36,7 @@ class CopyJob:
         level: zstd level.
         held: what the chain holds already and need not be stored again; None: store all of
             `dirty`.
+        kept_bytes: bytes of disk that the writer held before; not in `dirty`.
         read_bytes: bytes read so far.
     """
 
@@ -45,6 +46,7 @@ class CopyJob:
     geometry: Geometry
     level: int
     held: HeldLeaves | None = None
+    kept_bytes: int = 0
     read_bytes: int = field(default=0)
 
 

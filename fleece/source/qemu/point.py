@@ -263,7 +263,6 @@ class QemuPoint:
             ) from error
 
     def _export(self, number: int, planned: PlannedDisk) -> Export:
-        incremental = planned.merged is not None
         name = self._names.export(number)
         arguments: dict[str, object] = {
             "id": name,
@@ -271,16 +270,28 @@ class QemuPoint:
             "node-name": self._names.overlay(number),
             "name": name,
         }
-        if incremental:
+        if planned.merged is not None:
             arguments["bitmaps"] = [DELTA_BITMAP]
         self._monitor.execute("block-export-add", arguments)
-        return Export(
-            disk=planned.disk.name,
-            uri=unix_uri(str(self._folder / SOCKET), name),
-            size=planned.disk.size,
-            dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
-            granularity=GRANULARITY if incremental else None,
-        )
+        return export_of(planned, self._names.export(number), self._folder)
+
+
+def export_of(planned: PlannedDisk, name: str, folder: Path) -> Export:
+    """How a disk of a point is read.
+
+    Args:
+        planned: the disk.
+        name: of the export.
+        folder: the point's work folder.
+    """
+    incremental = planned.merged is not None
+    return Export(
+        disk=planned.disk.name,
+        uri=unix_uri(str(folder / SOCKET), name),
+        size=planned.disk.size,
+        dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
+        granularity=GRANULARITY if incremental else None,
+    )
 
 
 @contextmanager
@@ -297,20 +308,27 @@ def living_point(
     """
     with _held_folder(scratch, names, monitor) as folder:
         point = QemuPoint(monitor, names, disks, folder)
-        try:
+        with taken_down(point, monitor, folder):
             point.start()
             yield point
-        except BaseException:
-            # The first error is the one to tell. What cannot be taken down now is found by its
-            # name in the next run.
-            with suppress(FleeceError):
-                point.close()
-                point.abandon()
-            if not process_lives(monitor.peer.pid):
-                list(remove_folder(folder))
-            raise
-        point.close()
-        point.abandon()
+
+
+@contextmanager
+def taken_down(point: QemuPoint, monitor: Monitor, folder: Path) -> Iterator[None]:
+    """Take a point down when the context ends, however it does."""
+    try:
+        yield
+    except BaseException:
+        # The first error is the one to tell. What cannot be taken down now is found by its
+        # name in the next run.
+        with suppress(FleeceError):
+            point.close()
+            point.abandon()
+        if not process_lives(monitor.peer.pid):
+            list(remove_folder(folder))
+        raise
+    point.close()
+    point.abandon()
 
 
 @contextmanager

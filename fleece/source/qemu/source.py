@@ -10,6 +10,7 @@ from types import TracebackType
 
 from fleece.errors import PointError
 from fleece.source.qemu import runtime
+from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
@@ -124,6 +125,22 @@ class QemuSource:
             for want in wanted
         ]
         return living_point(self.monitor, PointNames(chain, point), planned, self.scratch)
+
+    def adopt(
+        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
+    ) -> AbstractContextManager[QemuPoint]:
+        """Go on with a point that a dead engine took; the context's end takes it down.
+
+        Args:
+            chain, sequence, point: of the point.
+            wanted: its disks, in the order in which it was taken.
+
+        Raises:
+            PointError: it is not there as it was taken, to the last part; nothing was changed.
+        """
+        self._refuse_obstacles([want.disk for want in wanted])
+        planned = [adopted_disk(want.disk, chain, sequence, point, want.bitmaps) for want in wanted]
+        return adopted_point(self.monitor, PointNames(chain, point), planned)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:
