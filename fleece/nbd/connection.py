@@ -30,6 +30,10 @@ MAX_STATUS = (1 << 32) - (1 << 16)
 """The most bytes to ask the status of at once: lengths of 4 GiB are refused by libnbd 1.14."""
 
 
+class ConnectionLost(SourceError):
+    """The connection is gone; the export may still be there for another one."""
+
+
 class Connection:
     """A connected export.
 
@@ -43,7 +47,8 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached.
+        SourceError: it cannot be reached. Later: a request failed; `ConnectionLost` if the whole
+            connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
@@ -112,6 +117,7 @@ class Connection:
             return function()
         except self._nbd.Error as error:
             name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
-            raise SourceError(
+            lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+            raise (ConnectionLost if lost else SourceError)(
                 f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
             ) from error

@@ -132,6 +132,7 @@ def test_backup_tells_what_it_did(pair: Scene) -> None:
             "read_bytes",
             "stored_bytes",
             "delta",
+            "resumed_bytes",
         }
         assert disk["size"] == disk["dirty_bytes"] == size
         assert disk["stored_bytes"] == Path(disk["delta"]).stat().st_size
