@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Engine, Ran, Scene, daemon
+from tests.engine.scene import GUEST, INTACT, MIB, Engine, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
 
 NODES = ("d0", "d1")
+FULL_EVERY = 32
+"""So many points have a full among them: restoring each does not read ever longer chains."""
 SIZES = {"d0": 6 * MIB, "d1": 3 * MIB + 512}
 
 # Reads jobs from its standard input, a JSON object a line, and does each in a fork of itself. In
@@ -78,7 +79,19 @@ def engine(job):
         wrap(os, name, lambda *rest, name=name: name)
     wrap(folder.DeltaFile, "__init__", lambda *rest: "open delta")
     wrap(writer.DeltaWriter, "finish", lambda *rest: "finish delta")
-    wrap(writer.DeltaWriter, "_append", lambda *rest: "write")
+    made = folder.DeltaFile.__init__
+    class File:
+        def __init__(self, file):
+            self.__dict__["file"] = file
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+        def write(self, data):
+            at("before write")
+            return self.file.write(data)
+    def make(self, *arguments, **named):
+        made(self, *arguments, **named)
+        self._file = File(self._file)
+    folder.DeltaFile.__init__ = make
     if job.get("slow"):
         read = connection.Connection.read
         def slowly(self, *arguments):
@@ -149,7 +162,8 @@ class Nursery:
             "slow": slow,
             "out": str(self._out),
         }
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._out.write_text("")
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -166,7 +180,8 @@ class Nursery:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -185,7 +200,8 @@ class Write:
 class Guest:
     """Writes to two disks, one write after the other, in a thread; remembers every one.
 
-    Data begins with the number of its write. A write lies within a MiB: it is one request.
+    Data begins with the number of its write. It lies within a page: the kernel sometimes makes two
+    requests of what crosses from one to the next, and a point may come between them.
     """
 
     def __init__(self, scene: Scene, seed: int) -> None:
@@ -214,9 +230,10 @@ class Guest:
     def _next(self, number: int) -> Write:
         node = NODES[number % 2]
         offset = self._random.randrange(SIZES[node] // 512) * 512
-        length = min(512 * self._random.randint(1, 100), SIZES[node] - offset, MIB - offset % MIB)
         if number % 5 == 0:
-            return Write(node, offset, length, None)
+            zeros = min(512 * self._random.randint(1, 300), SIZES[node] - offset)
+            return Write(node, offset, zeros, None)
+        length = min(512 * self._random.randint(1, 8), SIZES[node] - offset, 4096 - offset % 4096)
         data = number.to_bytes(8, "big") + self._random.randbytes(length - 8)
         return Write(node, offset, length, data)
 
@@ -253,14 +270,23 @@ class Model:
 
 @dataclass
 class Counts:
-    """What happened."""
+    """What happened.
 
-    faults: int = 0
+    Attributes:
+        runs: engines that something was to happen to.
+        killed, failed, ended: how they ended: by a signal, by an exit code, as if nothing was.
+        resumed: points that the engine after one of them went on with.
+        points: committed, each compared with the guest's writes in the end.
+        writes: of the guest.
+    """
+
+    runs: int = 0
+    killed: int = 0
+    failed: int = 0
+    ended: int = 0
     resumed: int = 0
-    committed_before_the_end: int = 0
     points: int = 0
     writes: int = 0
-    steps: set[str] = field(default_factory=set)
 
 
 class Matrix:
@@ -276,6 +302,7 @@ class Matrix:
         self.counts = Counts()
         self._nursery = nursery
         self._base = base
+        self._origins: dict[str, str] = {}
         self._seed = seed
         self.guest: Guest | None = None
 
@@ -286,9 +313,10 @@ class Matrix:
 
     def backup(self) -> Ran:
         """A backup that must succeed, leave nothing, and not fall back to reading all."""
-        ran = self._nursery.run(self.scene.words()).succeeded()
-        if self.counts.points:
-            assert ran.result["mode"] == "incremental", ran.out
+        full = self.counts.points % FULL_EVERY == 0
+        words = ("--mode", "full", "--no-resume") if full else ()
+        ran = self._nursery.run(self.scene.words(*words)).succeeded()
+        assert ran.result["mode"] == ("full" if full else "incremental"), ran.out
         self.counts.points += 1
         self.counts.resumed += bool(ran.result["resumed"])
         self.scene.nothing_left()
@@ -301,12 +329,25 @@ class Matrix:
         self.counts.points += 1
         return names
 
-    def killed(self, **how: object) -> Ran:
-        """A run that something happens to, then one that nothing happens to."""
-        ran = self._nursery.run(self.scene.words(), **how)  # type: ignore[arg-type]
-        self.counts.faults += 1
-        self.counts.committed_before_the_end += bool(ran.named("committed"))
+    def hit(
+        self, fault: str, step: str | None = None, after: float | None = None, slow: float = 0.0
+    ) -> Ran:
+        """A run that something happens to (`Nursery.run`), then one that nothing happens to."""
+        ran = self.only_hit(fault, step, after, slow)
         self.backup()
+        return ran
+
+    def only_hit(
+        self, fault: str, step: str | None = None, after: float | None = None, slow: float = 0.0
+    ) -> Ran:
+        """A run that something happens to."""
+        ran = self._nursery.run(self.scene.words(), fault, step=step, after=after, slow=slow)
+        for event in ran.named("point") + ran.named("resumed"):
+            self._origins[event["point"]] = f"{fault} {step or after}"
+        self.counts.runs += 1
+        self.counts.killed += ran.code < 0
+        self.counts.failed += ran.code > 0
+        self.counts.ended += ran.code == 0
         return ran
 
     def stop(self) -> None:
@@ -329,7 +370,12 @@ class Matrix:
                 restored = self.scene.restore(node, point.id)
                 held[node] = restored.read_bytes()
                 restored.unlink()
-            assert _matches(model, writes, held), f"point {point.id} is no state of the disks"
+            done = model.done
+            origin = self._origins.get(point.id, "undisturbed")
+            assert _matches(model, writes, held), (
+                f"point {point.sequence} of {len(points)} ({origin}) is no state of the disks after "
+                f"write {done}"
+            )
         self.counts.points = len(points)
 
 
@@ -340,6 +386,26 @@ def _matches(model: Model, writes: list[Write], held: dict[str, bytes]) -> bool:
         if all(model.disks[node] == held[node] for node in NODES):
             return True
     return False
+
+
+def control_steps(names: list[str]) -> list[str]:
+    """Of all steps, those that change something, before each; and after those that decide.
+
+    Of the many writes into deltas a few stand for all: the first ones, one in the middle, the last.
+    """
+    writes = [name for name in names if name.startswith("before write")]
+    few = {*writes[:3], writes[len(writes) // 2], *writes[-2:]}
+    decisive = ("transaction", "rename", "fsync", "open delta", "nbd-server-stop")
+    return [
+        name
+        for name in names
+        if (name in few)
+        or (name.startswith("before ") and not name.split()[1].startswith(_MANY))
+        or (name.startswith("after ") and name[6:].rpartition(" ")[0] in decisive)
+    ]
+
+
+_MANY = ("query-", "write", "x-debug", "qom-")
 
 
 @contextmanager

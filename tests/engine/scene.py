@@ -492,6 +492,14 @@ class Proxy:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def drop(self) -> int:
+        """Cut all connections, but take new ones; gives how many ends were cut."""
+        dropped, self._open = self._open, []
+        for connection in dropped:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return len(dropped)
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
