@@ -373,8 +373,8 @@ class Matrix:
             done = model.done
             origin = self._origins.get(point.id, "undisturbed")
             assert _matches(model, writes, held), (
-                f"point {point.sequence} of {len(points)} ({origin}) is no state of the disks after "
-                f"write {done}"
+                f"point {point.sequence} of {len(points)} ({origin}) is no state that the disks "
+                f"had after write {done}"
             )
         self.counts.points = len(points)
 
