@@ -12,12 +12,13 @@ from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backing import restore_as_chain
-from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
+from fleece.engine.backup import backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.diff import compare_points
 from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
+from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult
 from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.pour import restore_stream

@@ -64,6 +64,17 @@ class PointTaken(Event):
 
 
 @dataclass(frozen=True)
+class Resumed(Event):
+    """The point that a dead run took at `time` goes on; `done` bytes of disk need not be read."""
+
+    name: ClassVar[str] = "resumed"
+    point: str
+    time: str
+    disks: tuple[str, ...]
+    done: int
+
+
+@dataclass(frozen=True)
 class Progress(Event):
     """`done` of `total` bytes (of disk, not of file) are through a phase."""
 

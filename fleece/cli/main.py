@@ -123,6 +123,12 @@ def _source_verbs(verb: _AddVerb) -> None:
     )
     backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
     backup.add_argument(
+        "--no-resume",
+        action="store_false",
+        dest="resume",
+        help="take a new point even if a dead run left one that could be gone on with",
+    )
+    backup.add_argument(
         "--audit",
         type=float,
         default=0.0,

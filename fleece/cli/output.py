@@ -116,6 +116,11 @@ def _text(event: events.Event) -> str | None:
             return f"{event.disk}: {event.mode}: {event.reason}"
         case events.PointTaken():
             return f"point {event.point} taken of {', '.join(event.disks)}"
+        case events.Resumed():
+            return (
+                f"point {event.point} of {event.time} goes on; "
+                f"{human(event.done)} of it are stored already"
+            )
         case events.DeltaChecked():
             return f"sound: point {event.point} disk {event.disk} root {event.root}"
         case events.Streamed():

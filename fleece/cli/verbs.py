@@ -48,13 +48,14 @@ def backup(
     require_freeze: bool,
     audit: float,
     scratch_limit: str | None,
+    resume: bool,
     hash_name: str | None,
     encrypt: bool,
     secret: fleece.Secret | None,
     stream: str | None,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
-    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks))
+    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks), resume=resume)
     if level is not None:
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
@@ -76,6 +77,8 @@ def backup(
         for disk in result.disks
     ]
     end = "is written to the output" if stream else "is committed"
+    if result.resumed:
+        lines.append("it is of the time when a dead run took it; what came later is in the next")
     output.succeed(
         "\n".join([*lines, f"point {result.point} of {result.guest} {end}"]),
         **asdict(result),

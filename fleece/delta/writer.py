@@ -11,6 +11,7 @@ import numpy as np
 
 from fleece.delta import footer, header, pages, record
 from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection, begin
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.extents import Extents
@@ -45,13 +46,16 @@ class DeltaWriter:
     """Takes runs of leaves from any number of threads; appends them in the order they come.
 
     Zero ranges are gathered and written, joined, by `finish`. A writer that is not finished leaves
-    a partial delta, which no reader takes for a whole one.
+    a partial delta, which no reader takes for a whole one, and behind whose proven records another
+    writer can go on.
 
     Args:
         sink: where the bytes go.
         head: the delta's header; written at once.
         base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none.
         protection: by a key; the header's algorithm must be keyed if it says so.
+        proven: what the sink holds already, header included, and no byte more; `head` is its, and
+            so is the protection.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class DeltaWriter:
         head: header.Header,
         base: NodeSource,
         protection: Protection | None = None,
+        proven: Proven | None = None,
     ) -> None:
         self._sink = sink
         self._head = head
@@ -70,13 +75,25 @@ class DeltaWriter:
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._leaves: list[tuple[int, bytes]] = []
         self._zeros: list[tuple[int, int]] = []
-        frame = header.pack(head)
-        self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
         if head.algorithm.keyed != (protection is not None and protection.keyed):
             raise UsageError("keyed hashes and a key go together", where=head.disk)
-        key_frame, self._frames = begin(protection)
-        self._store(key_frame)
-        self._append(Tag.HEADER, frame)
+        self._stored_zeros = Extents.empty()
+        if proven is None:
+            frame = header.pack(head)
+            self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
+            key_frame, self._frames = begin(protection)
+            self._store(key_frame)
+            self._append(Tag.HEADER, frame)
+        else:
+            self._go_on(proven)
+
+    def _go_on(self, proven: Proven) -> None:
+        self._frames = proven.frames
+        self._header_hash, self._last = proven.header_hash, proven.last_record
+        self._position = proven.end
+        self._rows += proven.rows
+        self._leaves += proven.leaves
+        self._stored_zeros = proven.extents(Kind.ZERO)
 
     @property
     def stored_bytes(self) -> int:
@@ -104,7 +121,7 @@ class DeltaWriter:
             nothing = bytes(self._geometry.algorithm.size)
             for start, end in zeros:
                 self._record(Kind.ZERO, start, end - start, b"", 0, nothing)
-            return self._close(zeros)
+            return self._close(zeros.union(self._stored_zeros))
 
     def _close(self, zeros: Extents) -> Summary:
         geometry = self._geometry

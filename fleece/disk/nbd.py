@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from fleece.errors import FleeceError, SourceError
 from fleece.extents import Extents, Int64Array
-from fleece.nbd.connection import BASE_ALLOCATION, STATE_ZERO, Connection
+from fleece.nbd.connection import BASE_ALLOCATION, STATE_ZERO, Connection, ConnectionLost
 from fleece.nbd.status import flagged
+
+_WAITS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds before each new attempt of a read whose connection was lost."""
+
+T = TypeVar("T")
 
 
 class NbdDisk:
@@ -36,17 +43,40 @@ class NbdDisk:
 
     @contextlib.contextmanager
     def _connected(self, *contexts: str) -> Iterator[Connection]:
+        with self.errors(), Connection(self.where, contexts) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn errors of the connection into those of this disk's family."""
         try:
-            with Connection(self.where, contexts) as connection:
-                yield connection
+            yield
         except SourceError as error:
             if self._failure is SourceError:
                 raise
             raise self._failure(error.what, where=error.where, hint=error.hint) from error
 
-    def reader(self) -> contextlib.AbstractContextManager[Connection]:
-        """A new connection."""
-        return self._connected()
+    @contextlib.contextmanager
+    def reader(self) -> Iterator[_PatientReader]:
+        """A new connection, which is replaced when it is lost."""
+        with self.errors():
+            reader = _PatientReader(self)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    def open(self) -> Connection:
+        """A new connection to the export, which must be what it was.
+
+        Raises:
+            SourceError: it is not, or cannot be reached.
+        """
+        opened = Connection(self.where)
+        if opened.size != self.size:
+            opened.close()
+            raise SourceError("the export has another size now", where=self.where)
+        return opened
 
     def writer(self) -> contextlib.AbstractContextManager[Connection]:
         """A new connection."""
@@ -69,9 +99,13 @@ class NbdDisk:
         """
         if len(within) == 0:
             return within
+        with self.errors():
+            return patiently(lambda: self._flagged(context, mask, within))
+
+    def _flagged(self, context: str, mask: int, within: Extents) -> Extents | None:
         starts: list[Int64Array] = []
         ends: list[Int64Array] = []
-        with self._connected(context) as connection:
+        with Connection(self.where, (context,)) as connection:
             if not connection.contexts:
                 return None
             for start, end in within:
@@ -79,3 +113,49 @@ class NbdDisk:
                 starts.append(found.start)
                 ends.append(found.end)
         return Extents.normal(np.concatenate(starts), np.concatenate(ends))
+
+
+class _PatientReader:
+    """Reads for one thread; a connection that is lost is replaced while the export lives."""
+
+    def __init__(self, disk: NbdDisk) -> None:
+        self._disk = disk
+        self._connection: Connection | None = disk.open()
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Exactly `length` bytes.
+
+        Raises:
+            FleeceError: of the disk's family; the read failed, or the export is gone.
+        """
+        with self._disk.errors():
+            return patiently(lambda: self._read(offset, length))
+
+    def _read(self, offset: int, length: int) -> bytearray:
+        connection = self._connection or self._disk.open()
+        self._connection = connection
+        try:
+            return connection.read(offset, length)
+        except ConnectionLost:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do something that reads again, a few times, while its connection is lost.
+
+    Raises:
+        SourceError: of the last attempt; other errors at once.
+    """
+    for wait in _WAITS:
+        try:
+            return work()
+        except ConnectionLost:
+            time.sleep(wait)
+    return work()

@@ -3,103 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import platform
 import secrets
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
-from fleece.delta.protection import Protection
-from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.delta.writer import Sink
 from fleece.engine.audit import distrust
-from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
-from fleece.engine.decide import Decision, ModeWish, decide
-from fleece.engine.pool import WORKERS, Counter, run_beside
-from fleece.engine.rescan import HeldLeaves
+from fleece.engine.copy import CopyJob, copy_all
+from fleece.engine.decide import Decision, decide
+from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
+from fleece.engine.pool import Counter, run_beside
+from fleece.engine.resume import Asked, find_begun
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
+from fleece.engine.taken import Stream, Taken, copy_job, disk_result
 from fleece.errors import SourceError, StoreError, UsageError
 from fleece.extents import Extents
-from fleece.hashing import Buffer
 from fleece.source.base import Export, Point
-from fleece.source.qemu.agent import GuestAgent
+from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import FolderStore, PartialPoint
-from fleece.tree import BlankDisk
+from fleece.store.folder import FolderStore, PartialPoint, UnfinishedPoint
 from fleece.version import VERSION
-
-DEFAULT_LEVEL = 1
-"""The zstd level (docs/benchmarks.rst tells why)."""
-
-
-@dataclass(frozen=True)
-class BackupOptions:
-    """How to back up.
-
-    Attributes:
-        mode: what is wanted; auto decides for each disk.
-        guest: the guest's name in the store; None: the source's own.
-        disks: names; empty: all writable ones.
-        level: zstd level.
-        workers: threads that read, hash and compress.
-        audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
-            chain all the same, sampled anew each time.
-        agent: of the guest, which freezes its file systems for the moment of the point.
-    """
-
-    mode: ModeWish = ModeWish.AUTO
-    guest: str | None = None
-    disks: tuple[str, ...] = ()
-    level: int = DEFAULT_LEVEL
-    workers: int = WORKERS
-    audit: float = 0.0
-    agent: GuestAgent | None = None
-
-
-@dataclass(frozen=True)
-class DiskResult:
-    """What became of one disk. Bytes are of disk, but `stored_bytes` of file.
-
-    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves;
-    `audited_bytes` were clean, and found to be what the chain holds.
-    """
-
-    disk: str
-    size: int
-    root: str
-    mode: Mode
-    dirty_bytes: int
-    read_bytes: int
-    stored_bytes: int
-    delta: str
-    audited_bytes: int = 0
-
-
-class PointMode(enum.StrEnum):
-    """The mode of a whole point: its disks' common one, or mixed."""
-
-    FULL = "full"
-    INCREMENTAL = "incremental"
-    DIFFERENTIAL = "differential"
-    RESCAN = "rescan"
-    MIXED = "mixed"
-
-
-@dataclass(frozen=True)
-class BackupResult:
-    """A committed point. `frozen`: the guest's agent held its file systems still for it."""
-
-    point: str
-    guest: str
-    mode: PointMode
-    disks: tuple[DiskResult, ...]
-    frozen: bool = False
 
 
 def backup(
@@ -111,6 +41,8 @@ def backup(
     output: Sink | None = None,
 ) -> BackupResult:
     """Back a guest's disks up into a store, as one point.
+
+    If a dead run into this store left its point alive, that point is gone on with.
 
     When this returns, the point is durable and its segments are rotated. When it raises, the chain
     is as it was, and nothing of the attempt is left but segments that the next point needs.
@@ -142,10 +74,6 @@ def backup(
             listener(events.Warned(str(trouble)))
         known = catalogue.of_guest(guest)
         chain = known[-1].chain if known else store.chain_id(guest)
-        for path in store.remove_partial(guest):
-            listener(events.Leftover("partial point", path))
-        for removed in source.clean(chain):
-            listener(events.Leftover(removed.kind, removed.item))
         run = _Run(
             source,
             store,
@@ -187,6 +115,71 @@ class _Run:
 
     def execute(self) -> BackupResult:
         """Do it."""
+        results: list[DiskResult] = []
+        with self._stored_is_stored(results), contextlib.ExitStack() as stack:
+            taken = self._go_on(stack) or self._take(stack)
+            if self._output is None:
+                results += self._store_point(taken)
+                oldest = None
+            else:
+                results += self._stream_point(self._output, taken)
+                oldest = self._newest_stored(taken.ref)
+            taken.living.close()
+            for kept in taken.living.committed(oldest):
+                self._listener(events.Warned(kept))
+        freeze = taken.living.freeze
+        if freeze.stuck is not None:
+            raise SourceError(f"point {taken.ref.id} is stored, but {freeze.stuck}")
+        return BackupResult(
+            taken.ref.id,
+            self._guest,
+            common_mode(results),
+            tuple(results),
+            freeze.frozen,
+            taken.left is not None,
+        )
+
+    @contextlib.contextmanager
+    def _stored_is_stored(self, results: Sequence[DiskResult]) -> Iterator[None]:
+        """Once there are results the point is durable, and QEMU's failures no failure of it."""
+        try:
+            yield
+        except SourceError as error:
+            if not results:
+                raise
+            # What is left in QEMU, the next backup finds by its name.
+            text = f"the point is stored, but QEMU could not be tidied up: {error}"
+            self._listener(events.Warned(text))
+
+    def _go_on(self, stack: contextlib.ExitStack) -> Taken | None:
+        """Find what dead runs left: go on with one point of it, and take all the rest down."""
+        asked = Asked(self._guest, self._chain, self._options.mode, self._options.disks)
+        begun = find_begun(
+            self._candidates(), self._source, self._catalogue, asked, stack, self._tell_doubt
+        )
+        keep = None if begun is None else begun.left
+        for path in self._store.remove_partial(self._guest, keep):
+            self._listener(events.Leftover("partial point", path))
+        for removed in self._source.clean(self._chain):
+            self._listener(events.Leftover(removed.kind, removed.item))
+        if begun is None:
+            return None
+        reason = f"goes on with point {begun.left.ref.id} of a dead run"
+        self._tell_plan(begun.decisions, reason)
+        return Taken(begun.left.ref, begun.decisions, begun.living, begun.left)
+
+    def _candidates(self) -> Sequence[UnfinishedPoint]:
+        """What dead runs left that may be gone on with: nothing of a disk that failed an audit."""
+        if not self._options.resume or self._output is not None:
+            return ()
+        return [
+            left
+            for left in self._store.unfinished(self._guest)
+            if all(self._store.distrusted(left.chain, head.disk) is None for head in left.heads)
+        ]
+
+    def _take(self, stack: contextlib.ExitStack) -> Taken:
+        """Decide, and take a new point."""
         disks = self._source.inventory().choose(self._options.disks)
         if self._output is not None and len(disks) != 1:
             raise UsageError(
@@ -194,50 +187,31 @@ class _Run:
                 f"{', '.join(disk.name for disk in disks)}",
                 hint="choose one with --disk",
             )
-        decisions = [
-            decide(
-                disk,
-                self._options.mode,
-                self._catalogue,
-                self._guest,
-                self._chain,
-                self._store.distrusted(self._chain, disk.name),
-            )
-            for disk in disks
-        ]
-        for made in decisions:
-            self._listener(events.DiskPlanned(made.disk.name, made.mode, made.reason))
+        decisions = tuple(self._decide(disk) for disk in disks)
+        self._tell_plan(decisions)
         self._cancel.check()
-        point = self._new_point(decisions)
+        ref = self._new_point(decisions)
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
-        results: list[DiskResult] = []
-        try:
-            with self._source.point(
-                self._chain, point.sequence, point.id, wanted, self._options.agent
-            ) as living:
-                names = tuple(disk.name for disk in disks)
-                self._listener(events.PointTaken(point.id, names))
-                for warning in living.warnings:
-                    self._listener(events.Warned(warning))
-                if self._output is None:
-                    results += self._store_point(point, decisions, living)
-                    oldest = None
-                else:
-                    results += self._stream_point(self._output, point, decisions, living)
-                    oldest = self._newest_stored(point)
-                living.close()
-                for kept in living.committed(oldest):
-                    self._listener(events.Warned(kept))
-        except SourceError as error:
-            if not results:
-                raise
-            # The point is durable. What is left in QEMU, the next backup finds by its name.
-            text = f"point {point.id} is stored, but QEMU could not be tidied up: {error}"
-            self._listener(events.Warned(text))
-        if living.freeze.stuck is not None:
-            raise SourceError(f"point {point.id} is stored, but {living.freeze.stuck}")
-        frozen = living.freeze.frozen
-        return BackupResult(point.id, self._guest, _common_mode(results), tuple(results), frozen)
+        point = self._source.point(self._chain, ref.sequence, ref.id, wanted, self._options.agent)
+        living = stack.enter_context(point)
+        self._listener(events.PointTaken(ref.id, tuple(disk.name for disk in disks)))
+        for warning in living.warnings:
+            self._listener(events.Warned(warning))
+        return Taken(ref, decisions, living)
+
+    def _decide(self, disk: GuestDisk) -> Decision:
+        distrusted = self._store.distrusted(self._chain, disk.name)
+        return decide(
+            disk, self._options.mode, self._catalogue, self._guest, self._chain, distrusted
+        )
+
+    def _tell_plan(self, decisions: Sequence[Decision], reason: str | None = None) -> None:
+        for made in decisions:
+            self._listener(events.DiskPlanned(made.disk.name, made.mode, reason or made.reason))
+
+    def _tell_doubt(self, left: UnfinishedPoint, reason: str) -> None:
+        text = f"point {left.ref.id} of a dead run cannot be gone on with: {reason}"
+        self._listener(events.Warned(text))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
         stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]
@@ -245,22 +219,21 @@ class _Run:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return PointRef(secrets.token_hex(5), max([0, *stored, *in_qemu]) + 1, now)
 
-    def _store_point(
-        self,
-        point: PointRef,
-        decisions: Sequence[Decision],
-        living: Point,
-    ) -> list[DiskResult]:
-        partial = self._store.begin(self._guest, point.id, point.sequence)
+    def _store_point(self, taken: Taken) -> list[DiskResult]:
+        partial = (
+            self._store.begin(self._guest, taken.ref.id, taken.ref.sequence)
+            if taken.left is None
+            else self._store.resume(taken.left)
+        )
         try:
-            results = self._copy(partial, point, decisions, living)
+            results = self._copy(partial, taken)
             self._cancel.check()
-            run_beside(partial.commit, living.watch)
+            run_beside(partial.commit, taken.living.watch)
         except BaseException:
             partial.discard()
             raise
-        self._listener(events.Committed(point.id))
-        self._trust(decisions)
+        self._listener(events.Committed(taken.ref.id))
+        self._trust(taken.decisions)
         return results
 
     def _trust(self, decisions: Sequence[Decision]) -> None:
@@ -272,11 +245,9 @@ class _Run:
                 except StoreError as error:
                     self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
 
-    def _stream_point(
-        self, output: Sink, point: PointRef, decisions: Sequence[Decision], living: Point
-    ) -> list[DiskResult]:
-        results = self._copy(_Stream(output), point, decisions, living)
-        self._listener(events.Streamed(point.id))
+    def _stream_point(self, output: Sink, taken: Taken) -> list[DiskResult]:
+        results = self._copy(Stream(output), taken)
+        self._listener(events.Streamed(taken.ref.id))
         return results
 
     def _newest_stored(self, point: PointRef) -> int:
@@ -284,26 +255,17 @@ class _Run:
         stored = self._catalogue.of_guest(self._guest)
         return stored[-1].sequence if stored else point.sequence
 
-    def _copy(
-        self,
-        partial: PartialPoint | _Stream,
-        point: PointRef,
-        decisions: Sequence[Decision],
-        living: Point,
-    ) -> list[DiskResult]:
+    def _copy(self, sinks: PartialPoint | Stream, taken: Taken) -> list[DiskResult]:
+        living = taken.living
         with contextlib.ExitStack() as stack:
-            jobs = []
-            audits = []
-            for made, export in zip(decisions, living.exports, strict=True):
-                base = stack.enter_context(self._base(made))
-                head = self._header(point, made, export, tuple(d.disk.name for d in decisions))
-                sink = partial.create(made.disk.name)
-                jobs.append(_job(made, export, head, sink, base, self._store.protection))
-                if base is not None and made.mode is not Mode.RESCAN:
-                    clean = Extents.whole(export.size).subtract(jobs[-1].dirty)
-                    audits.append(AuditJob(made.disk.name, jobs[-1].disk, clean, base))
-            total = sum(job.dirty.total for job in jobs)
+            jobs, audits = self._jobs(sinks, taken, stack)
+            kept = sum(job.kept_bytes for job in jobs)
+            if taken.left is not None:
+                names = tuple(made.disk.name for made in taken.decisions)
+                self._listener(events.Resumed(taken.ref.id, taken.ref.time, names, kept))
+            total = kept + sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
+            counter.done = kept
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
             self._audit(audits, living)
             living.check()
@@ -313,11 +275,41 @@ class _Run:
             summaries = run_beside(lambda: [each() for each in finish], living.watch)
         audited = {job.name: job.compared_bytes for job in audits}
         return [
-            _result(
-                made, job, summary, partial.place(made.disk.name), audited.get(made.disk.name, 0)
+            disk_result(
+                made, job, summary, sinks.place(made.disk.name), audited.get(made.disk.name, 0)
             )
-            for made, job, summary in zip(decisions, jobs, summaries, strict=True)
+            for made, job, summary in zip(taken.decisions, jobs, summaries, strict=True)
         ]
+
+    def _jobs(
+        self, sinks: PartialPoint | Stream, taken: Taken, stack: contextlib.ExitStack
+    ) -> tuple[list[CopyJob], list[AuditJob]]:
+        """The work on all disks; what an audit is to compare of those with a parent."""
+        jobs, audits = [], []
+        for made, export in zip(taken.decisions, taken.living.exports, strict=True):
+            base = stack.enter_context(self._base(made))
+            job = self._job(sinks, taken, made, export, base)
+            jobs.append(job)
+            if base is not None and made.mode is not Mode.RESCAN:
+                touched = job.dirty.union(job.kept)
+                clean = Extents.whole(export.size).subtract(touched)
+                audits.append(AuditJob(made.disk.name, job.disk, clean, base))
+        return jobs, audits
+
+    def _job(
+        self,
+        sinks: PartialPoint | Stream,
+        taken: Taken,
+        made: Decision,
+        export: Export,
+        base: Chain | None,
+    ) -> CopyJob:
+        name, protection = made.disk.name, self._store.protection
+        if taken.left is None or isinstance(sinks, Stream):
+            head = self._header(taken.ref, made, export, [d.disk.name for d in taken.decisions])
+            return copy_job(made, export, head, sinks.create(name), base, protection)
+        sink, proven = sinks.reopen(name)
+        return copy_job(made, export, proven.head, sink, base, protection, proven)
 
     def _audit(self, audits: Sequence[AuditJob], living: Point) -> None:
         """Hold a sample of what is clean against the chain; note at once what is not so."""
@@ -342,7 +334,7 @@ class _Run:
             yield chain
 
     def _header(
-        self, point: PointRef, made: Decision, export: Export, disks: tuple[str, ...]
+        self, point: PointRef, made: Decision, export: Export, disks: Sequence[str]
     ) -> Header:
         parent = made.parent
         return Header(
@@ -354,7 +346,7 @@ class _Run:
             point=point,
             parent=None if parent is None else parent.as_parent(),
             mode=made.mode,
-            disks=disks,
+            disks=tuple(disks),
             level=self._options.level,
             granularity=export.granularity,
             producer=_producer(self._source),
@@ -362,61 +354,5 @@ class _Run:
         )
 
 
-class _Stream:
-    """In the place of a `PartialPoint`: the delta of its one disk goes to the caller's stream."""
-
-    def __init__(self, output: Sink) -> None:
-        self._output = output
-
-    def create(self, disk: str) -> Sink:
-        """The stream."""
-        return self
-
-    def place(self, disk: str) -> str:
-        """As the command line writes it."""
-        return "-"
-
-    def write(self, data: Buffer) -> int | None:
-        """Pass bytes on."""
-        try:
-            return self._output.write(data)
-        except OSError as error:
-            raise StoreError(f"the output takes no more ({error.strerror})") from error
-
-
-def _job(
-    made: Decision,
-    export: Export,
-    head: Header,
-    sink: Sink,
-    base: Chain | None,
-    protection: Protection | None,
-) -> CopyJob:
-    disk = open_export(export)
-    dirty = dirty_leaves(export, disk, made.more_dirty)
-    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
-    held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
-    return CopyJob(disk, dirty, writer, head.geometry, head.level, held)
-
-
-def _result(made: Decision, job: CopyJob, summary: Summary, path: str, audited: int) -> DiskResult:
-    return DiskResult(
-        disk=made.disk.name,
-        size=job.geometry.size,
-        root=summary.root.hex(),
-        mode=made.mode,
-        dirty_bytes=summary.data_bytes + summary.zero_bytes,
-        read_bytes=job.read_bytes,
-        stored_bytes=summary.stored_bytes,
-        delta=path,
-        audited_bytes=audited,
-    )
-
-
 def _producer(source: QemuSource) -> dict[str, str]:
     return {"fleece": VERSION, "python": platform.python_version(), "qemu": source.version}
-
-
-def _common_mode(results: Sequence[DiskResult]) -> PointMode:
-    modes = {result.mode for result in results}
-    return PointMode(modes.pop()) if len(modes) == 1 else PointMode.MIXED

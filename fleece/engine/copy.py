@@ -36,6 +36,7 @@ class CopyJob:
         level: zstd level.
         held: what the chain holds already and need not be stored again; None: store all of
             `dirty`.
+        kept: what the writer held before; not in `dirty`.
         read_bytes: bytes read so far.
     """
 
@@ -45,7 +46,13 @@ class CopyJob:
     geometry: Geometry
     level: int
     held: HeldLeaves | None = None
+    kept: Extents = field(default_factory=Extents.empty)
     read_bytes: int = field(default=0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of disk that need not be read again."""
+        return self.kept.total
 
 
 def open_export(export: Export) -> NbdDisk:

@@ -33,6 +33,10 @@ _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
 
 
+class ConnectionLost(SourceError):
+    """The connection is gone; the export may still be there for another one."""
+
+
 class Connection:
     """A connected export.
 
@@ -46,7 +50,8 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached.
+        SourceError: it cannot be reached. Later: a request failed; `ConnectionLost` if the whole
+            connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
@@ -125,6 +130,7 @@ class Connection:
             return function()
         except self._nbd.Error as error:
             name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
-            raise SourceError(
+            lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+            raise (ConnectionLost if lost else SourceError)(
                 f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
             ) from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
+from fleece.delta.partial import PartialDelta
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, RecordFile
 from fleece.delta.wreck import Wreck
@@ -16,6 +18,8 @@ from fleece.hashing import XXH3_128
 from fleece.keys import Secret
 
 LATEST = "latest"
+
+_File = TypeVar("_File", bound=RecordFile)
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,7 @@ class Access:
         Raises:
             DeltaError: it is damaged, incomplete, no delta, or not of this store's kind.
         """
-        try:
-            delta = DeltaReader(path, self.secret)
-        except WrongKey as error:
-            raise DeltaError("is protected by another key than its store", where=path) from error
-        try:
-            self.check(delta)
-        except DeltaError:
-            delta.close()
-            raise
-        return delta
+        return self._opened(DeltaReader, path)
 
     def header(self, path: str) -> Header | None:
         """The header of a file of which the rest may be damaged; None: that is damaged too."""
@@ -61,16 +56,27 @@ class Access:
         Raises:
             DeltaError: its header is, or it is not of this store's kind.
         """
+        return self._opened(Wreck, path)
+
+    def partial(self, path: str) -> PartialDelta:
+        """Open a delta of the store that is not finished.
+
+        Raises:
+            DeltaError: its header is not whole, or it is not of this store's kind.
+        """
+        return self._opened(PartialDelta, path)
+
+    def _opened(self, kind: type[_File], path: str) -> _File:
         try:
-            wreck = Wreck(path, self.secret)
+            file = kind(path, self.secret)
         except WrongKey as error:
             raise DeltaError("is protected by another key than its store", where=path) from error
         try:
-            self.check(wreck)
+            self.check(file)
         except DeltaError:
-            wreck.close()
+            file.close()
             raise
-        return wreck
+        return file
 
     def check(self, delta: RecordFile) -> None:
         """Raise `DeltaError` unless an open delta is of this store's kind."""

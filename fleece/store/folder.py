@@ -15,9 +15,12 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from fleece.delta.header import Header, PointRef
+from fleece.delta.partial import Proven
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import Buffer
 from fleece.keys import Secret
@@ -171,12 +174,48 @@ class FolderStore:
         finally:
             os.close(descriptor)
 
-    def remove_partial(self, guest: str) -> list[str]:
-        """Remove what dead runs left of points; the lock must be held. Gives the paths."""
+    def unfinished(self, guest: str) -> list[UnfinishedPoint]:
+        """What dead runs left of points, as far as a header of each disk is there, newest first.
+
+        The lock must be held.
+        """
+        with _store_errors(self.path):
+            found = [self._unfinished(folder) for folder in self._partials(guest)]
+        points = [point for point in found if point is not None and point.guest == guest]
+        return sorted(points, key=lambda point: -point.ref.sequence)
+
+    def resume(self, left: UnfinishedPoint) -> PartialPoint:
+        """Go on with a point that a dead run left; the lock must be held."""
+        final = _final_name(left.ref.id, left.ref.sequence)
+        return PartialPoint(left.folder, left.folder.with_name(final), self)
+
+    def _unfinished(self, folder: Path) -> UnfinishedPoint | None:
+        """The point in a partial folder, if its files are those that their own headers name."""
+        heads: dict[str, Header] = {}
+        for item in os.scandir(folder):
+            if not item.is_file(follow_symlinks=False):
+                return None
+            try:
+                with self.access.partial(item.path) as left:
+                    heads[item.name] = left.header
+            except DeltaError:
+                return None
+        first = next(iter(heads.values()), None)
+        if first is None or folder.name != f"{_PARTIAL}{first.point.id}":
+            return None
+        common = {(head.guest, head.chain, head.point, head.disks) for head in heads.values()}
+        names = [self.file_name(disk) + SUFFIX for disk in first.disks]
+        fits = len(common) == 1 and sorted(names) == sorted(heads)
+        if not fits or any(heads[self.file_name(h.disk) + SUFFIX] != h for h in heads.values()):
+            return None
+        return UnfinishedPoint(folder, tuple(heads[name] for name in names))
+
+    def remove_partial(self, guest: str, keep: UnfinishedPoint | None = None) -> list[str]:
+        """Remove what dead runs left of points, but one; the lock must be held. Gives the paths."""
         removed = []
         with _store_errors(self.path):
-            for folder in _subfolders(self._guest_folder(guest), hidden=True):
-                if folder.name.startswith(_PARTIAL):
+            for folder in self._partials(guest):
+                if keep is None or folder != keep.folder:
                     _remove_folder(folder)
                     removed.append(str(folder))
         return removed
@@ -196,7 +235,7 @@ class FolderStore:
         name = self.file_name(head.disk) + SUFFIX
         with _store_errors(self.path):
             guest = self._guest_folder(head.guest)
-            final = guest / f"{head.point.sequence:06d}-{head.point.id}"
+            final = guest / _final_name(head.point.id, head.point.sequence)
             if beside is not None:
                 final = Path(beside.path).parent
             if final.exists():
@@ -246,13 +285,17 @@ class FolderStore:
     def _note(self, chain: str, disk: str) -> Path:
         return self.path / f"{_DISTRUST}{chain}-{self.file_name(disk)}"
 
+    def _partials(self, guest: str) -> list[Path]:
+        found = _subfolders(self._guest_folder(guest), hidden=True)
+        return [folder for folder in found if folder.name.startswith(_PARTIAL)]
+
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""
         with _store_errors(self.path):
             parent = self._guest_folder(guest)
             partial = parent / f"{_PARTIAL}{point}"
             partial.mkdir()
-        return PartialPoint(partial, parent / f"{sequence:06d}-{point}", self)
+        return PartialPoint(partial, parent / _final_name(point, sequence), self)
 
     def file_name(self, name: str) -> str:
         """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""
@@ -266,6 +309,34 @@ class FolderStore:
             folder.mkdir()
             _sync_folder(self.path)
         return folder
+
+
+@dataclass(frozen=True)
+class UnfinishedPoint:
+    """What a dead run left of a point: for each disk a file with a whole header, and no other file.
+
+    Attributes:
+        folder: where it is.
+        heads: the headers, in the order of the point's disks.
+    """
+
+    folder: Path
+    heads: tuple[Header, ...]
+
+    @property
+    def guest(self) -> str:
+        """Whose point it is."""
+        return self.heads[0].guest
+
+    @property
+    def chain(self) -> str:
+        """The line of points that it belongs to."""
+        return self.heads[0].chain
+
+    @property
+    def ref(self) -> PointRef:
+        """Which point it is."""
+        return self.heads[0].point
 
 
 class PartialPoint:
@@ -293,6 +364,23 @@ class PartialPoint:
         self._files[disk] = made
         return made
 
+    def reopen(self, disk: str) -> tuple[DeltaFile, Proven]:
+        """The file of one disk's delta that a dead run left, cut to what is proven of it.
+
+        Returns:
+            (file, proven): the file is written on from the proven part's end.
+
+        Raises:
+            StoreError: it cannot be read or cut.
+        """
+        path = self.folder / self.file_name(disk)
+        with self._store.access.partial(str(path)) as left:
+            proven = left.proven()
+        with _store_errors(path):
+            made = DeltaFile(path, keep=proven.end)
+        self._files[disk] = made
+        return made, proven
+
     def commit(self) -> None:
         """Make the point durable and visible; when this returns, it is both.
 
@@ -317,11 +405,19 @@ class PartialPoint:
 
 
 class DeltaFile:
-    """The sink of one delta: a new file, whose every error is a `StoreError`."""
+    """The sink of one delta, whose every error is a `StoreError`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of a new file.
+        keep: bytes of a file that is there already, to go on behind; None: it must not be there.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
-        self._file = open(path, "xb", buffering=0)
+        self._file = open(path, "xb" if keep is None else "r+b", buffering=0)
+        if keep is not None:
+            self._file.truncate(keep)
+            self._file.seek(keep)
 
     def write(self, data: Buffer) -> int:
         """Write some of `data`; gives how much."""
@@ -425,6 +521,10 @@ def _rename_to_new(path: Path, final: Path) -> None:
             "is there already, and it is no whole delta", where=final, hint="move it away first"
         )
     os.rename(path, final)
+
+
+def _final_name(point: str, sequence: int) -> str:
+    return f"{sequence:06d}-{point}"
 
 
 def _remove_folder(folder: Path) -> None:

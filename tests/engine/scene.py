@@ -301,17 +301,21 @@ class Scene:
         """Start a command, each call of one function of which takes longer."""
         return self.engine.script(_SLOW, module, function, "before", milliseconds, *words)
 
-    def killed_backup(self, moment: Moment, *words: object, may_end: bool = False) -> None:
+    def killed_backup(self, moment: Moment, *words: object, may_end: bool = False) -> Ran:
         """Back up, and be killed by SIGKILL at a moment.
 
         Args:
             moment: when.
             words: more words of the command.
             may_end: it may end by itself if the moment never comes.
+
+        Returns:
+            What it printed.
         """
         place = moment.module, moment.function, moment.when, moment.nth
         ran = self.engine.script(_DIE, *place, *self.words(*words)).wait()
         assert ran.code == -signal.SIGKILL or (may_end and ran.code == 0), f"{moment}: {ran}"
+        return ran
 
     def take(
         self,
@@ -321,9 +325,11 @@ class Scene:
         listener: Listener = ignore,
         disks: Sequence[str] = (),
         cancel: fleece.CancelToken | None = None,
+        resume: bool = True,
     ) -> fleece.BackupResult:
         """Back up by the library, in this process."""
-        options = fleece.BackupOptions(fleece.ModeWish(mode), GUEST, tuple(disks))
+        wish = fleece.ModeWish(mode)
+        options = fleece.BackupOptions(wish, GUEST, tuple(disks), resume=resume)
         with fleece.QemuSource(str(self.qemu.qmp_socket), self.scratch) as source:
             place = fleece.FolderStore.open_or_create(store or self.store)
             return fleece.backup(source, place, options, listener, cancel)
@@ -491,6 +497,14 @@ class Proxy:
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def drop(self) -> int:
+        """Cut all connections, but take new ones; gives how many ends were cut."""
+        dropped, self._open = self._open, []
+        for connection in dropped:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return len(dropped)
 
     def _accept(self) -> None:
         with suppress(OSError):

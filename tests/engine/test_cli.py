@@ -133,6 +133,7 @@ def test_backup_tells_what_it_did(pair: Scene) -> None:
             "stored_bytes",
             "delta",
             "audited_bytes",
+            "resumed_bytes",
         }
         assert disk["size"] == disk["dirty_bytes"] == size
         assert disk["stored_bytes"] == Path(disk["delta"]).stat().st_size

@@ -124,7 +124,7 @@ def killed_while_it_copies(engine: Engine, folder: Path) -> None:
         _touch_disks(scene, 1)
         scene.killed_backup(moment, "--mode", "full")
         _touch_disks(scene, 2)
-        ran = scene.backup().succeeded()
+        ran = scene.backup("--no-resume").succeeded()
         _check(ran.result["mode"] == "incremental", "the chain was lost")
         _exact(scene)
 
@@ -412,7 +412,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                 (
                     "engine/backup.py",
                     "results += self._store_point(",
-                    "living.committed()\n                    results += self._store_point(",
+                    "taken.living.committed()\n                results += self._store_point(",
                 ),
             ),
         ),
@@ -556,7 +556,7 @@ def test_each_layer_alone_finds_corrupt_data_on_restore(kept: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
-def test_killed_at_any_moment_the_next_point_is_incremental_and_exact(
+def test_killed_at_any_moment_the_next_new_point_is_incremental_and_exact(
     moment: Moment, tmp_path: Path
 ) -> None:
     with daemon(tmp_path, *_two_disks(tmp_path)) as scene:
@@ -565,7 +565,7 @@ def test_killed_at_any_moment_the_next_point_is_incremental_and_exact(
         scene.killed_backup(moment)
         assert scene.points() == (1 if MOMENTS.index(moment) < COMMITS else 2)
         _touch_disks(scene, 2)
-        scene.take("incremental")
+        scene.take("incremental", resume=False)
         scene.check_exact()
         scene.nothing_left()
         scene.only_newest_segment()
@@ -577,14 +577,14 @@ def test_killed_at_any_moment_the_next_point_is_incremental_and_exact(
     [_moment(name) for name in ("the point is taken", "it is copying", "about to commit")],
     ids=str,
 )
-def test_killed_in_the_first_backup_the_next_one_is_full_and_exact(
+def test_killed_in_the_first_backup_the_next_new_one_is_full_and_exact(
     moment: Moment, tmp_path: Path
 ) -> None:
     with daemon(tmp_path, *_two_disks(tmp_path)) as scene:
         scene.killed_backup(moment)
         assert scene.points() == 0
         _touch_disks(scene, 2)
-        assert scene.take().mode == "full"
+        assert scene.take(resume=False).mode == "full"
         scene.check_exact()
         scene.nothing_left()
         scene.only_newest_segment()
@@ -597,11 +597,11 @@ def test_killed_again_and_again_nothing_is_lost(tmp_path: Path) -> None:
         scene.take()
         for number, name in enumerate(names):
             _touch_disks(scene, number)
-            scene.killed_backup(_moment(name))
+            scene.killed_backup(_moment(name), "--no-resume")
             if number == 1:
                 scene.qemu.restart()
         _touch_disks(scene, 20)
-        scene.take("incremental")
+        scene.take("incremental", resume=False)
         scene.check_exact()
         scene.nothing_left()
         scene.only_newest_segment()

@@ -35,6 +35,8 @@ class History(RuleBasedStateMachine):
         self._folder = Path(self._holder.name)
         self._models: dict[str, bytearray] = {}
         self._points: dict[str, dict[str, bytes]] = {}
+        self._taken: dict[str, dict[str, bytes]] = {}
+        """The disks at each point that an engine took which was killed then."""
         self._daemon: StorageDaemon | None = None
         self._scene: Scene | None = None
 
@@ -131,7 +133,7 @@ class History(RuleBasedStateMachine):
     @rule(node=st.sampled_from(NODES), seed=FRACTIONS)
     def backup_while_the_guest_writes(self, node: str, seed: int) -> None:
         """Writes after the point are not in it; those of before are."""
-        before = {name: bytes(model) for name, model in self._models.items()}
+        before = self._now()
 
         def disturb(event: Event) -> None:
             if event.name == "point":
@@ -139,7 +141,7 @@ class History(RuleBasedStateMachine):
                 self.write_zeroes(node, seed * 53, 1 + seed % 900, True)
 
         result = self.scene.take(listener=disturb)
-        self._points[result.point] = before
+        self._points[result.point] = self._taken.get(result.point, before)
         self._check_point(result.point)
         self.scene.nothing_left()
 
@@ -161,7 +163,9 @@ class History(RuleBasedStateMachine):
     @rule(moment=st.sampled_from(MOMENTS))
     def killed_backup(self, moment: Moment) -> None:
         known = set(self._committed())
-        self.scene.killed_backup(moment, may_end=True)
+        ran = self.scene.killed_backup(moment, may_end=True)
+        for event in ran.named("point"):
+            self._taken[event["point"]] = self._now()
         for point in set(self._committed()) - known:
             self._remember(point)
 
@@ -181,8 +185,12 @@ class History(RuleBasedStateMachine):
             return []
         return [p.id for p in fleece.FolderStore(self.scene.store).catalogue().of_guest(GUEST)]
 
+    def _now(self, *nodes: str) -> dict[str, bytes]:
+        return {node: bytes(self._models[node]) for node in nodes or NODES}
+
     def _remember(self, point: str, *nodes: str) -> None:
-        self._points[point] = {node: bytes(self._models[node]) for node in nodes or NODES}
+        """A committed point is what the disks were when it was taken: now, or by a dead engine."""
+        self._points[point] = self._taken.get(point) or self._now(*nodes)
 
     def _check_point(self, point: str) -> None:
         for node, model in self._points[point].items():
@@ -201,6 +209,7 @@ class History(RuleBasedStateMachine):
 
     def _check_all(self) -> None:
         """The last state is backed up too; then every point of the store is what it was."""
+        self._remember(self.scene.take().point)  # it may go on with a dead engine's point
         self._remember(self.scene.take().point)
         self.scene.check_exact()
         assert sorted(self._committed()) == sorted(self._points)

@@ -143,7 +143,7 @@ def pull_obstacle(disk: GuestDisk, version: tuple[int, int, int]) -> str | None:
 def take_inventory(monitor: Monitor) -> Inventory:
     """Ask QEMU for all of it."""
     nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes")}
-    graph = _children(monitor.execute("x-debug-query-block-graph"))
+    graph = children(monitor)
     devices = [device for device in monitor.execute("query-block") if device.get("inserted")]
     if devices:
         disks = [_device_disk(monitor, device, nodes, graph) for device in devices]
@@ -159,14 +159,15 @@ def _guest_name(monitor: Monitor) -> str | None:
         return None  # qemu-storage-daemon has no names
 
 
-def _children(graph: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def children(monitor: Monitor) -> dict[str, dict[str, str]]:
     """For each node, its children's names by role."""
+    graph: Mapping[str, Any] = monitor.execute("x-debug-query-block-graph")
     name = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
-    children: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for edge in graph["edges"]:
         if edge["parent"] in name and edge["child"] in name:
-            children.setdefault(name[edge["parent"]], {})[edge["name"]] = name[edge["child"]]
-    return children
+            found.setdefault(name[edge["parent"]], {})[edge["name"]] = name[edge["child"]]
+    return found
 
 
 def _below_filters(node: str, nodes: Mapping[str, Any], graph: dict[str, dict[str, str]]) -> str:

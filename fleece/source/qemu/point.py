@@ -359,7 +359,6 @@ class QemuPoint:
         self._home = stack.enter_context(server)
 
     def _export(self, number: int, planned: PlannedDisk) -> Export:
-        incremental = planned.merged is not None
         name = self._names.export(number)
         arguments: dict[str, object] = {
             "id": name,
@@ -367,16 +366,28 @@ class QemuPoint:
             "node-name": self._names.overlay(number),
             "name": name,
         }
-        if incremental:
+        if planned.merged is not None:
             arguments["bitmaps"] = [DELTA_BITMAP]
         self._monitor.execute("block-export-add", arguments)
-        return Export(
-            disk=planned.disk.name,
-            uri=unix_uri(str(self._home / SOCKET), name),
-            size=planned.disk.size,
-            dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
-            granularity=GRANULARITY if incremental else None,
-        )
+        return export_of(planned, name, self._home)
+
+
+def export_of(planned: PlannedDisk, name: str, home: Path) -> Export:
+    """How a disk of a point is read.
+
+    Args:
+        planned: the disk.
+        name: of the export.
+        home: the folder of the NBD server's socket.
+    """
+    incremental = planned.merged is not None
+    return Export(
+        disk=planned.disk.name,
+        uri=unix_uri(str(home / SOCKET), name),
+        size=planned.disk.size,
+        dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
+        granularity=GRANULARITY if incremental else None,
+    )
 
 
 @contextmanager
@@ -400,23 +411,30 @@ def living_point(
     """
     with _held_folder(scratch, names, monitor) as folder:
         point = QemuPoint(monitor, names, disks, folder, agent, limit)
-        try:
+        with taken_down(point, monitor, folder):
             point.start()
             yield point
-        except BaseException as error:
-            # The first error is the one to tell. What cannot be taken down now is found by its
-            # name in the next run.
-            with suppress(FleeceError):
-                point.close()
-                point.abandon()
-            if not process_lives(monitor.peer.pid):
-                (folder / FROZEN).unlink(missing_ok=True)
-                list(remove_folder(folder))
-            elif point.freeze.stuck is not None:
-                raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
-            raise
-        point.close()
-        point.abandon()
+
+
+@contextmanager
+def taken_down(point: QemuPoint, monitor: Monitor, folder: Path) -> Iterator[None]:
+    """Take a point down when the context ends, however it does."""
+    try:
+        yield
+    except BaseException as error:
+        # The first error is the one to tell. What cannot be taken down now is found by its
+        # name in the next run.
+        with suppress(FleeceError):
+            point.close()
+            point.abandon()
+        if not process_lives(monitor.peer.pid):
+            (folder / FROZEN).unlink(missing_ok=True)
+            list(remove_folder(folder))
+        elif point.freeze.stuck is not None:
+            raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
+        raise
+    point.close()
+    point.abandon()
 
 
 @contextmanager

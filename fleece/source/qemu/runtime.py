@@ -72,6 +72,11 @@ def is_held(folder: Path) -> bool:
     return False
 
 
+def has_only_ours(folder: Path) -> bool:
+    """Whether a work folder holds nothing but the files that a point alone has there."""
+    return all(_WORK_FILE.fullmatch(item.name) for item in folder.iterdir())
+
+
 def process_lives(pid: int) -> bool:
     """Whether a process of this number exists."""
     return Path(f"/proc/{pid}").exists()

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from fleece.errors import PointError
 from fleece.source.qemu import runtime
+from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
@@ -158,6 +159,23 @@ class QemuSource:
         ]
         names = PointNames(chain, point)
         return living_point(self.monitor, names, planned, self.scratch, agent, self.scratch_limit)
+
+    def adopt(
+        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
+    ) -> AbstractContextManager[QemuPoint]:
+        """Go on with a point that a dead engine took; the context's end takes it down.
+
+        Args:
+            chain, sequence, point: of the point.
+            wanted: its disks, in the order in which it was taken.
+
+        Raises:
+            PointError: it is not there as it was taken, to the last part; nothing was changed.
+        """
+        self._refuse_obstacles([want.disk for want in wanted])
+        planned = [adopted_disk(want.disk, chain, sequence, point, want.bitmaps) for want in wanted]
+        names = PointNames(chain, point)
+        return adopted_point(self.monitor, names, planned, self.scratch_limit)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:

@@ -1,0 +1,106 @@
+"""A living point on its way into a store or a stream: the work on each disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleece.delta.chain import Chain
+from fleece.delta.header import Header, Mode, PointRef
+from fleece.delta.partial import Proven
+from fleece.delta.protection import Protection
+from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.engine.copy import CopyJob, dirty_leaves, open_export
+from fleece.engine.decide import Decision
+from fleece.engine.outcome import DiskResult
+from fleece.engine.rescan import HeldLeaves
+from fleece.errors import PointError, StoreError
+from fleece.extents import Extents
+from fleece.hashing import Buffer
+from fleece.source.base import Export
+from fleece.source.qemu.point import QemuPoint
+from fleece.store.folder import UnfinishedPoint
+from fleece.tree import BlankDisk
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A living point.
+
+    Attributes:
+        ref: its name.
+        decisions: one for each disk.
+        living: the point in the source.
+        left: what a dead run has stored of it already; None: it is new.
+    """
+
+    ref: PointRef
+    decisions: tuple[Decision, ...]
+    living: QemuPoint
+    left: UnfinishedPoint | None = None
+
+
+class Stream:
+    """In the place of a `PartialPoint`: the delta of its one disk goes to the caller's stream."""
+
+    def __init__(self, output: Sink) -> None:
+        self._output = output
+
+    def create(self, disk: str) -> Sink:
+        """The stream."""
+        return self
+
+    def place(self, disk: str) -> str:
+        """As the command line writes it."""
+        return "-"
+
+    def write(self, data: Buffer) -> int | None:
+        """Pass bytes on."""
+        try:
+            return self._output.write(data)
+        except OSError as error:
+            raise StoreError(f"the output takes no more ({error.strerror})") from error
+
+
+def copy_job(
+    made: Decision,
+    export: Export,
+    head: Header,
+    sink: Sink,
+    base: Chain | None,
+    protection: Protection | None,
+    proven: Proven | None = None,
+) -> CopyJob:
+    """The work on one disk, less what a dead run is proven to have done of it.
+
+    Raises:
+        PointError: what that did is not part of the work.
+    """
+    disk = open_export(export)
+    dirty = dirty_leaves(export, disk, made.more_dirty)
+    done = Extents.empty() if proven is None else proven.extents()
+    if len(done.subtract(dirty)):
+        raise PointError(
+            "a dead run stored what did not change", where=head.disk, hint="run the backup again"
+        )
+    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection, proven)
+    held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
+    dirty = dirty.subtract(done)
+    return CopyJob(disk, dirty, writer, head.geometry, head.level, held, done)
+
+
+def disk_result(
+    made: Decision, job: CopyJob, summary: Summary, path: str, audited: int
+) -> DiskResult:
+    """What became of one disk."""
+    return DiskResult(
+        disk=made.disk.name,
+        size=job.geometry.size,
+        root=summary.root.hex(),
+        mode=made.mode,
+        dirty_bytes=summary.data_bytes + summary.zero_bytes,
+        read_bytes=job.read_bytes,
+        stored_bytes=summary.stored_bytes,
+        delta=path,
+        audited_bytes=audited,
+        resumed_bytes=job.kept_bytes,
+    )

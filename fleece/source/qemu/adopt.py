@@ -1,0 +1,161 @@
+"""Go on with a point whose engine died: only if all of it is in QEMU as it was taken.
+
+What must be there follows from the names (`names.py`). Any doubt is a `PointError`: the point is
+then taken down like any other leftover, and a new one costs no more than reading again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fleece.errors import PointError
+from fleece.nbd.connection import Connection
+from fleece.source.base import Export
+from fleece.source.qemu.inventory import GuestDisk, children
+from fleece.source.qemu.monitor import Monitor
+from fleece.source.qemu.names import DELTA_BITMAP, LOCK, PointNames
+from fleece.source.qemu.point import PlannedDisk, QemuPoint, export_of, taken_down
+from fleece.source.qemu.runtime import (
+    STOPPED_BY_ERROR,
+    has_only_ours,
+    qemu_of,
+    run_state,
+    work_folder,
+)
+
+
+def adopted_disk(
+    disk: GuestDisk, chain: str, sequence: int, point: str, bitmaps: tuple[str, ...] | None
+) -> PlannedDisk:
+    """A disk of a point that was taken before, as it was planned then.
+
+    Args:
+        disk: as the inventory shows it now, the point's own segment among its bitmaps.
+        chain, sequence, point: of the point.
+        bitmaps: whose union is what was written since the parent, until now; None: all is read.
+
+    Raises:
+        PointError: the disk has no segment of that point that records since then.
+    """
+    found = disk.segments(chain).get(sequence)
+    segment = None if found is None else found.segment
+    if found is None or segment is None or segment.point != point:
+        raise PointError(f"disk {disk.name} has no bitmap of it")
+    if sequence != max(disk.segments(chain)):
+        raise PointError(f"disk {disk.name} has a bitmap of a later point")
+    if found.inconsistent or found.busy or not found.recording:
+        raise PointError(f"bitmap {found.name} is {found.state}")
+    before = tuple(bitmap for bitmap in disk.bitmaps if bitmap.name != found.name)
+    merged = None if bitmaps is None else tuple(name for name in bitmaps if name != found.name)
+    return PlannedDisk(replace(disk, bitmaps=before), segment, merged)
+
+
+@contextmanager
+def adopted_point(
+    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], limit: int | None
+) -> Iterator[QemuPoint]:
+    """Take a dead engine's point over; take it down when the context ends, however it does.
+
+    Args:
+        monitor: of the QEMU.
+        names: of the point's things in QEMU.
+        disks: all disks of the point.
+        limit: bytes that the scratch files may take together; None: what their file system has.
+
+    Raises:
+        PointError: on entry: something of it is not as it was made. It is left as it is.
+    """
+    folder = work_folder(monitor, names.prefix)
+    if folder is None:
+        raise PointError("nothing of it is in QEMU")
+    with _held_again(folder, monitor):
+        point = QemuPoint(monitor, names, disks, folder, limit=limit)
+        _check_whole(monitor, names, disks, folder)
+        point.check()
+        point.watch()
+        point.exports = tuple(
+            export_of(planned, names.export(number), folder) for number, planned in enumerate(disks)
+        )
+        for export in point.exports:
+            _check_export(export)
+        with taken_down(point, monitor, folder):
+            yield point
+
+
+@contextmanager
+def _held_again(folder: Path, monitor: Monitor) -> Iterator[None]:
+    """Hold the lock of a dead engine's work folder, which must be of this QEMU and complete."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise PointError(f"its work folder has no lock ({error.strerror})", where=folder) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PointError("another engine holds it", where=folder) from error
+        if qemu_of(folder) != monitor.peer.pid or not has_only_ours(folder):
+            raise PointError("its work folder is not as it was made", where=folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_whole(
+    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
+) -> None:
+    """Raise `PointError` unless QEMU has all parts of the point, and no other of its name."""
+    if run_state(monitor) == STOPPED_BY_ERROR:
+        raise PointError("the guest was stopped by an I/O error")
+    numbers = range(len(disks))
+    jobs = _ours(monitor.execute("query-jobs"), "id", names)
+    _same("jobs", set(jobs), {names.job(number) for number in numbers})
+    if any(job["type"] != "backup" or "error" in job for job in jobs.values()):
+        raise PointError("a fleecing job has failed")
+    exports = _ours(monitor.execute("query-block-exports"), "id", names)
+    shown = {(name, item["node-name"], item["shutting-down"]) for name, item in exports.items()}
+    _same("exports", shown, {(names.export(n), names.overlay(n), False) for n in numbers})
+    nodes = _ours(monitor.execute("query-named-block-nodes"), "node-name", names)
+    made = (names.overlay, names.overlay_file, names.filter)
+    _same("nodes", set(nodes), {name(number) for name in made for number in numbers})
+    graph = children(monitor)
+    for number, planned in enumerate(disks):
+        overlay, file = names.overlay(number), names.overlay_file(number)
+        filtered = {"file": planned.disk.node, "target": overlay}
+        _same("filters", graph.get(names.filter(number)), filtered)
+        _same("scratches", graph.get(overlay), {"file": file, "backing": planned.disk.node})
+        _same("scratches' files", nodes[file]["file"], str(folder / f"s{number}.qcow2"))
+        _check_bitmap(nodes[overlay].get("dirty-bitmaps", []), planned)
+
+
+def _ours(items: list[dict[str, Any]], key: str, names: PointNames) -> dict[str, dict[str, Any]]:
+    """What QEMU lists under the point's names, by name."""
+    return {item[key]: item for item in items if item[key].startswith(names.prefix)}
+
+
+def _same(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise PointError(f"its {what} are not as they were made")
+
+
+def _check_bitmap(bitmaps: list[dict[str, Any]], planned: PlannedDisk) -> None:
+    """The gathered bitmap must be there, frozen, if the point has one."""
+    named = [bitmap for bitmap in bitmaps if bitmap.get("name")]
+    wanted = [] if planned.merged is None else [DELTA_BITMAP]
+    _same("bitmaps", [bitmap["name"] for bitmap in named], wanted)
+    if any(bitmap["recording"] or bitmap.get("inconsistent") for bitmap in named):
+        raise PointError("its bitmap is not as it was made")
+
+
+def _check_export(export: Export) -> None:
+    """Raise `SourceError` or `PointError` unless an export can be read as it must be."""
+    contexts = () if export.dirty_context is None else (export.dirty_context,)
+    with Connection(export.uri, contexts) as connection:
+        if connection.size != export.size or connection.contexts != contexts:
+            raise PointError("its exports are not as they were made", where=export.uri)

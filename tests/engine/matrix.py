@@ -1,0 +1,432 @@
+"""The kill matrix: an engine that dies at every step, again and again, on one living guest.
+
+Two disks of one storage daemon are written all the time, by numbered writes, each done before the
+next begins. So the disks at a point are the disks after the first n writes, for one n: whatever a
+committed point restores to must be exactly that, of both disks, bit for bit.
+
+Engines run in forks of one process that has loaded the package already: a death costs 0.2 s.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fleece
+from tests.engine.scene import GUEST, INTACT, MIB, Engine, Ran, Scene, daemon
+from tests.rig import images
+from tests.rig.disk import Disk
+
+NODES = ("d0", "d1")
+FULL_EVERY = 32
+"""So many points have a full among them: restoring each does not read ever longer chains."""
+SIZES = {"d0": 6 * MIB, "d1": 3 * MIB + 512}
+
+# Reads jobs from its standard input, a JSON object a line, and does each in a fork of itself. In
+# the fork every control-plane step has a name; at one of them, or after a time, something happens.
+_NURSERY = """
+import errno, json, os, signal, socket, sys, threading, time
+import fleece, fleece.api, fleece.cli.main, fleece.cli.verbs, fleece.nbd.binding
+import fleece.source.qemu.point as point, fleece.source.qemu.monitor as monitor
+import fleece.nbd.connection as connection, fleece.delta.writer as writer
+import fleece.store.folder as folder
+fleece.nbd.binding.libnbd()
+
+def engine(job):
+    seen, names = {}, []
+    sockets = []
+    def at(step):
+        seen[step] = seen.get(step, 0) + 1
+        name = f"{step} {seen[step]}"
+        names.append(name)
+        if name != job.get("step"):
+            return
+        if job["fault"] == "list":
+            return
+        if job["fault"] == "monitor":
+            for known in sockets:
+                known.shutdown(socket.SHUT_RDWR)
+        elif job["fault"].startswith("E"):
+            number = getattr(errno, job["fault"])
+            raise OSError(number, os.strerror(number))
+        else:
+            os.kill(os.getpid(), getattr(signal, job["fault"]))
+    def wrap(owner, function, name):
+        wrapped = getattr(owner, function)
+        def wrapper(*arguments, **named):
+            step = name(*arguments)
+            at("before " + step)
+            result = wrapped(*arguments, **named)
+            at("after " + step)
+            return result
+        setattr(owner, function, wrapper)
+    opened = monitor.Monitor._open_socket
+    def remember(self):
+        sockets.append(opened(self))
+        return sockets[-1]
+    monitor.Monitor._open_socket = remember
+    wrap(monitor.Monitor, "execute", lambda self, command, *rest: command)
+    wrap(point.subprocess, "run", lambda command, *rest: os.path.basename(command[0]))
+    for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate"):
+        wrap(os, name, lambda *rest, name=name: name)
+    wrap(folder.DeltaFile, "__init__", lambda *rest: "open delta")
+    wrap(writer.DeltaWriter, "finish", lambda *rest: "finish delta")
+    made = folder.DeltaFile.__init__
+    class File:
+        def __init__(self, file):
+            self.__dict__["file"] = file
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+        def write(self, data):
+            at("before write")
+            return self.file.write(data)
+    def make(self, *arguments, **named):
+        made(self, *arguments, **named)
+        self._file = File(self._file)
+    folder.DeltaFile.__init__ = make
+    if job.get("slow"):
+        read = connection.Connection.read
+        def slowly(self, *arguments):
+            time.sleep(job["slow"])
+            return read(self, *arguments)
+        connection.Connection.read = slowly
+    sys.stdout = os.fdopen(os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w")
+    sys.stderr = sys.stdout
+    code = fleece.cli.main.main(job["words"])
+    sys.stdout.flush()
+    if job["fault"] == "list":
+        with open(job["out"] + ".steps", "w") as file:
+            json.dump(names, file)
+    os._exit(code)
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            engine(job)
+        finally:
+            os._exit(99)
+    if job.get("after") is not None:
+        time.sleep(job["after"])
+        os.kill(child, getattr(signal, job["fault"]))
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Nursery:
+    """Runs engines as forks of a process that has the package loaded."""
+
+    def __init__(self, folder: Path, engine: Engine = INTACT) -> None:
+        self._out = folder / "engine-output"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY],
+            cwd=engine.root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self,
+        words: tuple[object, ...],
+        fault: str = "none",
+        *,
+        step: str | None = None,
+        after: float | None = None,
+        slow: float = 0.0,
+    ) -> Ran:
+        """Run one command.
+
+        Args:
+            words: of the command line, --json among them.
+            fault: a signal's name, an error's (`EIO`), `monitor` (its connection is lost), `list`.
+            step: at which control-plane step the fault happens.
+            after: seconds after which it happens; signals only.
+            slow: seconds that each read takes longer.
+        """
+        job = {
+            "words": [str(word) for word in words],
+            "fault": fault,
+            "step": step,
+            "after": after,
+            "slow": slow,
+            "out": str(self._out),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._out.write_text("")
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        lines = self._out.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        return Ran(code, "".join(whole), "")
+
+    def steps(self, words: tuple[object, ...]) -> list[str]:
+        """The names of all control-plane steps of a run that nothing happens to."""
+        ran = self.run(words, "list")
+        assert ran.code == 0, ran
+        return list(json.loads(Path(f"{self._out}.steps").read_text()))
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write of the guest; `data` None: zeros."""
+
+    node: str
+    offset: int
+    length: int
+    data: bytes | None
+
+
+class Guest:
+    """Writes to two disks, one write after the other, in a thread; remembers every one.
+
+    Data begins with the number of its write. It lies within a page: the kernel sometimes makes two
+    requests of what crosses from one to the next, and a point may come between them.
+    """
+
+    def __init__(self, scene: Scene, seed: int) -> None:
+        self._scene = scene
+        self._random = random.Random(seed)
+        self._stop = threading.Event()
+        self._error: OSError | None = None
+        self.writes: list[Write] = []
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                made = self._next(len(self.writes) + 1)
+                self.writes.append(made)
+                writer = self._scene.writer(made.node)
+                if made.data is None:
+                    writer.zero(made.offset, made.length, unmap=False)
+                else:
+                    writer.write(made.offset, made.data)
+                time.sleep(0.004)
+        except OSError as error:
+            self._error = error
+
+    def _next(self, number: int) -> Write:
+        node = NODES[number % 2]
+        offset = self._random.randrange(SIZES[node] // 512) * 512
+        if number % 5 == 0:
+            zeros = min(512 * self._random.randint(1, 300), SIZES[node] - offset)
+            return Write(node, offset, zeros, None)
+        length = min(512 * self._random.randint(1, 8), SIZES[node] - offset, 4096 - offset % 4096)
+        data = number.to_bytes(8, "big") + self._random.randbytes(length - 8)
+        return Write(node, offset, length, data)
+
+    def halt(self) -> None:
+        """Stop it."""
+        self._stop.set()
+        self._thread.join()
+
+    def stop(self) -> None:
+        """Stop it.
+
+        Raises:
+            OSError: a write had failed: the backups hurt the guest.
+        """
+        self.halt()
+        if self._error is not None:
+            raise self._error
+
+
+@dataclass
+class Model:
+    """The disks after some number of writes; it only goes forward."""
+
+    disks: dict[str, bytearray]
+    done: int = 0
+
+    def advance(self, writes: list[Write], count: int) -> None:
+        """Go on to the state after the first `count` writes."""
+        for made in writes[self.done : count]:
+            data = bytes(made.length) if made.data is None else made.data
+            self.disks[made.node][made.offset : made.offset + made.length] = data
+        self.done = max(self.done, count)
+
+
+@dataclass
+class Counts:
+    """What happened.
+
+    Attributes:
+        runs: engines that something was to happen to.
+        killed, failed, ended: how they ended: by a signal, by an exit code, as if nothing was.
+        resumed: points that the engine after one of them went on with.
+        points: committed, each compared with the guest's writes in the end.
+        writes: of the guest.
+    """
+
+    runs: int = 0
+    killed: int = 0
+    failed: int = 0
+    ended: int = 0
+    resumed: int = 0
+    points: int = 0
+    writes: int = 0
+
+
+class Matrix:
+    """One guest, one store, many deaths.
+
+    Attributes:
+        scene: where they happen.
+        counts: of what happened so far.
+    """
+
+    def __init__(self, scene: Scene, nursery: Nursery, base: dict[str, bytes], seed: int) -> None:
+        self.scene = scene
+        self.counts = Counts()
+        self._nursery = nursery
+        self._base = base
+        self._origins: dict[str, str] = {}
+        self._seed = seed
+        self.guest: Guest | None = None
+
+    def start(self) -> None:
+        """The first backup; then the guest begins to write."""
+        self.backup()
+        self.guest = Guest(self.scene, self._seed)
+
+    def backup(self) -> Ran:
+        """A backup that must succeed, leave nothing, and not fall back to reading all."""
+        full = self.counts.points % FULL_EVERY == 0
+        words = ("--mode", "full", "--no-resume") if full else ()
+        ran = self._nursery.run(self.scene.words(*words)).succeeded()
+        assert ran.result["mode"] == ("full" if full else "incremental"), ran.out
+        self.counts.points += 1
+        self.counts.resumed += bool(ran.result["resumed"])
+        self.scene.nothing_left()
+        self.scene.only_newest_segment()
+        return ran
+
+    def steps(self) -> list[str]:
+        """The names of all steps of an incremental backup."""
+        names = self._nursery.steps(self.scene.words())
+        self.counts.points += 1
+        return names
+
+    def hit(
+        self, fault: str, step: str | None = None, after: float | None = None, slow: float = 0.0
+    ) -> Ran:
+        """A run that something happens to (`Nursery.run`), then one that nothing happens to."""
+        ran = self.only_hit(fault, step, after, slow)
+        self.backup()
+        return ran
+
+    def only_hit(
+        self, fault: str, step: str | None = None, after: float | None = None, slow: float = 0.0
+    ) -> Ran:
+        """A run that something happens to."""
+        ran = self._nursery.run(self.scene.words(), fault, step=step, after=after, slow=slow)
+        for event in ran.named("point") + ran.named("resumed"):
+            self._origins[event["point"]] = f"{fault} {step or after}"
+        self.counts.runs += 1
+        self.counts.killed += ran.code < 0
+        self.counts.failed += ran.code > 0
+        self.counts.ended += ran.code == 0
+        return ran
+
+    def stop(self) -> None:
+        """End the guest; check every point that was ever committed, and the last state."""
+        assert self.guest is not None
+        self.guest.stop()
+        self.counts.writes = len(self.guest.writes)
+        self.backup()
+        self.scene.check_exact()
+        self.scene.verify()
+        self._check_points(self.guest.writes)
+
+    def _check_points(self, writes: list[Write]) -> None:
+        store = fleece.FolderStore(self.scene.store)
+        points = store.catalogue().of_guest(GUEST)
+        model = Model({node: bytearray(data) for node, data in self._base.items()})
+        for point in points:
+            held = {}
+            for node in NODES:
+                restored = self.scene.restore(node, point.id)
+                held[node] = restored.read_bytes()
+                restored.unlink()
+            done = model.done
+            origin = self._origins.get(point.id, "undisturbed")
+            assert _matches(model, writes, held), (
+                f"point {point.sequence} of {len(points)} ({origin}) is no state that the disks "
+                f"had after write {done}"
+            )
+        self.counts.points = len(points)
+
+
+def _matches(model: Model, writes: list[Write], held: dict[str, bytes]) -> bool:
+    """Advance the model to the first state that is what a point holds, if there is one."""
+    for count in range(model.done, len(writes) + 1):
+        model.advance(writes, count)
+        if all(model.disks[node] == held[node] for node in NODES):
+            return True
+    return False
+
+
+def control_steps(names: list[str]) -> list[str]:
+    """Of all steps, those that change something, before each; and after those that decide.
+
+    Of the many writes into deltas a few stand for all: the first ones, one in the middle, the last.
+    """
+    writes = [name for name in names if name.startswith("before write")]
+    few = {*writes[:3], writes[len(writes) // 2], *writes[-2:]}
+    decisive = ("transaction", "rename", "fsync", "open delta", "nbd-server-stop")
+    return [
+        name
+        for name in names
+        if (name in few)
+        or (name.startswith("before ") and not name.split()[1].startswith(_MANY))
+        or (name.startswith("after ") and name[6:].rpartition(" ")[0] in decisive)
+    ]
+
+
+_MANY = ("query-", "write", "x-debug", "qom-")
+
+
+@contextmanager
+def matrix(folder: Path, seed: int, engine: Engine = INTACT) -> Iterator[Matrix]:
+    """A matrix whose guest writes; it is checked when the body has ended well."""
+    disks = (
+        Disk(images.random_image(folder / "d0.qcow2", SIZES["d0"], seed=1), "d0"),
+        Disk(images.random_image(folder / "d1.raw", SIZES["d1"], seed=2, fmt="raw"), "d1", "raw"),
+    )
+    base = {
+        disk.node: images.to_raw(disk.path, folder / f"base-{disk.node}", disk.fmt).read_bytes()
+        for disk in disks
+    }
+    with daemon(folder, *disks, engine=engine) as scene:
+        nursery = Nursery(folder, engine)
+        made = Matrix(scene, nursery, base, seed)
+        try:
+            made.start()
+            yield made
+            made.stop()
+        finally:
+            if made.guest is not None:
+                made.guest.halt()
+            nursery.close()
