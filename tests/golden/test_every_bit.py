@@ -161,6 +161,16 @@ def test_records_that_were_moved_dropped_doubled_or_spliced_in_are_found(
         small.refused(what, (fleece.StoreError, fleece.VerifyError) if forged else _STORE)
 
 
+@_FILES
+@pytest.mark.parametrize("padding", [(b"x", b""), (b"", b"x")], ids=["pages", "directory"])
+def test_bytes_hidden_between_frames_are_found_though_all_was_forged_to_fit(
+    small: Small, number: int, padding: tuple[bytes, bytes]
+) -> None:
+    path = small.files[number]
+    path.write_bytes(reassembled(path, records_of(path), padding=padding))
+    small.refused("bytes between the frames")
+
+
 def test_deltas_that_only_exchanged_their_names_are_the_same_chain(small: Small) -> None:
     one, other = small.files
     content = one.read_bytes(), other.read_bytes()

@@ -6,6 +6,7 @@ import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fleece.disk.raw import RawDisk
 from fleece.engine.pool import Counter
 from fleece.engine.restore import write_chain
 from fleece.engine.root import disk_root
+from fleece.engine.salvage import Loss, LostExtent, describe, salvage
 from fleece.engine.verify import check_delta
 from fleece.errors import TargetError
 from fleece.events import Phase, ignore
@@ -123,3 +125,18 @@ def test_the_hashes_are_those_of_xxhsum(tmp_path: Path) -> None:
     assert digest == xxhash.xxh3_128_hexdigest(FULL_DISK[:65536])
     row = DeltaReader(FULL).rows()[0].tolist()
     assert DeltaReader(FULL).record_at(*row)[0].leaves.hex() == digest
+
+
+def test_a_salvaged_file_is_read_and_made_again_byte_for_byte(tmp_path: Path) -> None:
+    """Made of `full.fleece` with a bit of its first frame wrong: the first leaf is lost."""
+    golden = HERE / "salvaged.fleece"
+    raw = bytearray(FULL.read_bytes())
+    raw[0x2A0] ^= 1
+    (tmp_path / "damaged").write_bytes(raw)
+    made = salvage(str(tmp_path / "damaged"), str(tmp_path / "made"))
+    assert (tmp_path / "made").read_bytes() == golden.read_bytes()
+    said = describe(str(golden))
+    assert said == replace(made, path=str(golden))
+    assert said.lost == (LostExtent(0, 65536, Loss.LOST),)
+    assert (said.records, said.data_bytes, said.zero_bytes) == (2, 512, 65536)
+    assert said.root == DeltaReader(FULL).footer.root.hex()
