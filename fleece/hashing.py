@@ -55,7 +55,8 @@ def keyed_blake3(key: bytes) -> HashAlgorithm:
 KEYED_CODE = 3
 """The code of `keyed_blake3`."""
 
-_KNOWN = (XXH3_128, BLAKE3)
+ALGORITHMS = (XXH3_128, BLAKE3)
+"""All that need no key."""
 
 
 def by_code(code: int, key: bytes | None = None) -> HashAlgorithm | None:
@@ -67,9 +68,9 @@ def by_code(code: int, key: bytes | None = None) -> HashAlgorithm | None:
     """
     if code == KEYED_CODE and key is not None:
         return keyed_blake3(key)
-    return next((known for known in _KNOWN if known.code == code), None)
+    return next((known for known in ALGORITHMS if known.code == code), None)
 
 
 def by_name(name: str) -> HashAlgorithm | None:
     """The unkeyed algorithm of a name, or None."""
-    return next((known for known in _KNOWN if known.name == name), None)
+    return next((known for known in ALGORITHMS if known.name == name), None)

@@ -25,6 +25,9 @@ _GREETING = b"fleece delta v1\n"
 _FIXED = struct.Struct("<16sHBBIII")
 _IDENTIFIER = re.compile(r"[0-9a-f]{8,40}")
 _COMPRESSION = "zstd"
+_DEEPEST = 16
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 class Mode(enum.StrEnum):
@@ -165,6 +168,8 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
         raise DeltaError("the header is cut", where=where)
     greeting, version, code, _, incompatible, _, length = _FIXED.unpack_from(frame, ENVELOPE.size)
     algorithm = by_code(code, hash_key)
+    if algorithm is not None:
+        unseal(frame, Tag.HEADER, algorithm, where)
     if greeting != _GREETING or version != VERSION:
         raise DeltaError(
             f"delta format version {version} is not known",
@@ -179,16 +184,26 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
         )
     if algorithm.keyed != (hash_key is not None):
         raise DeltaError("its hashes are not keyed, though its KEY frame says so", where=where)
-    text = unseal(frame, Tag.HEADER, algorithm, where)[_FIXED.size :]
+    text = frame[ENVELOPE.size + _FIXED.size : -algorithm.size]
     if len(text) != length:
         raise DeltaError("the header's text has the wrong length", where=where)
     try:
-        header = _from_json(json.loads(bytes(text)), algorithm)
+        header = _from_json(_loads(text), algorithm)
         if (header.salvaged is not None) != bool(incompatible & SALVAGED):
             raise ValueError("it does not say clearly whether it is salvaged")
         return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeltaError(f"the header makes no sense ({error})", where=where) from error
+
+
+def _loads(text: bytes) -> object:
+    """JSON of a bounded depth: the parser recurses, and the stack of C has no safe end."""
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", text)):
+        depth += 1 if bracket.group() in b"[{" else -1
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    return json.loads(text)
 
 
 def _to_json(header: Header) -> dict[str, object]:

@@ -36,14 +36,14 @@ MAX_RECORD_FRAME = 64 * 1024
 MAX_PAGE = 8 * 1024 * 1024
 """The most bytes of a TREE or INDEX page."""
 
-MAX_DIRECTORY = 1024 * 1024 * 1024
-"""The most bytes of the DIRECTORY frame."""
+MAX_DIRECTORY = 16 * 1024 * 1024
+"""The most bytes of the DIRECTORY frame: the pages of a petabyte."""
 
 INDEX_PAGE_ROWS = 65536
 """Rows in an INDEX page as this version writes it."""
 
 TREE_PAGE_NODES = 4096
-"""Nodes in a TREE page as this version writes it."""
+"""The most nodes in a TREE page as this version writes it; fewer if the fan-out is large."""
 
 MAX_SIZE = 1 << 60
 """The largest disk in bytes: far above any, and no sum of two overflows 63 bits."""

@@ -95,10 +95,12 @@ class PageTable:
 
 def tree_pages(levels: tuple[Level, ...], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
     """TREE frames with their directory rows (`position` 0 until they are written)."""
+    width = 8 + geometry.fan_out * geometry.algorithm.size
+    most = min(TREE_PAGE_NODES, MAX_PAGE // 2 // width)
     for level in levels:
-        for at in range(0, len(level.nodes), TREE_PAGE_NODES):
-            nodes = level.nodes[at : at + TREE_PAGE_NODES]
-            children = level.children[at : at + TREE_PAGE_NODES]
+        for at in range(0, len(level.nodes), most):
+            nodes = level.nodes[at : at + most]
+            children = level.children[at : at + most]
             body = _COUNT.pack(level.level, len(nodes)) + nodes.astype("<u8").tobytes()
             frame = seal(Tag.TREE, body + children.tobytes(), geometry.algorithm)
             yield frame, _page(Tag.TREE, level.level, nodes, frame, geometry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -56,11 +57,14 @@ class RecordFile:
     def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = os.fspath(path)
         try:
-            self._file = open(self.path, "rb", buffering=0)
+            self._file = open(self.path, "rb", buffering=0, opener=_open)
         except OSError as error:
             raise DeltaError(f"cannot be read ({error.strerror})", where=self.path) from error
         try:
-            self.length = os.fstat(self._file.fileno()).st_size
+            found = os.fstat(self._file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DeltaError("not a regular file", where=self.path)
+            self.length = found.st_size
             start, self.protection, self.frames = self._read_key(secret)
             self.header, self._header_hash, self.records_start = self._read_header(start)
         except BaseException:
@@ -154,13 +158,16 @@ class RecordFile:
             raise need_key(self.path)
         return size, *described.protected_by(secret.key(described.terms, self.path))
 
+    @property
+    def _hash_key(self) -> bytes | None:
+        used = self.protection is not None and self.protection.keyed
+        return self.protection.key.of_hashes if self.protection is not None and used else None
+
     def _read_header(self, start: int) -> tuple[header.Header, bytes, int]:
         if self.protection is None:
             header.frame_length(self.read_at(0, min(ENVELOPE.size, self.length)), self.path)
         frame = self.next_frame(Tag.HEADER, start, MAX_HEADER, self.length)
-        keyed = self.protection is not None and self.protection.keyed
-        key = self.protection.key.of_hashes if self.protection is not None and keyed else None
-        parsed = header.parse(frame, self.path, key)
+        parsed = header.parse(frame, self.path, self._hash_key)
         self._geometry = parsed.geometry
         own = own_hash(frame, self._geometry.algorithm)
         return parsed, own, start + len(frame) + self.frames.overhead
@@ -424,6 +431,11 @@ class DeltaReader(RecordFile):
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without waiting: what is there may be a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleece.delta import footer, pages, record
+from fleece.delta import footer, header, mend, pages, record
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -28,6 +28,7 @@ from fleece.delta.layout import (
 from fleece.delta.reader import RecordFile
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
+from fleece.hashing import ALGORITHMS, keyed_blake3
 from fleece.keys import Secret
 from fleece.tree import HashArray, Level
 
@@ -52,7 +53,9 @@ class Remnant:
 
 
 class Wreck(RecordFile):
-    """A delta in whatever state: whole, cut, damaged or salvaged. Only its header must be whole.
+    """A delta in whatever state: whole, cut, damaged or salvaged. Only its header must be there.
+
+    Of header and footer one bit each may be wrong.
 
     Attributes:
         footer: if it is there and of this file.
@@ -84,6 +87,29 @@ class Wreck(RecordFile):
         bounds = itertools.pairwise([position, *ends, position + length])
         return b"".join(self.read_at(start, end - start) for start, end in bounds)
 
+    def _read_header(self, start: int) -> tuple[header.Header, bytes, int]:
+        try:
+            return super()._read_header(start)
+        except DeltaError as error:
+            if self.frames.overhead == 0 and (mended := self._mended_header(start)) is not None:
+                return mended
+            error.hint = error.hint or "without a header nothing of it can be read"
+            raise
+
+    def _mended_header(self, start: int) -> tuple[header.Header, bytes, int] | None:
+        """The header of a file that is not sealed: an altered sealed frame gives nothing back."""
+        key = self._hash_key
+        most = min(self.length - start, mend.LONGEST + ENVELOPE.size)
+        found = self.read_at(start, max(0, most))
+        length = mend.header_length(found) or 0
+        for algorithm in ALGORITHMS if key is None else (keyed_blake3(key),):
+            frame = mend.mended(found[:length], Tag.HEADER, algorithm)
+            if frame is not None:
+                parsed = header.parse(frame, self.path, key)
+                self._geometry = parsed.geometry
+                return parsed, own_hash(frame, algorithm), start + len(frame)
+        return None
+
     @property
     def root(self) -> bytes | None:
         """The root of the disk at the point, if anything in the file still says it."""
@@ -107,7 +133,9 @@ class Wreck(RecordFile):
         if frame is None:
             return None
         try:
-            found = footer.parse(frame, algorithm, "")
+            found = footer.parse(
+                mend.mended(frame, Tag.FOOTER, algorithm) or b"", algorithm, self.path
+            )
         except DeltaError:
             return None
         if (found.header_hash, found.file_id) != (self._header_hash, self.header.file_id):

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import nbdkit
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from fleece.engine.exports import Exports
 
 API_VERSION = 2
+
+_HINT = (
+    "install fleece into an environment of the Python that the distribution's nbdkit is made for"
+)
 
 
 class _State:
@@ -32,12 +36,15 @@ class _State:
 def config_complete() -> None:
     """Read the wish and open the chains."""
     said = json.load(sys.stdin)
-    if [*sys.version_info[:2]] != said["python"]:
-        mine, wanted = (".".join(map(str, v)) for v in (sys.version_info[:2], said["python"]))
-        raise RuntimeError(f"nbdkit's plugin is Python {mine}, fleece runs on Python {wanted}")
+    mine = [*sys.version_info[:2]]
+    if mine != said["python"]:
+        versions = (".".join(map(str, version)) for version in (mine, said["python"]))
+        _refuse("nbdkit's plugin is Python {}, fleece runs on Python {}".format(*versions))
     sys.path[:] = said["path"]
-    from fleece.engine.exports import Exports, Report, Wish
-
+    try:
+        from fleece.engine.exports import Exports, Report, Wish
+    except ImportError as error:
+        _refuse(f"nbdkit's Python cannot load fleece ({error})")
     wish = Wish(**said["wish"])
     _State.socket, _State.folder = wish.socket, wish.folder
     try:
@@ -45,6 +52,13 @@ def config_complete() -> None:
     except Exception as error:
         Report.of("failed", error).send()
         raise
+
+
+def _refuse(what: str) -> NoReturn:
+    """Fail as `fleece.engine.exports.Report` would, which is not there yet; exit code 2: usage."""
+    report = {"fleece": "failed", "where": None, "what": what, "hint": _HINT, "code": 2}
+    os.write(2, (json.dumps(report) + "\n").encode())
+    raise RuntimeError(what)
 
 
 def thread_model() -> int:
@@ -55,12 +69,6 @@ def thread_model() -> int:
 def list_exports(readonly: bool, is_tls: bool) -> list[str]:
     """The disks' names."""
     return _State.exports.names
-
-
-def default_export(readonly: bool, is_tls: bool) -> str:
-    """The disk's name, if there is but one."""
-    names = _State.exports.names
-    return names[0] if len(names) == 1 else ""
 
 
 def open(readonly: bool) -> ChainDisk:

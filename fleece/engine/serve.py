@@ -152,9 +152,9 @@ def _folder() -> Iterator[str]:
 
 def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:
     """The path of a server's socket, which must be free."""
-    place = Path(socket).absolute() if folder is None and socket else (folder or Path()) / "nbd"
+    place = Path(socket or "").absolute() if folder is None else folder / "nbd"
     if disk is not None:
-        place = place.with_name(f"{place.name}.{safe_name(disk)}")
+        place = Path(f"{place}.{safe_name(disk)}")
     if len(os.fsencode(place)) > _LONGEST_SOCKET:
         raise TargetError(f"the socket's path is longer than {_LONGEST_SOCKET} bytes", where=place)
     if os.path.lexists(place):
@@ -234,7 +234,15 @@ class _Server:
                 self._failed = report
             else:
                 self.problems += 1
-                self._listener(events.Problem(report.where or self._wish.socket, report.what))
+                self._tell(events.Problem(report.where or self._wish.socket, report.what))
+
+    def _tell(self, problem: events.Problem) -> None:
+        """Tell the listener, as long as it listens: nbdkit must be heard whatever becomes of it."""
+        try:
+            self._listener(problem)
+        except Exception as error:
+            self._listener = events.ignore
+            self._said.append(f"a listener failed: {error!r}")
 
     def wait(self, cancel: CancelToken) -> None:
         """Wait until every export has answered a client."""

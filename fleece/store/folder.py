@@ -31,6 +31,7 @@ _SPOOL = ".import-"
 _LOCK = ".lock"
 _DISTRUST = "audit-failed-"
 _LONGEST_NAME = 200
+_LONGEST_MARKER = 4096
 
 
 class FolderStore:
@@ -58,7 +59,8 @@ class FolderStore:
                 raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
         try:
-            found = Marker.of_text(marker.read_text())
+            with open(marker) as file:
+                found = Marker.of_text(file.read(_LONGEST_MARKER))
         except FileNotFoundError:
             raise StoreError(
                 f"this folder is no fleece store (it has no {MARKER})",

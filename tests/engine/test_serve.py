@@ -96,7 +96,7 @@ def gone(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
-    return [int(word) for word in run("pgrep", "-P", str(pid)).stdout.split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def zero_ranges(uri: str) -> list[tuple[int, int]]:
@@ -153,6 +153,21 @@ def test_block_status_is_the_chains_map(guest: Guest, disk: str) -> None:
     assert 0 < sum(end - start for start, end in zeros) < SIZES[disk]
 
 
+@pytest.mark.parametrize("writable", [False, True])
+def test_disks_of_any_size_and_name(short: Path, writable: bool) -> None:
+    sizes = {"none": 0, "one": 1, "ödd & /strange?": 3 * LEAF + 77, "..": LEAF}
+    made = Guest(short / "store")
+    made.full(sizes)
+    made.change(**{name: [Change(0, size, 9)] for name, size in sizes.items()})
+    with serving(made, writable=writable) as served:
+        for disk in served.disks:
+            with Connection(disk.uri) as connection:
+                assert connection.size == disk.size == sizes[disk.disk]
+                assert connection.read_only is not writable
+                content = connection.read(0, disk.size) if disk.size else b""
+            assert content == made.disk(disk.disk)
+
+
 def test_many_connections_read_at_once(guest: Guest) -> None:
     expected = guest.disk("vda")
     with serving(guest) as served:
@@ -203,6 +218,22 @@ def test_damage_fails_the_reads_that_meet_it_and_nothing_else(small: Guest) -> N
     assert f"does not match its hash (disk vda, byte {8 * LEAF})" in problem.what
 
 
+def test_a_listener_that_fails_does_not_stop_the_server(small: Guest) -> None:
+    """Its output is gone, say; what reads meet still counts."""
+    harm(small)
+
+    def fail(event: Event) -> None:
+        raise BrokenPipeError
+
+    with serving(small, listener=fail) as served:
+        uri = served.disks[0].uri
+        assert run("nbdcopy", uri, "null:").returncode != 0
+        wait_until(lambda: served.problems == 1, "the report")
+        served.check()
+        with Connection(uri) as connection:
+            assert connection.read(0, 4 * LEAF) == small.disk("vda")[: 4 * LEAF]
+
+
 def test_damage_that_was_met_is_said_and_decides_the_exit_code(small: Guest) -> None:
     harm(small)
     running = INTACT.command("serve", small.store, "latest", "--socket", small.store.parent / "s")
@@ -228,18 +259,26 @@ def written(uri: str) -> list[bytearray]:
         return [one.read(0, 16 * LEAF), two.read(0, 16 * LEAF)]
 
 
-def test_what_is_written_is_seen_by_all_and_thrown_away(small: Guest, short: Path) -> None:
+def test_what_is_written_is_seen_by_all_and_thrown_away(small: Guest) -> None:
     files = {path: path.read_bytes() for path in small.store.rglob("*") if path.is_file()}
     expected = bytearray(small.disk("vda"))
     expected[3 * LEAF + 100 : 3 * LEAF + 5100] = b"x" * 5000
-    scratch = short / "scratch"
-    scratch.mkdir()
-    with serving(small, writable=True, scratch=scratch) as served:
+    with serving(small, writable=True) as served:
         assert written(served.disks[0].uri) == [expected, expected]
     with serving(small, writable=True) as served, Connection(served.disks[0].uri) as connection:
         assert connection.read(0, 16 * LEAF) == small.disk("vda")
     assert files == {path: path.read_bytes() for path in small.store.rglob("*") if path.is_file()}
-    assert [*scratch.iterdir()] == []
+
+
+def test_what_is_written_goes_into_the_scratch_folder(small: Guest, short: Path) -> None:
+    scratch = short / "scratch"
+    scratch.mkdir()
+    with command(small.store, "latest", "--writable", "--scratch", scratch) as served:
+        written(served.exports[0]["uri"])
+        (server,) = children(served.command.pid)
+        opened = [os.readlink(item) for item in Path(f"/proc/{server}/fd").iterdir()]
+        assert [name for name in opened if name.startswith(f"{scratch}/")]
+        assert [*scratch.iterdir()] == []
 
 
 def test_writable_disks_do_not_share_what_is_written(guest: Guest, short: Path) -> None:
@@ -341,6 +380,8 @@ def test_a_socket_that_cannot_be_made_is_refused(small: Guest, short: Path) -> N
     taken.touch()
     refused(small, TargetError, "exists already", socket=str(taken))
     refused(small, TargetError, "the folder does not exist", socket=str(short / "no" / "s"))
+    refused(small, TargetError, "exists already", socket="")
+    refused(small, TargetError, "No such file", writable=True, scratch=short / "no")
     refused(small, TargetError, "longer than 107 bytes", socket=str(short / ("s" * 108)))
     assert taken.exists()
 
@@ -368,7 +409,16 @@ def test_an_nbdkit_of_another_python_is_told_apart(
     small: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.version_info", (3, 99, 0))
-    refused(small, TargetError, "nbdkit's plugin is Python 3.11, fleece runs on Python 3.99")
+    refused(small, UsageError, r"^nbdkit's plugin is Python 3.11, fleece runs on Python 3.99;")
+
+
+def test_packages_that_nbdkits_python_cannot_load_are_told(
+    small: Guest, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This numpy is not one."""
+    (short / "numpy.py").write_text("raise ImportError('made for another machine')")
+    monkeypatch.syspath_prepend(str(short))
+    refused(small, UsageError, r"^nbdkit's Python cannot load fleece \(made for another machine\);")
 
 
 def test_scratch_goes_with_writable(small: Guest) -> None:

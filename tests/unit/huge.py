@@ -150,7 +150,7 @@ def write(path: Path, size: int, records: Collection[int], *, whole_index: bool 
 
 
 def _tree(file: _File, geometry: Geometry, chosen: dict[int, _Chosen]) -> None:
-    nodes = geometry.leaves
+    nodes, hash_size = geometry.leaves, geometry.algorithm.size
     for level in range(1, geometry.height + 1):
         nodes = -(-nodes // geometry.fan_out)
         under = MIB // geometry.leaf_size
@@ -160,14 +160,16 @@ def _tree(file: _File, geometry: Geometry, chosen: dict[int, _Chosen]) -> None:
             if number in needed:
                 _real_tree_page(file, geometry, level, at, count)
             else:
-                length = 12 + 8 + count * (8 + geometry.fan_out * 16) + 16
-                file.missing(Page(Tag.TREE, level, count, at, at + count - 1, 0, length, bytes(16)))
+                length = 12 + 8 + count * (8 + geometry.fan_out * hash_size) + hash_size
+                file.missing(
+                    Page(Tag.TREE, level, count, at, at + count - 1, 0, length, bytes(hash_size))
+                )
 
 
 def children(geometry: Geometry, level: int, first: int, count: int) -> np.ndarray:
     """What the nodes of a level have as children: arbitrary, and always the same."""
     chance = np.random.default_rng((level, first))
-    return chance.integers(0, 255, (count, geometry.fan_out, 16), np.uint8)
+    return chance.integers(0, 255, (count, geometry.fan_out, geometry.algorithm.size), np.uint8)
 
 
 def _real_tree_page(file: _File, geometry: Geometry, level: int, at: int, count: int) -> None:
@@ -187,9 +189,10 @@ def _index(
             for frame, page in pages.index_pages(_index_page(first, most, start, chosen), geometry):
                 file.page(frame, page)
         else:
-            length = 12 + 8 + most * INDEX_ROW.itemsize + 16
+            hash_size = geometry.algorithm.size
+            length = 12 + 8 + most * INDEX_ROW.itemsize + hash_size
             low, high = first * MIB, (first + most - 1) * MIB
-            file.missing(Page(Tag.INDEX, 0, most, low, high, 0, length, bytes(16)))
+            file.missing(Page(Tag.INDEX, 0, most, low, high, 0, length, bytes(hash_size)))
 
 
 def _directory(listed: list[Page], geometry: Geometry) -> bytes:

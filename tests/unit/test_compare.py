@@ -93,6 +93,8 @@ def test_any_two_disks_of_any_sizes(
         patch.setattr(compare, "_BATCH", batch)
         assert differing(_Whole(one, fan_out), _Whole(two, fan_out)) == expected(one, two)
         assert differing(_Whole(two, fan_out), _Whole(one, fan_out)) == expected(one, two)
+        joined = TreeComparison(_Whole(one, fan_out), _Whole(two, fan_out)).ranges()
+        assert [*joined] == [*expected(one, two)]
 
 
 def test_it_descends_only_where_they_differ() -> None:

@@ -35,6 +35,7 @@ from fleece.engine.salvage import lost_extents, survey
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
 from fleece.tree import BlankDisk
+from tests.fuzz.target import survey_of
 from tests.rig.process import run_checked
 from tests.unit.kit import (
     LEAF,
@@ -246,13 +247,21 @@ def test_a_record_that_is_gone_with_its_index_row_leaves_all_uncertain(
     assert (found.lost, found.uncertain) == (Extents.empty(), _leaves(1, 3, 4, 6, 7))
 
 
+def test_a_full_that_lost_its_end_has_lost_whatever_no_record_covers(chain: list[Stored]) -> None:
+    path = chain[0].path
+    os.truncate(path, _row(path, 7)[0])
+    found = _survey(path)
+    assert (found.lost, found.uncertain) == (_leaves(7), Extents.empty())
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["its RECORD frame", "its zstd frame"])
 def test_bytes_that_went_missing_hide_neither_the_records_nor_the_index_behind_them(
-    chain: list[Stored],
+    part: int, chain: list[Stored]
 ) -> None:
     path = chain[1].path
-    frame = _row(path, 1)[1]
+    place = _row(path, 1)[part]
     raw = path.read_bytes()
-    path.write_bytes(raw[: frame + 3] + raw[frame + 10 :])
+    path.write_bytes(raw[: place + 3] + raw[place + 10 :])
     found = _survey(path)
     assert (found.lost, found.uncertain) == (_leaves(1), Extents.empty())
 
@@ -410,11 +419,30 @@ def test_salvage_never_writes_over_the_damaged_file_nor_unasked_over_another(
     assert (path.read_bytes(), other.read_bytes()) == (raw, b"mine")
 
 
-def test_a_damaged_header_is_one_clear_error(chain: list[Stored], tmp_path: Path) -> None:
+def test_a_header_with_more_than_a_bit_wrong_is_one_clear_error(
+    chain: list[Stored], tmp_path: Path
+) -> None:
     _flip(chain[0].path, 100)
-    with pytest.raises(fleece.DeltaError, match="HEADER frame does not match its hash"):
+    _flip(chain[0].path, 101)
+    with pytest.raises(fleece.DeltaError, match="without a header nothing of it can be read"):
         fleece.salvage(str(chain[0].path), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the full", "the child"])
+def test_one_wrong_bit_anywhere_costs_at_most_one_record(number: int, chain: list[Stored]) -> None:
+    path = chain[number].path
+    raw = path.read_bytes()
+    whole = _survey(path).held().total
+    with path.open("r+b", buffering=0) as file:
+        for at, byte in [*enumerate(raw)][number::2]:
+            os.pwrite(file.fileno(), bytes([byte ^ 1 << at // 2 % 8]), at)
+            with Wreck(path) as wreck:
+                found = survey_of(wreck)
+            os.pwrite(file.fileno(), bytes([byte]), at)
+            lost = found.lost.total
+            assert (lost, found.held().total) in ((0, whole), (LEAF, whole - LEAF)), at
+            assert found.uncertain == Extents.empty(), at
 
 
 # ---- partial restore -------------------------------------------------------------------------
@@ -579,7 +607,7 @@ def test_a_point_whose_root_nothing_tells_is_not_called_whole(
 def test_where_no_header_is_left_there_is_nothing_to_restore(
     store: FolderStore, chain: list[Stored], tmp_path: Path
 ) -> None:
-    _flip(_path(store, 2), 100)
+    os.truncate(_path(store, 2), 100)
     with pytest.raises(fleece.StoreError, match="nothing is left of disk vda at point"):
         _partial(store, tmp_path, chain[1].head.point.id)
     assert not (tmp_path / "target").exists()

@@ -79,10 +79,8 @@ def _serving(store: Path) -> Iterator[tuple[str, float, int]]:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         ready = time.monotonic() - start
-        found = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], check=True, stdout=subprocess.PIPE, text=True
-        )
-        yield said["exports"][0]["uri"], ready, int(found.stdout)
+        server = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        yield said["exports"][0]["uri"], ready, server
     finally:
         process.terminate()
         process.wait()

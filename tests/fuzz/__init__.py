@@ -1,0 +1,1 @@
+"""A coverage-guided fuzz target for everything that reads a delta: `python -m tests.fuzz`."""
