@@ -13,6 +13,9 @@ from fleece.source.qemu.names import PREFIX, Segment
 
 _FILTERS = ("copy-before-write", "throttle", "copy-on-read", "preallocate", "compress")
 _QDEV = re.compile(r"/machine/peripheral/([^/]+)(?:/.*)?")
+_STILL_TRIES = 20
+"""Another backup may begin or end between two of the questions that make an inventory."""
+
 _IOTHREAD_FIXED = (8, 2, 3)
 
 
@@ -142,14 +145,24 @@ def pull_obstacle(disk: GuestDisk, version: tuple[int, int, int]) -> str | None:
 
 def take_inventory(monitor: Monitor) -> Inventory:
     """Ask QEMU for all of it."""
-    nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes")}
-    graph = children(monitor)
-    devices = [device for device in monitor.execute("query-block") if device.get("inserted")]
+    nodes = _nodes(monitor)
+    for _ in range(_STILL_TRIES):
+        graph = children(monitor)
+        devices = [device for device in monitor.execute("query-block") if device.get("inserted")]
+        before, nodes = nodes, _nodes(monitor)
+        if before.keys() == nodes.keys():
+            break
+    else:
+        raise SourceError("QEMU's block nodes change all the while", where=monitor.path)
     if devices:
         disks = [_device_disk(monitor, device, nodes, graph) for device in devices]
     else:
         disks = _daemon_disks(monitor, nodes, graph)
     return Inventory(_guest_name(monitor), monitor.version, tuple(disks))
+
+
+def _nodes(monitor: Monitor) -> dict[str, Any]:
+    return {node["node-name"]: node for node in monitor.execute("query-named-block-nodes")}
 
 
 def _guest_name(monitor: Monitor) -> str | None:

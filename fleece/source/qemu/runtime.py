@@ -148,8 +148,7 @@ def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
         scratch: the folder to look in besides.
     """
     found = {work_folder(monitor, prefix) for prefix in point_prefixes(monitor)}
-    scratches = {folder.parent for folder in found if folder is not None}
-    return Homes(monitor.peer.pid, scratches if scratch is None else {*scratches, scratch})
+    return Homes(monitor.peer.pid, {folder for folder in found if folder is not None}, scratch)
 
 
 def _stop_server(monitor: Monitor, folder: Path | None) -> Iterator[Removed]:

@@ -78,12 +78,17 @@ class Homes:
 
     Args:
         qemu: the process number that their locks name.
-        scratches: the folders to look in.
+        points: work folders of points that are in this QEMU, whatever their locks name: a monitor
+            that is reached through a proxy has the proxy's number.
+        scratch: a folder to look in, besides those that the points' folders are in.
     """
 
-    def __init__(self, qemu: int, scratches: set[Path]) -> None:
+    def __init__(self, qemu: int, points: set[Path], scratch: Path | None) -> None:
         self._qemu = str(qemu)
-        self._scratches = scratches
+        self._points = points
+        self._scratches = {point.parent for point in points}
+        if scratch is not None:
+            self._scratches.add(scratch)
 
     def __iter__(self) -> Iterator[Path]:
         found: set[Path] = set()
@@ -93,9 +98,12 @@ class Homes:
                     # A run that joined has a link to the lock file of the run that started it.
                     real = path.resolve(strict=True)
                     fits = real.name == SERVER and real.parent.name.startswith(PREFIX)
-                    if fits and real.read_text() == self._qemu:
+                    if fits and self._is_of(path, real):
                         found.add(real.parent)
         return iter(sorted(found))
+
+    def _is_of(self, path: Path, real: Path) -> bool:
+        return path.parent in self._points or real.read_text() == self._qemu
 
 
 def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[Path]:
