@@ -36,13 +36,14 @@ def test_killed_at_every_step_of_the_control_plane(tmp_path: Path) -> None:
     assert here.counts.resumed >= 10
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments_of_the_copy(tmp_path: Path) -> None:
     moments = random.Random(2)
     with matrix(tmp_path, seed=2) as here:
         for _ in range(RANDOM_KILLS):
-            ran = here.hit("SIGKILL", after=moments.uniform(0.02, 0.25), slow=0.01)
+            ran = here.hit("SIGKILL", after=moments.uniform(0.0, 0.2), slow=0.02)
             assert ran.code in (-9, 0), ran
     assert here.counts.killed >= RANDOM_KILLS // 2
+    assert here.counts.resumed >= RANDOM_KILLS // 5
 
 
 STOPS = (
