@@ -58,9 +58,8 @@ class NbdDisk:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[_PatientReader]:
-        """A new connection, which is replaced when it is lost."""
-        with self.errors():
-            reader = _PatientReader(self)
+        """Reads on a connection of its own, which is replaced when it is lost."""
+        reader = _PatientReader(self)
         try:
             yield reader
         finally:
@@ -120,7 +119,7 @@ class _PatientReader:
 
     def __init__(self, disk: NbdDisk) -> None:
         self._disk = disk
-        self._connection: Connection | None = disk.open()
+        self._connection: Connection | None = None
 
     def read(self, offset: int, length: int) -> bytearray:
         """Exactly `length` bytes.

@@ -116,6 +116,12 @@ for line in sys.stdin:
         finally:
             os._exit(99)
     if job.get("after") is not None:
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            with open(job["out"]) as file:
+                text = file.read()
+            if '"event": "point"' in text or '"event": "resumed"' in text:
+                break
+            time.sleep(0.002)
         time.sleep(job["after"])
         os.kill(child, getattr(signal, job["fault"]))
     _, status = os.waitpid(child, 0)
@@ -151,7 +157,7 @@ class Nursery:
             words: of the command line, --json among them.
             fault: a signal's name, an error's (`EIO`), `monitor` (its connection is lost), `list`.
             step: at which control-plane step the fault happens.
-            after: seconds after which it happens; signals only.
+            after: seconds after the point was taken, when it happens; signals only.
             slow: seconds that each read takes longer.
         """
         job = {

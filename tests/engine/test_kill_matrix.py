@@ -7,12 +7,15 @@ with many more random moments: ``tools/killmatrix``.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 from pathlib import Path
 
 import pytest
 
+from fleece.events import Event
+from fleece.nbd.connection import Connection
 from tests.engine.matrix import control_steps, matrix
 from tests.engine.scene import KIB64, MIB, Mutation, Proxy, Scene, daemon
 from tests.rig import images
@@ -33,13 +36,14 @@ def test_killed_at_every_step_of_the_control_plane(tmp_path: Path) -> None:
     assert here.counts.resumed >= 10
 
 
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_killed_at_random_moments_of_the_copy(tmp_path: Path) -> None:
     moments = random.Random(2)
     with matrix(tmp_path, seed=2) as here:
         for _ in range(RANDOM_KILLS):
-            ran = here.hit("SIGKILL", after=moments.uniform(0.02, 0.25), slow=0.01)
+            ran = here.hit("SIGKILL", after=moments.uniform(0.0, 0.2), slow=0.02)
             assert ran.code in (-9, 0), ran
     assert here.counts.killed >= RANDOM_KILLS // 2
+    assert here.counts.resumed >= RANDOM_KILLS // 5
 
 
 STOPS = (
@@ -150,28 +154,35 @@ def test_a_store_that_disappears_in_mid_write_and_comes_back(pair: Scene) -> Non
     pair.only_newest_segment()
 
 
-def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(tmp_path: Path) -> None:
+def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connections are cut, three times, each time just before a read."""
     image = images.random_image(tmp_path / "d0.qcow2", 24 * MIB, seed=1, fill=1.0)
     with daemon(tmp_path, Disk(image, "d0")) as scene:
         scene.take()
         scene.writer().write(0, os.urandom(20 * MIB))
+        behind = scene.qemu.folder / "behind.sock"
         proxies: list[Proxy] = []
-        drops: list[int] = []
+        reads = itertools.count(1)
+        plain = Connection.read
 
-        def between(event: object) -> None:
-            name = getattr(event, "name", "")
-            if name == "point":
-                (place,) = scene.scratch.glob("*/nbd.sock")
-                behind = place.rename(scene.qemu.folder / "behind.sock")
-                proxies.append(Proxy(place, behind))
-            elif name == "progress" and not drops:
-                drops.append(proxies[0].drop())
-            elif name == "committed":
-                (place,) = scene.scratch.glob("*/nbd.sock")
-                (scene.qemu.folder / "behind.sock").rename(place)
+        def cut_and_read(self: Connection, offset: int, length: int) -> bytearray:
+            if next(reads) in (1, 6, 11):
+                proxies[0].drop()
+            return plain(self, offset, length)
 
-        result = scene.take("incremental", listener=between)
-        assert sum(drops) > 0, "nothing was cut"
+        def put_between(event: Event) -> None:
+            if event.name == "point":
+                (place,) = scene.scratch.glob("*/nbd.sock")
+                proxies.append(Proxy(place, place.rename(behind)))
+            elif event.name == "committed":
+                (place,) = scene.scratch.glob("*/nbd.sock")
+                behind.rename(place)
+
+        monkeypatch.setattr(Connection, "read", cut_and_read)
+        result = scene.take("incremental", listener=put_between)
+        assert next(reads) > 20 + 3, "reads were not repeated"
         assert result.disks[0].dirty_bytes == 20 * MIB
         scene.check_exact()
         scene.nothing_left()

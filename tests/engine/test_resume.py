@@ -188,8 +188,6 @@ MOMENTS = (
     Moment("all is copied", "fleece.engine.backup", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("both are finished", "fleece.delta.writer", "DeltaWriter.finish", "after", 2),
-    Moment("within the pages", "fleece.delta.writer", "DeltaWriter._end", "before"),
-    Moment("one file is synced", "fleece.store.folder", "DeltaFile.close_durably"),
     Moment("about to rename", "fleece.store.folder", "os.rename", "before"),
 )
 

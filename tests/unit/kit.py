@@ -27,6 +27,7 @@ from fleece.delta.chain import Chain
 from fleece.delta.check import Walk
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Sink, Summary
@@ -156,15 +157,18 @@ def write_delta(
     seed: int = 0,
     longest: int = 3,
     protection: Protection | None = None,
+    proven: Proven | None = None,
 ) -> tuple[Summary, bytes]:
     """Write a delta of the dirty leaves in runs of 1 to `longest` leaves, in any order.
 
     Runs of zeros go out as zero records, mixed ones as data. Gives also the data of the data
-    records, in the order of the file.
+    records, in the order of the file. What is `proven` is in the sink already.
     """
+    if proven is not None:
+        dirty = dirty.subtract(proven.extents())
     chance = random.Random(seed)
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
-    writer = DeltaWriter(sink, head, base, protection)
+    writer = DeltaWriter(sink, head, base, protection, proven)
     runs = []
     for start, end in dirty:
         while start < end:
