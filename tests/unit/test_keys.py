@@ -349,3 +349,34 @@ def test_a_damaged_protected_delta_is_salvaged_with_its_key_alone(
     assert target.read_bytes() == expected
     if wishes.encrypt:
         assert b"secret" not in (tmp_path / "saved").read_bytes()
+
+
+@EVERY
+def test_a_protected_delta_that_was_cut_is_gone_on_with(
+    wishes: StoreWishes, tmp_path: Path
+) -> None:
+    """By the key of its own file: the frames before the cut and those behind it open alike."""
+    store = FolderStore.open_or_create(tmp_path / "store", SECRET, wishes)
+    disk = b"".join(bytes([n + 1]) * LEAF for n in range(9)) + bytes(LEAF)
+    whole = Extents.whole(len(disk))
+    with store.locked(GUEST):
+        _add(store, 1, disk, whole)
+    (path,) = _paths(store)
+    with store.access.open(str(path)) as delta:
+        root, start = delta.footer.root, delta.records_start
+        places = sorted(delta.rows()["position"].tolist())
+    raw = path.read_bytes()
+    for cut in (start, places[1] + 1, places[2], places[3], len(raw) - 1):
+        path.write_bytes(raw[:cut])
+        with store.access.partial(str(path)) as left:
+            proven = left.proven()
+        with path.open("r+b") as file:
+            file.truncate(proven.end)
+            file.seek(proven.end)
+            base = BlankDisk(proven.head.geometry)
+            protection = store.protection
+            write_delta(file, proven.head, base, disk, whole, 0, 3, protection, proven)
+        with store.access.open(str(path)) as delta:
+            check_delta(delta, None, _counter(), CancelToken())
+            assert delta.footer.root == root
+            assert read_back(Chain([delta])) == disk
