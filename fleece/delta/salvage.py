@@ -13,12 +13,10 @@ import numpy as np
 
 from fleece.delta import footer, header, pages, record
 from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
-from fleece.delta.protection import Protection, begin
+from fleece.delta.protection import begin
+from fleece.delta.sink import Appender, Sink
 from fleece.delta.wreck import Wreck
-from fleece.delta.writer import Sink
-from fleece.errors import StoreError
 from fleece.extents import Extents, Int64Array
-from fleece.hashing import Buffer
 from fleece.tree import HashArray, joined
 
 NOWHERE = 0
@@ -135,7 +133,9 @@ def write_salvaged(
     Raises:
         DeltaError: what was proven before is no more.
     """
-    made = _Appender(sink, wreck.protection)
+    key_frame, frames = begin(wreck.protection)
+    made = Appender(sink, frames)
+    made.store(key_frame)
     root, top = wreck.root, wreck.top
     kept = header.Salvaged(root.hex() if root else None, top.hex() if top else None)
     head = header.pack(dataclasses.replace(wreck.header, salvaged=kept))
@@ -151,11 +151,11 @@ def write_salvaged(
             made.frame(Tag.DATA, frame)
         last = own_hash(packed, geometry.algorithm)
         listener(int(rows["length"][at]))
-    listed = [made.page(page, frame) for page, frame in wreck.tree_pages()]
+    listed = [_placed(made, page, frame) for page, frame in wreck.tree_pages()]
     index = sorted_rows(
         rows, ranges(survey.lost, Kind.LOST), ranges(survey.uncertain, Kind.UNCERTAIN)
     )
-    listed += [made.page(page, frame) for frame, page in pages.index_pages(index, geometry)]
+    listed += [_placed(made, page, frame) for frame, page in pages.index_pages(index, geometry)]
     directory = pages.pack_directory(listed, geometry)
     nothing = bytes(geometry.algorithm.size)
     end = footer.Footer(
@@ -184,33 +184,11 @@ def _record(wreck: Wreck, row: np.void) -> tuple[bytes, bytes]:
     return packed, frame
 
 
-class _Appender:
-    """Writes to a sink that may take less than it is given, and knows how far it came."""
-
-    def __init__(self, sink: Sink, protection: Protection | None) -> None:
-        self._sink = sink
-        self.position = 0
-        key_frame, self._frames = begin(protection)
-        self._append(key_frame)
-
-    def frame(self, tag: Tag, frame: bytes) -> None:
-        """Append a frame, sealed if the file's frames are."""
-        self._append(self._frames.seal(tag, frame))
-
-    def _append(self, data: Buffer) -> None:
-        view = memoryview(data)
-        while len(view):
-            taken = self._sink.write(view)
-            if not taken:
-                raise StoreError("the sink takes no bytes; it must block until it can")
-            view = view[taken:]
-            self.position += taken
-
-    def page(self, page: pages.Page, frame: bytes) -> pages.Page:
-        """Append a page; gives its row of the directory."""
-        placed = dataclasses.replace(page, position=self.position)
-        self.frame(page.tag, frame)
-        return placed
+def _placed(made: Appender, page: pages.Page, frame: bytes) -> pages.Page:
+    """Append a page; gives its row of the directory."""
+    placed = dataclasses.replace(page, position=made.position)
+    made.frame(page.tag, frame)
+    return placed
 
 
 def ranges(extents: Extents, kind: Kind) -> pages.IndexRows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -13,17 +12,10 @@ from fleece.delta import footer, header, pages, record
 from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
 from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection, begin
-from fleece.errors import DeltaError, StoreError, UsageError
+from fleece.delta.sink import Appender, Sink
+from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
-from fleece.hashing import Buffer
 from fleece.tree import NodeSource, build, joined
-
-
-class Sink(Protocol):
-    """Where a delta goes: any binary stream that is written front to back."""
-
-    def write(self, data: Buffer, /) -> int | None:
-        """Take bytes; may take fewer and say how many, as raw streams do, but never none."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +58,10 @@ class DeltaWriter:
         protection: Protection | None = None,
         proven: Proven | None = None,
     ) -> None:
-        self._sink = sink
         self._head = head
         self._geometry = head.geometry
         self._base = base
         self._lock = threading.Lock()
-        self._position = 0
         self._rows: list[tuple[int, int, int, int, int]] = []
         self._leaves: list[tuple[int, bytes]] = []
         self._zeros: list[tuple[int, int]] = []
@@ -81,16 +71,16 @@ class DeltaWriter:
         if proven is None:
             frame = header.pack(head)
             self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
-            key_frame, self._frames = begin(protection)
-            self._store(key_frame)
-            self._append(Tag.HEADER, frame)
+            key_frame, frames = begin(protection)
+            self._out = Appender(sink, frames)
+            self._out.store(key_frame)
+            self._out.frame(Tag.HEADER, frame)
         else:
+            self._out = Appender(sink, proven.frames, proven.end)
             self._go_on(proven)
 
     def _go_on(self, proven: Proven) -> None:
-        self._frames = proven.frames
         self._header_hash, self._last = proven.header_hash, proven.last_record
-        self._position = proven.end
         self._rows += proven.rows
         self._leaves += proven.leaves
         self._stored_zeros = proven.extents(Kind.ZERO)
@@ -98,15 +88,15 @@ class DeltaWriter:
     @property
     def stored_bytes(self) -> int:
         """Bytes written so far."""
-        return self._position
+        return self._out.position
 
     def data(self, offset: int, length: int, leaves: bytes, frame: bytes) -> None:
         """Append a data record: `length` bytes of disk, their leaf hashes, their zstd frame."""
         digest = self._geometry.algorithm.digest(frame)
-        stored = self._frames.seal(Tag.DATA, frame)
+        stored = self._out.seal(Tag.DATA, frame)
         with self._lock:
             self._record(Kind.DATA, offset, length, leaves, len(frame), digest)
-            self._store(stored)
+            self._out.store(stored)
             self._leaves.append((offset // self._geometry.leaf_size, leaves))
 
     def zero(self, offset: int, length: int) -> None:
@@ -137,19 +127,19 @@ class DeltaWriter:
             *pages.tree_pages(tree.levels, geometry),
             *pages.index_pages(rows, geometry),
         ):
-            listed.append(dataclasses.replace(page, position=self._position))
-            self._append(page.tag, frame)
+            listed.append(dataclasses.replace(page, position=self._out.position))
+            self._out.frame(page.tag, frame)
         data_bytes = int(rows["length"][rows["kind"] == Kind.DATA].sum())
         self._end(
             pages.pack_directory(listed, geometry), data_bytes, zeros.total, tree.top, tree.root
         )
-        return Summary(tree.root, data_bytes, zeros.total, self._position)
+        return Summary(tree.root, data_bytes, zeros.total, self._out.position)
 
     def _end(self, directory: bytes, data: int, zero: int, top: bytes, root: bytes) -> None:
         algorithm = self._geometry.algorithm
         last = footer.Footer(
             file_id=self._head.file_id,
-            directory_position=self._position,
+            directory_position=self._out.position,
             directory_length=len(directory),
             records=len(self._rows),
             data_bytes=data,
@@ -161,14 +151,14 @@ class DeltaWriter:
             top=top,
             root=root,
         )
-        self._append(Tag.DIRECTORY, directory)
-        self._append(Tag.FOOTER, footer.pack(last, algorithm))
+        self._out.frame(Tag.DIRECTORY, directory)
+        self._out.frame(Tag.FOOTER, footer.pack(last, algorithm))
 
     def _record(
         self, kind: Kind, offset: int, length: int, leaves: bytes, frame_length: int, digest: bytes
     ) -> None:
         """Append one record without its zstd frame; the lock is held."""
-        position = self._position
+        position = self._out.position
         packed = record.pack(
             record.Record(
                 kind,
@@ -183,18 +173,6 @@ class DeltaWriter:
             ),
             self._geometry,
         )
-        self._append(Tag.RECORD, packed)
+        self._out.frame(Tag.RECORD, packed)
         self._last = own_hash(packed, self._geometry.algorithm)
         self._rows.append((offset, length, position, frame_length, kind))
-
-    def _append(self, tag: Tag, frame: bytes) -> None:
-        self._store(self._frames.seal(tag, frame))
-
-    def _store(self, data: bytes) -> None:
-        view = memoryview(data)
-        while len(view):
-            taken = self._sink.write(view)
-            if not taken:
-                raise StoreError("the sink takes no bytes; it must block until it can")
-            view = view[taken:]
-            self._position += taken

@@ -13,7 +13,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef, is_name
-from fleece.delta.writer import Sink
+from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, decide

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.header import Header
-from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.delta.sink import Sink
+from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.pool import WORKERS, Counter
 from fleece.source.base import Export

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.delta.writer import Sink
+from fleece.delta.sink import Sink
 from fleece.disk.chain import ChainDisk
 from fleece.engine.leaves import LeafHasher
 from fleece.engine.pool import WORKERS, Counter

@@ -208,7 +208,7 @@ class _Server:
             stderr=subprocess.PIPE,
             process_group=0,
         )
-        self._hearing = threading.Thread(target=self._hear, daemon=True)
+        self._hearing = threading.Thread(target=self._hear, name="fleece-serve", daemon=True)
         self._hearing.start()
         self._send()
 

@@ -8,7 +8,8 @@ from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection
-from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.delta.sink import Sink
+from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.copy import CopyJob, dirty_leaves, open_export
 from fleece.engine.decide import Decision
 from fleece.engine.outcome import DiskResult

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece.delta.header import ParentRef
-from fleece.delta.writer import Sink
+from fleece.delta.sink import Sink
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
 from fleece.tree import BlankDisk, NodeSource

@@ -86,8 +86,7 @@ def test_the_backup_gives_up_before_the_scratch_is_full(files: GuestFiles, tmp_p
         assert "may have to be given up" in ran.named("warning")[0]["what"]
 
         # The same with a limit on a file system with room enough.
-        scene.scratch = scene.folder / "scratch"
-        scene.scratch.mkdir()
+        scene.scratch = guest.folder / "scratch"
         with _pulse(guest) as pulse:
             ran = scene.slow_backup("--scratch-limit", "2M", milliseconds=1000).wait()
             ran.failed(4, "of the 2097152 bytes that it may take", "--scratch-limit")

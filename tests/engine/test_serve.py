@@ -340,14 +340,24 @@ def test_two_serve_the_same_point_at_once(small: Guest) -> None:
 # ---- bad input -------------------------------------------------------------------------------
 
 
+@contextmanager
+def temporary(folder: str) -> Iterator[None]:
+    """Let this process make its temporary files in a folder that no other test uses."""
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
 def refused(guest: Guest, failure: type[FleeceError], words: str, **options: Any) -> None:
     """Check that it fails so, soon and with nothing left."""
-    before = {item for item in Path(tempfile.gettempdir()).iterdir() if item.name[:7] == "fleece-"}
-    with pytest.raises(failure, match=words), serving(guest, **options):
-        pass
-    after = {item for item in Path(tempfile.gettempdir()).iterdir() if item.name[:7] == "fleece-"}
-    assert after <= before
-    assert [thread for thread in threading.enumerate() if thread.daemon] == []
+    with tempfile.TemporaryDirectory(prefix="rig-", dir="/tmp") as own, temporary(own):
+        with pytest.raises(failure, match=words), serving(guest, **options):
+            pass
+        assert [item for item in Path(own).iterdir() if item.name.startswith("fleece-")] == []
+    ours = [thread for thread in threading.enumerate() if thread.name == "fleece-serve"]
+    assert ours == []
 
 
 def test_what_is_not_in_the_store_is_refused(small: Guest) -> None:

@@ -30,7 +30,8 @@ from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
 from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader
-from fleece.delta.writer import DeltaWriter, Sink, Summary
+from fleece.delta.sink import Sink
+from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
 from fleece.extents import Extents

@@ -38,7 +38,8 @@ from fleece.delta.layout import (
     unseal,
 )
 from fleece.delta.reader import DeltaReader
-from fleece.delta.writer import DeltaWriter, Sink
+from fleece.delta.sink import Sink
+from fleece.delta.writer import DeltaWriter
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.extents import Extents
 from fleece.hashing import XXH3_128, Buffer
