@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.layout import Kind
 from fleece.delta.reader import DeltaReader
+from fleece.delta.writer import DeltaWriter
 from fleece.engine.partial import restore_partial
 from fleece.engine.pool import Counter
 from fleece.engine.salvage import salvage
@@ -380,3 +382,32 @@ def test_a_protected_delta_that_was_cut_is_gone_on_with(
             check_delta(delta, None, _counter(), CancelToken())
             assert delta.footer.root == root
             assert read_back(Chain([delta])) == disk
+
+
+@pytest.mark.parametrize("theirs", [None, SECRET], ids=["from plain", "from sealed"])
+@pytest.mark.parametrize("mine", [None, SECRET], ids=["to plain", "to sealed"])
+def test_records_are_copied_into_another_delta_without_recompression(
+    theirs: Secret | None, mine: Secret | None, tmp_path: Path
+) -> None:
+    """Also from under one key to under another, or none: what is sealed is the frame itself."""
+    kinds = {None: StoreWishes(), SECRET: ENCRYPTED}
+    source = _filled(tmp_path / "source", kinds[theirs], theirs)
+    target = FolderStore.open_or_create(tmp_path / "target", mine, kinds[mine])
+    copy = tmp_path / "copy"
+    with source.access.open(str(_paths(source)[0])) as delta, copy.open("wb") as sink:
+        head = dataclasses.replace(delta.header, file_id=uuid.UUID(int=77))
+        writer = DeltaWriter(sink, head, BlankDisk(head.geometry), target.protection)
+        frames = []
+        for row in delta.rows().tolist():
+            found, frame = delta.record_at(*row)
+            if found.kind is Kind.ZERO:
+                writer.zero(found.offset, found.length)
+            else:
+                writer.data(found.offset, found.length, found.leaves, frame)
+                frames.append(frame)
+        assert writer.finish().root == delta.footer.root
+    with target.access.open(str(copy)) as made:
+        check_delta(made, None, _counter(), CancelToken())
+        kept = [made.record_at(*row) for row in made.rows().tolist()]
+        assert [frame for found, frame in kept if found.kind is Kind.DATA] == frames
+        assert read_back(Chain([made])) == DISK
