@@ -12,6 +12,9 @@ from fleece.engine.backup import BackupOptions, BackupResult, DiskResult, backup
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.export import dirty_extents, write_delta
+from fleece.engine.keep import Duration, KeepRules
+from fleece.engine.merge import MergedDisk, MergeResult, merge
+from fleece.engine.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
@@ -50,6 +53,7 @@ __all__ = (
     "DeltaReader",
     "DeltaWriter",
     "DiskResult",
+    "Duration",
     "Entry",
     "ExitCode",
     "Export",
@@ -62,11 +66,16 @@ __all__ = (
     "ImageFormat",
     "Interrupted",
     "Inventory",
+    "KeepRules",
+    "MergeResult",
+    "MergedDisk",
     "Mode",
     "ModeWish",
     "ParentRef",
+    "PlannedPoint",
     "PointError",
     "PointRef",
+    "PruneResult",
     "QemuSource",
     "RestoreResult",
     "SourceError",
@@ -84,10 +93,13 @@ __all__ = (
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "merge",
     "open_export",
     "open_image",
+    "prune",
     "read_entry",
     "restore",
+    "set_pin",
     "verify_store",
     "write_delta",
 )

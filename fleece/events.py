@@ -19,6 +19,7 @@ class Phase(enum.StrEnum):
     RESTORE = "restore"
     VERIFY = "verify"
     ROOT = "root"
+    MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,32 @@ class Committed(Event):
 
     name: ClassVar[str] = "committed"
     point: str
+
+
+@dataclass(frozen=True)
+class Merged(Event):
+    """A disk's delta of a point stands in for a run of `deltas`; durable.
+
+    `frames` were copied as they are, `cut` were decoded because newer ones hide a part of them.
+    """
+
+    name: ClassVar[str] = "merged"
+    point: str
+    disk: str
+    deltas: int
+    frames: int
+    cut: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Dropped(Event):
+    """A point is no longer in the store, for good; `stored_bytes` of files went."""
+
+    name: ClassVar[str] = "dropped"
+    guest: str
+    point: str
+    stored_bytes: int
 
 
 @dataclass(frozen=True)

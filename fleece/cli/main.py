@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import traceback
@@ -17,7 +18,13 @@ from fleece.version import VERSION
 
 _SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 _STORE = "a folder; backup makes it"
-_FUNCTIONS = {"list": "list_points"}
+_FUNCTIONS = {
+    "list": "list_points",
+    "merge": "keep:merge",
+    "prune": "keep:prune",
+    "pin": "keep:pin",
+    "unpin": "keep:unpin",
+}
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 
@@ -29,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each verb sets `verb`, the name of its function in `cli.verbs`."""
+    """The parser of all verbs. Each verb sets `verb`: its function, in `cli.verbs` or `MODULE:`."""
     top = _Parser(
         prog="fleece",
         description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
@@ -53,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
     _source_verbs(verb)
     _store_verbs(verb)
+    _keep_verbs(verb)
     return top
 
 
@@ -129,6 +137,58 @@ def _store_verbs(verb: _AddVerb) -> None:
     _guest(restore)
 
 
+def _keep_verbs(verb: _AddVerb) -> None:
+    merge = verb("merge", "make a point's deltas stand for a run of deltas, or for all: a full")
+    merge.add_argument("store", metavar="STORE", help=_STORE)
+    merge.add_argument("point", metavar="POINT", help=_POINT)
+    merge.add_argument(
+        "--from",
+        dest="first",
+        metavar="FIRST",
+        help="the oldest point that is merged in; default: all, which gives a full",
+    )
+    _guest(merge)
+    prune = verb("prune", "drop the points that no rule keeps; those that stay stay whole")
+    prune.add_argument("store", metavar="STORE", help=_STORE)
+    prune.add_argument(
+        "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
+    )
+    for rule, unit in _UNITS.items():
+        prune.add_argument(
+            f"--keep-{rule}",
+            dest=rule,
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"the newest point of each of the newest N {unit} that have one; -1: of all",
+        )
+    prune.add_argument(
+        "--keep-within",
+        dest="within",
+        metavar="DURATION",
+        help="what is younger, seen from the newest point: 2y5m7d3h",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    prune.add_argument("--guest", help="whose points; default: those of each guest, by itself")
+    for name, text in (
+        ("pin", "protect a point from prune"),
+        ("unpin", "end a point's protection"),
+    ):
+        made = verb(name, text)
+        made.add_argument("store", metavar="STORE", help=_STORE)
+        made.add_argument("point", metavar="POINT", help=_POINT)
+        _guest(made)
+
+
+_UNITS = {
+    "hourly": "hours",
+    "daily": "days",
+    "weekly": "weeks",
+    "monthly": "months",
+    "yearly": "years",
+}
+
+
 def _scratch(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--scratch",
@@ -165,9 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = vars(parser().parse_args(argv))
         options.pop("machine")
-        from fleece.cli import verbs
-
-        run = getattr(verbs, options.pop("verb"))
+        module, _, function = options.pop("verb").rpartition(":")
+        verbs = importlib.import_module(f"fleece.cli.{module or 'verbs'}")
+        run = getattr(verbs, function)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

@@ -118,6 +118,10 @@ def _text(event: events.Event) -> str | None:
             return f"sound: point {event.point} disk {event.disk} root {event.root}"
         case events.Problem():
             return f"PROBLEM: {event.where}: {event.what}"
+        case events.Merged():
+            return f"point {event.point} disk {event.disk} stands for {event.deltas} deltas"
+        case events.Dropped():
+            return f"dropped: point {event.point} of {event.guest}"
         case events.Warned():
             return f"warning: {event.what}"
     return None

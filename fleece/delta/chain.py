@@ -124,24 +124,30 @@ class Chain:
         Raises:
             DeltaError: a part of the disk is in no delta.
         """
-        rows = tuple(delta.rows() for delta in self.deltas)
-        covered = Extents.empty()
-        parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
-        for number, mine in enumerate(rows):
-            start = mine["offset"].astype(np.int64)
-            end = start + mine["length"].astype(np.int64)
-            held = Extents.normal(start, end)
-            visible = held.subtract(covered)
-            parts.append((*_cut(visible, start, end), number))
-            covered = covered.union(held)
-        if covered != Extents.whole(self.geometry.size):
+        picture = overlay(self.deltas)
+        if Extents.normal(picture.start, picture.end) != Extents.whole(self.geometry.size):
             raise DeltaError(
                 "parts of the disk are in none of its deltas", where=self.deltas[0].path
             )
-        owner = np.concatenate([np.full(len(part[0]), part[3], np.int32) for part in parts])
-        start, end, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
-        order = np.argsort(start, kind="stable")
-        return ChainMap(start[order], end[order], owner[order], row[order], rows)
+        return picture
+
+
+def overlay(deltas: Sequence[DeltaReader]) -> ChainMap:
+    """The merged map of consecutive deltas, newest first: what they hold together."""
+    rows = tuple(delta.rows() for delta in deltas)
+    covered = Extents.empty()
+    parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
+    for number, mine in enumerate(rows):
+        start = mine["offset"].astype(np.int64)
+        end = start + mine["length"].astype(np.int64)
+        held = Extents.normal(start, end)
+        visible = held.subtract(covered)
+        parts.append((*_cut(visible, start, end), number))
+        covered = covered.union(held)
+    owner = np.concatenate([np.full(len(part[0]), part[3], np.int32) for part in parts])
+    start, end, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    order = np.argsort(start, kind="stable")
+    return ChainMap(start[order], end[order], owner[order], row[order], rows)
 
 
 def _cut(
