@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, ROOT, Moment, Mutation, Scene
+from tests.engine.scene import _DIE, GUEST, INTACT, KIB64, MIB, ROOT, Moment, Mutation, Scene
 from tests.rig.process import run
 
 TOOL = ROOT / "tools" / "read_delta.py"
@@ -172,6 +172,7 @@ MUTATIONS = (
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_fault_in_merging_is_noticed(mutation: Mutation, scene: Scene) -> None:
+    scene.writer().write(0, os.urandom(4 * MIB))
     known = history(scene, 3)
     ran = mutation.engine(scene.folder).run("merge", scene.store, "latest")
     if ran.code == 0:
@@ -188,14 +189,12 @@ MOMENTS = (
     Moment("written", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("about to rename", "fleece.store.rewrite", "os.rename", "before"),
     Moment("renamed", "fleece.store.rewrite", "os.rename"),
-    Moment("the second disk is written", "fleece.delta.writer", "DeltaWriter.finish", "after", 2),
+    Moment("the second disk is written", "fleece.delta.writer", "DeltaWriter.finish"),
 )
 
 
 def test_a_killed_merge_leaves_every_point_and_the_next_one_ends_it(pair: Scene) -> None:
     known = history(pair, 3)
-    from tests.engine.scene import _DIE
-
     for moment in MOMENTS:
         place = moment.module, moment.function, moment.when, moment.nth
         ran = INTACT.script(_DIE, *place, "merge", pair.store, "latest").wait()

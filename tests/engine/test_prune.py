@@ -111,7 +111,7 @@ def test_a_backup_of_one_disk_does_not_count_for_the_others(pair: Scene) -> None
     alone = pair.take(disks=["d0"]).point
     fleece.prune(fleece.FolderStore(pair.store), KeepRules(last=1), GUEST)
     assert _ids(pair) == [both, alone]
-    pair.check_exact()
+    pair.verify()
 
 
 @pytest.mark.parametrize(
