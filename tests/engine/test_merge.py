@@ -22,7 +22,7 @@ def catalogue(scene: Scene) -> fleece.Catalogue:
 
 def history(scene: Scene, count: int) -> dict[str, dict[str, bytes]]:
     """A full and later points, each writing over a part of the one before; what each holds."""
-    known = {}
+    known: dict[str, dict[str, bytes]] = {}
     for number in range(count):
         for node in scene.qemu.disks if number else ():
             scene.writer(node).write(number * KIB64 * 3, os.urandom(MIB))
@@ -53,7 +53,7 @@ def same(scene: Scene, known: dict[str, dict[str, bytes]]) -> None:
 
 def read_alone(target: Path, paths: list[str], content: bytes) -> None:
     """Read a chain by the independent reader."""
-    words = [sys.executable, "-I", TOOL, target, *paths]
+    words = [sys.executable, "-I", str(TOOL), str(target), *paths]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert target.read_bytes() == content

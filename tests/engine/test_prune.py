@@ -138,7 +138,8 @@ def test_the_rules(rules: KeepRules, hours_ago: list[int], kept: list[int]) -> N
     counts=st.tuples(*[st.integers(-1, 4)] * 6).filter(any),
 )
 def test_pruning_again_drops_nothing_more(hours: list[int], counts: tuple[int, ...]) -> None:
-    rules = KeepRules(*counts)
+    last, hourly, daily, weekly, monthly, yearly = counts
+    rules = KeepRules(last, hourly, daily, weekly, monthly, yearly)
     times = [NOW - timedelta(hours=count) for count in sorted(hours)]
     reasons = rules.apply(times, NOW)
     left = [moment for moment, why in zip(times, reasons, strict=True) if why]
