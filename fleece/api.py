@@ -18,10 +18,13 @@ from fleece.engine.decide import ModeWish
 from fleece.engine.diff import compare_points
 from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
+from fleece.engine.keep import Duration, KeepRules
+from fleece.engine.merge import MergedDisk, MergeResult, merge
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult
 from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.pour import restore_stream
+from fleece.engine.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
@@ -72,6 +75,7 @@ __all__ = (
     "DeltaReader",
     "DeltaWriter",
     "DiskResult",
+    "Duration",
     "Entry",
     "ExitCode",
     "Export",
@@ -88,16 +92,21 @@ __all__ = (
     "ImportResult",
     "Interrupted",
     "Inventory",
+    "KeepRules",
     "Loss",
     "LostExtent",
     "MappedExtent",
+    "MergeResult",
+    "MergedDisk",
     "Mode",
     "ModeWish",
     "ParentRef",
     "PartialResult",
     "Picture",
+    "PlannedPoint",
     "PointError",
     "PointRef",
+    "PruneResult",
     "QemuSource",
     "RestoreResult",
     "SalvagedFile",
@@ -127,9 +136,11 @@ __all__ = (
     "disk_root",
     "import_delta",
     "mapped_extents",
+    "merge",
     "open_export",
     "open_image",
     "picture_of",
+    "prune",
     "read_entry",
     "restore",
     "restore_as_chain",
@@ -137,6 +148,7 @@ __all__ = (
     "restore_stream",
     "salvage",
     "serve",
+    "set_pin",
     "verify_store",
     "write_delta",
 )

@@ -22,6 +22,7 @@ class Phase(enum.StrEnum):
     AUDIT = "audit"
     IMPORT = "import"
     SALVAGE = "salvage"
+    MERGE = "merge"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,32 @@ class Streamed(Event):
 
     name: ClassVar[str] = "streamed"
     point: str
+
+
+@dataclass(frozen=True)
+class Merged(Event):
+    """A disk's delta of a point stands in for a run of `deltas`; durable.
+
+    `frames` were copied as they are, `cut` were decoded because newer ones hide a part of them.
+    """
+
+    name: ClassVar[str] = "merged"
+    point: str
+    disk: str
+    deltas: int
+    frames: int
+    cut: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Dropped(Event):
+    """A point is no longer in the store, for good; `stored_bytes` of files went."""
+
+    name: ClassVar[str] = "dropped"
+    guest: str
+    point: str
+    stored_bytes: int
 
 
 @dataclass(frozen=True)

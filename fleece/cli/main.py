@@ -25,6 +25,10 @@ _FUNCTIONS = {
     "import": "stream:import_delta",
     "restore": "restoring:restore",
     "salvage": "salvage:salvage",
+    "merge": "keep:merge",
+    "prune": "keep:prune",
+    "pin": "keep:pin",
+    "unpin": "keep:unpin",
 }
 _POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
@@ -61,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     _source_verbs(verb)
     _store_verbs(verb)
+    _keep_verbs(verb)
     return top
 
 
@@ -298,6 +303,61 @@ def _looking_verbs(verb: _AddVerb) -> None:
     _key(serve)
 
 
+def _keep_verbs(verb: _AddVerb) -> None:
+    merge = verb("merge", "make a point's deltas stand for a run of deltas, or for all: a full")
+    merge.add_argument("store", metavar="STORE", help=_STORE)
+    merge.add_argument("point", metavar="POINT", help=_POINT)
+    merge.add_argument(
+        "--from",
+        dest="first",
+        metavar="FIRST",
+        help="the oldest point that is merged in; default: all, which gives a full",
+    )
+    _guest(merge)
+    _key(merge)
+    prune = verb("prune", "drop the points that no rule keeps; those that stay stay whole")
+    prune.add_argument("store", metavar="STORE", help=_STORE)
+    prune.add_argument(
+        "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
+    )
+    for rule, unit in _UNITS.items():
+        prune.add_argument(
+            f"--keep-{rule}",
+            dest=rule,
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"the newest point of each of the newest N {unit} that have one; -1: of all",
+        )
+    prune.add_argument(
+        "--keep-within",
+        dest="within",
+        metavar="DURATION",
+        help="what is younger, seen from the newest point: 2y5m7d3h",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    prune.add_argument("--guest", help="whose points; default: those of each guest, by itself")
+    _key(prune)
+    for name, text in (
+        ("pin", "protect a point from prune"),
+        ("unpin", "end a point's protection"),
+    ):
+        made = verb(name, text)
+        made.add_argument("store", metavar="STORE", help=_STORE)
+        made.add_argument("point", metavar="POINT", help=_POINT)
+        _guest(made)
+        _key(made)
+
+
+_UNITS = {
+    "hourly": "hours",
+    "daily": "days",
+    "weekly": "weeks",
+    "monthly": "months",
+    "yearly": "years",
+}
+
+
 def _scratch(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--scratch",
@@ -364,6 +424,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options["secret"] = secret_of(*files, os.environ)
         module, _, function = options.pop("verb").partition(":")
         run = getattr(importlib.import_module(f"fleece.cli.{module}"), function)
+        module, _, function = options.pop("verb").rpartition(":")
+        verbs = importlib.import_module(f"fleece.cli.{module or 'verbs'}")
+        run = getattr(verbs, function)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

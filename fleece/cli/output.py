@@ -121,12 +121,21 @@ def _text(event: events.Event) -> str | None:
                 f"point {event.point} of {event.time} goes on; "
                 f"{human(event.done)} of it are stored already"
             )
-        case events.DeltaChecked():
-            return f"sound: point {event.point} disk {event.disk} root {event.root}"
         case events.Streamed():
             return f"point {event.point} is written to the output"
-        case events.Problem():
-            return f"PROBLEM: {event.where}: {event.what}"
         case events.Warned():
             return f"warning: {event.what}"
+    return _text_of_store(event)
+
+
+def _text_of_store(event: events.Event) -> str | None:
+    match event:
+        case events.DeltaChecked():
+            return f"sound: point {event.point} disk {event.disk} root {event.root}"
+        case events.Problem():
+            return f"PROBLEM: {event.where}: {event.what}"
+        case events.Merged():
+            return f"point {event.point} disk {event.disk} stands for {event.deltas} deltas"
+        case events.Dropped():
+            return f"dropped: point {event.point} of {event.guest}"
     return None

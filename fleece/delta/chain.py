@@ -143,25 +143,31 @@ class Chain:
             DeltaError: a part of the disk is in no delta.
         """
         wanted = Extents.of([(start, self.geometry.size if end is None else end)])
-        covered = Extents.empty()
-        parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
-        rows: list[IndexRows] = []
-        for number, delta in enumerate(self.deltas):
-            done = covered == wanted
-            mine = np.empty(0, INDEX_ROW) if done else _rows_within(delta, wanted)
-            rows.append(mine)
-            if len(mine) == 0:
-                continue
-            low = mine["offset"].astype(np.int64)
-            high = low + mine["length"].astype(np.int64)
-            held = Extents.normal(low, high).intersect(wanted)
-            parts.append((*_cut(held.subtract(covered), low, high), number))
-            covered = covered.union(held)
-        if covered != wanted:
+        picture = overlay(self.deltas, wanted)
+        if Extents.normal(picture.start, picture.end) != wanted:
             raise DeltaError(
                 "parts of the disk are in none of its deltas", where=self.deltas[0].path
             )
-        return _merged(parts, tuple(rows))
+        return picture
+
+
+def overlay(deltas: Sequence[DeltaReader], wanted: Extents) -> ChainMap:
+    """The merged map of consecutive deltas, newest first: what they hold together of some parts."""
+    covered = Extents.empty()
+    parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
+    rows: list[IndexRows] = []
+    for number, delta in enumerate(deltas):
+        done = covered == wanted
+        mine = np.empty(0, INDEX_ROW) if done else _rows_within(delta, wanted)
+        rows.append(mine)
+        if len(mine) == 0:
+            continue
+        low = mine["offset"].astype(np.int64)
+        high = low + mine["length"].astype(np.int64)
+        held = Extents.normal(low, high).intersect(wanted)
+        parts.append((*_cut(held.subtract(covered), low, high), number))
+        covered = covered.union(held)
+    return _merged(parts, tuple(rows))
 
 
 def _rows_within(delta: DeltaReader, wanted: Extents) -> IndexRows:

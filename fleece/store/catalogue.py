@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -190,10 +191,18 @@ class Catalogue:
         self.entries = tuple(entries)
         self.damaged = tuple(damaged)
         self.where = where
+        self._copies: dict[tuple[str, str, str, str], list[Entry]] = {}
+        self._depth: dict[str, float] = {}
         groups: dict[tuple[str, str, str], list[Entry]] = {}
-        for entry in entries:
+        # A parent's sequence is below its child's: this order knows every parent's depth in time.
+        for entry in sorted(entries, key=lambda e: e.header.point.sequence):
             head = entry.header
+            self._depth[entry.path] = self._depth_of(entry)
+            key = (head.guest, head.chain, head.disk, head.point.id)
+            self._copies.setdefault(key, []).append(entry)
             groups.setdefault((head.guest, head.chain, head.point.id), []).append(entry)
+        for group in (*self._copies.values(), *groups.values()):
+            group.sort(key=self._worth)
         points = [_point(group) for group in groups.values()]
         self.points = tuple(sorted(points, key=lambda p: (p.guest, p.sequence, p.id)))
 
@@ -263,17 +272,39 @@ class Catalogue:
             head = line[-1].header
             candidates = [
                 other
-                for other in self.entries
-                if (other.header.guest, other.header.chain, other.header.disk)
-                == (head.guest, head.chain, head.disk)
-                and other.header.point.id == parent.point
-                and other.header.point.sequence < head.point.sequence
+                for other in self._copies.get((head.guest, head.chain, head.disk, parent.point), [])
+                if other.header.point.sequence < head.point.sequence
             ]
             fitting = [other for other in candidates if other.root == parent.root]
             if not fitting:
                 raise self._missing(line[-1], parent.point, bool(candidates))
             line.append(fitting[0])
         return line
+
+    def copies(self, entry: Entry) -> list[Entry]:
+        """All deltas of an entry's point and disk, the one that is used first.
+
+        Several may state the same disk: a copy, or a merged delta beside the one it stands for.
+        All are right. The one whose line is unbroken and shortest is used; then paths decide.
+        """
+        head = entry.header
+        return list(self._copies[head.guest, head.chain, head.disk, head.point.id])
+
+    def _worth(self, entry: Entry) -> tuple[float, str]:
+        return self._depth[entry.path], entry.path
+
+    def _depth_of(self, entry: Entry) -> float:
+        """The number of deltas in the best line to an entry; infinite if each is broken."""
+        head, parent = entry.header, entry.header.parent
+        if parent is None:
+            return 1
+        known = self._copies.get((head.guest, head.chain, head.disk, parent.point), [])
+        fitting = (
+            self._depth[other.path]
+            for other in known
+            if other.root == parent.root and other.header.point.sequence < head.point.sequence
+        )
+        return 1 + min(fitting, default=math.inf)
 
     def _missing(self, child: Entry, parent: str, other_root: bool) -> StoreError:
         what = "is not in the store" if not other_root else "is there with another root"
@@ -300,6 +331,14 @@ class Catalogue:
         """
         return self._access.open(entry.path)
 
+    def read_entry(self, path: str) -> Entry:
+        """Describe a delta that is in the store and not in this catalogue.
+
+        Raises:
+            DeltaError: it is damaged, incomplete, or not protected as the store is.
+        """
+        return self._access.read_entry(path)
+
     def wreck(self, path: str) -> Wreck:
         """Open one of the store's files for what it still proves.
 
@@ -321,8 +360,11 @@ def read_entry(path: str, secret: Secret | None = None) -> Entry:
 
 
 def _point(group: list[Entry]) -> StoredPoint:
+    """The point of some entries, the best of each disk first."""
     head = group[0].header
-    disks = {entry.header.disk: entry for entry in group}
+    disks: dict[str, Entry] = {}
+    for entry in group:
+        disks.setdefault(entry.header.disk, entry)
     named = {name for entry in group for name in entry.header.disks}
     missing = tuple(sorted(named - disks.keys()))
     return StoredPoint(

@@ -57,7 +57,7 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = Path(path)
         self.where = str(path)
-        with _store_errors(self.path):
+        with store_errors(self.path):
             if not self.path.is_dir():
                 raise StoreError("there is no store here", where=self.where)
         marker = self.path / MARKER
@@ -108,10 +108,10 @@ class FolderStore:
     def create(path: str | os.PathLike[str], marker: Marker, secret: Secret | None) -> FolderStore:
         """Make a store where nothing is (`is_free`)."""
         folder = Path(path)
-        with _store_errors(folder):
+        with store_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_durably(folder / MARKER, marker.to_text())
-            _sync_folder(folder.parent)
+            write_durably(folder / MARKER, marker.to_text())
+            sync_folder(folder.parent)
         return FolderStore(folder, secret)
 
     def catalogue(self) -> Catalogue:
@@ -122,7 +122,7 @@ class FolderStore:
         """
         entries: list[Entry] = []
         damaged: list[DeltaError] = []
-        with _store_errors(self.path):
+        with store_errors(self.path):
             for path in self._delta_files():
                 try:
                     entries.append(self.access.read_entry(path))
@@ -155,7 +155,7 @@ class FolderStore:
         Raises:
             StoreError: another process holds it.
         """
-        with _store_errors(self.path):
+        with store_errors(self.path):
             folder = self._guest_folder(guest)
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -179,7 +179,7 @@ class FolderStore:
 
         The lock must be held.
         """
-        with _store_errors(self.path):
+        with store_errors(self.path):
             found = [self._unfinished(folder) for folder in self._partials(guest)]
         points = [point for point in found if point is not None and point.guest == guest]
         return sorted(points, key=lambda point: -point.ref.sequence)
@@ -213,10 +213,10 @@ class FolderStore:
     def remove_partial(self, guest: str, keep: UnfinishedPoint | None = None) -> list[str]:
         """Remove what dead runs left of points, but one; the lock must be held. Gives the paths."""
         removed = []
-        with _store_errors(self.path):
+        with store_errors(self.path):
             for folder in self._partials(guest):
                 if keep is None or folder != keep.folder:
-                    _remove_folder(folder)
+                    remove_folder(folder)
                     removed.append(str(folder))
         return removed
 
@@ -233,23 +233,23 @@ class FolderStore:
         """
         head = entry.header
         name = self.file_name(head.disk) + SUFFIX
-        with _store_errors(self.path):
+        with store_errors(self.path):
             guest = self._guest_folder(head.guest)
             final = guest / _final_name(head.point.id, head.point.sequence)
             if beside is not None:
                 final = Path(beside.path).parent
             if final.exists():
                 _rename_to_new(file.path, final / name)
-                _sync_folder(final)
+                sync_folder(final)
                 return final / name
             partial = guest / f"{_PARTIAL}{head.point.id}"
             if partial.exists():
-                _remove_folder(partial)
+                remove_folder(partial)
             partial.mkdir()
             os.rename(file.path, partial / name)
-            _sync_folder(partial)
+            sync_folder(partial)
             os.rename(partial, final)
-            _sync_folder(guest)
+            sync_folder(guest)
             return final / name
 
     def distrust(self, chain: str, disk: str, reason: str) -> None:
@@ -258,8 +258,8 @@ class FolderStore:
         The note lies beside the store's marker, under the chain's own id: it is about the chain, so
         it goes where the chain goes, and nothing that happens to QEMU can lose it.
         """
-        with _store_errors(self.path):
-            _write_durably(self._note(chain, disk), reason + "\n")
+        with store_errors(self.path):
+            write_durably(self._note(chain, disk), reason + "\n")
 
     def distrusted(self, chain: str, disk: str) -> str | None:
         """Why the bitmaps of a chain's disk must not be believed; None: they may.
@@ -268,7 +268,7 @@ class FolderStore:
             StoreError: that cannot be read. A note that cannot be read is not none.
         """
         note = self._note(chain, disk)
-        with _store_errors(note):
+        with store_errors(note):
             try:
                 return note.read_text(errors="replace").strip() or "an audit failed"
             except FileNotFoundError:
@@ -277,10 +277,10 @@ class FolderStore:
     def trust(self, chain: str, disk: str) -> None:
         """All of the disk was read: what an audit found is mended."""
         note = self._note(chain, disk)
-        with _store_errors(note):
+        with store_errors(note):
             if note.exists():
                 note.unlink()
-                _sync_folder(self.path)
+                sync_folder(self.path)
 
     def _note(self, chain: str, disk: str) -> Path:
         return self.path / f"{_DISTRUST}{chain}-{self.file_name(disk)}"
@@ -291,7 +291,7 @@ class FolderStore:
 
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""
-        with _store_errors(self.path):
+        with store_errors(self.path):
             parent = self._guest_folder(guest)
             partial = parent / f"{_PARTIAL}{point}"
             partial.mkdir()
@@ -307,7 +307,7 @@ class FolderStore:
         folder = self.path / self.file_name(guest)
         if not folder.is_dir():
             folder.mkdir()
-            _sync_folder(self.path)
+            sync_folder(self.path)
         return folder
 
 
@@ -359,7 +359,7 @@ class PartialPoint:
     def create(self, disk: str) -> DeltaFile:
         """The file of one disk's delta, to write front to back."""
         path = self.folder / self.file_name(disk)
-        with _store_errors(path):
+        with store_errors(path):
             made = DeltaFile(path)
         self._files[disk] = made
         return made
@@ -376,7 +376,7 @@ class PartialPoint:
         path = self.folder / self.file_name(disk)
         with self._store.access.partial(str(path)) as left:
             proven = left.proven()
-        with _store_errors(path):
+        with store_errors(path):
             made = DeltaFile(path, keep=proven.end)
         self._files[disk] = made
         return made, proven
@@ -387,21 +387,21 @@ class PartialPoint:
         Raises:
             StoreError: it is not in the store.
         """
-        with _store_errors(self.folder):
+        with store_errors(self.folder):
             for file in self._files.values():
                 file.close_durably()
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
             for file in self._files.values():
                 self._store.access.read_entry(str(file.path))
             os.rename(self.folder, self.final)
-            _sync_folder(self.final.parent)
+            sync_folder(self.final.parent)
 
     def discard(self) -> None:
         """Remove what was written, as far as that is possible."""
         for file in self._files.values():
             file.abandon()
         with contextlib.suppress(OSError):
-            _remove_folder(self.folder)
+            remove_folder(self.folder)
 
 
 class DeltaFile:
@@ -421,7 +421,7 @@ class DeltaFile:
 
     def write(self, data: Buffer) -> int:
         """Write some of `data`; gives how much."""
-        with _store_errors(self.path):
+        with store_errors(self.path):
             return self._file.write(data) or 0
 
     def hold(self) -> None:
@@ -430,7 +430,7 @@ class DeltaFile:
 
     def sync(self) -> None:
         """Make what was written durable."""
-        with _store_errors(self.path):
+        with store_errors(self.path):
             os.fsync(self._file.fileno())
 
     def close_durably(self) -> None:
@@ -469,7 +469,7 @@ def _lock(descriptor: int, patience: float) -> None:
 def is_free(path: str | os.PathLike[str]) -> bool:
     """Whether a store can be made: nothing is there, or at most what a killed attempt left."""
     folder = Path(path)
-    with _store_errors(folder):
+    with store_errors(folder):
         if not folder.exists():
             return True
         left = _temporary(folder / MARKER).name
@@ -486,7 +486,7 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[DeltaFile]:
     for it and did not become a store. What a killed process left of such files is removed first.
     """
     folder = Path(path)
-    with _store_errors(folder):
+    with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_spooled(folder)
         file = DeltaFile(folder / f"{_SPOOL}{secrets.token_hex(8)}")
@@ -527,7 +527,8 @@ def _final_name(point: str, sequence: int) -> str:
     return f"{sequence:06d}-{point}"
 
 
-def _remove_folder(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and the files in it."""
     for item in os.scandir(folder):
         os.unlink(item.path)
     folder.rmdir()
@@ -537,17 +538,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
+    """Put a text into a file: all of it, or the file is as it was."""
     temporary = _temporary(path)
     with open(temporary, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable what has which name in a folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -556,7 +559,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _store_errors(where: Path) -> Iterator[None]:
+def store_errors(where: Path) -> Iterator[None]:
     """Turn an operating system's error into one about the store."""
     try:
         yield

@@ -169,6 +169,31 @@ class History(RuleBasedStateMachine):
         for point in set(self._committed()) - known:
             self._remember(point)
 
+    @rule(which=FRACTIONS, depth=FRACTIONS)
+    def merge(self, which: int, depth: int) -> None:
+        """Any point, onto any other one of its line."""
+        if not (known := self._committed()):
+            return
+        store = fleece.FolderStore(self.scene.store)
+        catalogue = store.catalogue()
+        point = catalogue.find(known[which % len(known)])
+        line = catalogue.line(next(iter(point.disks.values())))
+        first = line[depth % len(line)].header.point.id
+        fleece.merge(store, point.id, first)
+        self._check_point(point.id)
+
+    @rule(last=st.integers(1, 4))
+    def prune(self, last: int) -> None:
+        if not (known := self._committed()):
+            return
+        fleece.prune(fleece.FolderStore(self.scene.store), fleece.KeepRules(last=last))
+        left = self._committed()
+        assert known[-last:] == left[-last:]
+        for point in set(known) - set(left):
+            del self._points[point]
+        for point in left:
+            self._check_point(point)
+
     @rule()
     def clean_restart(self) -> None:
         self.scene.qemu.restart()

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece import events
+from fleece.delta.header import Mode
 from fleece.engine.verify import verify_store
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
@@ -710,6 +711,27 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_store(
         with pytest.raises(StoreError, match="Input/output error"):
             store.catalogue()
         monkeypatch.undo()
+
+
+def test_of_several_deltas_of_one_point_the_one_with_the_shortest_whole_line_is_used(
+    store: FolderStore,
+) -> None:
+    first, second, third = (_fill(store, 3), store.catalogue().entries)[1]
+    merged = store.path / "web" / "aaa" / "merged.fleece"
+    merged.parent.mkdir()
+    head = dataclasses.replace(third.header, parent=None, mode=Mode.FULL)
+    with merged.open("wb") as sink:
+        content = _disk(3)
+        write_delta(sink, head, BlankDisk(head.geometry), content, Extents.whole(len(content)))
+    for _ in range(2):
+        assert store.catalogue().find("latest").disk("vda").path == str(merged)
+        assert _problems(store) == ()
+        merged = merged.rename(merged.with_name("renamed.fleece"))
+    merged.unlink()
+    assert store.catalogue().find("latest").disk("vda").path == third.path
+    copy = shutil.copy(second.path, Path(first.path).with_name("copy.fleece"))
+    assert {str(copy), second.path} >= {store.catalogue().line(third)[1].path}
+    assert _problems(store) == ()
 
 
 # ---- harm ------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"""The verbs that change what a store keeps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+
+
+def merge(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    first: str | None,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece merge STORE POINT [--from FIRST]`."""
+    result = fleece.merge(
+        fleece.FolderStore(store, secret),
+        point,
+        first,
+        guest=guest,
+        listener=output.listen,
+        cancel=cancel,
+    )
+    lines = [
+        f"{disk.disk}: stands for {disk.deltas} deltas, {disk.frames} frames copied, {disk.cut} "
+        f"cut, {human(disk.stored_bytes)} stored, root {disk.root}"
+        for disk in result.disks
+    ]
+    output.succeed("\n".join([*lines, f"point {result.point} is merged"]), **asdict(result))
+
+
+def prune(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    guest: str | None,
+    dry_run: bool,
+    within: str | None,
+    secret: fleece.Secret | None,
+    **counts: int,
+) -> None:
+    """`fleece prune STORE --keep-...`."""
+    span = None if within is None else fleece.Duration.parse(within)
+    result = fleece.prune(
+        fleece.FolderStore(store, secret),
+        fleece.KeepRules(**counts, within=span),
+        guest,
+        dry_run=dry_run,
+        listener=output.listen,
+        cancel=cancel,
+    )
+    for point in result.points:
+        verdict = f"kept: {', '.join(point.reasons)}" if point.reasons else "removed"
+        merged = "".join(f"; {disk} takes in {n - 1}" for disk, n in sorted(point.merges.items()))
+        output.row(
+            "pruned",
+            f"{point.guest}  {point.point}  {point.time}  {human(point.stored_bytes):>10}  "
+            f"{verdict}{merged}",
+            kept=bool(point.reasons),
+            **asdict(point),
+        )
+    fields = {name: value for name, value in asdict(result).items() if name != "points"}
+    if result.freed_bytes is None:
+        text = f"would remove {result.removed} of {len(result.points)} points and free at most "
+        text += human(result.removed_bytes)
+    else:
+        text = f"removed {result.removed} of {len(result.points)} points, the store "
+        text += f"shrank by {human(result.freed_bytes)}"
+    output.succeed(text, points=len(result.points), **fields)
+
+
+def pin(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece pin STORE POINT`."""
+    found = fleece.set_pin(fleece.FolderStore(store, secret), point, guest)
+    output.succeed(f"point {found.id} is pinned", point=found.id, guest=found.guest, pinned=True)
+
+
+def unpin(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece unpin STORE POINT`."""
+    found = fleece.set_pin(fleece.FolderStore(store, secret), point, guest, pinned=False)
+    text = f"point {found.id} is not pinned"
+    output.succeed(text, point=found.id, guest=found.guest, pinned=False)

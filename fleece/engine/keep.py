@@ -1,0 +1,169 @@
+"""Which points to keep: rules with the meaning that restic's users know. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from fleece.errors import StoreError, UsageError
+from fleece.store.catalogue import StoredPoint
+
+ALL = -1
+"""As the count of a rule: keep one of every bucket, however many there are."""
+
+_DURATION = re.compile(r"(?=\d)(?:(\d{1,4})y)?(?:(\d{1,6})m)?(?:(\d{1,7})d)?(?:(\d{1,8})h)?")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A span of the calendar."""
+
+    years: int = 0
+    months: int = 0
+    days: int = 0
+    hours: int = 0
+
+    @staticmethod
+    def parse(text: str) -> Duration:
+        """From a text as `2y5m7d3h`; each part may be left out, not all of them.
+
+        Raises:
+            UsageError: it is none.
+        """
+        found = _DURATION.fullmatch(text)
+        parts = Duration(*(int(part or 0) for part in found.groups())) if found else Duration()
+        if parts == Duration():
+            raise UsageError(
+                f"no duration: {text}", hint="write it as 2y5m7d3h: years, months, days, hours"
+            )
+        return parts
+
+    def before(self, moment: datetime) -> datetime:
+        """The moment that lies this long before another one.
+
+        A day that the month does not have counts on into the next month.
+        """
+        months = moment.year * 12 + moment.month - 1 - self.years * 12 - self.months
+        try:
+            first = moment.replace(year=months // 12, month=months % 12 + 1, day=1)
+            return first + timedelta(days=moment.day - 1 - self.days, hours=-self.hours)
+        except (ValueError, OverflowError):
+            return datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class KeepRules:
+    """What to keep; a point stays if any rule keeps it.
+
+    Attributes:
+        last: so many newest points.
+        hourly, daily, weekly, monthly, yearly: the newest point of each of the newest so many
+            hours (days, ...) that have one, by UTC; weeks are those of ISO 8601. While a rule has
+            counts left, it also keeps the oldest point.
+        within: every point that is younger than this, seen from the newest one.
+
+    The counts may be `ALL`.
+    """
+
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+    within: Duration | None = None
+
+    def check(self) -> None:
+        """Refuse rules that would keep nothing, or make no sense.
+
+        Raises:
+            UsageError: they do.
+        """
+        if self == KeepRules():
+            raise UsageError("no rule says what to keep", hint="give --keep-last 7, for example")
+        if min(count for count, _, _ in self._buckets()) < ALL:
+            raise UsageError("a --keep-* count is a number, or -1 for all")
+
+    def _buckets(self) -> tuple[tuple[int, str, Callable[[datetime, int], object]], ...]:
+        return (
+            (self.last, "last", lambda _, nth: nth),
+            (self.hourly, "hourly", lambda at, _: (at.date(), at.hour)),
+            (self.daily, "daily", lambda at, _: at.date()),
+            (self.weekly, "weekly", lambda at, _: tuple(at.isocalendar())[:2]),
+            (self.monthly, "monthly", lambda at, _: (at.year, at.month)),
+            (self.yearly, "yearly", lambda at, _: at.year),
+        )
+
+    def apply(self, times: Sequence[datetime], now: datetime) -> list[list[str]]:
+        """For each point, the rules that keep it.
+
+        Args:
+            times: of the points, newest point first (by sequence; clocks may jump).
+            now: a point of the future does not say what the newest is.
+        """
+        reasons: list[list[str]] = [[] for _ in times]
+        past = [moment for moment in times if moment <= now]
+        if self.within is not None:
+            since = self.within.before(max(past)) if past else None
+            for nth, moment in enumerate(times):
+                if since is None or moment > since:
+                    reasons[nth].append("within")
+        for count, name, bucket in self._buckets():
+            left, last = count, None
+            for nth, moment in enumerate(times):
+                value = bucket(moment, nth)
+                if left != 0 and (value != last or nth == len(times) - 1):
+                    reasons[nth].append(name)
+                    last = value
+                    left -= left > 0
+        return reasons
+
+
+def time_of(point: StoredPoint) -> datetime:
+    """When a point was taken, by its own words, in UTC.
+
+    Raises:
+        StoreError: they are no time.
+    """
+    try:
+        found = datetime.fromisoformat(point.time)
+    except ValueError:
+        raise StoreError(
+            f"point {point.id} says no time that rules can be held against ({point.time})",
+            where=next(iter(point.disks.values())).path,
+        ) from None
+    return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+
+
+def choose(
+    points: Sequence[StoredPoint], rules: KeepRules, now: datetime
+) -> dict[str, tuple[str, ...]]:
+    """The points of one guest that stay: by id, with the reasons.
+
+    The rules hold for each set of disks by itself, so that a backup of one disk alone does not
+    count as one of all. The newest point of each disk always stays: the guest's next incremental
+    builds on it.
+
+    Args:
+        points: complete ones, oldest first.
+        rules: what to keep.
+        now: by the clock.
+    """
+    kept: dict[str, list[str]] = {}
+    groups: dict[frozenset[str], list[StoredPoint]] = {}
+    for point in reversed(points):
+        groups.setdefault(frozenset(point.disks), []).append(point)
+    for group in groups.values():
+        for point, reasons in zip(
+            group, rules.apply([time_of(point) for point in group], now), strict=True
+        ):
+            if reasons:
+                kept.setdefault(point.id, []).extend(reasons)
+    seen: set[str] = set()
+    for point in reversed(points):
+        if not point.disks.keys() <= seen:
+            kept.setdefault(point.id, []).append("newest")
+            seen |= point.disks.keys()
+    return {name: tuple(reasons) for name, reasons in kept.items()}

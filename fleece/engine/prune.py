@@ -1,0 +1,289 @@
+"""Drop the points that no rule keeps, without ever endangering one that stays.
+
+First every kept delta that builds on dropped ones takes their content in (`fleece.engine.merge`),
+each by one rename; only then the dropped points go, the newest first, each by one rename. So at
+every moment each point that is in the store is whole, and a run that was killed is finished by the
+next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.engine.keep import KeepRules, choose
+from fleece.engine.merge import merge_disk
+from fleece.errors import StoreError
+from fleece.store import rewrite
+from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.folder import FolderStore
+
+PINNED = "pinned"
+SHARED = "several points build on it"
+
+_HINT = "nothing was deleted; bring it back, or remove by hand what is of no use"
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """What becomes of one point.
+
+    Attributes:
+        guest, point, time: which.
+        stored_bytes: of its files, copies too.
+        reasons: why it stays; empty: it goes.
+        merges: disk name -> number of deltas that its delta will stand for, where more than one.
+    """
+
+    guest: str
+    point: str
+    time: str
+    stored_bytes: int
+    reasons: tuple[str, ...]
+    merges: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What was done, or would be.
+
+    Attributes:
+        points: all points that were looked at, by guest, oldest first.
+        kept, removed: how many.
+        removed_bytes: of files that went.
+        freed_bytes: by how much the store shrank; what was merged forward stays. None: dry run.
+        dry_run: nothing was changed.
+    """
+
+    points: tuple[PlannedPoint, ...]
+    kept: int
+    removed: int
+    removed_bytes: int
+    freed_bytes: int | None
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class _GuestPlan:
+    """One guest's part: what to merge and what to drop, the newest first."""
+
+    guest: str
+    points: tuple[PlannedPoint, ...]
+    merges: tuple[tuple[Entry, int], ...]
+    drops: tuple[tuple[StoredPoint, list[Path], int], ...]
+
+
+def prune(
+    store: FolderStore,
+    rules: KeepRules,
+    guest: str | None = None,
+    *,
+    dry_run: bool = False,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> PruneResult:
+    """Keep what the rules say, of one guest or of each; drop the rest.
+
+    Pinned points stay, and the newest of each disk does. So does a point on which several kept
+    deltas build: its content would have to be stored several times.
+
+    Args:
+        store: to shrink.
+        rules: what to keep.
+        guest: whose points; None: those of each guest, by itself.
+        dry_run: only say what would be done.
+        listener: hears `Merged`, `Dropped` and `Progress`.
+        cancel: stops it between two steps.
+
+    Raises:
+        UsageError: the rules keep nothing.
+        StoreError: not all of the store can be read, or not all is there. Nothing was deleted.
+    """
+    rules.check()
+    cancel = cancel or CancelToken()
+    names = sorted({p.guest for p in store.catalogue().points if guest in (None, p.guest)})
+    if guest is not None and not names:
+        raise StoreError(f"there is no point of guest {guest}", where=store.where)
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            for name in names:
+                stack.enter_context(store.locked(name))
+        catalogue = store.catalogue()
+        _all_was_read(catalogue)
+        plans = [_plan(catalogue, name, rules) for name in names]
+        freed = None if dry_run else _carry_out(store, catalogue, plans, listener, cancel)
+    points = tuple(point for plan in plans for point in plan.points)
+    gone = [point for point in points if not point.reasons]
+    lost = sum(point.stored_bytes for point in gone)
+    return PruneResult(points, len(points) - len(gone), len(gone), lost, freed, dry_run)
+
+
+def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
+    _all_is_there(catalogue, guest)
+    points = catalogue.of_guest(guest)
+    lines = {
+        (point.id, name): catalogue.line(entry)
+        for point in points
+        for name, entry in point.disks.items()
+    }
+    kept = choose(points, rules, datetime.now(UTC))
+    for point in points:
+        if rewrite.is_pinned(point):
+            kept[point.id] = (*kept.get(point.id, ()), PINNED)
+    _keep_shared(kept, lines)
+    merges = {
+        key: count
+        for key, line in lines.items()
+        if key[0] in kept and (count := 1 + len(list(_dropped(line, kept)))) > 1
+    }
+    sizes = {point.id: _stored_bytes(catalogue, point) for point in points}
+    planned = tuple(
+        PlannedPoint(
+            guest,
+            point.id,
+            point.time,
+            sizes[point.id],
+            kept.get(point.id, ()),
+            {name: merges[point.id, name] for name in point.disks if (point.id, name) in merges},
+        )
+        for point in points
+    )
+    drops = tuple(
+        (point, rewrite.folders_of(catalogue, point), sizes[point.id])
+        for point in reversed(points)
+        if point.id not in kept
+    )
+    # The newest first: a merged delta is not below one whose line was read before.
+    ordered = tuple((lines[key][0], count) for key, count in reversed(merges.items()))
+    return _GuestPlan(guest, planned, ordered, drops)
+
+
+def _stored_bytes(catalogue: Catalogue, point: StoredPoint) -> int:
+    copies = (copy for entry in point.disks.values() for copy in catalogue.copies(entry))
+    return sum(copy.stored_bytes for copy in copies)
+
+
+def _all_was_read(catalogue: Catalogue) -> None:
+    """Refuse to delete while a file, of whatever guest, cannot be read or is damaged.
+
+    Raises:
+        StoreError: there is one.
+    """
+    if catalogue.damaged:
+        count, first = len(catalogue.damaged), catalogue.damaged[0]
+        raise StoreError(
+            f"{count} damaged or unreadable: {first}", where=catalogue.where, hint=_HINT
+        )
+
+
+def _all_is_there(catalogue: Catalogue, guest: str) -> None:
+    """Refuse to delete by a listing that may lack something.
+
+    Raises:
+        StoreError: a point or a line is incomplete.
+    """
+    for point in catalogue.points:
+        if point.guest != guest:
+            continue
+        if point.missing:
+            raise StoreError(
+                f"point {point.id} is incomplete: no delta for {', '.join(point.missing)}",
+                where=catalogue.where,
+                hint=_HINT,
+            )
+        for entry in point.disks.values():
+            catalogue.line(entry)
+
+
+def _dropped(line: Sequence[Entry], kept: dict[str, tuple[str, ...]]) -> Iterator[Entry]:
+    """The dropped deltas right below the newest of a line."""
+    for entry in line[1:]:
+        if entry.header.point.id in kept:
+            return
+        yield entry
+
+
+def _keep_shared(
+    kept: dict[str, tuple[str, ...]], lines: dict[tuple[str, str], list[Entry]]
+) -> None:
+    """Keep, the newest first, each point that more than one kept delta would have to take in."""
+    while True:
+        takers: dict[str, list[Entry]] = {}
+        for (point, _), line in lines.items():
+            for entry in _dropped(line, kept) if point in kept else ():
+                takers.setdefault(entry.path, []).append(entry)
+        shared = [entries[0] for entries in takers.values() if len(entries) > 1]
+        if not shared:
+            return
+        newest = max(shared, key=lambda entry: entry.header.point.sequence)
+        kept[newest.header.point.id] = (SHARED,)
+
+
+def _carry_out(
+    store: FolderStore,
+    catalogue: Catalogue,
+    plans: Sequence[_GuestPlan],
+    listener: events.Listener,
+    cancel: CancelToken,
+) -> int:
+    """Merge, look again, drop; gives the bytes that were freed."""
+    for plan in plans:
+        for path in rewrite.tidy(catalogue, plan.guest):
+            listener(events.Leftover("unfinished file", path))
+    freed = 0
+    for plan in plans:
+        for entry, count in plan.merges:
+            cancel.check()
+            merged = merge_disk(catalogue, entry, count, listener, cancel)
+            freed += entry.stored_bytes - merged.stored_bytes
+    now = store.catalogue()
+    _all_was_read(now)
+    for plan in plans:
+        _nothing_needs(now, plan)
+    for plan in plans:
+        for point, folders, size in plan.drops:
+            cancel.check()
+            rewrite.drop(folders)
+            freed += size
+            listener(events.Dropped(point.guest, point.id, size))
+    return freed
+
+
+def _nothing_needs(catalogue: Catalogue, plan: _GuestPlan) -> None:
+    """By what the store says now, no point that stays builds on one that goes.
+
+    Raises:
+        StoreError: one does, or not all can be read; nothing was deleted.
+    """
+    _all_is_there(catalogue, plan.guest)
+    going = {point.id for point, _, _ in plan.drops}
+    for point in catalogue.of_guest(plan.guest):
+        for entry in point.disks.values() if point.id not in going else ():
+            needed = going & {part.header.point.id for part in catalogue.line(entry)}
+            if needed:
+                raise StoreError(
+                    f"point {point.id} still builds on point {min(needed)}",
+                    where=entry.path,
+                    hint="nothing was deleted; run prune again",
+                )
+
+
+def set_pin(
+    store: FolderStore, point: str, guest: str | None = None, *, pinned: bool = True
+) -> StoredPoint:
+    """Protect a point from prune, or end that.
+
+    Raises:
+        StoreError: there is no such point, or it cannot be written.
+    """
+    guest = store.catalogue().find(point, guest).guest
+    with store.locked(guest):
+        found = store.catalogue().find(point, guest)
+        change: Callable[[StoredPoint], object] = rewrite.pin if pinned else rewrite.unpin
+        change(found)
+    return found
