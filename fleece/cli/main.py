@@ -424,9 +424,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options["secret"] = secret_of(*files, os.environ)
         module, _, function = options.pop("verb").partition(":")
         run = getattr(importlib.import_module(f"fleece.cli.{module}"), function)
-        module, _, function = options.pop("verb").rpartition(":")
-        verbs = importlib.import_module(f"fleece.cli.{module or 'verbs'}")
-        run = getattr(verbs, function)
         run(output, cancel, **options)
     except FleeceError as error:
         output.fail(error, **error.fields)

@@ -151,7 +151,7 @@ def test_a_damaged_frame_is_not_merged_in(scene: Scene) -> None:
 MUTATIONS = (
     Mutation(
         "older data wins",
-        (("engine/merge.py", "overlay(self._run)", "overlay(self._run[::-1])"),),
+        (("engine/merge.py", "overlay(self._run, ", "overlay(self._run[::-1], "),),
     ),
     Mutation(
         "hidden leaves are not cut",

@@ -258,11 +258,17 @@ def test_everything_works_with_the_key_and_nothing_without(
     with fleece.serve(served, "latest") as serving:
         run_checked("nbdcopy", serving.disks[0].uri, tmp_path / "served.raw")
     scene.same_as_live("d0", tmp_path / "served.raw")
+    INTACT.run("merge", scene.store, "latest", *with_key).succeeded()
+    INTACT.run("prune", scene.store, "--keep-last", 2, *with_key).succeeded()
+    INTACT.run("verify", scene.store, *with_key).succeeded()
+    INTACT.run("verify", scene.store, "latest", "--against", target, *with_key).succeeded()
     delta = max(scene.store.rglob("*.fleece"))
     INTACT.run("info", delta, *with_key).succeeded()
     run_checked("zstd", "-tq", delta)
     for verb in (
         ("list", scene.store),
+        ("merge", scene.store, "latest"),
+        ("prune", scene.store, "--keep-last", 1),
         ("verify", scene.store),
         ("info", delta),
         ("restore", scene.store, "latest", "d0", tmp_path / "no.raw"),
