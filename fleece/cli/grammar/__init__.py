@@ -1,0 +1,48 @@
+"""The command line: one parser of all verbs. Loads nothing that does the work."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from fleece.cli.grammar.keep import keep_verbs
+from fleece.cli.grammar.points import point_verbs
+from fleece.cli.grammar.source import source_verbs
+from fleece.cli.grammar.store import store_verbs
+from fleece.errors import UsageError
+from fleece.version import VERSION
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line as an error of the usage family."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see '{self.prog} --help'")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs. Each sets `verb`: a module of `fleece.cli`, and its function."""
+    top = _Parser(
+        prog="fleece",
+        description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
+        epilog="Exit codes: 0 done, 2 usage, 3 source, 4 point impossible, 5 store, "
+        "6 verification failed, 7 target, 130 interrupted. docs/cli.rst tells all.",
+    )
+    top.add_argument("--version", action="version", version=f"fleece {VERSION}")
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--json",
+        action="store_true",
+        dest="machine",
+        help="print one JSON object a line; the last one is the result",
+    )
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, function: str, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text, parents=[common])
+        made.set_defaults(verb=function)
+        return made
+
+    for add in (source_verbs, store_verbs, point_verbs, keep_verbs):
+        add(verb)
+    return top

@@ -1,0 +1,70 @@
+"""The grammar of the verbs that change what a store keeps."""
+
+from __future__ import annotations
+
+from fleece.cli.grammar.options import (
+    POINT,
+    STORE,
+    AddVerb,
+    add_guest,
+    add_key,
+)
+
+_UNITS = {
+    "hourly": "hours",
+    "daily": "days",
+    "weekly": "weeks",
+    "monthly": "months",
+    "yearly": "years",
+}
+
+
+def keep_verbs(verb: AddVerb) -> None:
+    """merge, prune, pin, unpin."""
+    merge = verb(
+        "merge", "keep:merge", "make a point's deltas stand for a run of deltas, or for all: a full"
+    )
+    merge.add_argument("store", metavar="STORE", help=STORE)
+    merge.add_argument("point", metavar="POINT", help=POINT)
+    merge.add_argument(
+        "--from",
+        dest="first",
+        metavar="FIRST",
+        help="the oldest point that is merged in; default: all, which gives a full",
+    )
+    add_guest(merge)
+    add_key(merge)
+    prune = verb(
+        "prune", "keep:prune", "drop the points that no rule keeps; those that stay stay whole"
+    )
+    prune.add_argument("store", metavar="STORE", help=STORE)
+    prune.add_argument(
+        "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
+    )
+    for rule, unit in _UNITS.items():
+        prune.add_argument(
+            f"--keep-{rule}",
+            dest=rule,
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"the newest point of each of the newest N {unit} that have one; -1: of all",
+        )
+    prune.add_argument(
+        "--keep-within",
+        dest="within",
+        metavar="DURATION",
+        help="what is younger, seen from the newest point: 2y5m7d3h",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    prune.add_argument("--guest", help="whose points; default: those of each guest, by itself")
+    add_key(prune)
+    for name, text in (
+        ("pin", "protect a point from prune"),
+        ("unpin", "end a point's protection"),
+    ):
+        made = verb(name, f"keep:{name}", text)
+        made.add_argument("store", metavar="STORE", help=STORE)
+        made.add_argument("point", metavar="POINT", help=POINT)
+        add_guest(made)
+        add_key(made)

@@ -1,0 +1,64 @@
+"""What several verbs take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
+STORE = "a folder; backup makes it"
+POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
+
+AddVerb = Callable[[str, str, str], argparse.ArgumentParser]
+"""Makes a verb of this name, run by this function (`module:function` in `fleece.cli`), with this
+text of help."""
+
+
+def add_scratch(made: argparse.ArgumentParser) -> None:
+    """Add the option for the scratch folder."""
+    made.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="folder for scratch files, which take what "
+        "the guest overwrites during the backup; default: /var/tmp",
+    )
+
+
+def add_scratch_limit(made: argparse.ArgumentParser) -> None:
+    """Add the option that limits the scratch."""
+    made.add_argument(
+        "--scratch-limit",
+        metavar="BYTES",
+        help="what the scratch files may take together, like 500M or 20G: the run is given up "
+        "before they take more; default: what their file system has, less a reserve",
+    )
+
+
+def add_key(made: argparse.ArgumentParser) -> None:
+    """Add the options that name a key."""
+    made.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="the store's key: any file of 32 bytes or more; default: $FLEECE_KEY_FILE",
+    )
+    made.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        help="its first line is the store's passphrase; "
+        "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
+    )
+
+
+def add_guest(made: argparse.ArgumentParser) -> None:
+    """Add the option that names a guest."""
+    made.add_argument("--guest", help="which guest, if the store holds several")
+
+
+def add_image_format(made: argparse.ArgumentParser) -> None:
+    """Add the option for the format of an image."""
+    made.add_argument(
+        "--format",
+        dest="image_format",
+        metavar="FORMAT",
+        help="of IMAGE, as qemu-img names it; default: found out",
+    )

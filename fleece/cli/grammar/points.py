@@ -1,0 +1,115 @@
+"""The grammar of the verbs that use points: restore, serve, compare, look."""
+
+from __future__ import annotations
+
+from fleece.cli.grammar.options import (
+    POINT,
+    STORE,
+    AddVerb,
+    add_guest,
+    add_key,
+)
+
+
+def point_verbs(verb: AddVerb) -> None:
+    """restore, serve, diff, map."""
+    _restore_verb(verb)
+    _looking_verbs(verb)
+
+
+def _restore_verb(verb: AddVerb) -> None:
+    restore = verb(
+        "restore",
+        "restoring:restore",
+        "write a disk of a point to an image, a device or a stream; prove it",
+    )
+    restore.add_argument("store", metavar="STORE", help=STORE)
+    restore.add_argument("point", metavar="POINT", help=POINT)
+    restore.add_argument("disk", metavar="DISK", help="the disk's name")
+    restore.add_argument(
+        "target",
+        metavar="TARGET",
+        help="path of the image to make, a block device, an NBD URI, or - for standard output",
+    )
+    restore.add_argument(
+        "--format",
+        choices=("raw", "qcow2"),
+        dest="target_format",
+        default=None,
+        help="of the target; default: by its ending, else raw; in place: probed",
+    )
+    restore.add_argument("--force", action="store_true", help="replace a target that exists")
+    restore.add_argument(
+        "--in-place",
+        action="store_true",
+        help="write to a target that exists only the leaves that differ",
+    )
+    restore.add_argument(
+        "--as-chain",
+        action="store_const",
+        dest="verb",
+        const="restoring:as_chain",
+        help="make TARGET a folder of qcow2 images, one for each point, each backed by the older",
+    )
+    restore.add_argument(
+        "--partial",
+        action="store_const",
+        dest="verb",
+        const="salvage:restore_partial",
+        help="restore what can be proven though deltas are damaged or missing; list the rest; "
+        "exit code 6 if anything is lost",
+    )
+    add_guest(restore)
+    add_key(restore)
+
+
+def _looking_verbs(verb: AddVerb) -> None:
+    diff = verb("diff", "looking:diff", "tell what changed between two points, by their hash trees")
+    diff.add_argument("store", metavar="STORE", help=STORE)
+    diff.add_argument("old", metavar="A", help=POINT)
+    diff.add_argument("new", metavar="B", help=POINT)
+    diff.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="compare this disk (repeatable); default: all of either point",
+    )
+    add_guest(diff)
+    add_key(diff)
+    picture = verb(
+        "map", "looking:draw", "show which parts of a disk are data, and from which point each is"
+    )
+    picture.add_argument("store", metavar="STORE", help=STORE)
+    picture.add_argument("point", metavar="POINT", help=POINT)
+    picture.add_argument("disk", metavar="DISK", help="the disk's name")
+    picture.add_argument("--svg", metavar="FILE", help="write the picture there too")
+    add_guest(picture)
+    add_key(picture)
+    serve = verb(
+        "serve", "serving:serve", "serve the disks of a point over NBD until it is interrupted"
+    )
+    serve.add_argument("store", metavar="STORE", help=STORE)
+    serve.add_argument("point", metavar="POINT", help=POINT)
+    serve.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="serve this disk (repeatable); default: all of the point's",
+    )
+    serve.add_argument("--socket", metavar="PATH", help="unix socket to make; default: a new one")
+    serve.add_argument(
+        "--writable",
+        action="store_true",
+        help="take writes and throw them away in the end; the store is never written",
+    )
+    serve.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="with --writable: folder for what is written; default: /var/tmp",
+    )
+    add_guest(serve)
+    add_key(serve)

@@ -1,0 +1,112 @@
+"""The grammar of the verbs that talk to a QEMU."""
+
+from __future__ import annotations
+
+from fleece.cli.grammar.options import (
+    SOURCE,
+    STORE,
+    AddVerb,
+    add_key,
+    add_scratch,
+    add_scratch_limit,
+)
+
+
+def source_verbs(verb: AddVerb) -> None:
+    """backup, audit, clean, doctor."""
+    backup = verb("backup", "verbs:backup", "take a point of a running guest's disks and store it")
+    backup.add_argument("source", metavar="SOURCE", help=SOURCE)
+    backup.add_argument("store", metavar="STORE", help=STORE)
+    add_key(backup)
+    backup.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default=None,
+        dest="hash_name",
+        help="of a new store: xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
+    )
+    backup.add_argument(
+        "--encrypt", action="store_true", help="make a new store one whose deltas are encrypted"
+    )
+    backup.add_argument(
+        "--output",
+        choices=("-",),
+        default=None,
+        dest="stream",
+        metavar="-",
+        help="write the delta of the one disk to standard output instead of the store",
+    )
+    backup.add_argument(
+        "--mode",
+        choices=("auto", "full", "incremental", "differential", "rescan"),
+        default="auto",
+        help="default: auto, which decides and says why",
+    )
+    backup.add_argument(
+        "--guest",
+        help="the guest's name in the store; default: QEMU's name for it, else the socket's",
+    )
+    backup.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="back up this disk (repeatable); default: all writable ones",
+    )
+    add_scratch(backup)
+    add_scratch_limit(backup)
+    backup.add_argument(
+        "--guest-agent",
+        metavar="SOCKET",
+        help="the unix socket of the guest agent's port: freeze the guest's file systems for the "
+        "moment of the point",
+    )
+    backup.add_argument(
+        "--require-freeze",
+        action="store_true",
+        help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
+    )
+    backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+    backup.add_argument(
+        "--no-resume",
+        action="store_false",
+        dest="resume",
+        help="take a new point even if a dead run left one that could be gone on with",
+    )
+    backup.add_argument(
+        "--audit",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="also read this part (0 to 1) of what QEMU calls unchanged, chosen at random, and "
+        "compare it with the store; default: 0",
+    )
+    audit = verb(
+        "audit",
+        "audit:audit",
+        "compare all that QEMU calls unchanged with the store; store nothing",
+    )
+    audit.add_argument("source", metavar="SOURCE", help=SOURCE)
+    audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
+    audit.add_argument("--guest", help="the guest's name in the store")
+    audit.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="audit this disk (repeatable); default: all writable ones",
+    )
+    add_scratch(audit)
+    add_scratch_limit(audit)
+    add_key(audit)
+    clean = verb("clean", "verbs:clean", "remove what dead backups left in a QEMU")
+    clean.add_argument("source", metavar="SOURCE", help=SOURCE)
+    add_scratch(clean)
+    doctor = verb(
+        "doctor",
+        "verbs:doctor",
+        "say what a QEMU can do, which disks can be pulled, which bitmaps exist",
+    )
+    doctor.add_argument("source", metavar="SOURCE", help=SOURCE)

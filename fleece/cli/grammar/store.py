@@ -1,0 +1,66 @@
+"""The grammar of the verbs that read, check and mend stores and files."""
+
+from __future__ import annotations
+
+from fleece.cli.grammar.options import (
+    POINT,
+    STORE,
+    AddVerb,
+    add_guest,
+    add_image_format,
+    add_key,
+)
+
+
+def store_verbs(verb: AddVerb) -> None:
+    """list, import, info, verify, root, salvage."""
+    listing = verb("list", "verbs:list_points", "list the points of a store")
+    listing.add_argument("store", metavar="STORE", help=STORE)
+    add_key(listing)
+    taking = verb(
+        "import",
+        "stream:import_delta",
+        "take a delta from standard input into a store, fully checked",
+    )
+    taking.add_argument("store", metavar="STORE", help=STORE)
+    add_key(taking)
+    info = verb("info", "verbs:info", "show what a delta file says of itself")
+    info.add_argument("file", metavar="FILE", help="a delta")
+    add_key(info)
+    verify = verb(
+        "verify",
+        "verbs:verify",
+        "read every byte, recompute every hash; or hold an image against a point",
+    )
+    verify.add_argument("store", metavar="STORE", help=STORE)
+    verify.add_argument("point", metavar="POINT", nargs="?", help=f"{POINT}; default: all")
+    verify.add_argument(
+        "--against",
+        metavar="IMAGE",
+        help="a file, block device or NBD URI that must equal POINT's disk",
+    )
+    verify.add_argument("--disk", metavar="NAME", help="with --against: which disk of the point")
+    add_guest(verify)
+    add_key(verify)
+    add_image_format(verify)
+    root = verb("root", "verbs:root", "compute the root of an image, with no store at hand")
+    root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
+    add_image_format(root)
+    root.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default="xxh3-128",
+        dest="hash_name",
+        help="the store's hash; default: xxh3-128",
+    )
+    salvage = verb(
+        "salvage",
+        "salvage:salvage",
+        "save what a damaged or cut delta still proves into a new file",
+    )
+    salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
+    salvage.add_argument(
+        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+    )
+    salvage.add_argument("--force", action="store_true", help="replace a file that exists")
+    add_key(salvage)
