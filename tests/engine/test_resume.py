@@ -227,10 +227,17 @@ def test_a_first_backup_is_gone_on_with(tmp_path: Path) -> None:
 def test_killed_again_and_again_it_still_ends(tmp_path: Path) -> None:
     """Each engine writes a little more, and each time it is killed."""
     with dirty_pair(tmp_path) as (scene, frozen):
-        points = {killed(scene, records=3) for _ in range(3)}
-        (point,) = points
-        result = goes_on(scene, frozen, point)
-        assert sum(disk["resumed_bytes"] for disk in result["disks"]) >= 7 * MIB
+        moment = Moment("copying", "fleece.delta.writer", "DeltaWriter.data", "after", 3)
+        first = scene.killed_backup(moment)
+        done = [0]
+        for _ in range(3):
+            (resumed,) = scene.killed_backup(moment).named("resumed")
+            done.append(resumed["done"])
+        assert done == sorted(set(done)), "every engine added to what was durable"
+        disturb(scene)
+        (started,) = first.named("point")
+        result = goes_on(scene, frozen, started["point"])
+        assert sum(disk["resumed_bytes"] for disk in result["disks"]) > done[-1]
         next_is_exact(scene)
 
 
