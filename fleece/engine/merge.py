@@ -80,7 +80,8 @@ def merge(
         cancel: stops it; disks that are merged stay so.
 
     Raises:
-        UsageError: `first` is on the line of none of the point's disks.
+        UsageError: `first` is on the line of none of the point's disks, and none stands already on
+            what `first` stands on.
         StoreError: a delta is missing or damaged; the store is as it was.
     """
     cancel = cancel or CancelToken()
@@ -103,11 +104,18 @@ def merge(
 
 
 def _run_length(line: Sequence[Entry], start: StoredPoint | None) -> int:
-    """How many deltas from the newest down to the run's first; 0: it is not on the line."""
+    """How many deltas from the newest down to the run's first; 0: it is not on the line.
+
+    1 if the newest stands on what the run's first stands on: a merge that was killed before it said
+    so may have done that, and is given again.
+    """
     if start is None:
         return len(line)
     names = [entry.header.point.id for entry in line]
-    return names.index(start.id) + 1 if start.id in names else 0
+    if start.id in names:
+        return names.index(start.id) + 1
+    first, newest = start.disks.get(line[0].header.disk), line[0]
+    return int(first is not None and first.header.parent == newest.header.parent)
 
 
 def merge_disk(

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import fleece
 from tests.engine.scene import GUEST, INTACT, MIB, Engine, Ran, Scene, daemon
@@ -216,6 +217,11 @@ class Guest:
         self._stop = threading.Event()
         self._error: OSError | None = None
         self.writes: list[Write] = []
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start to write, or go on after `stop`."""
+        self._stop.clear()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -366,10 +372,24 @@ class Matrix:
         self.scene.verify()
         self._check_points(self.guest.writes)
 
+    def _first_model(self) -> Model:
+        return Model({node: bytearray(data) for node, data in self._base.items()})
+
     def _check_points(self, writes: list[Write]) -> None:
-        store = fleece.FolderStore(self.scene.store)
-        points = store.catalogue().of_guest(GUEST)
-        model = Model({node: bytearray(data) for node, data in self._base.items()})
+        points = self._points()
+        self._check_states(self._first_model(), points, writes)
+        self.counts.points = len(points)
+
+    def _catalogue(self) -> fleece.Catalogue:
+        return fleece.FolderStore(self.scene.store).catalogue()
+
+    def _points(self) -> list[fleece.StoredPoint]:
+        return self._catalogue().of_guest(GUEST)
+
+    def _check_states(
+        self, model: Model, points: Sequence[fleece.StoredPoint], writes: list[Write]
+    ) -> None:
+        """Check that points, oldest first, are states that the disks had, from the model's on."""
         for point in points:
             held = {}
             for node in NODES:
@@ -382,7 +402,6 @@ class Matrix:
                 f"point {point.sequence} of {len(points)} ({origin}) is no state that the disks "
                 f"had after write {done}"
             )
-        self.counts.points = len(points)
 
 
 def _matches(model: Model, writes: list[Write], held: dict[str, bytes]) -> bool:
@@ -417,6 +436,21 @@ _MANY = ("query-", "write", "x-debug", "qom-")
 @contextmanager
 def matrix(folder: Path, seed: int, engine: Engine = INTACT) -> Iterator[Matrix]:
     """A matrix whose guest writes; it is checked when the body has ended well."""
+    with started(Matrix, folder, seed, engine) as made:
+        yield made
+
+
+_Kind = TypeVar("_Kind", bound=Matrix)
+
+
+@contextmanager
+def started(
+    kind: Callable[[Scene, Nursery, dict[str, bytes], int], _Kind],
+    folder: Path,
+    seed: int,
+    engine: Engine = INTACT,
+) -> Iterator[_Kind]:
+    """The same for a kind of matrix."""
     disks = (
         Disk(images.random_image(folder / "d0.qcow2", SIZES["d0"], seed=1), "d0"),
         Disk(images.random_image(folder / "d1.raw", SIZES["d1"], seed=2, fmt="raw"), "d1", "raw"),
@@ -427,7 +461,7 @@ def matrix(folder: Path, seed: int, engine: Engine = INTACT) -> Iterator[Matrix]
     }
     with daemon(folder, *disks, engine=engine) as scene:
         nursery = Nursery(folder, engine)
-        made = Matrix(scene, nursery, base, seed)
+        made = kind(scene, nursery, base, seed)
         try:
             made.start()
             yield made

@@ -124,6 +124,16 @@ def test_merging_twice_changes_nothing(scene: Scene) -> None:
     assert Path(entry.path).read_bytes() == before
 
 
+def test_a_run_that_was_merged_already_can_be_merged_again(pair: Scene) -> None:
+    """So that one who was killed before it could say so just repeats it."""
+    points = [*history(pair, 4)]
+    words = ("merge", pair.store, points[2], "--from", points[1])
+    INTACT.run(*words).succeeded()
+    again = INTACT.run(*words, "--json").succeeded()
+    assert [disk["deltas"] for disk in again.result["disks"]] == [1, 1]
+    INTACT.run("merge", pair.store, points[3], "--from", points[1]).failed(2, "does not build on")
+
+
 def test_a_point_that_is_not_on_the_line_is_refused(scene: Scene) -> None:
     known = history(scene, 2)
     first, last = known

@@ -1,0 +1,66 @@
+"""A short piece of the long soak (``tools/soak``): whatever happens, nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fleece.errors import FleeceError
+from tests.engine.matrix import started
+from tests.engine.scene import INTACT, Engine, Mutation
+from tests.engine.soak import Soak
+
+EVENTS = (
+    Soak.restart_in_mid_backup,
+    Soak.engine_dies,
+    Soak.points_are_merged,
+    Soak.qemu_dies,
+    Soak.store_fails,
+    Soak.delta_is_damaged,
+    Soak.store_is_pruned,
+    Soak.bitmaps_are_audited,
+)
+
+
+def soak(folder: Path, engine: Engine = INTACT) -> Soak:
+    """One of each kind, then some at random."""
+    folder.mkdir(exist_ok=True)
+    with started(Soak, folder, 7, engine) as here:
+        for event in EVENTS:
+            event(here)
+        for _ in range(8):
+            here.happen()
+    return here
+
+
+def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
+    done = soak(tmp_path).done
+    assert done["backup"] >= 12
+    assert done["fault"] >= 6
+    assert done["checked"] >= done["backup"] // 2
+
+
+FAULTS = (
+    Mutation(
+        "prune does not merge forward",
+        (
+            ("engine/prune.py", "for entry, count in plan.merges:", "for entry, count in ():"),
+            ("engine/prune.py", "        _nothing_needs(now, plan)\n", "        pass\n"),
+        ),
+    ),
+    Mutation(
+        "verify reads no frames",
+        (
+            ("engine/verify.py", "item.record.kind is Kind.DATA:", "False:"),
+            ("delta/check.py", "tree.root != delta.footer.root", "False"),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_in_the_engine_ends_a_soak(fault: Mutation, tmp_path: Path) -> None:
+    engine = fault.engine(tmp_path)
+    with pytest.raises((AssertionError, FleeceError)):
+        soak(tmp_path / "soak", engine)

@@ -1,0 +1,61 @@
+"""Let the whole engine live through random faults for hours, and check every point that it stored.
+
+Each round has a guest, a store and a seed of its own; `tests.engine.soak` says what happens, and
+what is checked. Prints a JSON line of counts after each round. A loss is whatever a check did not
+like; its round's seed and the reason are printed, and the exit code is 1 in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from tests.engine.matrix import started
+from tests.engine.soak import Soak
+
+ROUND = 60
+"""Things that happen in a round."""
+
+
+def main() -> int:
+    """Parse the command line, and run; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, default=2.0, help="default: 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; default: 0")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    end = begun + options.hours * 3600
+    total: Counter[str] = Counter(round=0, backup=0, fault=0, checked=0, loss=0)
+    while time.monotonic() < end:
+        _round(options.seed + total["round"], end, total)
+        seconds = round(time.monotonic() - begun)
+        print(json.dumps({"seconds": seconds, "seed": options.seed} | total), flush=True)
+    return int(total["loss"] > 0)
+
+
+def _round(seed: int, end: float, total: Counter[str]) -> None:
+    total["round"] += 1
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        event = "start"
+        try:
+            with started(Soak, Path(folder), seed) as here:
+                for _ in range(ROUND):
+                    event = here.happen()
+                    if time.monotonic() > end:
+                        break
+            total.update(here.done)
+            total["write"] += here.counts.writes
+        except Exception:
+            total["loss"] += 1
+            print(f"LOSS: round of seed {seed}, after {event}", file=sys.stderr)
+            traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
