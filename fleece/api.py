@@ -28,7 +28,9 @@ from fleece.engine.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
+from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
 from fleece.engine.serve import ServedDisk, Serving, serve
+from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -57,6 +59,7 @@ from fleece.tree import BlankDisk, Geometry
 
 __all__ = (
     "BLAKE3",
+    "GROWTH_DAYS",
     "XXH3_128",
     "AuditResult",
     "AuditedDisk",
@@ -85,6 +88,7 @@ __all__ = (
     "Geometry",
     "GuestAgent",
     "GuestDisk",
+    "GuestStatus",
     "HashAlgorithm",
     "HashChoice",
     "Header",
@@ -110,11 +114,14 @@ __all__ = (
     "QemuSource",
     "RestoreResult",
     "SalvagedFile",
+    "ScrubResult",
+    "ScrubRules",
     "Secret",
     "ServedDisk",
     "Serving",
     "SourceError",
     "StoreError",
+    "StoreStatus",
     "StoreWishes",
     "StoredPoint",
     "Summary",
@@ -147,8 +154,10 @@ __all__ = (
     "restore_partial",
     "restore_stream",
     "salvage",
+    "scrub",
     "serve",
     "set_pin",
+    "status",
     "verify_store",
     "write_delta",
 )

@@ -24,6 +24,14 @@ def human(count: int) -> str:
     return f"{value:.2f} TiB"
 
 
+def span(seconds: float) -> str:
+    """A length of time for people, in the largest unit that it has two of."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 class Output:
     """Prints events, then one result. Results and listings go to stdout, the rest to stderr.
 

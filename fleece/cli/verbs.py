@@ -12,7 +12,7 @@ from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
-from fleece.errors import UsageError, VerifyError
+from fleece.errors import UsageError
 
 
 def open_source(
@@ -210,82 +210,6 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
         }
     text = "\n".join(f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
     output.succeed(text, **fields)
-
-
-def verify(
-    output: Output,
-    cancel: CancelToken,
-    store: str,
-    point: str | None,
-    against: str | None,
-    disk: str | None,
-    guest: str | None,
-    image_format: str | None,
-    secret: fleece.Secret | None,
-) -> None:
-    """`fleece verify STORE [POINT] [--against IMAGE]`."""
-    catalogue = fleece.FolderStore(store, secret).catalogue()
-    if against is not None:
-        _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
-        return
-    if disk is not None or image_format is not None:
-        raise UsageError("--disk and --format go with --against")
-    points = [p for p in catalogue.points if guest in (None, p.guest)]
-    if point is not None:
-        points = [catalogue.find(point, guest)]
-    result = fleece.verify_store(catalogue, points, output.listen, cancel)
-    fields = asdict(result)
-    if result.errors:
-        raise _failed(f"{len(result.errors)} errors in {store}", fields, fleece.StoreError)
-    output.succeed(
-        f"{len(result.points)} points and all they build on are whole: "
-        f"{result.deltas} deltas, {human(result.read_bytes)} read",
-        **fields,
-    )
-
-
-def _verify_image(
-    output: Output,
-    cancel: CancelToken,
-    catalogue: fleece.Catalogue,
-    point: str | None,
-    disk: str | None,
-    guest: str | None,
-    image: str,
-    image_format: str | None,
-) -> None:
-    if point is None:
-        raise UsageError("--against needs a POINT to hold the image against")
-    found = catalogue.find(point, guest)
-    if disk is None and len(found.disks) > 1:
-        raise UsageError(
-            f"point {found.id} has several disks: {', '.join(sorted(found.disks))}",
-            hint="name one with --disk",
-        )
-    entry = found.disk(disk or next(iter(found.disks)))
-    with contextlib.ExitStack() as stack:
-        chain = stack.enter_context(catalogue.chain(entry))
-        opened = stack.enter_context(fleece.open_image(image, image_format))
-        result = fleece.compare_image(chain, opened, output.listen, cancel)
-    for start, end in result.differing:
-        output.row("differs", f"differs: bytes {start} to {end - 1}", start=start, end=end)
-    fields: dict[str, object] = {"points": [found.id], "errors": [], "root": result.root}
-    if result.root != entry.root:
-        text = f"{human(result.differing.total)} differ from point {found.id}"
-        fields |= {"errors": [text]}
-        raise _failed(text, fields, VerifyError)
-    output.succeed(
-        f"{image} is disk {entry.header.disk} at point {found.id}: root {result.root}", **fields
-    )
-
-
-def _failed(
-    what: str, fields: dict[str, object], family: type[fleece.FleeceError]
-) -> fleece.FleeceError:
-    """An error that brings its result's fields along for machine output."""
-    error = family(what)
-    error.fields = fields
-    return error
 
 
 def root(

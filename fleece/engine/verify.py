@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -20,7 +22,9 @@ from fleece.engine.pool import Counter, run_workers
 from fleece.engine.scan import Region, regions, root_of
 from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
+from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.folder import store_errors
 from fleece.tree import BlankDisk, HashArray, NodeSource
 
 
@@ -46,6 +50,8 @@ def verify_store(
     points: list[StoredPoint],
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
+    *,
+    record: bool = False,
 ) -> VerifyResult:
     """Read every byte of every delta that leads to the given points, each once.
 
@@ -57,10 +63,13 @@ def verify_store(
             points that are incomplete count as errors too.
         listener: hears `DeltaChecked`, `Problem` and `Progress`.
         cancel: stops it.
+        record: note beside each delta when it was verified, for `scrub` and `status`. Where that
+            fails there is a warning.
     """
-    check = _Check(catalogue, listener, cancel or CancelToken())
-    lines = [(point, entry) for point in points for entry in point.disks.values()]
-    check.announce(lines)
+    check = Checker(catalogue, listener, cancel or CancelToken())
+    if record:
+        check.noted = _Recorder(listener).note
+    check.announce(_data_bytes(catalogue, points))
     good = [point.id for point in points if check.point(point)]
     if len(points) == len(catalogue.points):
         for damaged in catalogue.damaged:
@@ -68,8 +77,75 @@ def verify_store(
     return VerifyResult(tuple(good), tuple(check.errors), check.deltas, check.read_bytes)
 
 
-class _Check:
-    """What is known so far of each delta."""
+def _data_bytes(catalogue: Catalogue, points: list[StoredPoint]) -> int:
+    """How much there is to read."""
+    wanted: dict[str, int] = {}
+    for point in points:
+        for entry in point.disks.values():
+            with contextlib.suppress(StoreError):
+                for part in catalogue.line(entry):
+                    wanted[part.path] = part.data_bytes
+    return sum(wanted.values())
+
+
+def problems_of(catalogue: Catalogue, guest: str | None = None) -> Iterator[StoreError]:
+    """What is wrong with a store, or with one guest's part, that shows without reading data.
+
+    Args:
+        catalogue: of the store.
+        guest: whose; None: all. Nobody knows whose a damaged file is: it counts for each.
+    """
+    yield from catalogue.damaged
+    for point in catalogue.points:
+        if guest not in (None, point.guest):
+            continue
+        if point.missing:
+            yield _incomplete(catalogue, point)
+        for entry in point.disks.values():
+            try:
+                catalogue.line(entry)
+            except StoreError as error:
+                yield error
+
+
+def _incomplete(catalogue: Catalogue, point: StoredPoint) -> StoreError:
+    return StoreError(
+        f"point {point.id} is incomplete: no delta for {', '.join(point.missing)}",
+        where=catalogue.where,
+    )
+
+
+class _Recorder:
+    """Notes verifications of now, as far as the store can be written."""
+
+    def __init__(self, listener: events.Listener) -> None:
+        self._listener = listener
+        self._time = datetime.now(UTC)
+        self._works = True
+
+    def note(self, path: str, state: verified.FileState, sound: bool) -> None:
+        """Note one; a warning tells of the first that cannot be noted."""
+        if not self._works:
+            return
+        try:
+            verified.note(path, state, verified.Verification(self._time, sound))
+        except StoreError as error:
+            self._works = False
+            self._listener(events.Warned(f"what is verified cannot be noted in the store: {error}"))
+
+
+def _forget(path: str, state: verified.FileState, sound: bool) -> None:
+    """Note nothing."""
+
+
+class Checker:
+    """Checks deltas, each at most once, and goes on after a failure.
+
+    Attributes:
+        noted: is told what came of each file, with its path and its state before it was read.
+        errors: one line for each thing that is wrong.
+        deltas, read_bytes: how many were sound, and their bytes of file.
+    """
 
     def __init__(
         self, catalogue: Catalogue, listener: events.Listener, cancel: CancelToken
@@ -79,20 +155,15 @@ class _Check:
         self._cancel = cancel
         self._sound: dict[str, bool] = {}
         self._counter = Counter(listener, events.Phase.VERIFY, catalogue.where, 0)
+        self.noted: Callable[[str, verified.FileState, bool], None] = _forget
         self.errors: list[str] = []
         self.deltas = 0
         self.read_bytes = 0
 
-    def announce(self, lines: list[tuple[StoredPoint, Entry]]) -> None:
-        """Add up what there is to read."""
-        wanted: dict[str, int] = {}
-        for _, entry in lines:
-            with contextlib.suppress(StoreError):
-                for part in self._catalogue.line(entry):
-                    wanted[part.path] = part.data_bytes
-        self._counter = Counter(
-            self._listener, events.Phase.VERIFY, self._catalogue.where, sum(wanted.values())
-        )
+    def announce(self, total: int) -> None:
+        """Say how many bytes of disk there are to read."""
+        where = self._catalogue.where
+        self._counter = Counter(self._listener, events.Phase.VERIFY, where, total)
 
     def problem(self, error: FleeceError) -> None:
         """Note one."""
@@ -103,13 +174,15 @@ class _Check:
         """Whether all disks of a point are there and proven."""
         sound = [self._entry(entry) for _, entry in sorted(point.disks.items())]
         if point.missing:
-            self.problem(
-                StoreError(
-                    f"point {point.id} is incomplete: no delta for {', '.join(point.missing)}",
-                    where=self._catalogue.where,
-                )
-            )
+            self.problem(_incomplete(self._catalogue, point))
         return all(sound) and point.complete
+
+    def delta(self, entry: Entry) -> None:
+        """Check one delta alone; of what it builds on only the hashes that it needs."""
+        try:
+            self._delta(entry, self._catalogue.line(entry)[1:])
+        except StoreError as error:
+            self.problem(error)
 
     def _entry(self, entry: Entry) -> bool:
         """Whether an entry and all that it builds on are sound, the oldest checked first."""
@@ -127,7 +200,10 @@ class _Check:
         return sound
 
     def _delta(self, entry: Entry, parents: list[Entry]) -> bool:
+        state: verified.FileState | None = None
         try:
+            with store_errors(Path(entry.path)):
+                state = verified.FileState.of(entry.path)
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(self._catalogue.open(e)) for e in (entry, *parents)]
                 chain = Chain(opened)
@@ -135,7 +211,10 @@ class _Check:
                 check_delta(chain.deltas[0], older, self._counter, self._cancel)
         except StoreError as error:
             self.problem(error)
+            if state is not None:
+                self.noted(entry.path, state, False)
             return False
+        self.noted(entry.path, state, True)
         self.deltas += 1
         self.read_bytes += entry.stored_bytes
         head = entry.header

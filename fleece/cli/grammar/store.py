@@ -13,10 +13,18 @@ from fleece.cli.grammar.options import (
 
 
 def store_verbs(verb: AddVerb) -> None:
-    """list, import, info, verify, root, salvage."""
+    """list, status, import, info, verify, root, salvage."""
     listing = verb("list", "verbs:list_points", "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     add_key(listing)
+    status = verb(
+        "status", "checking:status", "say how old, deep, large and well verified the points are"
+    )
+    status.add_argument("store", metavar="STORE", help=STORE)
+    status.add_argument(
+        "--prometheus", action="store_true", help="print metrics in Prometheus' text format"
+    )
+    add_key(status)
     taking = verb(
         "import",
         "stream:import_delta",
@@ -29,7 +37,7 @@ def store_verbs(verb: AddVerb) -> None:
     add_key(info)
     verify = verb(
         "verify",
-        "verbs:verify",
+        "checking:verify",
         "read every byte, recompute every hash; or hold an image against a point",
     )
     verify.add_argument("store", metavar="STORE", help=STORE)
@@ -40,6 +48,16 @@ def store_verbs(verb: AddVerb) -> None:
         help="a file, block device or NBD URI that must equal POINT's disk",
     )
     verify.add_argument("--disk", metavar="NAME", help="with --against: which disk of the point")
+    verify.add_argument(
+        "--max-age",
+        metavar="DURATION",
+        help="only what was not verified within this time, like 30d; the longest unverified first",
+    )
+    verify.add_argument(
+        "--fraction",
+        metavar="PART",
+        help="stop when this part of the store has been read, like 10%%",
+    )
     add_guest(verify)
     add_key(verify)
     add_image_format(verify)

@@ -1,0 +1,189 @@
+"""The verbs that say how a store is: `verify`, in whole or in parts, and `status`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import asdict
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human, span
+from fleece.errors import StoreError, UsageError, VerifyError
+
+
+def verify(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    point: str | None,
+    against: str | None,
+    disk: str | None,
+    guest: str | None,
+    image_format: str | None,
+    max_age: str | None,
+    fraction: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
+    catalogue = fleece.FolderStore(store, secret).catalogue()
+    if max_age is not None or fraction is not None:
+        if point is not None or against is not None:
+            raise UsageError("--max-age and --fraction go with no POINT and no --against")
+        _scrub(output, cancel, catalogue, guest, max_age, fraction)
+        return
+    if against is not None:
+        _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
+        return
+    if disk is not None or image_format is not None:
+        raise UsageError("--disk and --format go with --against")
+    points = [p for p in catalogue.points if guest in (None, p.guest)]
+    if point is not None:
+        points = [catalogue.find(point, guest)]
+    result = fleece.verify_store(catalogue, points, output.listen, cancel, record=True)
+    fields = asdict(result)
+    if result.errors:
+        raise _failed(f"{len(result.errors)} errors in {store}", fields, StoreError)
+    output.succeed(
+        f"{len(result.points)} points and all they build on are whole: "
+        f"{result.deltas} deltas, {human(result.read_bytes)} read",
+        **fields,
+    )
+
+
+def _scrub(
+    output: Output,
+    cancel: CancelToken,
+    catalogue: fleece.Catalogue,
+    guest: str | None,
+    max_age: str | None,
+    fraction: str | None,
+) -> None:
+    rules = fleece.ScrubRules(
+        None if max_age is None else fleece.Duration.parse(max_age),
+        1.0 if fraction is None else _fraction(fraction),
+        guest,
+    )
+    result = fleece.scrub(catalogue, rules, output.listen, cancel)
+    fields = asdict(result)
+    if result.errors:
+        raise _failed(f"{len(result.errors)} errors in {catalogue.where}", fields, StoreError)
+    output.succeed(
+        f"{result.deltas} deltas are sound, {human(result.read_bytes)} read; "
+        f"{result.left} of {result.due} that were due are left for the next run",
+        **fields,
+    )
+
+
+def _fraction(text: str) -> float:
+    """A part of a whole: `10%` or `0.1`."""
+    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)(%?)", text)
+    if found is None:
+        raise UsageError("--fraction takes a part like 10% or 0.1", where=text)
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def _verify_image(
+    output: Output,
+    cancel: CancelToken,
+    catalogue: fleece.Catalogue,
+    point: str | None,
+    disk: str | None,
+    guest: str | None,
+    image: str,
+    image_format: str | None,
+) -> None:
+    if point is None:
+        raise UsageError("--against needs a POINT to hold the image against")
+    found = catalogue.find(point, guest)
+    if disk is None and len(found.disks) > 1:
+        raise UsageError(
+            f"point {found.id} has several disks: {', '.join(sorted(found.disks))}",
+            hint="name one with --disk",
+        )
+    entry = found.disk(disk or next(iter(found.disks)))
+    with contextlib.ExitStack() as stack:
+        chain = stack.enter_context(catalogue.chain(entry))
+        opened = stack.enter_context(fleece.open_image(image, image_format))
+        result = fleece.compare_image(chain, opened, output.listen, cancel)
+    for start, end in result.differing:
+        output.row("differs", f"differs: bytes {start} to {end - 1}", start=start, end=end)
+    fields: dict[str, object] = {"points": [found.id], "errors": [], "root": result.root}
+    if result.root != entry.root:
+        text = f"{human(result.differing.total)} differ from point {found.id}"
+        fields |= {"errors": [text]}
+        raise _failed(text, fields, VerifyError)
+    output.succeed(
+        f"{image} is disk {entry.header.disk} at point {found.id}: root {result.root}", **fields
+    )
+
+
+def _failed(
+    what: str, fields: dict[str, object], family: type[fleece.FleeceError]
+) -> fleece.FleeceError:
+    """An error that brings its result's fields along for machine output."""
+    error = family(what)
+    error.fields = fields
+    return error
+
+
+def status(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    prometheus: bool,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece status STORE`."""
+    if prometheus and output.machine:
+        raise UsageError("--prometheus and --json are two formats; choose one")
+    found = fleece.status(fleece.FolderStore(store, secret).catalogue())
+    if prometheus:
+        from fleece.cli import metrics
+
+        output.row("", metrics.text_of(found).rstrip())
+    elif output.machine:
+        for guest in found.guests:
+            output.row("guest", "", **asdict(guest))
+    else:
+        for line in _table(found):
+            output.row("", line)
+    if found.problems:
+        for problem in found.problems if not output.machine else ():
+            output.say(f"PROBLEM: {problem}")
+        fields: dict[str, object] = {"problems": found.problems}
+        raise _failed(f"{len(found.problems)} problems in {store}", fields, StoreError)
+    output.succeed("", guests=len(found.guests), problems=[])
+
+
+_COLUMNS = "GUEST", "LAST GOOD POINT", "AGE", "POINTS", "DEPTH", "SIZE", "GROWTH", "VERIFIED"
+
+
+def _table(found: fleece.StoreStatus) -> list[str]:
+    """A line for each guest, in columns."""
+    rows = [_COLUMNS, *(_row(guest) for guest in found.guests)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return [line.rstrip() for line in padded]
+
+
+def _row(guest: fleece.GuestStatus) -> tuple[str, ...]:
+    if guest.failed:
+        checked = f"{guest.failed} deltas FAILED"
+    elif guest.unverified:
+        checked = f"{guest.unverified} deltas never"
+    else:
+        checked = f"all since {guest.verified}"
+    return (
+        guest.guest,
+        guest.point or "NONE",
+        "" if guest.age is None else span(guest.age),
+        str(guest.points),
+        str(guest.depth),
+        human(guest.stored_bytes),
+        f"{human(guest.growth_bytes)}/{fleece.GROWTH_DAYS}d",
+        checked,
+    )
