@@ -13,6 +13,7 @@ from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backing import restore_as_chain
 from fleece.engine.backup import backup
+from fleece.engine.boot import BootResult, BootWish, TestMachine, boot_test
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.diff import compare_points
@@ -67,6 +68,8 @@ __all__ = (
     "BackupResult",
     "Bitmap",
     "BlankDisk",
+    "BootResult",
+    "BootWish",
     "CancelToken",
     "Catalogue",
     "Chain",
@@ -126,6 +129,7 @@ __all__ = (
     "StoredPoint",
     "Summary",
     "TargetError",
+    "TestMachine",
     "TreeComparison",
     "UsageError",
     "VerifyError",
@@ -134,6 +138,7 @@ __all__ = (
     "WrongKey",
     "audit",
     "backup",
+    "boot_test",
     "compare_image",
     "compare_points",
     "copy_all",

@@ -44,7 +44,7 @@ def served_image(
         ]
         command += [] if writable else ["--read-only"]
         process = subprocess.Popen(
-            [*_dies_with_parent(), *command, "--", path],
+            [*dies_with_parent(), *command, "--", path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -59,7 +59,7 @@ def served_image(
             raise failure(f"qemu-nbd failed: {_one_line(errors)}", where=path)
 
 
-def _dies_with_parent() -> list[str]:
+def dies_with_parent() -> list[str]:
     """A prefix that ends the child if this process is killed, where the system has one."""
     return ["setpriv", "--pdeathsig=TERM"] if shutil.which("setpriv") else []
 

@@ -41,8 +41,12 @@ class Guest:
 
     def full(self, sizes: Mapping[str, int]) -> None:
         """The first point: disks of these sizes, all zeros."""
-        self.states = {name: [bytes(size)] for name, size in sizes.items()}
-        self._point({name: Extents.whole(size) for name, size in sizes.items()})
+        self.holding({name: bytes(size) for name, size in sizes.items()})
+
+    def holding(self, contents: Mapping[str, bytes]) -> None:
+        """The first point: disks of these contents."""
+        self.states = {name: [content] for name, content in contents.items()}
+        self._point({name: Extents.whole(len(content)) for name, content in contents.items()})
 
     def change(self, **changes: Sequence[Change]) -> None:
         """One more point, after these changes of disks; the other disks have empty deltas."""

@@ -12,8 +12,9 @@ from fleece.cli.grammar.options import (
 
 
 def point_verbs(verb: AddVerb) -> None:
-    """restore, serve, diff, map."""
+    """restore, serve, boot-test, diff, map."""
     _restore_verb(verb)
+    _boot_verb(verb)
     _looking_verbs(verb)
 
 
@@ -113,3 +114,56 @@ def _looking_verbs(verb: AddVerb) -> None:
     )
     add_guest(serve)
     add_key(serve)
+
+
+def _boot_verb(verb: AddVerb) -> None:
+    boot = verb(
+        "boot-test", "booting:boot_test", "boot a point in a throw-away machine without network"
+    )
+    boot.add_argument("store", metavar="STORE", help=STORE)
+    boot.add_argument("point", metavar="POINT", help=POINT)
+    boot.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        dest="disks",
+        metavar="NAME",
+        help="a disk (repeatable), the one to boot from first; default: all, by name",
+    )
+    boot.add_argument(
+        "--console-text",
+        dest="text",
+        metavar="TEXT",
+        help="booted is when this comes on the serial console; default: when the agent answers",
+    )
+    boot.add_argument(
+        "--timeout", dest="limit", type=float, default=300.0, metavar="SECONDS", help="default: 300"
+    )
+    boot.add_argument("--screenshot", metavar="FILE", help="a PNG file of the screen in the end")
+    boot.add_argument(
+        "--console-log", dest="console", metavar="FILE", help="for what came on the console"
+    )
+    boot.add_argument(
+        "--memory", type=int, default=1024, metavar="MIB", help="of the machine; default: 1024"
+    )
+    boot.add_argument(
+        "--cpus", dest="processors", type=int, default=2, metavar="N", help="default: 2"
+    )
+    boot.add_argument(
+        "--emulated",
+        action="store_true",
+        help="do without KVM, slowly, even if it is there",
+    )
+    boot.add_argument(
+        "--bus",
+        choices=("virtio", "sata", "scsi", "nvme"),
+        default="virtio",
+        help="of the disks; default: virtio",
+    )
+    boot.add_argument("--firmware", metavar="FILE", help="instead of the BIOS, like OVMF.fd (UEFI)")
+    boot.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
+    boot.add_argument("--initrd", metavar="FILE", help="with --kernel")
+    boot.add_argument("--append", metavar="WORDS", help="with --kernel: its command line")
+    boot.add_argument("--scratch", metavar="DIR", help="for what it writes; default: /var/tmp")
+    add_guest(boot)
+    add_key(boot)

@@ -52,6 +52,14 @@ class GuestAgent:
     freeze_limit: float = 30.0
     thaw_limit: float = 30.0
 
+    def answers(self) -> bool:
+        """Whether the agent answers, within the limit for answers."""
+        try:
+            _Session(self.path, self.answer_limit).close()
+        except AgentError:
+            return False
+        return True
+
     def thaw_left(self) -> bool:
         """Thaw the guest if somebody left it frozen; whether it was.
 

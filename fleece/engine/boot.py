@@ -1,0 +1,302 @@
+"""Boot a point in a throw-away machine: proof that a backup is a machine, not only bytes.
+
+The machine reads the point's disks through `serve`, so every byte that it sees is checked by hash,
+and writes into an overlay that goes when it ends. It has no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.engine.serve import ServedDisk, Serving, serve
+from fleece.errors import FleeceError, TargetError, VerifyError
+from fleece.nbd.server import dies_with_parent
+from fleece.programs import program
+from fleece.source.qemu.agent import GuestAgent
+from fleece.source.qemu.monitor import Monitor
+from fleece.store.folder import FolderStore
+
+_AGENT_PORT = "org.qemu.guest_agent.0"
+_PAUSE = 0.1
+_MONITOR_LIMIT = 30.0
+_MOST_CONSOLE = 64 << 20
+_TAIL = 2000
+
+DISK_DEVICES = {
+    "virtio": "virtio-blk-pci,drive={node}",
+    "sata": "ide-hd,drive={node},bus=ide.{number}",
+    "scsi": "scsi-hd,drive={node}",
+    "nvme": "nvme,serial={node},drive={node}",
+}
+"""How a disk can be attached, and QEMU's words for it."""
+
+
+@dataclass(frozen=True)
+class TestMachine:
+    """The throw-away machine.
+
+    Attributes:
+        memory: in MiB.
+        processors: how many.
+        emulated: do without KVM, which is slow, even where it is there.
+        bus: of the disks, one of `DISK_DEVICES`.
+        firmware: an image to start instead of the BIOS, such as OVMF for UEFI.
+        kernel, initrd, append: to start a kernel directly, with this command line.
+    """
+
+    __test__ = False  # pytest takes the name for a test's
+
+    memory: int = 1024
+    processors: int = 2
+    emulated: bool = False
+    bus: str = "virtio"
+    firmware: Path | None = None
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str | None = None
+
+
+@dataclass(frozen=True)
+class BootWish:
+    """What counts as booted, and what to keep.
+
+    Attributes:
+        text: that must come on the serial console; None: the guest's agent must answer.
+        limit: seconds to wait for it.
+        screenshot: a PNG file to make of the screen in the end, whatever the outcome.
+        console: a file for all that came on the serial console.
+    """
+
+    text: str | None = None
+    limit: float = 300.0
+    screenshot: Path | None = None
+    console: Path | None = None
+
+
+@dataclass(frozen=True)
+class BootResult:
+    """A point that has booted.
+
+    Attributes:
+        guest, point: which.
+        disks: that it booted from, with their roots.
+        seconds: until the sign came.
+        sign: what was waited for: `agent` or `console`.
+    """
+
+    guest: str
+    point: str
+    disks: tuple[ServedDisk, ...]
+    seconds: float
+    sign: str
+
+
+def boot_test(
+    store: FolderStore,
+    point: str,
+    disks: tuple[str, ...] = (),
+    *,
+    guest: str | None = None,
+    wish: BootWish | None = None,
+    machine: TestMachine | None = None,
+    scratch: Path | None = None,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> BootResult:
+    """Boot a point, and wait for a sign of life.
+
+    Args:
+        store: that holds the point. It is only read.
+        point: an id, a prefix of one, or `latest`.
+        disks: which, in the order in which they are tried for booting; none: all, by name.
+        guest: which guest, if `latest` could mean several.
+        wish: what to wait for, and what to keep.
+        machine: to boot; None: one with a BIOS and virtio disks.
+        scratch: folder for what the guest writes; None: /var/tmp.
+        listener: hears `Problem` when a read meets damage.
+        cancel: stops it.
+
+    Raises:
+        VerifyError: the sign did not come in time, the machine ended, or a read met damage; its
+            `fields` have the end of the console.
+        TargetError: QEMU or nbdkit does not start, or a file to keep cannot be written.
+        StoreError: the point is not there, or a chain is broken.
+        UsageError: a program is missing, or the point has no such disk.
+    """
+    wish, machine = wish or BootWish(), machine or TestMachine()
+    cancel = cancel or CancelToken()
+    with contextlib.ExitStack() as stack:
+        serving = stack.enter_context(
+            serve(
+                store,
+                point,
+                disks,
+                guest=guest,
+                writable=True,
+                scratch=scratch,
+                listener=listener,
+                cancel=cancel,
+            )
+        )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleece-")))
+        running = stack.enter_context(_running(machine, serving.disks, folder))
+        try:
+            seconds = _wait(running, serving, wish, cancel)
+        finally:
+            _keep(running, wish)
+    sign = "agent" if wish.text is None else "console"
+    return BootResult(serving.guest, serving.point, serving.disks, seconds, sign)
+
+
+class _Running:
+    """A machine that was started.
+
+    Args:
+        process: QEMU's.
+        folder: with its sockets and its console.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        self.process = process
+        self.monitor = folder / "qmp"
+        self.agent = GuestAgent(str(folder / "agent"), answer_limit=1.0)
+        self._console = folder / "console"
+        self._errors = folder / "errors"
+
+    def console(self) -> str:
+        """What came on the serial console."""
+        with self._console.open("rb") as file:
+            return file.read(_MOST_CONSOLE).decode(errors="replace")
+
+    def said(self) -> str:
+        """What QEMU printed, in one line."""
+        return " ".join(self._errors.read_text(errors="replace").split())
+
+    def alive(self) -> bool:
+        """Whether the machine still is."""
+        return self.process.poll() is None
+
+
+@contextlib.contextmanager
+def _running(machine: TestMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
+    """A machine for as long as the context lasts."""
+    (folder / "console").touch()
+    with open(folder / "errors", "wb") as errors:
+        # A group of its own: Ctrl-C is for this process, which then ends QEMU in order.
+        process = subprocess.Popen(
+            [*dies_with_parent(), *_command(machine, disks, folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            process_group=0,
+        )
+    try:
+        yield _Running(process, folder)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _command(machine: TestMachine, disks: Sequence[ServedDisk], folder: Path) -> list[str]:
+    words = [program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config"]
+    words += ["-machine", "q35", "-cpu", "max", "-no-reboot"]
+    words += [] if machine.emulated else ["-accel", "kvm"]
+    words += ["-accel", "tcg"]
+    words += ["-smp", str(machine.processors), "-m", str(machine.memory)]
+    words += ["-nic", "none", "-display", "none", "-vga", "std"]
+    words += ["-serial", f"file:{folder}/console", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    words += ["-chardev", f"socket,id=agent,path={folder}/agent,server=on,wait=off"]
+    words += ["-device", "virtio-serial-pci"]
+    words += ["-device", f"virtserialport,chardev=agent,name={_AGENT_PORT}"]
+    words += ["-device", "virtio-scsi-pci"] if machine.bus == "scsi" else []
+    for option, value in (
+        ("-bios", machine.firmware),
+        ("-kernel", machine.kernel),
+        ("-initrd", machine.initrd),
+        ("-append", machine.append),
+    ):
+        words += [] if value is None else [option, str(value)]
+    for number, disk in enumerate(disks):
+        node = f"disk{number}"
+        place = disk.uri.replace(",", ",,")
+        words += ["-drive", f"if=none,id={node},format=raw,cache=unsafe,file={place}"]
+        device = DISK_DEVICES[machine.bus].format(node=node, number=number)
+        # A kernel that is started directly has the first index.
+        words += ["-device", f"{device},bootindex={number + 1}"]
+    return words
+
+
+def _wait(running: _Running, serving: Serving, wish: BootWish, cancel: CancelToken) -> float:
+    """Wait for the sign; gives the seconds that it took."""
+    begun = time.monotonic()
+    while True:
+        cancel.check()
+        serving.check()
+        passed = time.monotonic() - begun
+        if serving.problems:
+            raise _failed(running, "reads met damage while it booted", serving)
+        if _came(running, wish):
+            return passed
+        if not running.alive():
+            if not running.console():
+                raise TargetError(f"QEMU does not start: {running.said()}")
+            raise _failed(running, "the machine ended before it had booted", serving)
+        if passed > wish.limit:
+            what = "the guest's agent" if wish.text is None else f"{wish.text!r} on the console"
+            raise _failed(running, f"{what} did not come in {wish.limit:g} s", serving)
+        time.sleep(_PAUSE)
+
+
+def _came(running: _Running, wish: BootWish) -> bool:
+    if wish.text is not None:
+        return wish.text in running.console()
+    return running.alive() and running.agent.answers()
+
+
+def _failed(running: _Running, what: str, serving: Serving) -> VerifyError:
+    said = running.console()[-_TAIL:]
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\n]", "", said)
+    lines = [line for line in shown.splitlines() if line.strip()]
+    error = VerifyError(
+        f"point {serving.point} did not boot: {what}",
+        hint=f"the console's last line: {lines[-1]!r}" if lines else "nothing came on the console",
+    )
+    error.fields = {"point": serving.point, "console": shown}
+    return error
+
+
+def _keep(running: _Running, wish: BootWish) -> None:
+    """Keep screenshot and console, as far as they are wished for.
+
+    Raises:
+        TargetError: that cannot be done.
+    """
+    if wish.console is not None:
+        try:
+            wish.console.write_text(running.console())
+        except OSError as error:
+            raise TargetError(error.strerror or str(error), where=wish.console) from error
+    if wish.screenshot is not None and running.alive():
+        path = str(wish.screenshot.absolute())
+        try:
+            with _monitor(running) as monitor:
+                monitor.execute("screendump", {"filename": path, "format": "png"})
+        except FleeceError as error:
+            raise TargetError(f"no screenshot: {error.what}", where=path) from error
+
+
+def _monitor(running: _Running) -> Monitor:
+    """Connect, as soon as QEMU listens."""
+    limit = time.monotonic() + _MONITOR_LIMIT
+    while not running.monitor.exists() and running.alive() and time.monotonic() < limit:
+        time.sleep(_PAUSE)
+    return Monitor(str(running.monitor))

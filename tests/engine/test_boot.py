@@ -1,0 +1,139 @@
+"""A point boots in a throw-away machine, or it is said that it does not."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+import fleece
+from tests.engine.history import Guest
+from tests.engine.scene import INTACT, MIB, Engine, Mutation, Ran, flip, wait_until
+from tests.engine.test_guest import Load, load
+from tests.rig.initramfs import GuestFiles
+
+__all__ = ("load",)
+
+APPEND = "console=ttyS0 quiet panic=-1 tsc=reliable rig.mode=none"
+
+
+def boot(store: Path, files: GuestFiles, *words: object, engine: Engine = INTACT) -> Ran:
+    """Boot the newest point with the rig's kernel."""
+    kernel = ("--kernel", files.kernel, "--initrd", files.initramfs, "--append", APPEND)
+    machine = ("--emulated", "--memory", 256, "--cpus", 1, "--timeout", 40, *kernel)
+    return engine.run("boot-test", store, "latest", *machine, *words)
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def machines(parent: int) -> list[Path]:
+    """The QEMUs that a process has started, as folders of /proc."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (process / "stat").read_text().rpartition(") ")
+            if "(qemu-system" in name and int(rest.split()[1]) == parent:
+                found.append(process)
+    return found
+
+
+def test_a_point_boots_until_its_agent_answers(
+    load: Load, files: GuestFiles, tmp_path: Path
+) -> None:
+    before = content(load.store)
+    shot, log = tmp_path / "screen.png", tmp_path / "console.log"
+    ran = boot(load.store, files, "--json", "--screenshot", shot, "--console-log", log).succeeded()
+    assert ran.result["sign"] == "agent"
+    newest = {disk.disk: disk.root for disk in load.taken[-1].result.disks}
+    assert {disk["disk"]: disk["root"] for disk in ran.result["disks"]} == newest
+    assert ran.result["point"] == load.taken[-1].result.point
+    assert shot.read_bytes().startswith(b"\x89PNG")
+    console = log.read_text()
+    assert "RIG mounted /dev/vda" in console
+    assert "RIG mounted /dev/vdb" in console
+    assert content(load.store) == before
+
+
+def bootable(size: int = MIB) -> bytes:
+    """A disk whose boot sector says BOOTED on the serial console, and stops."""
+    code = bytes.fromhex("31c0 8ed8 fc be167c ac 84c0 7406 baf803 ee ebf5 f4 ebfd")
+    return (code + b"BOOTED\n\0").ljust(510, b"\0") + b"\x55\xaa" + bytes(size - 512)
+
+
+@pytest.mark.parametrize("bus", ["virtio", "sata", "scsi", "nvme"])
+def test_the_bios_boots_the_first_disk_on_any_bus(bus: str, tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "store")
+    guest.holding({"empty": bytes(MIB), "system": bootable()})
+    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--bus", bus)
+    wanted = ("--console-text", "BOOTED", "--timeout", 30)
+    ran = INTACT.run(*words, *wanted, "--disk", "system", "--disk", "empty", "--json").succeeded()
+    assert [disk["disk"] for disk in ran.result["disks"]] == ["system", "empty"]
+    assert ran.result["sign"] == "console"
+
+
+def test_what_does_not_boot_is_said(tmp_path: Path) -> None:
+    """Disks without anything to boot."""
+    guest = Guest(tmp_path / "store")
+    guest.full({"vda": MIB})
+    shot = tmp_path / "screen.png"
+    words = ("boot-test", guest.store, "latest", "--timeout", 2, "--memory", 64, "--emulated")
+    INTACT.run(*words, "--screenshot", shot).failed(6, "agent did not come in 2 s", "console")
+    assert shot.read_bytes().startswith(b"\x89PNG")
+    said = INTACT.run(*words, "--console-text", "login:", "--json")
+    said.failed(6, "'login:' on the console did not come")
+    assert said.result["point"] == guest.points[0]
+    shot.unlink()
+    INTACT.run(*words, "--firmware", "/nothing").failed(7, "QEMU does not start")
+    INTACT.run(*words, "--screenshot", tmp_path / "no" / "such").failed(7, "no screenshot")
+    INTACT.run(*words, "--append", "x").failed(2, "--kernel")
+    INTACT.run(*words, "--timeout", 0).failed(2, "--timeout")
+
+
+def test_a_machine_that_ends_has_not_booted(load: Load, files: GuestFiles) -> None:
+    words = ("--append", "console=ttyS0 panic=-1 rdinit=/nothing")
+    ran = boot(load.store, files, *words)
+    ran.failed(6, "the machine ended")
+
+
+def reads_of_damage_fail(engine: Engine, folder: Path) -> None:
+    """The boot sector comes, but what the machine read of it is not what was backed up."""
+    guest = Guest(folder / "store")
+    guest.holding({"vda": bootable()})
+    path = guest.paths["vda"][0]
+    with fleece.DeltaReader(str(path)) as delta:
+        (row,) = delta.rows()[:1]
+    flip(path, int(row["position"]) + int(row["frame_length"]) + 40)
+    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 5)
+    engine.run(*words, "--console-text", "BOOTED").failed(6, "met damage")
+
+
+def test_damage_that_the_guest_reads_is_no_success(tmp_path: Path) -> None:
+    reads_of_damage_fail(INTACT, tmp_path)
+
+
+FAULT = Mutation(
+    "problems are not looked at", (("engine/boot.py", "if serving.problems:", "if False:"),)
+)
+
+
+def test_a_fault_in_boot_test_is_noticed(tmp_path: Path) -> None:
+    engine = FAULT.engine(tmp_path)
+    with pytest.raises(AssertionError):
+        reads_of_damage_fail(engine, tmp_path)
+
+
+def test_a_killed_boot_test_leaves_no_machine(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "store")
+    guest.full({"vda": MIB})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = ("boot-test", guest.store, "latest", "--memory", 64, "--screenshot", tmp_path / "x")
+    running = INTACT.command(*words, "--scratch", scratch)
+    wait_until(lambda: bool(machines(running.pid)), "a machine")
+    (machine,) = machines(running.pid)
+    running.kill()
+    wait_until(lambda: not machine.exists(), "the machine's end")
+    assert [*scratch.iterdir()] == []
