@@ -13,7 +13,7 @@ from fleece.disk.image import ImageFormat, open_image
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backing import restore_as_chain
 from fleece.engine.backup import backup
-from fleece.engine.boot import BootResult, BootWish, TestMachine, boot_test
+from fleece.engine.boot import BootMachine, BootResult, BootWish, boot_test
 from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.decide import ModeWish
 from fleece.engine.diff import compare_points
@@ -68,6 +68,7 @@ __all__ = (
     "BackupResult",
     "Bitmap",
     "BlankDisk",
+    "BootMachine",
     "BootResult",
     "BootWish",
     "CancelToken",
@@ -129,7 +130,6 @@ __all__ = (
     "StoredPoint",
     "Summary",
     "TargetError",
-    "TestMachine",
     "TreeComparison",
     "UsageError",
     "VerifyError",

@@ -37,7 +37,7 @@ def boot_test(
         tuple(dict.fromkeys(disks)),
         guest=guest,
         wish=fleece.BootWish(text, limit, _path(screenshot), _path(console)),
-        machine=fleece.TestMachine(**machine),  # type: ignore[arg-type]
+        machine=fleece.BootMachine(**machine),  # type: ignore[arg-type]
         scratch=_path(scratch),
         listener=output.listen,
         cancel=cancel,

@@ -41,7 +41,7 @@ DISK_DEVICES = {
 
 
 @dataclass(frozen=True)
-class TestMachine:
+class BootMachine:
     """The throw-away machine.
 
     Attributes:
@@ -52,8 +52,6 @@ class TestMachine:
         firmware: an image to start instead of the BIOS, such as OVMF for UEFI.
         kernel, initrd, append: to start a kernel directly, with this command line.
     """
-
-    __test__ = False  # pytest takes the name for a test's
 
     memory: int = 1024
     processors: int = 2
@@ -107,7 +105,7 @@ def boot_test(
     *,
     guest: str | None = None,
     wish: BootWish | None = None,
-    machine: TestMachine | None = None,
+    machine: BootMachine | None = None,
     scratch: Path | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
@@ -132,7 +130,7 @@ def boot_test(
         StoreError: the point is not there, or a chain is broken.
         UsageError: a program is missing, or the point has no such disk.
     """
-    wish, machine = wish or BootWish(), machine or TestMachine()
+    wish, machine = wish or BootWish(), machine or BootMachine()
     cancel = cancel or CancelToken()
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(
@@ -187,7 +185,7 @@ class _Running:
 
 
 @contextlib.contextmanager
-def _running(machine: TestMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
+def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
     """A machine for as long as the context lasts."""
     (folder / "console").touch()
     with open(folder / "errors", "wb") as errors:
@@ -206,7 +204,7 @@ def _running(machine: TestMachine, disks: Sequence[ServedDisk], folder: Path) ->
         process.wait()
 
 
-def _command(machine: TestMachine, disks: Sequence[ServedDisk], folder: Path) -> list[str]:
+def _command(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> list[str]:
     words = [program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config"]
     words += ["-machine", "q35", "-cpu", "max", "-no-reboot"]
     words += [] if machine.emulated else ["-accel", "kvm"]

@@ -180,9 +180,11 @@ class Checker:
     def delta(self, entry: Entry) -> None:
         """Check one delta alone; of what it builds on only the hashes that it needs."""
         try:
-            self._delta(entry, self._catalogue.line(entry)[1:])
+            parents = self._catalogue.line(entry)[1:]
         except StoreError as error:
             self.problem(error)
+            return
+        self._delta(entry, parents)
 
     def _entry(self, entry: Entry) -> bool:
         """Whether an entry and all that it builds on are sound, the oldest checked first."""

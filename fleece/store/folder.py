@@ -541,11 +541,16 @@ def _temporary(path: Path) -> Path:
 def write_durably(path: Path, text: str) -> None:
     """Put a text into a file: all of it, or the file is as it was."""
     temporary = _temporary(path)
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     sync_folder(path.parent)
 
 

@@ -207,6 +207,18 @@ def test_the_command_line_scrubs_and_says_how_it_is(guest: Guest) -> None:
     assert table[1].split()[:2] == ["web", guest.points[-1]]
 
 
+def test_a_store_that_takes_no_notes_can_be_verified_but_not_in_parts(guest: Guest) -> None:
+    for path in guest.paths["vda"]:
+        Path(f"{path}.verified.json").mkdir()
+    files = sorted(guest.store.rglob("*"))
+    ran = INTACT.run("verify", guest.store, "latest", "--json").succeeded()
+    assert len(ran.named("warning")) == 1
+    assert "cannot be noted" in ran.named("warning")[0]["what"]
+    INTACT.run("verify", guest.store, "--fraction", "100%").failed(5, "Is a directory")
+    new = set(guest.store.rglob("*")) - set(files)
+    assert {path.name for path in new} <= {"vdb.fleece.verified.json"}
+
+
 def test_prometheus_reads_the_status(guest: Guest) -> None:
     INTACT.run("verify", guest.store, guest.points[0]).succeeded()
     text = INTACT.run("status", guest.store, "--prometheus").succeeded().out
