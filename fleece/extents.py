@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_FOLD = 1 << 14
+
 Int64Array = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
@@ -175,3 +177,28 @@ class Extents:
         start = np.maximum(cell * unit, self.start[row])
         end = np.minimum((cell + 1) * unit, self.end[row])
         return start, end
+
+
+class Gathering:
+    """Ranges that come one by one, in any order, each part of the disk once.
+
+    Memory follows the number of gaps between them, not the number of ranges.
+    """
+
+    def __init__(self) -> None:
+        self._joined = Extents.empty()
+        self._new: list[tuple[int, int]] = []
+        self.total = 0
+
+    def add(self, start: int, end: int) -> None:
+        """Take `[start, end)` in."""
+        self._new.append((start, end))
+        self.total += end - start
+        if len(self._new) >= _FOLD:
+            self.extents()
+
+    def extents(self) -> Extents:
+        """All that came; its total is less than `total` if something came twice."""
+        self._joined = self._joined.union(Extents.of(self._new))
+        self._new.clear()
+        return self._joined

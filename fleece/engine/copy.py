@@ -6,16 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import zstandard
-
 from fleece.cancel import CancelToken
 from fleece.delta.writer import DeltaWriter
 from fleece.disk.base import ReadableDisk, Reader
 from fleece.disk.nbd import NbdDisk
-from fleece.engine.leaves import LeafHasher, Run
+from fleece.engine.pack import Packer
 from fleece.engine.plan import WINDOW, ReadItem, known_zeros, read_items
 from fleece.engine.pool import WORKERS, Counter, run_workers
-from fleece.engine.rescan import HeldLeaves, changed_runs
+from fleece.engine.rescan import HeldLeaves
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.nbd.connection import STATE_DIRTY
@@ -136,16 +134,12 @@ def copy_all(
 
 
 class _Copier:
-    """One worker's tools for one disk: a connection, a hasher, a compressor."""
+    """One worker's tools for one disk: a connection and a packer."""
 
     def __init__(self, job: CopyJob, reader: Reader) -> None:
         self._reader = reader
-        self._writer = job.writer
-        self._geometry = job.geometry
-        self._hasher = LeafHasher(job.geometry)
-        self._compressor = zstandard.ZstdCompressor(
-            level=job.level, write_checksum=True, write_content_size=True
-        )
+        self._leaf_size = job.geometry.leaf_size
+        self._packer = Packer(job.writer, job.geometry, job.level)
 
     def copy(self, item: ReadItem, held: HashArray | None) -> int:
         """Store what is wanted of one read; gives how many bytes of disk that was.
@@ -158,23 +152,7 @@ class _Copier:
         stored = 0
         for start, end in item.wanted:
             part = data[start - item.start : end - item.start]
-            for run in self._wanted(item, self._hasher.runs(start, part), held):
-                if run.hashes is None:
-                    self._writer.zero(run.offset, run.length)
-                else:
-                    at = run.offset - item.start
-                    frame = self._compressor.compress(data[at : at + run.length])
-                    self._writer.data(run.offset, run.length, run.hashes, frame)
+            same = None if held is None else held[(start - item.start) // self._leaf_size :]
+            self._packer.store(start, part, same)
             stored += end - start
         return stored
-
-    def _wanted(self, item: ReadItem, runs: Iterator[Run], held: HashArray | None) -> Iterator[Run]:
-        if held is None:
-            yield from runs
-            return
-        size = self._geometry.leaf_size
-        for run in runs:
-            first = (run.offset - item.start) // size
-            count = -(-run.length // size)
-            same = held[first : first + count]
-            yield from changed_runs(run, same, size, self._geometry.zeros[0])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fleece.delta.chain import Chain
+from fleece.disk.cache import Cache
 from fleece.engine.leaves import Run
 from fleece.extents import Extents
 from fleece.hashing import Buffer
@@ -19,9 +20,11 @@ from fleece.tree import HashArray
 _BLOCK = 1 << 12
 """Leaves whose hashes are looked up at a time: whole MiB of disk, whole nodes of any fan-out."""
 
+_BLOCKS = 4
+
 
 class HeldLeaves:
-    """The leaves of a chain's disk, for reads that ask for them in order.
+    """The leaves of a chain's disk, for reads that ask for them more or less in order.
 
     Args:
         chain: the disk at the parent, of the same size as the disk that is read.
@@ -33,8 +36,7 @@ class HeldLeaves:
         self._zeros = (
             chain.map().extents(zero=True).align_in(self._shape.leaf_size, self._shape.size)
         )
-        self._first = -1
-        self._block: HashArray = self._shape.zero_hashes(0, 0)
+        self._blocks: Cache[HashArray] = Cache(_BLOCKS)
 
     def not_yet_zero(self, zeros: Extents) -> Extents:
         """The part of ranges that read as zeros now (whole leaves) that the chain does not hold so.
@@ -51,11 +53,9 @@ class HeldLeaves:
         size = self._shape.leaf_size
         low, high = start // size, -(-end // size)
         first = low - low % _BLOCK
-        if first != self._first:
-            count = min(_BLOCK, -(-self._shape.size // size) - first)
-            self._block = self._chain.leaf_hashes(first, count)
-            self._first = first
-        return self._block[low - first : high - first]
+        count = min(_BLOCK, -(-self._shape.size // size) - first)
+        block = self._blocks.get(first, lambda: self._chain.leaf_hashes(first, count))
+        return block[low - first : high - first]
 
 
 def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iterator[Run]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+
+class Transport(enum.StrEnum):
+    """How the bytes of a point come out of QEMU.
+
+    `PULL`: the engine reads exports of QEMU's NBD server. `PUSH`: QEMU writes to an NBD server of
+    the engine's.
+    """
+
+    PULL = "pull"
+    PUSH = "push"
 
 
 @dataclass(frozen=True)

@@ -115,13 +115,15 @@ def _check_whole(
         raise PointError("the guest was stopped by an I/O error")
     numbers = range(len(disks))
     jobs = _ours(monitor.execute("query-jobs"), "id", names)
+    nodes = _ours(monitor.execute("query-named-block-nodes"), "node-name", names)
+    if names.view(0) in nodes:
+        raise PointError("it was pushed, and its engine took along what had come")
     _same("jobs", set(jobs), {names.job(number) for number in numbers})
     if any(job["type"] != "backup" or "error" in job for job in jobs.values()):
         raise PointError("a fleecing job has failed")
     exports = _ours(monitor.execute("query-block-exports"), "id", names)
     shown = {(name, item["node-name"], item["shutting-down"]) for name, item in exports.items()}
     _same("exports", shown, {(names.export(n), names.overlay(n), False) for n in numbers})
-    nodes = _ours(monitor.execute("query-named-block-nodes"), "node-name", names)
     made = (names.overlay, names.overlay_file, names.filter)
     _same("nodes", set(nodes), {name(number) for name in made for number in numbers})
     graph = children(monitor)

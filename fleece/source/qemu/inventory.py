@@ -138,8 +138,7 @@ def pull_obstacle(disk: GuestDisk, version: tuple[int, int, int]) -> str | None:
     number = ".".join(map(str, version))
     return (
         f"it is served by an iothread ({disk.iothread}), and QEMU {number} aborts when an NBD "
-        "client of such a disk disconnects; QEMU 8.2.3 mended that, until then run the disk "
-        "without an iothread"
+        "client of such a disk disconnects; QEMU 8.2.3 mended that"
     )
 
 

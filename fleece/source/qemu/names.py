@@ -12,6 +12,10 @@ from dataclasses import dataclass
 PREFIX = "fleece-"
 DELTA_BITMAP = "delta"
 SOCKET = "nbd.sock"
+SINK = "sink.nbd"
+"""The socket of the engine's own NBD server, which QEMU pushes into."""
+
+PUSH_JOB = "p"
 SERVER = "server"
 LOCK = "lock"
 FROZEN = "frozen"
@@ -82,3 +86,19 @@ class PointNames:
     def export(self, number: int) -> str:
         """The export's id and its NBD name."""
         return f"{self.prefix}e{number}"
+
+    def view(self, number: int) -> str:
+        """What a push job reads: the overlay, without claims on it."""
+        return f"{self.prefix}v{number}"
+
+    def target(self, number: int) -> str:
+        """The node that is the sink's export."""
+        return f"{self.prefix}t{number}"
+
+    def push_filter(self, number: int) -> str:
+        """The filter that a push job puts above its view; nothing is written through it."""
+        return f"{self.prefix}q{number}"
+
+    def push_job(self, number: int) -> str:
+        """The job that copies from the view to the sink."""
+        return f"{self.prefix}{PUSH_JOB}{number}"

@@ -19,14 +19,16 @@ from pathlib import Path
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program
-from fleece.source.base import Export
+from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, LOCK, SOCKET, PointNames, Segment
+from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
+    give_to,
     process_lives,
     remove_folder,
     run_state,
@@ -35,10 +37,8 @@ from fleece.source.qemu.runtime import (
     take_down_nodes,
 )
 from fleece.source.qemu.scratch import Scratch, estimate
+from fleece.source.qemu.segments import GRANULARITY
 from fleece.source.qemu.server import joined
-
-GRANULARITY = 64 * 1024
-"""Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
 
 _FROZEN_LIMIT = 10.0
 """Seconds that the transaction may take while the guest's file systems stand still."""
@@ -75,7 +75,11 @@ class _Entangled(PointError):
 
 
 class QemuPoint:
-    """A living point. `fleece.source.base.Point`."""
+    """A living point. `fleece.source.base.Point`.
+
+    Attributes:
+        push: starts the jobs that push it; None: it is pulled, from `exports`.
+    """
 
     def __init__(
         self,
@@ -85,6 +89,7 @@ class QemuPoint:
         folder: Path,
         agent: GuestAgent | None = None,
         limit: int | None = None,
+        transport: Transport = Transport.PULL,
     ) -> None:
         self._monitor = monitor
         self._names = names
@@ -95,6 +100,10 @@ class QemuPoint:
         self.freeze = Freeze()
         self._agent = agent
         self._scratch = Scratch(folder, limit)
+        self.push: PushJobs | None = None
+        if transport is Transport.PUSH:
+            incremental = [planned.merged is not None for planned in self._disks]
+            self.push = PushJobs(monitor, names, incremental, folder)
         self._doubt: str | None = None
         self._committed = False
         self._watched = 0.0
@@ -172,6 +181,8 @@ class QemuPoint:
 
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
+        if self.push is not None:
+            self.push.end_sink()
         take_down(self._monitor, self._names.prefix, self._folder)
         if self._guest_ran:
             continue_guest(self._monitor)
@@ -236,13 +247,15 @@ class QemuPoint:
         return kept
 
     def start(self) -> None:
-        """Make the scratches, take the point, export it."""
+        """Make the scratches, take the point, and export it if it is pulled."""
         self._scratch.check_start()
         guess = estimate((planned.disk, planned.merged) for planned in self._disks)
         self._doubt = self._scratch.doubt(guess)
         for tries_left in range(_POINT_TRIES - 1, -1, -1):
             for number, planned in enumerate(self._disks):
                 self._add_scratch(number, planned.disk)
+                if self.push is not None:
+                    self.push.add_view(number)
             self._set_thresholds()
             try:
                 self._take_point()
@@ -252,6 +265,8 @@ class QemuPoint:
                     raise
                 take_down_nodes(self._monitor, self._names.prefix)
                 time.sleep(random.uniform(0.01, 0.1))
+        if self.push is not None:
+            return
         with ExitStack() as stack:
             self._start_server(stack)
             self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
@@ -290,7 +305,7 @@ class QemuPoint:
                 where=path,
                 hint="choose another folder with --scratch",
             )
-        _give_to(path, self._monitor)
+        give_to(path, self._monitor)
         file = {
             "driver": "file",
             "filename": str(path),
@@ -398,6 +413,7 @@ def living_point(
     scratch: Path,
     agent: GuestAgent | None = None,
     limit: int | None = None,
+    transport: Transport = Transport.PULL,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -408,9 +424,10 @@ def living_point(
         scratch: the folder for scratch files; QEMU must be able to write there.
         agent: of the guest, to freeze it for the moment of the point.
         limit: bytes that the scratch files may take together; None: what their file system has.
+        transport: how it will come out of QEMU; only if it is pulled it gets exports.
     """
     with _held_folder(scratch, names, monitor) as folder:
-        point = QemuPoint(monitor, names, disks, folder, agent, limit)
+        point = QemuPoint(monitor, names, disks, folder, agent, limit, transport)
         with taken_down(point, monitor, folder):
             point.start()
             yield point
@@ -449,7 +466,7 @@ def _held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator
         )
     try:
         folder.mkdir(mode=0o700)
-        _give_to(folder, monitor)
+        give_to(folder, monitor)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SourceError(
@@ -463,12 +480,6 @@ def _held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator
         yield folder
     finally:
         os.close(descriptor)
-
-
-def _give_to(path: Path, monitor: Monitor) -> None:
-    """Let QEMU's user own what QEMU must open, where this process may give it away."""
-    if os.geteuid() == 0 and monitor.peer.uid != 0:
-        os.chown(path, monitor.peer.uid, monitor.peer.gid)
 
 
 def _action(kind: str, **data: object) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Take down what a point has in QEMU, found by name: after a backup, and after a dead one.
 
 The order is the only safe one: exports first, while clients may still be connected; then the
-server; then the jobs; then the nodes; then the scratch files. Every step may be repeated.
+server; then the jobs, those that push before those that fleece; then the nodes; then the scratch
+files. Every step may be repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, SERVER, SOCKET
+from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, PUSH_JOB, SERVER, SINK, SOCKET
 from fleece.source.qemu.server import Homes, listens, stop_idle
 
 STOPPED_BY_ERROR = "io-error"
@@ -27,7 +28,7 @@ STOPPED_BY_ERROR = "io-error"
 
 _LIMIT = 60.0
 _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
-_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{LOCK}|{SERVER}|s\d+\.qcow2")
+_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{re.escape(SINK)}|{LOCK}|{SERVER}|s\d+\.qcow2")
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Remove
     """
     removed = list(_remove_exports(monitor, prefix))
     removed += _stop_server(monitor, folder)
+    # A push job reads what the fleecing job holds still, and the end of that waits for its reads.
+    removed += _end_jobs(monitor, prefix + PUSH_JOB)
     removed += _end_jobs(monitor, prefix)
     removed += take_down_nodes(monitor, prefix)
     removed += remove_folder(folder)
@@ -225,6 +228,12 @@ def remove_folder(folder: Path | None) -> Iterator[Removed]:
     with contextlib.suppress(OSError):
         folder.rmdir()
         yield Removed("scratch", str(folder))
+
+
+def give_to(path: Path, monitor: Monitor) -> None:
+    """Let QEMU's user own what QEMU must open, where this process may give it away."""
+    if os.geteuid() == 0 and monitor.peer.uid != 0:
+        os.chown(path, monitor.peer.uid, monitor.peer.gid)
 
 
 def _wait(done: Any, what: str, monitor: Monitor) -> None:

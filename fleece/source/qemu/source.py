@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fleece.errors import PointError
+from fleece.source.base import Transport
 from fleece.source.qemu import runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
@@ -134,6 +135,7 @@ class QemuSource:
         agent: GuestAgent | None = None,
         *,
         rotate: bool = True,
+        transport: Transport = Transport.PULL,
     ) -> AbstractContextManager[QemuPoint]:
         """Take a point of some disks, all in one transaction; the context's end takes it down.
 
@@ -144,11 +146,13 @@ class QemuSource:
                 says how that went.
             rotate: begin a new segment on each disk. Without it the segments stay as they are, so
                 that nothing can be committed.
+            transport: pulled, it has exports; to be pushed, it has `QemuPoint.push`.
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
         """
-        self._refuse_obstacles([want.disk for want in wanted])
+        if transport is Transport.PULL:
+            self._refuse_obstacles([want.disk for want in wanted])
         planned = [
             PlannedDisk(
                 want.disk,
@@ -158,7 +162,13 @@ class QemuSource:
             for want in wanted
         ]
         names = PointNames(chain, point)
-        return living_point(self.monitor, names, planned, self.scratch, agent, self.scratch_limit)
+        return living_point(
+            self.monitor, names, planned, self.scratch, agent, self.scratch_limit, transport
+        )
+
+    def pull_obstacle(self, disk: GuestDisk) -> str | None:
+        """Why a disk must not be pulled from this QEMU; None: it may."""
+        return pull_obstacle(disk, self.monitor.version)
 
     def adopt(
         self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
@@ -179,5 +189,9 @@ class QemuSource:
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:
-            if (reason := pull_obstacle(disk, self.monitor.version)) is not None:
-                raise PointError(f"disk {disk.name} cannot be pulled: {reason}", where=self.where)
+            if (reason := self.pull_obstacle(disk)) is not None:
+                raise PointError(
+                    f"disk {disk.name} cannot be pulled: {reason}",
+                    where=self.where,
+                    hint="a backup with --transport auto or push can",
+                )

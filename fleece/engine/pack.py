@@ -1,0 +1,59 @@
+"""Store bytes of a disk in its delta: hash the leaves, tell zeros apart, compress, append."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import zstandard
+
+from fleece.delta.writer import DeltaWriter
+from fleece.engine.leaves import LeafHasher, Run
+from fleece.engine.rescan import changed_runs
+from fleece.hashing import Buffer
+from fleece.tree import Geometry, HashArray
+
+
+class Packer:
+    """One thread's tools for one disk.
+
+    Args:
+        writer: of the disk's delta.
+        geometry: of its tree.
+        level: zstd level.
+    """
+
+    def __init__(self, writer: DeltaWriter, geometry: Geometry, level: int) -> None:
+        self._writer = writer
+        self._geometry = geometry
+        self._hasher = LeafHasher(geometry)
+        self._compressor = zstandard.ZstdCompressor(
+            level=level, write_checksum=True, write_content_size=True
+        )
+
+    def store(self, offset: int, data: Buffer, held: HashArray | None = None) -> None:
+        """Store whole leaves.
+
+        Args:
+            offset: of the disk, at a leaf.
+            data: at most `MAX_RECORD` bytes, up to a leaf's or the disk's end.
+            held: the chain's hashes of the same leaves: those that are the same are not stored.
+        """
+        view = memoryview(data)
+        for run in self._wanted(offset, self._hasher.runs(offset, view), held):
+            if run.hashes is None:
+                self._writer.zero(run.offset, run.length)
+            else:
+                at = run.offset - offset
+                frame = self._compressor.compress(view[at : at + run.length])
+                self._writer.data(run.offset, run.length, run.hashes, frame)
+
+    def _wanted(self, offset: int, runs: Iterator[Run], held: HashArray | None) -> Iterator[Run]:
+        if held is None:
+            yield from runs
+            return
+        size = self._geometry.leaf_size
+        for run in runs:
+            first = (run.offset - offset) // size
+            count = -(-run.length // size)
+            same = held[first : first + count]
+            yield from changed_runs(run, same, size, self._geometry.zeros[0])

@@ -1,0 +1,213 @@
+"""Take what QEMU pushes of a point into deltas."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fleece.cancel import CancelToken
+from fleece.delta.layout import MAX_RECORD
+from fleece.delta.writer import DeltaWriter
+from fleece.engine.pack import Packer
+from fleece.engine.pool import Counter, run_workers
+from fleece.engine.rescan import HeldLeaves
+from fleece.errors import PointError
+from fleece.extents import Extents, Gathering
+from fleece.nbd.handover import Channel, Request
+from fleece.nbd.sink import NbdSink
+from fleece.source.qemu.push import PushJobs
+from fleece.tree import Geometry
+
+_PATIENCE = 10.0
+"""Seconds that the store may take for one request. QEMU waits for requests in flight whenever it
+drains the disk, and the guest with it; a backup is given up first."""
+
+
+@dataclass
+class PushJob:
+    """One disk that QEMU pushes.
+
+    Attributes:
+        name: of the disk.
+        writer: its delta.
+        geometry: of its tree.
+        level: zstd level.
+        held: what the chain holds already and need not be stored again; None: store all.
+        received: what has come, in bytes of disk.
+        zeros: the part of it that came as zeros.
+        read_bytes: that came as data.
+    """
+
+    name: str
+    writer: DeltaWriter
+    geometry: Geometry
+    level: int
+    held: HeldLeaves | None = None
+    received: Gathering = field(default_factory=Gathering)
+    zeros: Gathering = field(default_factory=Gathering)
+    read_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def kept_bytes(self) -> int:
+        """None: a push is not gone on with."""
+        return 0
+
+    def take(self, request: Request, data: memoryview | None, packer: Packer) -> None:
+        """Store one request's bytes; None: they are zeros.
+
+        Raises:
+            PointError: it is not of whole leaves.
+        """
+        start, end = request.offset, request.offset + request.length
+        size, leaf = self.geometry.size, self.geometry.leaf_size
+        if start % leaf or (end % leaf and end != size) or end > size:
+            raise PointError(f"QEMU pushed a part of a leaf of disk {self.name}: {start} to {end}")
+        if data is not None:
+            self._store(start, data, packer)
+        with self._lock:
+            self.received.add(start, end)
+            if data is None:
+                self.zeros.add(start, end)
+            else:
+                self.read_bytes += end - start
+
+    def _store(self, start: int, data: memoryview, packer: Packer) -> None:
+        """Store bytes, cut where a pull would cut them: at each MiB of the disk."""
+        at = 0
+        while at < len(data):
+            length = min(len(data) - at, MAX_RECORD - (start + at) % MAX_RECORD)
+            held = None
+            if self.held is not None:
+                with self._lock:
+                    held = self.held.hashes(start + at, start + at + length)
+            packer.store(start + at, data[at : at + length], held)
+            at += length
+
+    def end(self) -> Extents:
+        """All has come: store the zeros; gives what came.
+
+        Raises:
+            PointError: something came twice.
+        """
+        received = self.received.extents()
+        if received.total != self.received.total:
+            raise PointError(f"QEMU pushed a part of disk {self.name} twice")
+        zeros = self.zeros.extents()
+        for start, end in zeros if self.held is None else self.held.not_yet_zero(zeros):
+            self.writer.zero(start, end - start)
+        return received
+
+
+def push_all(
+    jobs: Sequence[PushJob],
+    push: PushJobs,
+    counter: Callable[[int], Counter],
+    cancel: CancelToken,
+    workers: int,
+    watch: Callable[[], None],
+) -> list[Extents]:
+    """Have QEMU push all disks of a point, and store what comes.
+
+    Args:
+        jobs: the disks, in the point's order.
+        push: the point's jobs.
+        counter: makes what counts bytes of disk, given how many will come.
+        cancel: stops it.
+        workers: threads that hash, compress and append.
+        watch: `Point.watch`, called all the while.
+
+    Returns:
+        What came of each disk: all that its bitmap names, or all of it.
+
+    Raises:
+        PointError: QEMU failed, or what came is not what had to come.
+        StoreError: a delta takes no more.
+    """
+    with contextlib.closing(
+        NbdSink(push.socket, [job.geometry.size for job in jobs], workers)
+    ) as sink:
+        push.end_sink = sink.end
+        sink.wait(cancel)
+        dirty = push.start()
+        sizes = [job.geometry.size for job in jobs]
+        total = sum(size if known is None else known for size, known in zip(sizes, dirty))
+        _Receiver(jobs, push, sink, counter(total), cancel, watch).run()
+        push.end()
+    return [_received(job, push, number) for number, job in enumerate(jobs)]
+
+
+def _received(job: PushJob, push: PushJobs, number: int) -> Extents:
+    received = job.end()
+    push.check_received(number, received, job.geometry.size)
+    return received
+
+
+class _Receiver:
+    """Serves the sink's channels until QEMU's jobs are done."""
+
+    def __init__(
+        self,
+        jobs: Sequence[PushJob],
+        push: PushJobs,
+        sink: NbdSink,
+        counter: Counter,
+        cancel: CancelToken,
+        watch: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._push = push
+        self._sink = sink
+        self._counter = counter
+        self._cancel = cancel
+        self._watch = watch
+        self._done = False
+        self._failed = False
+        self._since: dict[Channel, float] = {}
+
+    def run(self) -> None:
+        """Return when all jobs have ended well and all that came is stored."""
+        channels = self._sink.channels
+        run_workers(channels, self._serve, self._cancel, len(channels), self._look)
+        if not self._done:
+            self._sink.check()
+            self._push.done()
+            raise PointError("the sink that QEMU pushes into is gone")
+
+    def _serve(self, channels: Iterator[Channel]) -> None:
+        for channel in channels:
+            packers = [Packer(job.writer, job.geometry, job.level) for job in self._jobs]
+            try:
+                for request in channel.requests():
+                    self._since[channel] = time.monotonic()
+                    data = None if request.zero else channel.data(request)
+                    self._jobs[request.disk].take(request, data, packers[request.disk])
+                    del self._since[channel]
+                    self._counter.add(request.length)
+                    channel.answer(True)
+            except BaseException:
+                # This is the error to tell, not that of the job, which fails of it.
+                self._failed = True
+                self._sink.shut()
+                raise
+
+    def _look(self) -> None:
+        """Watch over all that can end it. Called in the thread that may talk to QEMU."""
+        try:
+            self._cancel.check()
+            self._watch()
+            if not self._failed and self._push.done():
+                self._done = True
+                self._sink.shut()
+            waited = time.monotonic() - min([*self._since.values()], default=time.monotonic())
+            if waited > _PATIENCE:
+                raise PointError(
+                    f"the store took nothing for {_PATIENCE:.0f} s; the backup gave up, because "
+                    "the guest may have to wait for it"
+                )
+        except BaseException:
+            self._sink.shut()
+            raise

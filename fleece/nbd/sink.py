@@ -1,0 +1,134 @@
+"""An NBD server of our own that takes writes and hands them on to this process: nbdkit."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleece.cancel import CancelToken
+from fleece.errors import PointError, UsageError
+from fleece.nbd.handover import Channel, HandOver
+from fleece.nbd.server import greets
+from fleece.programs import program
+
+_PLUGIN = Path(__file__).with_name("sink_plugin.py")
+_START_LIMIT = 60.0
+
+
+class NbdSink:
+    """A running sink. `end` it from any thread.
+
+    Args:
+        place: the unix socket to make.
+        sizes: of its exports, in bytes. They are named `0`, `1` and so on.
+        channels: requests that can be handed on at a time.
+
+    Attributes:
+        channels: take what is written; a thread for each must.
+
+    Raises:
+        UsageError: nbdkit is missing.
+    """
+
+    def __init__(self, place: Path, sizes: Sequence[int], channels: int) -> None:
+        self._place = place
+        self._hand_over = HandOver(channels)
+        self.channels: Sequence[Channel] = self._hand_over.channels
+        self._said = tempfile.TemporaryFile()
+        self._life, far = socket.socketpair()
+        with far:
+            ends = [self._hand_over.memory, *self._hand_over.far_ends, far.fileno()]
+            self._process = _start(place, channels, ends, self._said.fileno())
+            said = {
+                "path": str(_PLUGIN.parents[2]),
+                "sizes": [*sizes],
+                "memory": self._hand_over.memory,
+                "far_ends": self._hand_over.far_ends,
+                "life": far.fileno(),
+            }
+            _tell(self._process, said)
+            self._hand_over.inherited()
+
+    def wait(self, cancel: CancelToken) -> None:
+        """Wait until it listens.
+
+        Raises:
+            PointError: it does not start.
+        """
+        limit = time.monotonic() + _START_LIMIT
+        while not greets(self._place):
+            cancel.check()
+            self.check()
+            if time.monotonic() > limit:
+                raise PointError("nbdkit did not start in time", where=self._place)
+            time.sleep(0.005)
+
+    def check(self) -> None:
+        """Raise if nbdkit has ended by itself.
+
+        Raises:
+            PointError: it has.
+            UsageError: because it lacks its plugin.
+        """
+        if self._process.poll() is None:
+            return
+        self._said.seek(0)
+        text = " ".join(self._said.read(4096).decode(errors="replace").split())
+        if "nbdkit-python-plugin" in text:
+            raise UsageError(
+                "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
+            )
+        reason = text or f"exit code {self._process.returncode}"
+        raise PointError(f"the sink that QEMU pushes into ended: {reason}", where=self._place)
+
+    def shut(self) -> None:
+        """Fail every request from now on."""
+        self._hand_over.shut()
+
+    def end(self) -> None:
+        """End it at once, and what is connected to it, and its channels. Safe to repeat."""
+        self.shut()
+        self._process.kill()
+        self._process.wait()
+        self._place.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of all, when no thread uses a channel any more."""
+        self.end()
+        self._hand_over.close()
+        self._life.close()
+        self._said.close()
+
+
+def _start(
+    place: Path, channels: int, inherited: Sequence[int], said: int
+) -> subprocess.Popen[bytes]:
+    command = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent"]
+    # One thread more than channels reads the next request meanwhile.
+    command += [f"--threads={channels + 1}", "--unix", str(place), "python", str(_PLUGIN)]
+    # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        pass_fds=tuple(inherited),
+        process_group=0,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+def _tell(process: subprocess.Popen[bytes], said: dict[str, object]) -> None:
+    """Tell the plugin what it must know. If it is gone, `check` says why."""
+    assert process.stdin is not None
+    try:
+        with process.stdin as pipe:
+            pipe.write(json.dumps(said).encode())
+    except BrokenPipeError:
+        pass
