@@ -47,6 +47,10 @@ from fleece.errors import (
     WrongKey,
 )
 from fleece.extents import Extents
+from fleece.files.copy import CopyResult, copy_files, copy_stream
+from fleece.files.model import FileEntry, FileKind, Volume
+from fleece.files.point import PointFiles, open_files, shown
+from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import Export
@@ -78,6 +82,7 @@ __all__ = (
     "ChainMap",
     "Comparison",
     "CopyJob",
+    "CopyResult",
     "DeltaError",
     "DeltaReader",
     "DeltaWriter",
@@ -87,6 +92,9 @@ __all__ = (
     "ExitCode",
     "Export",
     "Extents",
+    "FileEntry",
+    "FileKind",
+    "FilesError",
     "FleeceError",
     "FolderStore",
     "Geometry",
@@ -113,6 +121,7 @@ __all__ = (
     "Picture",
     "PlannedPoint",
     "PointError",
+    "PointFiles",
     "PointRef",
     "PruneResult",
     "QemuSource",
@@ -134,6 +143,7 @@ __all__ = (
     "UsageError",
     "VerifyError",
     "VerifyResult",
+    "Volume",
     "Wanted",
     "WrongKey",
     "audit",
@@ -142,6 +152,8 @@ __all__ = (
     "compare_image",
     "compare_points",
     "copy_all",
+    "copy_files",
+    "copy_stream",
     "describe",
     "dirty_extents",
     "dirty_leaves",
@@ -150,6 +162,7 @@ __all__ = (
     "mapped_extents",
     "merge",
     "open_export",
+    "open_files",
     "open_image",
     "picture_of",
     "prune",
@@ -162,6 +175,7 @@ __all__ = (
     "scrub",
     "serve",
     "set_pin",
+    "shown",
     "status",
     "verify_store",
     "write_delta",

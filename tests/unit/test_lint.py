@@ -19,7 +19,7 @@ _FLOORS = (
     {"nbd"},
     {"disk"},
     {"store"},
-    {"source"},
+    {"source", "files"},
     {"engine"},
     {"api", "__init__"},
     {"cli", "__main__"},
