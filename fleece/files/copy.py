@@ -15,9 +15,12 @@ from fleece.events import Phase, Progress
 from fleece.files.model import FileEntry, FileKind, Volume
 from fleece.files.point import PointFiles, shown
 from fleece.files.session import FilesError
-from fleece.files.target import Folder
+from fleece.files.target import Folder, UnfitError
 
 _ZEROS = bytes(1 << 20)
+_LARGE = 1 << 44
+_MOST_SPARSE = 1024
+"""A file of more than 16 TiB that is this many times larger than its volume is not believed."""
 
 
 @dataclass
@@ -120,7 +123,7 @@ class _Copying:
                     self.result.skipped += 1
                     self._listener(events.Warned(f"{shown(entry.path)} is a {entry.kind}; skipped"))
                     return
-        except StoreError as error:
+        except (StoreError, UnfitError) as error:
             self.result.damaged += isinstance(error, DeltaError)
             self._problem(events.Problem(error.where or shown(entry.path), error.what))
             return
@@ -137,6 +140,7 @@ class _Copying:
             self._copy(folder, child, child.name, above)
 
     def _file(self, folder: Folder, entry: FileEntry, name: str) -> None:
+        _check_size(self._files, entry)
         with folder.file(name, entry.mode, entry.mtime) as file:
             for offset, data in self._files.pieces(entry):
                 self._cancel.check()
@@ -184,6 +188,7 @@ def copy_stream(
     """
     if entry.kind is not FileKind.FILE:
         raise UsageError(f"is a {entry.kind}, no file", where=shown(entry.path))
+    _check_size(files, entry)
     token = cancel or CancelToken()
     done = 0
     for offset, data in files.pieces(entry):
@@ -192,6 +197,17 @@ def copy_stream(
         done = offset + len(data)
     _zeros(sink, entry.size - done, token)
     return entry.size
+
+
+def _check_size(files: PointFiles, file: FileEntry) -> None:
+    """Refuse a file that is larger than any sparse file in its volume is likely to be.
+
+    Raises:
+        FilesError: it is.
+    """
+    (volume,) = (known for known in files.volumes if known.number == file.volume)
+    if file.size > max(_LARGE, _MOST_SPARSE * volume.size):
+        raise FilesError(f"a file of {file.size} bytes: damaged", where=shown(file.path))
 
 
 def _zeros(sink: Sink, count: int, cancel: CancelToken) -> None:

@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from fleece.cancel import CancelToken
-from fleece.disk.chain import ChainDisk
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.files.wire import MOST_BLOB, Head, Wire, WireError
 
@@ -36,18 +36,33 @@ class MissingError(Exception):
         self.link = link
 
 
+class DiskBytes(Protocol):
+    """A disk, as the other process gets it."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        """Exactly `length` bytes, or a `DeltaError`."""
+
+
 class Session:
     """A reader of one disk, running.
 
     Args:
-        disk: whose bytes it gets.
+        disk: whose bytes it gets, such as a `fleece.disk.chain.ChainDisk`.
         cancel: asked all the time.
 
     Raises:
         UsageError: the library is not installed.
     """
 
-    def __init__(self, disk: ChainDisk, cancel: CancelToken) -> None:
+    def __init__(self, disk: DiskBytes, cancel: CancelToken) -> None:
         self._disk = disk
         self._cancel = cancel
         self._damage: DeltaError | None = None

@@ -20,8 +20,13 @@ from fleece.errors import TargetError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNFIT = (errno.EFBIG, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 _PERMISSIONS = 0o777
 """Of a mode, what is copied: owners are not, so set-id bits would give rights to somebody else."""
+
+
+class UnfitError(TargetError):
+    """The target's file system can hold no file of this name or size: others it can."""
 
 
 class Folder:
@@ -233,4 +238,5 @@ def _errors(where: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TargetError(error.strerror or str(error), where=where) from error
+        family = UnfitError if error.errno in _UNFIT else TargetError
+        raise family(error.strerror or str(error), where=where) from error

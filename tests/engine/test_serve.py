@@ -382,7 +382,7 @@ def test_what_only_the_plugin_sees_is_an_error_of_its_own_family(
         return found
 
     monkeypatch.setattr(fleece.Catalogue, "line", line)
-    refused(small, StoreError, "point 0000000001 of disk vda, is not in the store")
+    refused(small, StoreError, r"000001-0000000001/vda.fleece: cannot be read")
 
 
 def test_a_socket_that_cannot_be_made_is_refused(small: Guest, short: Path) -> None:

@@ -50,7 +50,7 @@ class FatTree:
         for child in folder.iterdir():
             if not child.is_volume_id() and child.name not in (".", ".."):
                 self._held.append(child)
-                yield child.name, len(self._held) - 1
+                yield _name(child), len(self._held) - 1
 
     def pieces(self, number: int) -> Iterator[Piece]:
         """A file's data."""
@@ -77,6 +77,18 @@ class FatTree:
         if len(clusters) > most:
             raise DamagedError("a chain of clusters has no end")
         entry._runlist = [*_joined(cluster - _FIRST_CLUSTER for cluster in clusters)]
+
+
+def _name(entry: Any) -> str:
+    """Its long name, or the short one in the case that Windows NT has noted; the library has not.
+
+    The two bits are those of Linux, fs/fat/fat.h: CASE_LOWER_BASE and CASE_LOWER_EXT.
+    """
+    if entry.ldirents:
+        return str(entry.name)
+    base, dot, ending = str(entry.short_name).partition(".")
+    case = entry.dirent.DIR_NTRes
+    return (base.lower() if case & 8 else base) + dot + (ending.lower() if case & 16 else ending)
 
 
 def _joined(clusters: Iterator[int]) -> Iterator[tuple[int, int]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from dissect.util.stream import RangeStream
 from dissect.volume.disk import Disk
+from dissect.volume.disk.schemes import MBR
 from dissect.volume.lvm import LVM2
 from dissect.volume.lvm.physical import LVM2Device, parse_metadata
 
@@ -65,15 +67,28 @@ def _partitions(disk: BinaryIO, size: int) -> Iterator[Part]:
             raise
         except Exception:  # the library's word for "no table" is an error of any kind
             continue
-        for partition in table.partitions[:_MOST_VOLUMES]:
+        numbers = _numbers(table)
+        for number, partition in zip(numbers, table.partitions[:_MOST_VOLUMES], strict=False):
             last = getattr(partition.raw, "last_lba", None)
             # The library leaves out the last sector of a partition in a GPT.
             length = partition.size + (0 if last is None else sector)
             start, length = partition.offset, min(length, size - partition.offset)
             if start > 0 and length > 0:
                 stream = RangeStream(disk, start, length)
-                yield Part(partition.number, partition.name or "", start, length, stream)
+                yield Part(number, partition.name or "", start, length, stream)
         return
+
+
+def _numbers(table: Any) -> list[int]:
+    """The partitions' numbers as Linux counts them: those in an extended partition from 5 on."""
+    if not isinstance(table.scheme, MBR):
+        return [partition.number for partition in table.partitions]
+    primary = [id(entry) for entry in table.scheme.mbr.part]
+    after = itertools.count(len(primary) + 1)
+    return [
+        primary.index(id(partition.raw)) + 1 if id(partition.raw) in primary else next(after)
+        for partition in table.partitions
+    ]
 
 
 def _logical(groups: list[Part], number: int) -> Iterator[Part]:

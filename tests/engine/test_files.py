@@ -1,0 +1,666 @@
+"""`fleece files`: what comes out of real file systems is what went into them, and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.errors import StoreError
+from fleece.events import Event, Problem
+from fleece.files.session import Session
+from tests.engine.history import Guest
+from tests.engine.scene import INTACT, ROOT, Ran, daemon, flip
+from tests.rig import filesystems as made
+from tests.rig.disk import Disk
+from tests.rig.process import run_checked
+from tests.unit.kit import LEAF, OpenChain
+
+MIB = 1 << 20
+UNIX = ("ext4", "ext3", "ext2", "xfs")
+ALL = (*UNIX, "ntfs", "fat")
+
+
+@dataclass(frozen=True)
+class Backed:
+    """A point of disks with file systems, and the folder that they are copies of."""
+
+    store: Path
+    tree: Path
+
+    def files(self, disk: str, *words: object) -> Ran:
+        """Run `fleece files STORE latest DISK WORDS`."""
+        return INTACT.run("files", self.store, "latest", disk, *words)
+
+    def volumes(self, disk: str) -> list[dict[str, object]]:
+        """What `ls` says of a disk's volumes."""
+        return self.files(disk, "ls", "--json").succeeded().named("volume")
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where nothing can be mounted."""
+    if not made.loop_devices_work(tmp_path_factory.mktemp("probe")):
+        pytest.skip("file systems cannot be mounted here: no root, or no loop devices")
+
+
+def _fill_xfs(tree: Path, folder: Path) -> None:
+    run_checked("cp", "-a", "--sparse=always", f"{tree}/.", folder)
+    # Space that is given to a file before it is written reads as zeros, whatever was there.
+    (folder / "old").write_bytes(b"A" * (4 * MIB))
+    run_checked("sync", "-f", folder)
+    (folder / "old").unlink()
+    words = ("-c", "falloc 0 3m", "-c", "pwrite -S 0x42 1m 4k", "-c", "truncate 3m")
+    run_checked("xfs_io", "-f", *words, folder / "unwritten")
+
+
+def _fill_ntfs(tree: Path, folder: Path) -> None:
+    run_checked("cp", "-r", "--preserve=timestamps", f"{tree}/.", folder)
+    (folder / "packed").mkdir()
+    compressed = (0x800).to_bytes(4, "little")  # FILE_ATTRIBUTE_COMPRESSED, for what comes in it
+    os.setxattr(folder / "packed", "system.ntfs_attrib", compressed)
+    (folder / "packed/text").write_bytes(b"compress me, " * 40_000)
+    for number in range(200):
+        (folder / f"many/gone-{number:04}").write_bytes(b"")
+    for number in range(200):
+        (folder / f"many/gone-{number:04}").unlink()
+
+
+@pytest.fixture(scope="module")
+def backed(mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Backed:
+    """One point of a disk of each file system, and of two with partitions."""
+    folder = tmp_path_factory.mktemp("files")
+    plain, tree = folder / "plain", folder / "tree"
+    plain.mkdir()
+    made.sample_tree(plain)
+    shutil.copytree(plain, tree)
+    made.unix_things(tree)
+    images = {
+        "ext4": made.ext(folder / "ext4", 12 * MIB, tree, 4, "-b", "4096"),
+        "ext3": made.ext(folder / "ext3", 12 * MIB, tree, 3, "-b", "1024"),
+        "ext2": made.ext(folder / "ext2", 12 * MIB, tree, 2, "-b", "2048"),
+        "xfs": made.xfs(folder / "xfs", 32 * MIB, lambda into: _fill_xfs(tree, into)),
+        "ntfs": made.ntfs(folder / "ntfs", 16 * MIB, lambda into: _fill_ntfs(plain, into)),
+        "fat": made.fat(folder / "fat", 12 * MIB, plain),
+    }
+    images["gpt"] = _gpt(folder, images)
+    images["mbr"] = _mbr(folder, images)
+    disks = [Disk(image, name, "raw") for name, image in images.items()]
+    with daemon(folder, *disks) as scene:
+        scene.take()
+        store = scene.store
+    return Backed(store, tree)
+
+
+def _gpt(folder: Path, images: dict[str, Path]) -> Path:
+    """ext4, then an NTFS to the last of an odd number of sectors, LVM, and LUKS."""
+    disk = folder / "gpt"
+    luks = folder / "luks"
+    luks.write_bytes(b"LUKS\xba\xbe\x00\x02" + bytes(MIB - 8))
+    odd = _full_to_the_end(folder)
+    places = made.partitioned(
+        disk,
+        "gpt",
+        [
+            made.Slot(12 * MIB, "boot part", image=images["ext4"]),
+            made.Slot(2 * MIB + 512, "odd", image=odd),
+            made.Slot(32 * MIB, "pv", "type=lvm"),
+            made.Slot(MIB, "secret", image=luks),
+        ],
+    )
+    _lvm(disk, places[2], images["ext3"])
+    return disk
+
+
+def _lvm(disk: Path, place: tuple[int, int], image: Path) -> None:
+    """A group with a volume in two pieces, between which another one is."""
+    with made.loop_device(disk, *place) as device:
+        lvm = made.Lvm(device)
+        lvm("pvcreate", "-y", device)
+        lvm("vgcreate", "-y", "-s", str(lvm.EXTENT) + "b", "group", device)
+        new = ("-y", "-an", "-Zn", "-Wn")
+        lvm("lvcreate", *new, "-L", "5m", "-n", "root", "group")
+        lvm("lvcreate", *new, "-L", "4m", "-n", "between", "group")
+        lvm("lvextend", "-y", "-L", "12m", "group/root")
+        data, first = image.read_bytes(), place[0] + lvm.start()
+        extents = lvm.extents("group/root")
+        assert extents != [*range(extents[0], extents[0] + 12)]
+        for number, extent in enumerate(extents):
+            part = data[number * lvm.EXTENT : (number + 1) * lvm.EXTENT]
+            made.write_at(disk, first + extent * lvm.EXTENT, part)
+
+
+def _mbr(folder: Path, images: dict[str, Path]) -> Path:
+    """A primary FAT, and an NTFS and an ext2 in an extended partition."""
+    disk = folder / "mbr"
+    made.blank(disk, 56 * MIB)
+    script = "label: dos\nsize=24576, type=c\ntype=5\nsize=32768, type=7\nsize=24576, type=83\n"
+    subprocess.run(["sfdisk", "-q", str(disk)], input=script, text=True, check=True)
+    table = json.loads(run_checked("sfdisk", "-J", disk))["partitiontable"]["partitions"]
+    for number, name in ((0, "fat"), (2, "ntfs"), (3, "ext2")):
+        made.write_at(disk, table[number]["start"] * 512, images[name].read_bytes())
+    return disk
+
+
+def _full_to_the_end(folder: Path) -> Path:
+    """An ext2 of which every block is in use, the last ones by the file `last`."""
+    tree = folder / "odd.tree"
+    tree.mkdir()
+    (tree / "last").write_bytes(random.Random(7).randbytes(1_900_000))
+    return made.ext(folder / "odd", 2 * MIB, tree, 2, "-b", "1024", "-N", "16", "-m", "0")
+
+
+# ---- what is listed --------------------------------------------------------------------------
+
+
+def test_a_disk_without_a_table_is_one_volume(backed: Backed) -> None:
+    for kind in ALL:
+        with fleece.open_files(fleece.FolderStore(backed.store), "latest", kind) as files:
+            (volume,) = files.volumes
+            assert (volume.number, volume.type, volume.start) == (1, kind, 0)
+            assert volume.label.lower() == "label"
+            assert files.volume() == files.volume("1") == volume
+
+
+def test_a_gpt_with_lvm_and_luks(backed: Backed) -> None:
+    told = {int(str(volume["number"])): volume for volume in backed.volumes("gpt")}
+    assert [told[n]["type"] for n in (1, 2, 3, 4)] == ["ext4", "ext2", "lvm2", "luks"]
+    assert (told[1]["name"], told[1]["start"], told[1]["size"]) == ("boot part", MIB, 12 * MIB)
+    assert told[2]["size"] == 2 * MIB + 512
+    assert "encrypted (LUKS)" in str(told[4]["obstacle"])
+    logical = {volume["name"]: volume for n, volume in told.items() if n > 4}
+    assert logical.keys() == {"group/root", "group/between"}
+    assert (logical["group/root"]["type"], logical["group/root"]["size"]) == ("ext3", 12 * MIB)
+    assert logical["group/between"]["obstacle"] == "has no file system that is known here"
+    backed.files("gpt", "ls", "/", "--json").failed(2, "more than one volume", "--volume")
+    backed.files("gpt", "ls", "/", "--volume", "4").failed(5, "volume 4 (luks)", "encrypted")
+    backed.files("gpt", "ls", "/", "--volume", "nix").failed(2, "no volume is called nix")
+
+
+def test_an_mbr_with_an_extended_partition(backed: Backed) -> None:
+    told = [(volume["number"], volume["type"]) for volume in backed.volumes("mbr")]
+    assert told == [(1, "fat"), (5, "ntfs"), (6, "ext2")]
+
+
+@pytest.mark.parametrize("kind", UNIX)
+def test_ls_tells_of_every_file_what_the_original_says(backed: Backed, kind: str) -> None:
+    ran = backed.files(kind, "ls", "-r", "/", "--json").succeeded()
+    told = {entry["path"]: entry for entry in ran.named("entry")}
+    names = backed.tree.rglob("*")
+    wanted = {f"/{name.relative_to(backed.tree)}": os.lstat(name) for name in names}
+    extra = {"/lost+found"} if kind != "xfs" else {"/unwritten"}
+    assert told.keys() == wanted.keys() | extra
+    assert ran.result["entries"] == len(told)
+    for path, found in wanted.items():
+        entry = told[path]
+        assert entry["mode"] == stat.S_IMODE(found.st_mode), path
+        assert (entry["uid"], entry["gid"]) == (found.st_uid, found.st_gid)
+        if entry["type"] != "folder":
+            assert entry["size"] == found.st_size, path
+        # mke2fs -d copies whole seconds.
+        unit = 1 if kind == "xfs" else 10**9
+        assert entry["mtime"] // unit == found.st_mtime_ns // unit, path
+        link = os.readlink(backed.tree / path[1:]) if stat.S_ISLNK(found.st_mode) else None
+        assert entry["target"] == link
+    assert told["/pipe"]["type"] == "pipe"
+
+
+def test_ls_for_people_escapes_what_a_terminal_would_obey(backed: Backed) -> None:
+    shown = backed.files("ext4", "ls", "-l", "/").succeeded().out
+    assert "/new\\x0aline\n" in shown
+    assert "/bad\\xff\n" in shown
+    assert "-rwsr-xr-x         0/0            1 2001-09-09 01:46:40 /one\n" in shown
+    assert "/short -> one\n" in shown
+    plain = backed.files("ext4", "ls", "/a").succeeded().out
+    assert plain == "/a/b\n"
+    assert backed.files("ext4", "ls", "/a/b/c/deep", "/empty").succeeded().out.count("\n") == 2
+    drawn = backed.files("ext4", "ls").succeeded().out
+    assert " ext4 " in drawn
+    assert " label " in drawn
+
+
+def test_a_path_that_leads_nowhere(backed: Backed) -> None:
+    backed.files("ext4", "ls", "/a/x/y", "--json").failed(2, "/a has no x")
+    backed.files("ext4", "ls", "/short/x").failed(2, "/short is a link to one")
+    backed.files("ext4", "ls", "/a/../one").failed(2, "no ..")
+    backed.files("ext4", "ls", "-l").failed(2, "PATH")
+    backed.files("vdz", "ls").failed(2, "has no disk vdz")
+    backed.files("ntfs", "ls", "/A/B/c/DEEP").succeeded()
+    backed.files("xfs", "ls", "/A").failed(2, "/ has no A")
+
+
+# ---- what is copied --------------------------------------------------------------------------
+
+
+def _copied(backed: Backed, disk: str, into: Path, *words: object) -> Ran:
+    into.mkdir()
+    return backed.files(disk, "cp", "/", into, *words, "--json").succeeded()
+
+
+def _differences(one: Path, other: Path) -> set[str]:
+    """What diff says; it follows no links."""
+    words = ["diff", "-r", "--no-dereference", str(one), str(other)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, errors="replace")
+    return set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("kind", UNIX)
+def test_all_of_a_file_system_is_what_it_is_a_copy_of(
+    backed: Backed, kind: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ran = _copied(backed, kind, out)
+    extra = ["lost+found"] if kind != "xfs" else ["unwritten"]
+    expected = {f"Only in {out}: {name}" for name in extra}
+    assert _differences(out, backed.tree) == expected | {f"Only in {backed.tree}: pipe"}
+    wanted = made.hashes(backed.tree)
+    found = made.hashes(out)
+    assert {name: found[name] for name in wanted} == wanted
+    assert ran.result["skipped"] == 1
+    assert [event["what"] for event in ran.named("warning")] == ["/pipe is a pipe; skipped"]
+    assert ran.result["files"] == len(found)
+    # Set-id bits are not copied; holes stay holes.
+    assert stat.S_IMODE((out / "one").stat().st_mode) == 0o755
+    assert stat.S_IMODE((out / "middle").stat().st_mode) == 0o600
+    assert (out / "holes").stat().st_blocks * 512 < 100_000
+    assert (out / "a").stat().st_mtime_ns // 10**9 == (
+        backed.tree / "a"
+    ).stat().st_mtime_ns // 10**9
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_space_that_was_never_written_is_zeros(backed: Backed, tmp_path: Path) -> None:
+    """dissect.xfs alone gives what was there before."""
+    _copied(backed, "xfs", tmp_path / "out")
+    expected = bytearray(3 * MIB)
+    expected[MIB : MIB + 4096] = b"\x42" * 4096
+    assert (tmp_path / "out/unwritten").read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["ntfs", "fat"])
+def test_all_of_a_file_system_of_windows(backed: Backed, kind: str, tmp_path: Path) -> None:
+    _copied(backed, kind, tmp_path / "out")
+    found = made.hashes(tmp_path / "out")
+    strange = {"./hard", "./new\nline", "./bad\udcff"}
+    wanted = {
+        name: value for name, value in made.hashes(backed.tree).items() if name not in strange
+    }
+    if kind == "ntfs":
+        wanted["./packed/text"] = "f" * 64
+        text = (tmp_path / "out/packed/text").read_bytes()
+        assert text == b"compress me, " * 40_000
+        wanted["./packed/text"] = found["./packed/text"]
+    assert found == wanted
+    written = (tmp_path / "out/large").stat().st_mtime_ns // 2 // 10**9
+    assert abs(written - (backed.tree / "large").stat().st_mtime_ns // 2 // 10**9) < 3600
+
+
+def test_files_out_of_partitions_and_logical_volumes(backed: Backed, tmp_path: Path) -> None:
+    wanted = made.hashes(backed.tree)
+    for number, (disk, volume) in enumerate(
+        [("gpt", "boot part"), ("gpt", "group/root"), ("mbr", "6")]
+    ):
+        _copied(backed, disk, tmp_path / str(number), "--volume", volume)
+        assert made.hashes(tmp_path / str(number)) == wanted
+    out = tmp_path / "odd"
+    _copied(backed, "gpt", out, "--volume", "2")
+    last = random.Random(7).randbytes(1_900_000)
+    assert (out / "last").read_bytes() == last
+
+
+def test_cp_follows_the_rules_of_cp(backed: Backed, tmp_path: Path) -> None:
+    def cp(*words: object) -> Ran:
+        return backed.files("ext4", "cp", *words, "--json")
+
+    cp("/a/b", tmp_path / "new").succeeded()
+    assert (tmp_path / "new/c/deep").read_text() == "deep"
+    cp("/a/b", tmp_path).succeeded()
+    assert (tmp_path / "b/c/deep").read_text() == "deep"
+    cp("/one", "/small", "/short", tmp_path).succeeded()
+    assert os.readlink(tmp_path / "short") == "one"
+    cp("/one", "/small", tmp_path / "none").failed(2, "several paths")
+    cp("/one", tmp_path / "none/x").failed(7, "folder does not exist")
+    cp("/none", tmp_path / "x").failed(2, "/ has no none")
+    ran = cp("/small", tmp_path / "other", "--force").succeeded()
+    assert ran.result["bytes"] == 100
+    assert ran.named("copied") == [
+        {"event": "copied", "path": "/small", "type": "file", "size": 100}
+    ]
+
+
+def test_nothing_that_exists_is_overwritten(backed: Backed, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("precious")
+    (tmp_path / "short").write_text("precious")
+    (tmp_path / "small").mkdir()
+    words = ("cp", "/one", tmp_path, "--json")
+    backed.files("ext4", *words).failed(7, "one: exists already", "--force")
+    assert (tmp_path / "one").read_text() == "precious"
+    backed.files("ext4", *words, "--force").succeeded()
+    assert (tmp_path / "one").read_text() == "x"
+    backed.files("ext4", "cp", "/short", tmp_path).failed(7, "exists already")
+    backed.files("ext4", "cp", "/short", tmp_path, "--force").succeeded()
+    assert os.readlink(tmp_path / "short") == "one"
+    backed.files("ext4", "cp", "/small", tmp_path, "--force").failed(7, "is a folder")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["one", "short", "small"]
+
+
+def test_one_file_to_standard_output(backed: Backed) -> None:
+    words = ["files", str(backed.store), "latest", "ext4", "cp", "/holes", "-"]
+    command = [sys.executable, "-m", "fleece", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == (backed.tree / "holes").read_bytes()
+    backed.files("ext4", "cp", "/a", "-").failed(2, "is a folder, no file")
+    backed.files("ext4", "cp", "/one", "/small", "-").failed(2, "takes one file")
+
+
+# ---- deep chains and damage ------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(mounts: None, tmp_path: Path) -> tuple[Guest, list[dict[str, str]]]:
+    """A disk with an ext4 that changes from point to point, and its files' hashes at each."""
+    (tmp_path / "tree").mkdir()
+    image = made.ext(tmp_path / "image", 4 * MIB, tmp_path / "tree", 4, "-b", "1024")
+    guest, states = Guest(tmp_path / "store"), []
+    chance = random.Random(3)
+    for number in range(12):
+        with made.mounted(image) as folder:
+            (folder / f"new-{number}").write_bytes(chance.randbytes(50_000))
+            with (folder / "grows").open("ab") as file:
+                file.write(chance.randbytes(20_000))
+            if number > 3:
+                (folder / f"new-{number - 3}").unlink()
+            states.append(made.hashes(folder))
+        if number == 0:
+            guest.holding({"vda": image.read_bytes()})
+        else:
+            guest.become(vda=image.read_bytes())
+    return guest, states
+
+
+def test_files_out_of_every_point_of_a_deep_chain(
+    deep: tuple[Guest, list[dict[str, str]]], tmp_path: Path
+) -> None:
+    guest, states = deep
+    for number in (0, 5, 11):
+        out = tmp_path / f"out-{number}"
+        out.mkdir()
+        words = ("files", guest.store, guest.points[number], "vda", "cp", "/", out)
+        INTACT.run(*words).succeeded()
+        assert made.hashes(out) == states[number]
+
+
+def _harm(guest: Guest, place: int) -> None:
+    """Change a byte of the record that holds this byte of the newest point."""
+    with OpenChain([*reversed(guest.paths["vda"])]) as chain:
+        leaf = place // LEAF * LEAF
+        picture = chain.map(leaf, leaf + LEAF)
+        (row,) = picture.records
+        owner = int(picture.owner[0])
+        size = chain.deltas[owner].read_at(int(row["position"]), 8)
+    frame = int(row["position"]) + 8 + int.from_bytes(size[4:8], "little")
+    flip(guest.paths["vda"][-1 - owner], frame + int(row["frame_length"]) - 1)
+
+
+@pytest.fixture
+def harmed(tmp_path: Path) -> tuple[Guest, bytes]:
+    """An ext4 with the files `hurt` and `sound`; a byte in the middle of `hurt` is damaged."""
+    (tmp_path / "tree/folder").mkdir(parents=True)
+    hurt = random.Random(1).randbytes(200_000)
+    (tmp_path / "tree/folder/hurt").write_bytes(hurt)
+    (tmp_path / "tree/folder/sound").write_bytes(hurt[::-1])
+    image = made.ext(tmp_path / "image", 2 * MIB, tmp_path / "tree", 4, "-b", "1024")
+    data = image.read_bytes()
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": data})
+    _harm(guest, data.index(hurt[100_000:100_512]))
+    return guest, hurt
+
+
+def test_damage_fails_the_file_that_meets_it_and_no_other(
+    harmed: tuple[Guest, bytes], tmp_path: Path
+) -> None:
+    guest, hurt = harmed
+    (tmp_path / "out").mkdir()
+    words = ("files", guest.store, "latest", "vda")
+    ran = INTACT.run(*words, "cp", "/folder", tmp_path / "out", "--json")
+    ran.failed(5, "1 of what was asked for could not be copied")
+    (problem,) = ran.named("problem")
+    assert "/folder/hurt" in problem["what"]
+    assert (ran.result["failed"], ran.result["damaged"], ran.result["files"]) == (1, 1, 1)
+    assert [item.name for item in (tmp_path / "out/folder").iterdir()] == ["sound"]
+    assert (tmp_path / "out/folder/sound").read_bytes() == hurt[::-1]
+    command = [sys.executable, "-m", "fleece", *map(str, words), "cp", "/folder/hurt", "-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 5
+    assert hurt.startswith(done.stdout)
+    INTACT.run(*words, "ls", "-r", "/").succeeded()
+
+
+def test_damage_under_a_folder_is_told_and_the_rest_is_listed(tmp_path: Path) -> None:
+    """Inodes far apart: those of `z` are in another record than those of `a`."""
+    for name in ("a", "z"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        for number in range(40):
+            (tmp_path / f"tree/{name}/{name}-{number}").write_bytes(b"x")
+    image = made.ext(tmp_path / "image", 2 * MIB, tmp_path / "tree", 4, "-b", "1024")
+    data = image.read_bytes()
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": data})
+    _harm(guest, data.index(b"z-7"))
+    ran = INTACT.run("files", guest.store, "latest", "vda", "ls", "-r", "/", "--json")
+    ran.failed(5, "problems")
+    told = [entry["path"] for entry in ran.named("entry")]
+    hidden = [f"/z/z-{number}" for number in range(40)]
+    shown = [f"/a/a-{number}" for number in range(40)]
+    if data.index(b"a-7") // LEAF == data.index(b"z-7") // LEAF:
+        hidden, shown = hidden + shown, []
+    assert not set(told) & set(hidden)
+    assert set(shown) <= set(told)
+    assert ran.named("problem")
+
+
+# ---- what a hostile guest can put on its disk ------------------------------------------------
+
+
+def _hostile(folder: Path, *commands: str, edit: tuple[bytes, bytes] | None = None) -> Guest:
+    """An ext4 with `file`, changed by debugfs, then one word of it by another."""
+    (folder / "tree").mkdir()
+    (folder / "tree/file").write_bytes(b"harmless")
+    (folder / "tree/name-to-change").write_bytes(b"harm")
+    (folder / "tree/inner").mkdir()
+    options = ("-b", "1024", "-O", "^metadata_csum")
+    image = made.ext(folder / "image", MIB, folder / "tree", 4, *options)
+    made.debugfs(image, *commands)
+    data = image.read_bytes()
+    if edit is not None:
+        assert len(edit[0]) == len(edit[1])
+        assert data.count(edit[0]) == 1
+        data = data.replace(*edit)
+    guest = Guest(folder / "store")
+    guest.holding({"vda": data})
+    return guest
+
+
+def _cp_all(guest: Guest, out: Path, *words: object) -> Ran:
+    return INTACT.run("files", guest.store, "latest", "vda", "cp", "/", out, *words, "--json")
+
+
+def _all_below(folder: Path) -> set[str]:
+    return {str(item.relative_to(folder)) for item in folder.rglob("*")}
+
+
+def test_a_name_with_slashes_is_refused(tmp_path: Path) -> None:
+    guest = _hostile(tmp_path, edit=(b"name-to-change", b"../../escaped!"))
+    (tmp_path / "out").mkdir()
+    before = _all_below(tmp_path)
+    ran = _cp_all(guest, tmp_path / "out").failed(5)
+    assert "no name for a file" in ran.named("problem")[0]["what"]
+    assert _all_below(tmp_path / "out") == {"file", "inner", "lost+found"}
+    assert _all_below(tmp_path) - before == {"out/file", "out/inner", "out/lost+found"}
+    listed = INTACT.run("files", guest.store, "latest", "vda", "ls", "/", "--json").failed(5)
+    assert all("escaped" not in entry["path"] for entry in listed.named("entry"))
+
+
+def test_a_name_with_nul_is_refused(tmp_path: Path) -> None:
+    guest = _hostile(tmp_path, edit=(b"name-to-change", b"..\0e-to-change"))
+    (tmp_path / "out").mkdir()
+    _cp_all(guest, tmp_path / "out").failed(5)
+    assert _all_below(tmp_path / "out") == {"file", "inner", "lost+found"}
+
+
+def test_a_link_and_then_a_folder_of_its_name_lead_nowhere(tmp_path: Path) -> None:
+    """`evil` is a link out of the target; `evil/passwd` must not be written through it."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    guest = _hostile(
+        tmp_path,
+        f"symlink evil {outside}",
+        "write /etc/hostname inner/passwd",
+        "link inner evi2",
+        edit=(b"evi2", b"evil"),
+    )
+    (tmp_path / "out").mkdir()
+    ran = _cp_all(guest, tmp_path / "out", "--force").failed(5)
+    assert "twice" in ran.named("problem")[0]["what"]
+    assert os.readlink(tmp_path / "out/evil") == str(outside)
+    assert [*outside.iterdir()] == []
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)])
+def test_a_link_that_is_in_the_target_is_not_followed(words: tuple[str], tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    guest = _hostile(tmp_path, "write /etc/hostname inner/passwd")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "inner").symlink_to(outside)
+    _cp_all(guest, out, *words).failed(7, "inner", "is no folder")
+    (out / "inner").unlink()
+    (out / "file").unlink(missing_ok=True)
+    (out / "file").symlink_to(outside / "file")
+    ran = _cp_all(guest, out, *words)
+    assert ran.code == (0 if words else 7)
+    assert (outside / "file").read_text() == "precious"
+    assert _all_below(outside) == {"file"}
+
+
+def test_a_folder_that_lies_in_itself_ends(tmp_path: Path) -> None:
+    guest = _hostile(tmp_path, "link <2> inner/loop")
+    (tmp_path / "out").mkdir()
+    ran = _cp_all(guest, tmp_path / "out").failed(5)
+    assert ["lies in itself" in problem["what"] for problem in ran.named("problem")] == [True]
+    listed = INTACT.run("files", guest.store, "latest", "vda", "ls", "-r", "/", "--json").failed(5)
+    assert len(listed.named("entry")) < 20
+
+
+@pytest.mark.parametrize("size", ["0x7fffffffffffffff", "0x100000000000000"])
+def test_an_absurd_size_is_an_error(size: str, tmp_path: Path) -> None:
+    guest = _hostile(tmp_path, f"set_inode_field file size {size}")
+    (tmp_path / "out").mkdir()
+    ran = _cp_all(guest, tmp_path / "out").failed(5)
+    assert "bytes: damaged" in ran.named("problem")[0]["what"]
+    assert not (tmp_path / "out/file").exists()
+    INTACT.run("files", guest.store, "latest", "vda", "cp", "/file", "-").failed(5, "damaged")
+
+
+def test_a_file_whose_data_is_outside_of_the_volume_is_an_error(tmp_path: Path) -> None:
+    guest = _hostile(tmp_path, "set_inode_field file block[5] 0x7fffff00")
+    (tmp_path / "out").mkdir()
+    ran = _cp_all(guest, tmp_path / "out").failed(5)
+    assert "outside of its volume" in ran.named("problem")[0]["what"]
+    assert not (tmp_path / "out/file").exists()
+
+
+class _Memory:
+    """A disk in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+        self.where = "disk m"
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
+def _look_at_all(data: bytes) -> int:
+    """Walk a disk and read all of its files; gives the problems."""
+    heard: list[Event] = []
+    session = Session(_Memory(data), CancelToken())
+    try:
+        session.open()
+        files = fleece.PointFiles(session, "p", "m")
+        for volume in files.volumes:
+            if volume.obstacle is not None:
+                heard.append(Problem("", volume.obstacle))
+            else:
+                for entry in files.walk(files.find(volume, "/"), heard.append):
+                    if entry.kind is fleece.FileKind.FILE and entry.size < 1 << 30:
+                        for _ in files.pieces(entry):
+                            pass
+    except StoreError:
+        return 1
+    finally:
+        session.close()
+    return sum(isinstance(event, Problem) for event in heard)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "ntfs", "fat"])
+def test_random_garbage_in_a_file_system_ends_as_an_error_or_not_at_all(
+    backed: Backed, kind: str
+) -> None:
+    data = (backed.store.parent / kind).read_bytes()
+    assert _look_at_all(data) == 0
+    chance, met = random.Random(kind), 0
+    used = [at for at in range(0, len(data), 4096) if any(data[at : at + 4096])]
+    for _ in range(4):
+        broken = bytearray(data)
+        for at in [*used[:8], *chance.sample(used, len(used) // 3)]:
+            for _ in range(16):
+                broken[at + chance.randrange(4096)] = chance.choice((0, 1, 255, 128))
+        met += _look_at_all(bytes(broken)) > 0
+    assert met > 0
+
+
+def test_a_chain_of_clusters_in_a_circle_ends(backed: Backed) -> None:
+    """FAT16: every cluster's successor is cluster 3."""
+    data = bytearray((backed.store.parent / "fat").read_bytes())
+    reserved = int.from_bytes(data[14:16], "little") * 512
+    length = int.from_bytes(data[22:24], "little") * 512
+    data[reserved + 4 : reserved + length] = b"\x03\x00" * ((length - 4) // 2)
+    assert _look_at_all(bytes(data)) > 0
+
+
+# ---- without the library ---------------------------------------------------------------------
+
+
+def test_without_the_library_it_says_what_to_install(backed: Backed, tmp_path: Path) -> None:
+    (tmp_path / "dissect").mkdir()
+    (tmp_path / "dissect/__init__.py").write_text("raise ImportError('not here')\n")
+    script = (
+        "import os, sys; os.environ['PYTHONPATH'] = sys.argv.pop(1) + ':' + "
+        "os.environ['PYTHONPATH']; from fleece.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = (tmp_path, "files", backed.store, "latest", "ext4", "ls")
+    INTACT.script(script, *words).wait().failed(2, "not installed", "fleece-backup[files]")
+
+
+def test_the_library_is_in_no_process_of_ours() -> None:
+    """The licences of the two meet in the reader alone."""
+    script = (
+        "import fleece.api, fleece.cli.files, sys; "
+        "print([name for name in sys.modules if name.startswith('dissect')])"
+    )
+    assert INTACT.script(script).wait().succeeded().out == "[]\n"
