@@ -30,6 +30,7 @@ from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
+from fleece.engine.segments import KeptSegment, drop_segments, segments
 from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
@@ -109,6 +110,7 @@ __all__ = (
     "Interrupted",
     "Inventory",
     "KeepRules",
+    "KeptSegment",
     "Loss",
     "LostExtent",
     "MappedExtent",
@@ -158,6 +160,7 @@ __all__ = (
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "drop_segments",
     "import_delta",
     "mapped_extents",
     "merge",
@@ -173,6 +176,7 @@ __all__ = (
     "restore_stream",
     "salvage",
     "scrub",
+    "segments",
     "serve",
     "set_pin",
     "shown",
