@@ -44,15 +44,12 @@ def open_files(
         StoreError: the point is not there, or a chain is broken.
         UsageError: the library for file systems is not installed, or there is no such disk.
     """
-    catalogue = store.catalogue()
-    entry = catalogue.find(point, guest).disk(disk)
-    with catalogue.chain(entry) as chain:
-        session = Session(ChainDisk(chain), cancel or CancelToken())
-        try:
-            session.open()
+    with contextlib.closing(Session(cancel or CancelToken())) as session:
+        catalogue = store.catalogue()
+        entry = catalogue.find(point, guest).disk(disk)
+        with catalogue.chain(entry) as chain:
+            session.open(ChainDisk(chain))
             yield PointFiles(session, entry.header.point.id, disk)
-        finally:
-            session.close()
 
 
 class PointFiles:

@@ -52,18 +52,15 @@ class DiskBytes(Protocol):
 
 
 class Session:
-    """A reader of one disk, running.
+    """A reader of one disk. It loads its library while the caller still looks for the disk.
 
     Args:
-        disk: whose bytes it gets, such as a `fleece.disk.chain.ChainDisk`.
         cancel: asked all the time.
-
-    Raises:
-        UsageError: the library is not installed.
     """
 
-    def __init__(self, disk: DiskBytes, cancel: CancelToken) -> None:
-        self._disk = disk
+    _disk: DiskBytes
+
+    def __init__(self, cancel: CancelToken) -> None:
         self._cancel = cancel
         self._damage: DeltaError | None = None
         self._heard = time.monotonic()
@@ -83,8 +80,16 @@ class Session:
                 process_group=0,  # Ctrl-C is for this process
             )
 
-    def open(self) -> None:
-        """Wait until it is ready."""
+    def open(self, disk: DiskBytes) -> None:
+        """Give it a disk, and wait until it is ready.
+
+        Args:
+            disk: whose bytes it gets, such as a `fleece.disk.chain.ChainDisk`.
+
+        Raises:
+            UsageError: the library is not installed.
+        """
+        self._disk, self._heard = disk, time.monotonic()
         for _ in self.ask({"size": self._disk.size}):
             pass
 

@@ -598,9 +598,9 @@ class _Memory:
 def _look_at_all(data: bytes) -> int:
     """Walk a disk and read all of its files; gives the problems."""
     heard: list[Event] = []
-    session = Session(_Memory(data), CancelToken())
+    session = Session(CancelToken())
     try:
-        session.open()
+        session.open(_Memory(data))
         files = fleece.PointFiles(session, "p", "m")
         for volume in files.volumes:
             if volume.obstacle is not None:

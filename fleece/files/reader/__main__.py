@@ -22,11 +22,14 @@ def _limit() -> None:
 
 def _main() -> None:
     wire = Wire(socket.socket(fileno=0))
-    opening, _ = wire.receive()
+    missing = ""
     try:
         from fleece.files.reader.service import Service
     except ImportError as error:
-        wire.send({"failed": "missing", "what": str(error)})
+        missing = str(error)
+    opening, _ = wire.receive()
+    if missing:
+        wire.send({"failed": "missing", "what": missing})
         return
     _limit()
     service = Service(wire, opening["size"])

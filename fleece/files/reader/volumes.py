@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,7 @@ from dissect.volume.disk.schemes import MBR
 from dissect.volume.lvm import LVM2
 from dissect.volume.lvm.physical import LVM2Device, parse_metadata
 
-from fleece.files.reader.ext import ExtTree
-from fleece.files.reader.fat import FatTree
-from fleece.files.reader.ntfs import NtfsTree
 from fleece.files.reader.tree import DamagedError, Tree, UnsupportedError
-from fleece.files.reader.xfs import XfsTree
 
 _SECTOR = 512
 _SECTORS = (512, 4096)
@@ -143,12 +140,13 @@ def _logical_part(group: Any, volume: Any, number: int) -> Part:
         return Part(number, name, None, size, None, "unknown", what)
 
 
-_TREES: dict[str, Callable[[BinaryIO, int], Tree]] = {
-    "ext": ExtTree,
-    "xfs": XfsTree,
-    "ntfs": NtfsTree,
-    "fat": FatTree,
+_TREES = {
+    "ext": ("fleece.files.reader.ext", "ExtTree"),
+    "xfs": ("fleece.files.reader.xfs", "XfsTree"),
+    "ntfs": ("fleece.files.reader.ntfs", "NtfsTree"),
+    "fat": ("fleece.files.reader.fat", "FatTree"),
 }
+"""Where each kind of file system is read; loaded when one is there."""
 
 _OBSTACLES = {
     "luks": "is encrypted (LUKS)",
@@ -196,5 +194,7 @@ def open_tree(part: Part) -> tuple[str, Tree]:
     kind = type_of(part.stream)
     if kind not in _TREES:
         raise UnsupportedError(_OBSTACLES.get(kind, f"is {kind}, which cannot be read here"))
-    tree = _TREES[kind](part.stream, part.size)
+    module, name = _TREES[kind]
+    make: Callable[[BinaryIO, int], Tree] = getattr(importlib.import_module(module), name)
+    tree = make(part.stream, part.size)
     return tree.type, tree
