@@ -9,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -361,6 +363,60 @@ def test_one_file_to_standard_output(backed: Backed) -> None:
     assert done.stdout == (backed.tree / "holes").read_bytes()
     backed.files("ext4", "cp", "/a", "-").failed(2, "is a folder, no file")
     backed.files("ext4", "cp", "/one", "/small", "-").failed(2, "takes one file")
+
+
+# ---- what the library alone gets wrong -------------------------------------------------------
+
+
+@contextmanager
+def _looking(data: bytes) -> Iterator[tuple[fleece.PointFiles, fleece.Volume]]:
+    """The files of a disk in memory that is one file system."""
+    with closing(Session(CancelToken())) as session:
+        session.open(_Memory(data))
+        files = fleece.PointFiles(session, "p", "m")
+        yield files, files.volume()
+
+
+def test_the_last_short_name_of_a_folder_and_the_last_inode_are_seen(tmp_path: Path) -> None:
+    """82 entries of 12 bytes and one of 16 fill a block of 1 KiB, and 96 inodes are in use."""
+    folder = tmp_path / "tree/full"
+    folder.mkdir(parents=True)
+    names = {*(f"n{number:03}" for number in range(82)), "fives"}
+    for name in names:
+        (folder / name).touch()
+    (tmp_path / "tree/last").touch()
+    image = made.ext(tmp_path / "image", MIB, tmp_path / "tree", 2, "-b", "1024", "-N", "96")
+    assert "Free inodes:              0" in run_checked("dumpe2fs", "-h", image)
+    with _looking(image.read_bytes()) as (files, volume):
+        full = files.find(volume, "/full")
+        assert full.size == 1024
+        assert {entry.name for entry in files.children(full)} == names
+        assert max(entry.id for entry in files.walk(files.find(volume, "/"))) == 96
+
+
+def test_clusters_that_go_backwards_are_not_taken_for_a_run(backed: Backed) -> None:
+    """A FAT16 file of clusters n+1, n, n+2 instead of n, n+1, n+2, and its data likewise."""
+    data = bytearray((backed.store.parent / "fat").read_bytes())
+    content = (backed.tree / "middle").read_bytes()
+    sector, each = int.from_bytes(data[11:13], "little"), data[13]
+    first_fat = int.from_bytes(data[14:16], "little") * sector
+    place, size = data.index(content[:512]), sector * each
+    assert 2 * size < len(content) <= 3 * size
+    entry = data.index(b"MIDDLE     ")
+    cluster = int.from_bytes(data[entry + 26 : entry + 28], "little")
+
+    def next_of(number: int, after: int) -> None:
+        at = first_fat + 2 * number
+        data[at : at + 2] = after.to_bytes(2, "little")
+
+    one, two = data[place : place + size], data[place + size : place + 2 * size]
+    data[place : place + 2 * size] = two + one
+    data[entry + 26 : entry + 28] = (cluster + 1).to_bytes(2, "little")
+    next_of(cluster + 1, cluster)
+    next_of(cluster, cluster + 2)
+    with _looking(bytes(data)) as (files, volume):
+        found = b"".join(part for _, part in files.pieces(files.find(volume, "/middle")))
+    assert found == content
 
 
 # ---- deep chains and damage ------------------------------------------------------------------
