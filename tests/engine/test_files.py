@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -369,12 +370,14 @@ def test_one_file_to_standard_output(backed: Backed) -> None:
 
 
 @contextmanager
-def _looking(data: bytes) -> Iterator[tuple[fleece.PointFiles, fleece.Volume]]:
-    """The files of a disk in memory that is one file system."""
+def _looking(
+    data: bytes, volume: str | None = None
+) -> Iterator[tuple[fleece.PointFiles, fleece.Volume]]:
+    """The files of a disk in memory, and one of its volumes."""
     with closing(Session(CancelToken())) as session:
         session.open(_Memory(data))
         files = fleece.PointFiles(session, "p", "m")
-        yield files, files.volume()
+        yield files, files.volume(volume)
 
 
 def test_the_last_short_name_of_a_folder_and_the_last_inode_are_seen(tmp_path: Path) -> None:
@@ -392,6 +395,22 @@ def test_the_last_short_name_of_a_folder_and_the_last_inode_are_seen(tmp_path: P
         assert full.size == 1024
         assert {entry.name for entry in files.children(full)} == names
         assert max(entry.id for entry in files.walk(files.find(volume, "/"))) == 96
+
+
+def test_lvm_metadata_that_wraps_around_is_read(backed: Backed) -> None:
+    """The text begins 100 bytes before the end of its area and goes on behind the header."""
+    data = bytearray((backed.store.parent / "gpt").read_bytes())
+    header = data.index(b" LVM2 x[5A%r0N*>", data.index(b"LABELONE")) - 4
+    size, offset, length = struct.unpack_from("<QQQ", data, header + 32)
+    text = data[header + offset : header + offset + length]
+    assert text.startswith(b"group {")
+    end = header + size
+    data[header + 512 : end] = bytes(size - 512)
+    data[end - 100 : end] = text[:100]
+    data[header + 512 : header + 412 + length] = text[100:]
+    struct.pack_into("<Q", data, header + 40, size - 100)
+    with _looking(bytes(data), "group/root") as (files, volume):
+        assert files.find(volume, "/large").size == 1_500_000
 
 
 def test_clusters_that_go_backwards_are_not_taken_for_a_run(backed: Backed) -> None:
