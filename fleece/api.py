@@ -50,7 +50,8 @@ from fleece.errors import (
 from fleece.extents import Extents
 from fleece.files.copy import CopyResult, copy_files, copy_stream
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.point import PointFiles, open_files, shown
+from fleece.files.names import shown
+from fleece.files.point import PointFiles, open_files
 from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret

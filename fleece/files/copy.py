@@ -13,7 +13,8 @@ from fleece.delta.sink import Sink
 from fleece.errors import DeltaError, StoreError, TargetError, UsageError
 from fleece.events import Phase, Progress
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.point import PointFiles, shown
+from fleece.files.names import shown
+from fleece.files.point import PointFiles
 from fleece.files.session import FilesError
 from fleece.files.target import Folder, UnfitError
 

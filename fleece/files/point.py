@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 from fleece import events
@@ -11,6 +10,7 @@ from fleece.cancel import CancelToken
 from fleece.disk.chain import ChainDisk
 from fleece.errors import StoreError, UsageError
 from fleece.files.model import FileEntry, FileKind, Volume
+from fleece.files.names import possible, shown
 from fleece.files.session import FilesError, MissingError, Session
 from fleece.files.wire import Head
 from fleece.store.folder import FolderStore
@@ -74,7 +74,8 @@ class PointFiles:
         for head, _ in answers:
             told = dict(head["volume"])
             self.warnings += [f"volume {told['number']}: {text}" for text in told.pop("warnings")]
-            yield Volume(**told)
+            obstacle = told.pop("obstacle")
+            yield Volume(**told, obstacle=None if obstacle is None else shown(obstacle))
 
     def volume(self, name: str | None = None) -> Volume:
         """The volume that a number, a name, `group/volume` or a label means.
@@ -125,10 +126,12 @@ class PointFiles:
         return _entry(head["entry"], volume, "" if not names else "/")
 
     def _missing(self, error: MissingError, volume: Volume, path: str) -> UsageError:
+        at = shown(error.at)
         if error.link is None:
-            return UsageError(f"{error.at} has no {error.what}", where=self._where(volume, path))
+            what = f"{at} has no {shown(error.what)}"
+            return UsageError(what, where=self._where(volume, path))
         return UsageError(
-            f"{error.at} is a link to {error.link}",
+            f"{at} is a link to {shown(error.link)}",
             where=self._where(volume, path),
             hint="name the path that it leads to",
         )
@@ -171,7 +174,7 @@ class PointFiles:
                 self._session.check()
             except StoreError as error:
                 return str(error)
-            return f"damaged or not supported ({head['what']})"
+            return f"damaged or not supported ({shown(head['what'])})"
         if not possible(name):
             return "this is no name for a file; it is refused"
         return "the folder has this name twice" if name in found else None
@@ -258,25 +261,3 @@ def _entry(told: Head, volume: Volume | int, base: str) -> FileEntry:
     kind = FileKind(fields.pop("kind"))
     path = base + told["name"] or "/"
     return FileEntry(volume=number, path=path, kind=kind, **fields)
-
-
-def possible(name: str) -> bool:
-    """Whether a file of this system can have a name that a guest has chosen."""
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
-def shown(text: str) -> str:
-    """A name that a guest has chosen, for messages and terminals: what is not printable escaped."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    try:
-        raw = os.fsencode(char)
-    except UnicodeEncodeError:
-        raw = char.encode(errors="surrogatepass")
-    return "".join(f"\\x{byte:02x}" for byte in raw)

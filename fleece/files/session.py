@@ -13,6 +13,7 @@ from typing import Protocol
 
 from fleece.cancel import CancelToken
 from fleece.errors import DeltaError, StoreError, UsageError
+from fleece.files.names import shown
 from fleece.files.wire import MOST_BLOB, Head, Wire, WireError
 
 _TICK = 0.2
@@ -180,8 +181,8 @@ class Session:
         if self._damage is not None:
             return self._damage
         if kind == "unsupported":
-            return FilesError(what)
-        return FilesError(f"the file system is damaged or not supported ({what})")
+            return FilesError(shown(what))
+        return FilesError(f"the file system is damaged or not supported ({shown(what)})")
 
     def _died(self, error: WireError) -> StoreError:
         if self._damage is not None:

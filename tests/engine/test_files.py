@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import stat
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,14 @@ from tests.engine.history import Guest
 from tests.engine.scene import INTACT, ROOT, Ran, daemon, flip
 from tests.rig import filesystems as made
 from tests.rig.disk import Disk
-from tests.rig.process import run_checked
+from tests.rig.process import RigError, run_checked
 from tests.unit.kit import LEAF, OpenChain
 
 MIB = 1 << 20
 UNIX = ("ext4", "ext3", "ext2", "xfs")
 ALL = (*UNIX, "ntfs", "fat")
+LAST_SIZE = 2_080_768
+LAST = random.Random(7).randbytes(LAST_SIZE)
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,25 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _fill_xfs(tree: Path, folder: Path) -> None:
     run_checked("cp", "-a", "--sparse=always", f"{tree}/.", folder)
     # Space that is given to a file before it is written reads as zeros, whatever was there.
-    (folder / "old").write_bytes(b"A" * (4 * MIB))
-    run_checked("sync", "-f", folder)
-    (folder / "old").unlink()
+    _fill_with_old_data(folder)
     words = ("-c", "falloc 0 3m", "-c", "pwrite -S 0x42 1m 4k", "-c", "truncate 3m")
     run_checked("xfs_io", "-f", *words, folder / "unwritten")
 
 
+def _fill_with_old_data(folder: Path) -> None:
+    """Write to all of the free space of a file system, and free it again."""
+    with suppress(OSError), (folder / "old").open("wb", buffering=0) as file:
+        while True:
+            file.write(b"A" * MIB)
+    run_checked("sync", "-f", folder)
+    (folder / "old").unlink()
+    run_checked("sync", "-f", folder)
+
+
 def _fill_ntfs(tree: Path, folder: Path) -> None:
     run_checked("cp", "-r", "--preserve=timestamps", f"{tree}/.", folder)
+    _fill_with_old_data(folder)
+    (folder / "unwritten").write_bytes(b"B" * 5000)
     (folder / "packed").mkdir()
     compressed = (0x800).to_bytes(4, "little")  # FILE_ATTRIBUTE_COMPRESSED, for what comes in it
     os.setxattr(folder / "packed", "system.ntfs_attrib", compressed)
@@ -96,6 +109,8 @@ def backed(mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Backed:
         "ntfs": made.ntfs(folder / "ntfs", 16 * MIB, lambda into: _fill_ntfs(plain, into)),
         "fat": made.fat(folder / "fat", 12 * MIB, plain),
     }
+    # Space that a file is given without being written to reads as zeros here, too.
+    run_checked("ntfsfallocate", "-l", "1000000", images["ntfs"], "unwritten")
     images["gpt"] = _gpt(folder, images)
     images["mbr"] = _mbr(folder, images)
     disks = [Disk(image, name, "raw") for name, image in images.items()]
@@ -106,17 +121,17 @@ def backed(mounts: None, tmp_path_factory: pytest.TempPathFactory) -> Backed:
 
 
 def _gpt(folder: Path, images: dict[str, Path]) -> Path:
-    """ext4, then an NTFS to the last of an odd number of sectors, LVM, and LUKS."""
+    """ext4, then an ext2 in use to the last sector, LVM, and LUKS."""
     disk = folder / "gpt"
     luks = folder / "luks"
     luks.write_bytes(b"LUKS\xba\xbe\x00\x02" + bytes(MIB - 8))
-    odd = _full_to_the_end(folder)
+    full = _full_to_the_end(folder)
     places = made.partitioned(
         disk,
         "gpt",
         [
             made.Slot(12 * MIB, "boot part", image=images["ext4"]),
-            made.Slot(2 * MIB + 512, "odd", image=odd),
+            made.Slot(2 * MIB, "full", image=full),
             made.Slot(32 * MIB, "pv", "type=lvm"),
             made.Slot(MIB, "secret", image=luks),
         ],
@@ -157,10 +172,15 @@ def _mbr(folder: Path, images: dict[str, Path]) -> Path:
 
 def _full_to_the_end(folder: Path) -> Path:
     """An ext2 of which every block is in use, the last ones by the file `last`."""
-    tree = folder / "odd.tree"
+    tree = folder / "full.tree"
     tree.mkdir()
-    (tree / "last").write_bytes(random.Random(7).randbytes(1_900_000))
-    return made.ext(folder / "odd", 2 * MIB, tree, 2, "-b", "1024", "-N", "16", "-m", "0")
+    for size in range(LAST_SIZE, LAST_SIZE - 64 * 1024, -1024):
+        (tree / "last").write_bytes(LAST[:size])
+        with suppress(RigError):
+            image = made.ext(folder / "full", 2 * MIB, tree, 2, "-b", "1024", "-N", "16", "-m", "0")
+            assert "Free blocks:              0" in run_checked("dumpe2fs", "-h", image)
+            return image
+    raise AssertionError("no size is the right one")
 
 
 # ---- what is listed --------------------------------------------------------------------------
@@ -179,7 +199,7 @@ def test_a_gpt_with_lvm_and_luks(backed: Backed) -> None:
     told = {int(str(volume["number"])): volume for volume in backed.volumes("gpt")}
     assert [told[n]["type"] for n in (1, 2, 3, 4)] == ["ext4", "ext2", "lvm2", "luks"]
     assert (told[1]["name"], told[1]["start"], told[1]["size"]) == ("boot part", MIB, 12 * MIB)
-    assert told[2]["size"] == 2 * MIB + 512
+    assert told[2]["size"] == 2 * MIB
     assert "encrypted (LUKS)" in str(told[4]["obstacle"])
     logical = {volume["name"]: volume for n, volume in told.items() if n > 4}
     assert logical.keys() == {"group/root", "group/between"}
@@ -234,12 +254,16 @@ def test_ls_for_people_escapes_what_a_terminal_would_obey(backed: Backed) -> Non
 
 def test_a_path_that_leads_nowhere(backed: Backed) -> None:
     backed.files("ext4", "ls", "/a/x/y", "--json").failed(2, "/a has no x")
-    backed.files("ext4", "ls", "/short/x").failed(2, "/short is a link to one")
-    backed.files("ext4", "ls", "/a/../one").failed(2, "no ..")
     backed.files("ext4", "ls", "-l").failed(2, "PATH")
     backed.files("vdz", "ls").failed(2, "has no disk vdz")
-    backed.files("ntfs", "ls", "/A/B/c/DEEP").succeeded()
-    backed.files("xfs", "ls", "/A").failed(2, "/ has no A")
+    with _looking((backed.store.parent / "ext4").read_bytes()) as (files, volume):
+        for path, text in (("/short/x", "/short is a link to one"), ("/a/../one", "no ..")):
+            with pytest.raises(fleece.UsageError, match=text):
+                files.find(volume, path)
+        with pytest.raises(fleece.UsageError, match="/ has no A"):
+            files.find(volume, "/A")
+    with _looking((backed.store.parent / "ntfs").read_bytes()) as (files, volume):
+        assert files.find(volume, "/A/B/c/DEEP").path == "/a/b/c/deep"
 
 
 # ---- what is copied --------------------------------------------------------------------------
@@ -303,6 +327,9 @@ def test_all_of_a_file_system_of_windows(backed: Backed, kind: str, tmp_path: Pa
         text = (tmp_path / "out/packed/text").read_bytes()
         assert text == b"compress me, " * 40_000
         wanted["./packed/text"] = found["./packed/text"]
+        wanted["./unwritten"] = found["./unwritten"]
+        unwritten = (tmp_path / "out/unwritten").read_bytes()
+        assert unwritten == (b"B" * 5000).ljust(1_000_000, b"\0")
     assert found == wanted
     written = (tmp_path / "out/large").stat().st_mtime_ns // 2 // 10**9
     assert abs(written - (backed.tree / "large").stat().st_mtime_ns // 2 // 10**9) < 3600
@@ -315,10 +342,11 @@ def test_files_out_of_partitions_and_logical_volumes(backed: Backed, tmp_path: P
     ):
         _copied(backed, disk, tmp_path / str(number), "--volume", volume)
         assert made.hashes(tmp_path / str(number)) == wanted
-    out = tmp_path / "odd"
-    _copied(backed, "gpt", out, "--volume", "2")
-    last = random.Random(7).randbytes(1_900_000)
-    assert (out / "last").read_bytes() == last
+    out = tmp_path / "full"
+    _copied(backed, "gpt", out, "--volume", "full")
+    last = (out / "last").read_bytes()
+    assert last == LAST[: len(last)]
+    assert len(last) > LAST_SIZE - 64 * 1024
 
 
 def test_cp_follows_the_rules_of_cp(backed: Backed, tmp_path: Path) -> None:
@@ -411,6 +439,17 @@ def test_lvm_metadata_that_wraps_around_is_read(backed: Backed) -> None:
     struct.pack_into("<Q", data, header + 40, size - 100)
     with _looking(bytes(data), "group/root") as (files, volume):
         assert files.find(volume, "/large").size == 1_500_000
+
+
+def test_a_striped_logical_volume_is_refused(backed: Backed) -> None:
+    """By the word of its metadata; the library would read the stripes one after the other."""
+    data = (backed.store.parent / "gpt").read_bytes()
+    assert data.count(b"stripe_count = 1") >= 2
+    with (
+        pytest.raises(fleece.FilesError, match="that is striped cannot be read"),
+        _looking(data.replace(b"stripe_count = 1", b"stripe_count = 2"), "group/root"),
+    ):
+        pass
 
 
 def test_clusters_that_go_backwards_are_not_taken_for_a_run(backed: Backed) -> None:
@@ -522,27 +561,46 @@ def test_damage_fails_the_file_that_meets_it_and_no_other(
     INTACT.run(*words, "ls", "-r", "/").succeeded()
 
 
-def test_damage_under_a_folder_is_told_and_the_rest_is_listed(tmp_path: Path) -> None:
-    """Inodes far apart: those of `z` are in another record than those of `a`."""
+def test_damage_that_the_library_passes_over_is_an_error(tmp_path: Path) -> None:
+    """It takes a partition table that cannot be read for none."""
+    (tmp_path / "tree").mkdir()
+    image = made.ext(tmp_path / "image", MIB, tmp_path / "tree")
+    made.partitioned(tmp_path / "disk", "gpt", [made.Slot(MIB, image=image)])
+    data = (tmp_path / "disk").read_bytes()
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": data})
+    words = ("files", guest.store, "latest", "vda", "ls")
+    INTACT.run(*words, "/").succeeded()
+    _harm(guest, 0)
+    INTACT.run(*words, "--json").failed(5, "the partition table", "does not match its hash")
+
+
+@pytest.mark.parametrize("what", ["names", "inodes"])
+def test_damage_under_a_folder_is_told_and_the_rest_is_listed(what: str, tmp_path: Path) -> None:
     for name in ("a", "z"):
         (tmp_path / "tree" / name).mkdir(parents=True)
         for number in range(40):
             (tmp_path / f"tree/{name}/{name}-{number}").write_bytes(b"x")
     image = made.ext(tmp_path / "image", 2 * MIB, tmp_path / "tree", 4, "-b", "1024")
     data = image.read_bytes()
+    place = data.index(b"z-7")
+    if what == "inodes":
+        told = run_checked("debugfs", "-R", "imap z/z-7", image)
+        block, offset = re.findall(r"block (\d+), offset (0x[0-9a-f]+)", told)[0]
+        place = int(block) * 1024 + int(offset, 16)
     guest = Guest(tmp_path / "store")
     guest.holding({"vda": data})
-    _harm(guest, data.index(b"z-7"))
+    _harm(guest, place)
     ran = INTACT.run("files", guest.store, "latest", "vda", "ls", "-r", "/", "--json")
     ran.failed(5, "problems")
-    told = [entry["path"] for entry in ran.named("entry")]
-    hidden = [f"/z/z-{number}" for number in range(40)]
-    shown = [f"/a/a-{number}" for number in range(40)]
-    if data.index(b"a-7") // LEAF == data.index(b"z-7") // LEAF:
-        hidden, shown = hidden + shown, []
-    assert not set(told) & set(hidden)
-    assert set(shown) <= set(told)
-    assert ran.named("problem")
+    problems = [event["what"] for event in ran.named("problem")]
+    assert problems
+    assert all("does not match its hash" in problem for problem in problems)
+    seen = {entry["path"] for entry in ran.named("entry")}
+    all_of_z = {f"/z/z-{number}" for number in range(40)}
+    assert "/z/z-7" not in seen
+    assert {"/a", "/z"} <= seen
+    assert bool(seen & all_of_z) == (what == "inodes")
 
 
 # ---- what a hostile guest can put on its disk ------------------------------------------------
