@@ -577,15 +577,17 @@ def test_damage_that_the_library_passes_over_is_an_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("what", ["names", "inodes"])
 def test_damage_under_a_folder_is_told_and_the_rest_is_listed(what: str, tmp_path: Path) -> None:
-    for name in ("a", "z"):
+    for name, count in (("a", 9), ("z", 700)):
         (tmp_path / "tree" / name).mkdir(parents=True)
-        for number in range(40):
-            (tmp_path / f"tree/{name}/{name}-{number}").write_bytes(b"x")
-    image = made.ext(tmp_path / "image", 2 * MIB, tmp_path / "tree", 4, "-b", "1024")
+        for number in range(count):
+            (tmp_path / f"tree/{name}/{name}-{number}").touch()
+    image = made.ext(tmp_path / "image", 2 * MIB, tmp_path / "tree", 4, "-b", "1024", "-N", "1024")
     data = image.read_bytes()
+    told = run_checked("debugfs", "-R", "ls -p /z", image)
+    newest = max(int(found) for found in re.findall(r"^/(\d+)/100", told, re.MULTILINE))
     place = data.index(b"z-7")
     if what == "inodes":
-        told = run_checked("debugfs", "-R", "imap z/z-7", image)
+        told = run_checked("debugfs", "-R", f"imap <{newest}>", image)
         block, offset = re.findall(r"block (\d+), offset (0x[0-9a-f]+)", told)[0]
         place = int(block) * 1024 + int(offset, 16)
     guest = Guest(tmp_path / "store")
@@ -597,10 +599,10 @@ def test_damage_under_a_folder_is_told_and_the_rest_is_listed(what: str, tmp_pat
     assert problems
     assert all("does not match its hash" in problem for problem in problems)
     seen = {entry["path"] for entry in ran.named("entry")}
-    all_of_z = {f"/z/z-{number}" for number in range(40)}
-    assert "/z/z-7" not in seen
     assert {"/a", "/z"} <= seen
-    assert bool(seen & all_of_z) == (what == "inodes")
+    found = len([path for path in seen if path.startswith("/z/")])
+    # The reader asks for 64 KiB at a time: that many inodes are not told.
+    assert found == 0 if what == "names" else 700 - 256 <= found < 700
 
 
 # ---- what a hostile guest can put on its disk ------------------------------------------------

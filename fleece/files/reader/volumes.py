@@ -20,8 +20,10 @@ _SECTOR = 512
 _SECTORS = (512, 4096)
 _MOST_VOLUMES = 1024
 _MOST_METADATA = 16 << 20
-_HEAD = 72 * 1024
-"""Bytes at the start of a volume that tell what is in it: btrfs' magic comes last."""
+_HEAD = 8 * 1024
+"""Bytes at the start of a volume that tell what is in it."""
+
+_BTRFS = 0x10040
 
 LVM = "lvm2"
 
@@ -169,7 +171,6 @@ def type_of(volume: BinaryIO) -> str:
         ("ntfs", 3, b"NTFS    "),
         ("exfat", 3, b"EXFAT   "),
         ("ext", 0x438, b"\x53\xef"),
-        ("btrfs", 0x10040, b"_BHRfS_M"),
         ("swap", 4086, b"SWAPSPACE2"),
         ("raid", 4096, b"\xfc\x4e\x2b\xa9"),
         ("fat", 54, b"FAT"),
@@ -180,7 +181,8 @@ def type_of(volume: BinaryIO) -> str:
             return name
     if any(head[at : at + 8] == b"LABELONE" for at in range(0, 4 * _SECTOR, _SECTOR)):
         return LVM
-    return "unknown"
+    volume.seek(_BTRFS)
+    return "btrfs" if volume.read(8) == b"_BHRfS_M" else "unknown"
 
 
 def open_tree(part: Part) -> tuple[str, Tree]:
