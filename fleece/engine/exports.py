@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from fleece.delta.chain import Chain
 from fleece.disk.chain import ChainDisk
 from fleece.errors import FleeceError, UsageError
-from fleece.keys import Secret
+from fleece.keys import PipedSecret, Secret
 from fleece.store.folder import FolderStore
 
 MOST_EXTENTS = 16384
@@ -38,7 +38,7 @@ class Wish:
 
     store: str
     lines: dict[str, list[str]]
-    secret: tuple[int, str] | None
+    secret: PipedSecret | None
 
 
 @dataclass(frozen=True)

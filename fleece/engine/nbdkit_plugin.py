@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -45,6 +46,9 @@ def config_complete() -> None:
     sys.path[:] = said["path"]
     try:
         from fleece.engine.exports import Exports, Report, Wish
+
+        for name in said["modules"]:
+            importlib.import_module(name)
     except ImportError as error:
         _refuse(f"nbdkit's Python cannot load fleece ({error})")
     line = sys.stdin.readline()

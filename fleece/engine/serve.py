@@ -32,6 +32,12 @@ _START_LIMIT = 60.0
 _END_LIMIT = 1.0
 """Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
 
+_KEYED_MODULES = (
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.kdf.hkdf",
+)
+"""What a store with a key needs besides; else loaded when it is first used."""
+
 _LONGEST_SOCKET = 107
 """Bytes of a unix socket's path, by the kernel (unix(7))."""
 
@@ -115,7 +121,8 @@ def serve(
         TargetError: the socket cannot be made, or nbdkit failed.
         UsageError: nbdkit is missing, or the point has no such disk.
     """
-    way = _Way(writable, scratch, listener)
+    modules = () if store.access.secret is None else _KEYED_MODULES
+    way = _Way(writable, scratch, listener, modules)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(_folder())) if socket is None else None
 
@@ -174,6 +181,7 @@ class _Way:
     writable: bool
     scratch: Path | None
     listener: events.Listener
+    modules: tuple[str, ...]
 
     def command(self, socket: str) -> list[str]:
         """nbdkit's command line. It ends with this process, whatever ends that."""
@@ -220,7 +228,8 @@ class _Server:
         # Where this package was found comes first: nbdkit's working directory is not Python's.
         path.insert(0, str(_PLUGIN.parents[2]))
         own = None if folder is None else str(folder)
-        self._send({"python": python, "path": path, "socket": self._socket, "folder": own})
+        said = {"python": python, "path": path, "modules": way.modules}
+        self._send(said | {"socket": self._socket, "folder": own})
 
     def tell(self, wish: Wish, point: StoredPoint) -> None:
         """Say what to serve: disks of this point."""

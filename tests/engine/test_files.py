@@ -21,10 +21,11 @@ import pytest
 import fleece
 from fleece.cancel import CancelToken
 from fleece.errors import StoreError
-from fleece.events import Event, Problem
+from fleece.events import Copied, Event, Problem
 from fleece.files.session import Session
 from tests.engine.history import Guest
 from tests.engine.scene import INTACT, ROOT, Ran, daemon, flip
+from tests.engine.test_serve import children
 from tests.rig import filesystems as made
 from tests.rig.disk import Disk
 from tests.rig.process import RigError, run_checked
@@ -776,6 +777,30 @@ def test_a_chain_of_clusters_in_a_circle_ends(backed: Backed) -> None:
     length = int.from_bytes(data[22:24], "little") * 512
     data[reserved + 4 : reserved + length] = b"\x03\x00" * ((length - 4) // 2)
     assert _look_at_all(bytes(data)) > 0
+
+
+# ---- being stopped ---------------------------------------------------------------------------
+
+
+def test_a_copy_that_is_cancelled_leaves_whole_files_alone(backed: Backed, tmp_path: Path) -> None:
+    cancel, copied, before = CancelToken(), [], children(os.getpid())
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Copied) and event.type == "file":
+            copied.append(event.path)
+        if len(copied) == 5:
+            cancel.cancel()
+
+    store = fleece.FolderStore(backed.store)
+    with fleece.open_files(store, "latest", "ext4", cancel=cancel) as files:
+        volume = files.volume()
+        with pytest.raises(fleece.Interrupted):
+            fleece.copy_files(files, volume, ["/"], tmp_path, listener=hear, cancel=cancel)
+    found = made.hashes(tmp_path)
+    assert found.keys() == {f".{path}" for path in copied}
+    wanted = made.hashes(backed.tree)
+    assert {name: wanted[name] for name in found} == found
+    assert children(os.getpid()) == before
 
 
 # ---- without the library ---------------------------------------------------------------------
