@@ -10,10 +10,10 @@ from pathlib import Path
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.sink import Sink
-from fleece.errors import DeltaError, StoreError, TargetError, UsageError
+from fleece.errors import StoreError, TargetError, UsageError
 from fleece.events import Phase, Progress
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.names import shown
+from fleece.files.names import possible_link, shown
 from fleece.files.point import PointFiles
 from fleece.files.session import FilesError
 from fleece.files.target import Folder, UnfitError
@@ -33,7 +33,6 @@ class CopyResult:
         bytes: of the files' sizes.
         skipped: devices, pipes and sockets.
         failed: what could not be copied; each was a `Problem`.
-        damaged: of these, what bytes of the store that are damaged took along.
     """
 
     files: int = 0
@@ -42,7 +41,6 @@ class CopyResult:
     bytes: int = 0
     skipped: int = 0
     failed: int = 0
-    damaged: int = 0
 
 
 def copy_files(
@@ -125,7 +123,6 @@ class _Copying:
                     self._listener(events.Warned(f"{shown(entry.path)} is a {entry.kind}; skipped"))
                     return
         except (StoreError, UnfitError) as error:
-            self.result.damaged += isinstance(error, DeltaError)
             self._problem(events.Problem(error.where or shown(entry.path), error.what))
             return
         self._listener(events.Copied(entry.path, entry.kind, entry.size))
@@ -154,8 +151,8 @@ class _Copying:
 
     def _link(self, folder: Folder, entry: FileEntry, name: str) -> None:
         target = entry.target or ""
-        if target == "" or "\0" in target:
-            raise FilesError("a link that leads nowhere at all", where=shown(entry.path))
+        if not possible_link(target):
+            raise FilesError("no link can lead there", where=shown(entry.path))
         folder.link(name, target, entry.mtime)
         self.result.links += 1
 

@@ -18,6 +18,9 @@ from fleece.store.folder import FolderStore
 MOST_DEPTH = 256
 """Folders in folders; more is a loop, or meant to do harm."""
 
+_LATEST = 10**21
+"""Nanoseconds since 1970, in the year 33658: what is later, or earlier by as much, is nonsense."""
+
 _MOST_ENTRIES = 1 << 23
 """Entries of one folder, all of which are held in memory."""
 
@@ -259,5 +262,7 @@ def _entry(told: Head, volume: Volume | int, base: str) -> FileEntry:
     fields = {key: value for key, value in told.items() if key != "name"}
     number = volume if isinstance(volume, int) else volume.number
     kind = FileKind(fields.pop("kind"))
+    if abs(fields["mtime"] or 0) > _LATEST:
+        fields["mtime"] = None
     path = base + told["name"] or "/"
     return FileEntry(volume=number, path=path, kind=kind, **fields)
