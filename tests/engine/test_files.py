@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -609,12 +610,11 @@ def test_damage_under_a_folder_is_told_and_the_rest_is_listed(what: str, tmp_pat
 # ---- what a hostile guest can put on its disk ------------------------------------------------
 
 
-def _hostile(folder: Path, *commands: str, edit: tuple[bytes, bytes] | None = None) -> Guest:
+def _hostile(folder: Path, *commands: str, edit: tuple[bytes, bytes] | None = None) -> bytes:
     """An ext4 with `file`, changed by debugfs, then one word of it by another."""
-    (folder / "tree").mkdir()
+    (folder / "tree/inner").mkdir(parents=True)
     (folder / "tree/file").write_bytes(b"harmless")
     (folder / "tree/name-to-change").write_bytes(b"harm")
-    (folder / "tree/inner").mkdir()
     options = ("-b", "1024", "-O", "^metadata_csum")
     image = made.ext(folder / "image", MIB, folder / "tree", 4, *options)
     made.debugfs(image, *commands)
@@ -623,92 +623,119 @@ def _hostile(folder: Path, *commands: str, edit: tuple[bytes, bytes] | None = No
         assert len(edit[0]) == len(edit[1])
         assert data.count(edit[0]) == 1
         data = data.replace(*edit)
-    guest = Guest(folder / "store")
-    guest.holding({"vda": data})
-    return guest
+    return data
 
 
-def _cp_all(guest: Guest, out: Path, *words: object) -> Ran:
-    return INTACT.run("files", guest.store, "latest", "vda", "cp", "/", out, *words, "--json")
+def _cp_all(data: bytes, out: Path, *, force: bool = False) -> list[str]:
+    """Copy all of it; gives the problems."""
+    out.mkdir(exist_ok=True)
+    heard: list[Event] = []
+    with _looking(data) as (files, volume):
+        result = fleece.copy_files(files, volume, ["/"], out, force=force, listener=heard.append)
+    problems = [event.what for event in heard if isinstance(event, Problem)]
+    assert result.failed == len(problems)
+    return problems
+
+
+def _ls_all(data: bytes) -> tuple[set[str], list[Event]]:
+    heard: list[Event] = []
+    with _looking(data) as (files, volume):
+        walk = files.walk(files.find(volume, "/"), heard.append)
+        return {entry.path for entry in walk}, heard
 
 
 def _all_below(folder: Path) -> set[str]:
     return {str(item.relative_to(folder)) for item in folder.rglob("*")}
 
 
-def test_a_name_with_slashes_is_refused(tmp_path: Path) -> None:
-    guest = _hostile(tmp_path, edit=(b"name-to-change", b"../../escaped!"))
-    (tmp_path / "out").mkdir()
+@pytest.mark.parametrize("name", [b"../../escaped!", b"..\0e-to-change"])
+def test_a_name_with_slashes_or_nul_is_refused(name: bytes, tmp_path: Path) -> None:
+    data = _hostile(tmp_path, edit=(b"name-to-change", name))
     before = _all_below(tmp_path)
-    ran = _cp_all(guest, tmp_path / "out").failed(5)
-    assert "no name for a file" in ran.named("problem")[0]["what"]
+    (problem,) = _cp_all(data, tmp_path / "out")
+    assert "no name for a file" in problem
     assert _all_below(tmp_path / "out") == {"file", "inner", "lost+found"}
-    assert _all_below(tmp_path) - before == {"out/file", "out/inner", "out/lost+found"}
-    listed = INTACT.run("files", guest.store, "latest", "vda", "ls", "/", "--json").failed(5)
-    assert all("escaped" not in entry["path"] for entry in listed.named("entry"))
+    assert _all_below(tmp_path) - before == {"out", "out/file", "out/inner", "out/lost+found"}
+    told, problems = _ls_all(data)
+    assert told == {"/file", "/inner", "/lost+found"}
+    assert len(problems) == 1
 
 
-def test_a_name_with_nul_is_refused(tmp_path: Path) -> None:
-    guest = _hostile(tmp_path, edit=(b"name-to-change", b"..\0e-to-change"))
-    (tmp_path / "out").mkdir()
-    _cp_all(guest, tmp_path / "out").failed(5)
-    assert _all_below(tmp_path / "out") == {"file", "inner", "lost+found"}
+def test_a_hostile_name_is_told_by_the_command_line(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": _hostile(tmp_path, edit=(b"name-to-change", b"../eee\x1b[2J\x1b[1m"))})
+    words = ("files", guest.store, "latest", "vda")
+    ran = INTACT.run(*words, "ls", "/").failed(5, "1 problems in the file system")
+    assert "../eee\\x1b[2J\\x1b[1m: this is no name for a file" in ran.err
+    assert "\x1b" not in ran.out + ran.err
+    ran = INTACT.run(*words, "cp", "/", tmp_path, "--json").failed(5, "could not be copied")
+    assert (ran.result["failed"], ran.result["files"]) == (1, 1)
 
 
 def test_a_link_and_then_a_folder_of_its_name_lead_nowhere(tmp_path: Path) -> None:
     """`evil` is a link out of the target; `evil/passwd` must not be written through it."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    guest = _hostile(
+    data = _hostile(
         tmp_path,
         f"symlink evil {outside}",
         "write /etc/hostname inner/passwd",
         "link inner evi2",
         edit=(b"evi2", b"evil"),
     )
-    (tmp_path / "out").mkdir()
-    ran = _cp_all(guest, tmp_path / "out", "--force").failed(5)
-    assert "twice" in ran.named("problem")[0]["what"]
+    (problem,) = _cp_all(data, tmp_path / "out", force=True)
+    assert "twice" in problem
     assert os.readlink(tmp_path / "out/evil") == str(outside)
     assert [*outside.iterdir()] == []
 
 
-@pytest.mark.parametrize("words", [(), ("--force",)])
-def test_a_link_that_is_in_the_target_is_not_followed(words: tuple[str], tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_that_is_in_the_target_is_not_followed(force: bool, tmp_path: Path) -> None:
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    for folder in (outside, out):
+        folder.mkdir()
     (outside / "file").write_text("precious")
-    guest = _hostile(tmp_path, "write /etc/hostname inner/passwd")
-    out = tmp_path / "out"
-    out.mkdir()
+    data = _hostile(tmp_path, "write /etc/hostname inner/passwd")
     (out / "inner").symlink_to(outside)
-    _cp_all(guest, out, *words).failed(7, "inner", "is no folder")
+    with pytest.raises(fleece.TargetError, match="inner: is there and is no folder"):
+        _cp_all(data, out, force=force)
     (out / "inner").unlink()
     (out / "file").unlink(missing_ok=True)
     (out / "file").symlink_to(outside / "file")
-    ran = _cp_all(guest, out, *words)
-    assert ran.code == (0 if words else 7)
+    if force:
+        assert _cp_all(data, out, force=True) == []
+        assert (out / "file").read_text() == "harmless"
+    else:
+        with pytest.raises(fleece.TargetError, match="file: exists already"):
+            _cp_all(data, out)
     assert (outside / "file").read_text() == "precious"
     assert _all_below(outside) == {"file"}
 
 
 def test_a_folder_that_lies_in_itself_ends(tmp_path: Path) -> None:
-    guest = _hostile(tmp_path, "link <2> inner/loop")
-    (tmp_path / "out").mkdir()
-    ran = _cp_all(guest, tmp_path / "out").failed(5)
-    assert ["lies in itself" in problem["what"] for problem in ran.named("problem")] == [True]
-    listed = INTACT.run("files", guest.store, "latest", "vda", "ls", "-r", "/", "--json").failed(5)
-    assert len(listed.named("entry")) < 20
+    data = _hostile(tmp_path, "link <2> inner/loop")
+    (problem,) = _cp_all(data, tmp_path / "out")
+    assert "lies in itself" in problem
+    told, problems = _ls_all(data)
+    assert len(told) < 20
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize("size", ["0x7fffffffffffffff", "0x100000000000000"])
 def test_an_absurd_size_is_an_error(size: str, tmp_path: Path) -> None:
-    guest = _hostile(tmp_path, f"set_inode_field file size {size}")
-    (tmp_path / "out").mkdir()
-    ran = _cp_all(guest, tmp_path / "out").failed(5)
-    assert "bytes: damaged" in ran.named("problem")[0]["what"]
+    data = _hostile(tmp_path, f"set_inode_field file size {size}")
+    (problem,) = _cp_all(data, tmp_path / "out")
+    assert "bytes: damaged" in problem
     assert not (tmp_path / "out/file").exists()
-    INTACT.run("files", guest.store, "latest", "vda", "cp", "/file", "-").failed(5, "damaged")
+    with _looking(data) as (files, volume), pytest.raises(fleece.FilesError, match="damaged"):
+        fleece.copy_stream(files, files.find(volume, "/file"), io.BytesIO())
+
+
+def test_a_file_whose_data_is_outside_of_the_volume_is_an_error(tmp_path: Path) -> None:
+    data = _hostile(tmp_path, "set_inode_field file block[5] 0x7fffff00")
+    (problem,) = _cp_all(data, tmp_path / "out")
+    assert "outside of its volume" in problem
+    assert not (tmp_path / "out/file").exists()
 
 
 def test_a_time_that_no_file_can_have_is_no_crash(backed: Backed, tmp_path: Path) -> None:
@@ -723,14 +750,6 @@ def test_a_time_that_no_file_can_have_is_no_crash(backed: Backed, tmp_path: Path
         assert files.find(volume, "/large").mtime is not None
         result = fleece.copy_files(files, volume, ["/large"], tmp_path)
     assert result.files == 1
-
-
-def test_a_file_whose_data_is_outside_of_the_volume_is_an_error(tmp_path: Path) -> None:
-    guest = _hostile(tmp_path, "set_inode_field file block[5] 0x7fffff00")
-    (tmp_path / "out").mkdir()
-    ran = _cp_all(guest, tmp_path / "out").failed(5)
-    assert "outside of its volume" in ran.named("problem")[0]["what"]
-    assert not (tmp_path / "out/file").exists()
 
 
 class _Memory:
