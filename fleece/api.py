@@ -30,6 +30,7 @@ from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
+from fleece.engine.segments import KeptSegment, drop_segments, segments
 from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
@@ -47,6 +48,11 @@ from fleece.errors import (
     WrongKey,
 )
 from fleece.extents import Extents
+from fleece.files.copy import CopyResult, copy_files, copy_stream
+from fleece.files.model import FileEntry, FileKind, Volume
+from fleece.files.names import shown
+from fleece.files.point import PointFiles, open_files
+from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import Export
@@ -78,6 +84,7 @@ __all__ = (
     "ChainMap",
     "Comparison",
     "CopyJob",
+    "CopyResult",
     "DeltaError",
     "DeltaReader",
     "DeltaWriter",
@@ -87,6 +94,9 @@ __all__ = (
     "ExitCode",
     "Export",
     "Extents",
+    "FileEntry",
+    "FileKind",
+    "FilesError",
     "FleeceError",
     "FolderStore",
     "Geometry",
@@ -101,6 +111,7 @@ __all__ = (
     "Interrupted",
     "Inventory",
     "KeepRules",
+    "KeptSegment",
     "Loss",
     "LostExtent",
     "MappedExtent",
@@ -113,6 +124,7 @@ __all__ = (
     "Picture",
     "PlannedPoint",
     "PointError",
+    "PointFiles",
     "PointRef",
     "PruneResult",
     "QemuSource",
@@ -134,6 +146,7 @@ __all__ = (
     "UsageError",
     "VerifyError",
     "VerifyResult",
+    "Volume",
     "Wanted",
     "WrongKey",
     "audit",
@@ -142,14 +155,18 @@ __all__ = (
     "compare_image",
     "compare_points",
     "copy_all",
+    "copy_files",
+    "copy_stream",
     "describe",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "drop_segments",
     "import_delta",
     "mapped_extents",
     "merge",
     "open_export",
+    "open_files",
     "open_image",
     "picture_of",
     "prune",
@@ -160,8 +177,10 @@ __all__ = (
     "restore_stream",
     "salvage",
     "scrub",
+    "segments",
     "serve",
     "set_pin",
+    "shown",
     "status",
     "verify_store",
     "write_delta",

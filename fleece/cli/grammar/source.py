@@ -13,7 +13,7 @@ from fleece.cli.grammar.options import (
 
 
 def source_verbs(verb: AddVerb) -> None:
-    """backup, audit, clean, doctor."""
+    """backup, audit, bitmap, clean, doctor."""
     backup = verb("backup", "verbs:backup", "take a point of a running guest's disks and store it")
     backup.add_argument("source", metavar="SOURCE", help=SOURCE)
     backup.add_argument("store", metavar="STORE", help=STORE)
@@ -101,6 +101,20 @@ def source_verbs(verb: AddVerb) -> None:
     add_scratch(audit)
     add_scratch_limit(audit)
     add_key(audit)
+    bitmap = verb(
+        "bitmap",
+        "bitmaps:bitmap",
+        "list the segments in a QEMU and which store needs each; drop those of a chain",
+    )
+    bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
+    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="that may need them")
+    bitmap.add_argument(
+        "--drop",
+        metavar="CHAIN",
+        help="remove the segments of this chain, whose store is gone; refused if a STORE needs it",
+    )
+    bitmap.add_argument("--guest", help="the guest's name in the stores")
+    add_key(bitmap)
     clean = verb("clean", "verbs:clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)

@@ -102,6 +102,23 @@ class QemuSource:
                 if removed and runtime.continue_guest(self.monitor):
                     yield Removed("stop of the guest", self.where)
 
+    def has_point(self, chain: str) -> bool:
+        """Whether anything of a point of this chain is in QEMU."""
+        own = f"{PREFIX}{chain}-"
+        return any(prefix.startswith(own) for prefix in runtime.point_prefixes(self.monitor))
+
+    def drop_bitmap(self, disk: str, name: str) -> None:
+        """Remove a bitmap of a disk; one that is gone already is fine.
+
+        Raises:
+            SourceError: QEMU refuses.
+        """
+        for found in self.inventory().disks:
+            if found.name == disk and any(bitmap.name == name for bitmap in found.bitmaps):
+                self.monitor.execute(
+                    "block-dirty-bitmap-remove", {"node": found.node, "name": name}
+                )
+
     def _thaw(self, note: Path) -> Iterator[Removed]:
         """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
         if runtime.qemu_of(note.parent) != self.monitor.peer.pid:
