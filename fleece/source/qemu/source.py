@@ -16,7 +16,8 @@ from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import FROZEN, PREFIX, PointNames
-from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
+from fleece.source.qemu.plan import PlannedDisk
+from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
 
