@@ -33,6 +33,14 @@ _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
 
 
+class RequestRefused(SourceError):
+    """A request failed, and the connection lives. `number` is the server's errno, 0 if unknown."""
+
+    def __init__(self, what: str, where: str, number: int) -> None:
+        super().__init__(what, where=where)
+        self.number = number
+
+
 class ConnectionLost(SourceError):
     """The connection is gone; the export may still be there for another one."""
 
@@ -50,8 +58,8 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached. Later: a request failed; `ConnectionLost` if the whole
-            connection did.
+        SourceError: it cannot be reached. Later: `RequestRefused` if a request failed,
+            `ConnectionLost` if the whole connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
@@ -104,6 +112,10 @@ class Connection:
             else:
                 self.write(at, _BLANK[:count])
 
+    def trim(self, offset: int, length: int) -> None:
+        """Tell that a range (of less than 4 GiB) is no longer needed."""
+        self._call(lambda: self._handle.trim(length, offset))
+
     def flush(self) -> None:
         """Make everything written durable."""
         self._call(self._handle.flush)
@@ -131,6 +143,7 @@ class Connection:
         except self._nbd.Error as error:
             name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
             lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
-            raise (ConnectionLost if lost else SourceError)(
-                f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
-            ) from error
+            what = f"NBD: {error.string}{f' ({name})' if name else ''}"
+            if lost:
+                raise ConnectionLost(what, where=self.uri) from error
+            raise RequestRefused(what, self.uri, error.errnum or 0) from error

@@ -115,6 +115,10 @@ def _check_whole(
     monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
 ) -> None:
     """Raise `PointError` unless QEMU has all parts of the point, and no other of its name."""
+    if names.guard(0) in _ours(monitor.execute("query-named-block-nodes"), "node-name", names):
+        raise PointError(
+            "it is held by filters, and what the store has of it may be gone from there"
+        )
     if run_state(monitor) == STOPPED_BY_ERROR:
         raise PointError("the guest was stopped by an I/O error")
     numbers = range(len(disks))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fleece.errors import PointError, SourceError
+from fleece.extents import Extents
 from fleece.programs import program
+from fleece.source.base import Export
 from fleece.source.qemu.fleecing import Entangled
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError
@@ -31,7 +33,9 @@ _LEAST_SHARE = 1024 * 1024
 
 
 class ClassicFleecing:
-    """A point held by jobs. `fleece.source.qemu.fleecing.Fleecing`."""
+    """A point held by jobs. `fleece.source.qemu.fleecing.FleecingWay`."""
+
+    reclaims = False
 
     def __init__(self, plan: PointPlan) -> None:
         self._plan = plan
@@ -65,6 +69,12 @@ class ClassicFleecing:
         if self._plan.disks[number].merged is not None:
             shown["bitmaps"] = [DELTA_BITMAP]
         return shown
+
+    def served(self, exports: Sequence[Export]) -> None:
+        """The jobs say all there is to know."""
+
+    def reclaim(self, number: int, ranges: Extents) -> None:
+        """A scratch that the disk's overlay lives in cannot shrink while the job runs."""
 
     def look(self, *, crossed: bool) -> None:
         """Have QEMU tell again when a scratch grows."""
@@ -135,10 +145,10 @@ class ClassicFleecing:
 
     def _actions(self, number: int, planned: PlannedDisk) -> Iterator[Action]:
         """The actions of one disk: rotate its segments, gather its delta, start its job."""
-        plan, overlay = self._plan, self._names.overlay(number)
-        yield from plan.begin_segment(planned)
-        yield from plan.end_segments(planned)
-        yield from plan.add_delta(planned, overlay)
+        overlay = self._names.overlay(number)
+        yield from planned.begin_segment()
+        yield from self._plan.end_segments(planned)
+        yield from planned.add_delta(overlay)
         yield action(
             "blockdev-backup",
             **{
@@ -151,4 +161,4 @@ class ClassicFleecing:
             },
         )
         # After the job's start: what still records then is merged with all before the point.
-        yield from plan.gather_delta(planned, overlay)
+        yield from planned.gather_delta(overlay)

@@ -32,6 +32,34 @@ class PlannedDisk:
     segment: Segment | None
     merged: tuple[str, ...] | None
 
+    def begin_segment(self) -> Iterator[Action]:
+        """Have its new segment record."""
+        if self.segment is not None:
+            yield action(
+                "block-dirty-bitmap-add",
+                node=self.disk.node,
+                name=self.segment.bitmap,
+                persistent=self.disk.persistent_bitmaps,
+                granularity=GRANULARITY,
+            )
+
+    def add_delta(self, node: str) -> Iterator[Action]:
+        """Make the bitmap of what changed, on a node that goes when the point does."""
+        if self.merged is not None:
+            yield action(
+                "block-dirty-bitmap-add",
+                node=node,
+                name=DELTA_BITMAP,
+                disabled=True,
+                granularity=GRANULARITY,
+            )
+
+    def gather_delta(self, node: str) -> Iterator[Action]:
+        """Gather into it what changed until now."""
+        if self.merged is not None:
+            merged = [{"node": self.disk.node, "name": name} for name in self.merged]
+            yield action("block-dirty-bitmap-merge", node=node, target=DELTA_BITMAP, bitmaps=merged)
+
 
 @dataclass(frozen=True)
 class PointPlan:
@@ -51,17 +79,6 @@ class PointPlan:
     folder: Path
     scratch: Scratch
 
-    def begin_segment(self, planned: PlannedDisk) -> Iterator[Action]:
-        """Have a disk's new segment record."""
-        if planned.segment is not None:
-            yield action(
-                "block-dirty-bitmap-add",
-                node=planned.disk.node,
-                name=planned.segment.bitmap,
-                persistent=planned.disk.persistent_bitmaps,
-                granularity=GRANULARITY,
-            )
-
     def end_segments(self, planned: PlannedDisk) -> Iterator[Action]:
         """Have a disk's older segments record no more."""
         if planned.segment is None:
@@ -69,23 +86,6 @@ class PointPlan:
         for bitmap in planned.disk.segments(self.names.chain).values():
             if bitmap.recording and not bitmap.busy:
                 yield action("block-dirty-bitmap-disable", node=planned.disk.node, name=bitmap.name)
-
-    def add_delta(self, planned: PlannedDisk, node: str) -> Iterator[Action]:
-        """Make the bitmap of what changed, on a node that goes when the point does."""
-        if planned.merged is not None:
-            yield action(
-                "block-dirty-bitmap-add",
-                node=node,
-                name=DELTA_BITMAP,
-                disabled=True,
-                granularity=GRANULARITY,
-            )
-
-    def gather_delta(self, planned: PlannedDisk, node: str) -> Iterator[Action]:
-        """Gather into it what changed until now."""
-        if planned.merged is not None:
-            merged = [{"node": planned.disk.node, "name": name} for name in planned.merged]
-            yield action("block-dirty-bitmap-merge", node=node, target=DELTA_BITMAP, bitmaps=merged)
 
 
 def action(kind: str, **data: object) -> Action:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleece.errors import FleeceError, PointError, SourceError
+from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export
 from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
 from fleece.source.qemu.classic import ClassicFleecing
-from fleece.source.qemu.fleecing import Entangled, Fleecing
+from fleece.source.qemu.filtered import FilterFleecing
+from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, PointNames
+from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
@@ -41,12 +43,20 @@ _FROZEN_LIMIT = 10.0
 _POINT_TRIES = 8
 _WATCH_EVERY = 0.2
 
+_SCARCE = 256 * 1024 * 1024
+"""Bytes of room from which on every little that the scratch can give back counts."""
+
+_WAYS: dict[Fleecing, Callable[[PointPlan], FleecingWay]] = {
+    Fleecing.CLASSIC: ClassicFleecing,
+    Fleecing.FILTER: FilterFleecing,
+}
+
 
 class QemuPoint:
     """A living point. `fleece.source.base.Point`."""
 
     def __init__(
-        self, plan: PointPlan, fleecing: Fleecing, agent: GuestAgent | None = None
+        self, plan: PointPlan, fleecing: FleecingWay, agent: GuestAgent | None = None
     ) -> None:
         self._plan = plan
         self._fleecing = fleecing
@@ -61,6 +71,8 @@ class QemuPoint:
         self._doubt: str | None = None
         self._committed = False
         self._watched = 0.0
+        self.reclaims = fleecing.reclaims
+        self.scarce = False
         self._guest_ran = run_state(self._monitor) not in (None, STOPPED_BY_ERROR)
 
     def check(self) -> None:
@@ -91,6 +103,7 @@ class QemuPoint:
         room = self._scratch.room()
         if room.left <= 0:
             raise self._scratch.given_up(room)
+        self.scarce = room.left < _SCARCE
         self._fleecing.look(crossed=crossed)
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
@@ -98,6 +111,11 @@ class QemuPoint:
                 where=self._monitor.path,
                 hint="was the scratch full? choose another folder with --scratch",
             )
+
+    def reclaim(self, disk: str, ranges: Extents) -> None:
+        """Let the scratch forget ranges of a disk that are durable, and that nobody reads again."""
+        names = [planned.disk.name for planned in self._disks]
+        self._fleecing.reclaim(names.index(disk), ranges)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -177,8 +195,8 @@ class QemuPoint:
         guess = estimate((planned.disk, planned.merged) for planned in self._disks)
         self._doubt = self._scratch.doubt(guess)
         for tries_left in range(_POINT_TRIES - 1, -1, -1):
-            self._fleecing.prepare()
             try:
+                self._fleecing.prepare()
                 self._take_point()
                 break
             except Entangled:
@@ -203,6 +221,7 @@ class QemuPoint:
             self.exports = tuple(
                 self._export(number, planned, home) for number, planned in enumerate(self._disks)
             )
+        self._fleecing.served(self.exports)
 
     def _export(self, number: int, planned: PlannedDisk, home: Path) -> Export:
         name = self._names.export(number)
@@ -237,6 +256,7 @@ def living_point(
     scratch: Path,
     agent: GuestAgent | None = None,
     limit: int | None = None,
+    fleecing: Fleecing = Fleecing.CLASSIC,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -247,10 +267,11 @@ def living_point(
         scratch: the folder for scratch files; QEMU must be able to write there.
         agent: of the guest, to freeze it for the moment of the point.
         limit: bytes that the scratch files may take together; None: what their file system has.
+        fleecing: how the point is held.
     """
     with held_folder(scratch, names, monitor) as folder:
         plan = PointPlan(monitor, names, tuple(disks), folder, Scratch(folder, limit))
-        point = QemuPoint(plan, ClassicFleecing(plan), agent)
+        point = QemuPoint(plan, _WAYS[fleecing](plan), agent)
         with taken_down(point, monitor, folder):
             point.start()
             yield point
@@ -268,7 +289,8 @@ def taken_down(point: QemuPoint, monitor: Monitor, folder: Path) -> Iterator[Non
             point.close()
             point.abandon()
         if not process_lives(monitor.peer.pid):
-            (folder / FROZEN).unlink(missing_ok=True)
+            for note in (FROZEN, STOPPED):
+                (folder / note).unlink(missing_ok=True)
             list(remove_folder(folder))
         elif point.freeze.stuck is not None:
             raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
