@@ -63,7 +63,7 @@ def open_export(export: Export) -> NbdDisk:
     Raises:
         PointError: its size is not what the source said.
     """
-    disk = NbdDisk(export.uri)
+    disk = NbdDisk(export.uri, unit=export.unit)
     if disk.size != export.size:
         raise PointError(
             f"disk {export.disk} has {disk.size} bytes in the export and "

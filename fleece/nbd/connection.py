@@ -93,10 +93,41 @@ class Connection:
                 if handle.aio_is_ready():
                     handle.shutdown()
 
-    def read(self, offset: int, length: int) -> bytearray:
-        """Read `length` bytes (at most 32 MiB) at `offset`."""
-        data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+    def read(self, offset: int, length: int, unit: int | None = None) -> bytearray:
+        """Read `length` bytes (at most 32 MiB) at `offset`.
+
+        Args:
+            offset, length: in bytes.
+            unit: read by requests that do not cross a multiple of it, all in flight at once.
+        """
+        if unit is None or offset // unit == (offset + length - 1) // unit:
+            data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+        else:
+            data = self._call(lambda: self._read_units(offset, length, unit))
         return data
+
+    def _read_units(self, offset: int, length: int, unit: int) -> bytearray:
+        data, end = bytearray(length), offset + length
+        cookies = []
+        with memoryview(data) as view:
+            for start in range(offset - offset % unit, end, unit):
+                low, high = max(start, offset), min(start + unit, end)
+                piece = view[low - offset : high - offset]
+                cookies.append(self._handle.aio_pread(piece, low))
+            failed = [error for cookie in cookies if (error := self._await(cookie)) is not None]
+        if failed:
+            raise failed[0]
+        return data
+
+    def _await(self, cookie: int) -> Exception | None:
+        """Wait for a command; gives how it failed. None is left in flight, or its buffer is."""
+        try:
+            while not self._handle.aio_command_completed(cookie):
+                self._handle.poll(-1)
+        except self._nbd.Error as error:
+            found: Exception = error
+            return found
+        return None
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""

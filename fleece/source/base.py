@@ -19,6 +19,8 @@ class Export:
         size: in bytes.
         dirty_context: the meta context whose dirty ranges are what changed; None: read it all.
         granularity: of that bitmap, in bytes.
+        unit: no request to read may cross a multiple of so many bytes, and no zero status be
+            believed: the server would show what the disk holds now. None: any request is right.
     """
 
     disk: str
@@ -26,6 +28,7 @@ class Export:
     size: int
     dirty_context: str | None
     granularity: int | None
+    unit: int | None = None
 
 
 class Point(Protocol):

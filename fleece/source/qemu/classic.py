@@ -36,6 +36,7 @@ class ClassicFleecing:
     """A point held by jobs. `fleece.source.qemu.fleecing.FleecingWay`."""
 
     reclaims = False
+    unit: int | None = None
 
     def __init__(self, plan: PointPlan) -> None:
         self._plan = plan

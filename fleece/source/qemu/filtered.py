@@ -37,6 +37,11 @@ at any other place QEMU 7.2 aborts, and the guest with it (seen; `hbitmap_reset`
 _MOST = 1 << 30
 """Bytes of one TRIM."""
 
+_WHOLE_READS = (8, 0, 0)
+"""Before it, a read of a snapshot that goes on from a unit that was copied into one that was not
+gives what the disk holds now, and so does its block status (`hbitmap_status`, commit a4d5224c2cb6;
+seen on 7.2.22). Of one unit both are right."""
+
 _PROBE = 512
 _CONFLICT = "Permission conflict"
 
@@ -50,6 +55,7 @@ class FilterFleecing:
         self._plan = plan
         self._monitor = plan.monitor
         self._names = plan.names
+        self.unit = UNIT if plan.monitor.version < _WHOLE_READS else None
         self._exports: tuple[Export, ...] = ()
         self._begun = False
 

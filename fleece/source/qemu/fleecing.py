@@ -27,9 +27,11 @@ class FleecingWay(Protocol):
 
     Attributes:
         reclaims: `reclaim` does something.
+        unit: of the exports (`Export.unit`).
     """
 
     reclaims: bool
+    unit: int | None
 
     def prepare(self) -> None:
         """Add to QEMU what the point is held by. The guest's disks stay as they are.

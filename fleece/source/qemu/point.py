@@ -227,16 +227,17 @@ class QemuPoint:
         name = self._names.export(number)
         shown = self._fleecing.export(number)
         self._monitor.execute("block-export-add", {"id": name, "type": "nbd", "name": name} | shown)
-        return export_of(planned, name, home)
+        return export_of(planned, name, home, self._fleecing.unit)
 
 
-def export_of(planned: PlannedDisk, name: str, home: Path) -> Export:
+def export_of(planned: PlannedDisk, name: str, home: Path, unit: int | None = None) -> Export:
     """How a disk of a point is read.
 
     Args:
         planned: the disk.
         name: of the export.
         home: the folder of the NBD server's socket.
+        unit: that no request to read may cross.
     """
     incremental = planned.merged is not None
     return Export(
@@ -245,6 +246,7 @@ def export_of(planned: PlannedDisk, name: str, home: Path) -> Export:
         size=planned.disk.size,
         dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
         granularity=GRANULARITY if incremental else None,
+        unit=unit,
     )
 
 
