@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import fleece
+import fleece.engine.backup as engine
 from fleece.engine import reclaim
 from fleece.events import Event
 from fleece.extents import Extents
@@ -20,6 +21,7 @@ from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.qemu import filtered
 from fleece.source.qemu.filtered import UNIT, FilterFleecing
+from fleece.source.qemu.scratch import Room, Scratch
 from fleece.store.folder import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
@@ -303,6 +305,30 @@ def test_a_full_scratch_costs_the_point_and_not_the_guest(
         nothing_left(guest, roomy)
         report = consistency.check([scene.restore("a")], acked=acked)
         assert report.problems == []
+
+
+def test_a_snapshot_that_is_given_up_after_the_last_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is proven whole before anything is committed."""
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1, fill=1.0)
+    plain: Callable[..., None] = vars(engine)["copy_all"]
+    with small_tmpfs(2) as scratch, _machine(tmp_path, Disk(image, "d0")) as scene:
+        scene.scratch = scratch
+
+        def copy_all(*arguments: Any) -> None:
+            plain(*arguments)
+            scene.writer().write(0, os.urandom(4 * MIB))
+
+        monkeypatch.setattr(engine, "copy_all", copy_all)
+        monkeypatch.setattr(Scratch, "room", lambda self: Room(MIB, ""))
+        with pytest.raises(fleece.PointError, match="given up to spare the guest"):
+            scene.take(fleecing="filter")
+        monkeypatch.undo()
+        assert scene.points() == 0
+        nothing_left(scene.qemu, scratch)
+        scene.take()
+        scene.check_exact()
 
 
 def test_the_budget_is_kept(full_disk: MachineScene) -> None:
