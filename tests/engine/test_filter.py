@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from tests.engine.scene import (
     Scene,
     nothing_left,
     small_tmpfs,
+    wait_until,
 )
 from tests.rig import consistency, images
 from tests.rig.disk import Disk
@@ -329,6 +332,46 @@ def test_a_snapshot_that_is_given_up_after_the_last_read(
         nothing_left(scene.qemu, scratch)
         scene.take()
         scene.check_exact()
+
+
+@contextmanager
+def _slow_writes(pid: int, file: Path, seconds: int) -> Iterator[None]:
+    """Each write of a process to a file takes so long."""
+    fault = f"inject=pwrite64,pwritev,pwritev2:delay_enter={seconds * 1_000_000}"
+    words = ["-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-P", str(file), "-e", fault]
+    tracer = subprocess.Popen(["strace", *words], stderr=subprocess.DEVNULL)
+    try:
+        status = Path(f"/proc/{pid}/status")
+        wait_until(lambda: f"TracerPid:\t{tracer.pid}" in status.read_text(), "strace")
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait()
+
+
+def test_a_slow_scratch_keeps_no_write_waiting_for_long(
+    full_disk: MachineScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk.take(fleecing="filter")
+    monkeypatch.setattr(filtered, "COPY_LIMIT", 1)
+    took: list[float] = []
+
+    def overwrite(event: Event) -> None:
+        if event.name == "point":
+            (scratch,) = full_disk.scratch.glob("*/s0.raw")
+            with _slow_writes(full_disk.qemu.pid, scratch, 6):
+                for offset in (30 * MIB, 31 * MIB):
+                    start = time.monotonic()
+                    full_disk.writer().write(offset, b"new")
+                    took.append(time.monotonic() - start)
+
+    with pytest.raises(fleece.PointError, match="or not within 1 s"):
+        full_disk.take("full", fleecing="filter", listener=overwrite)
+    assert 1 <= took[0] < 5
+    assert took[1] < 1
+    full_disk.nothing_left()
+    full_disk.take("incremental", fleecing="filter")
+    full_disk.check_exact()
 
 
 def test_the_budget_is_kept(full_disk: MachineScene) -> None:
