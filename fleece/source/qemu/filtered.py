@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fleece.disk.nbd import patiently
 from fleece.errors import PointError, SourceError
@@ -113,16 +113,23 @@ class FilterFleecing:
         counts as changed both in this point and in the next. So no write is lost, and of one disk
         none is missed, even if somebody writes who does not stand still with the guest.
         """
-        try:
+        with self._refusals(Entangled):
             self._begin_segments(limit)
             with self._one_moment():
                 for number, planned in enumerate(self._plan.disks):
                     plug(self._monitor, str(planned.disk.device), self._names.guard(number))
+        with self._refusals(PointError):  # from here on, the older segments may have ended
             self._gather(limit)
             for number in range(len(self._plan.disks)):
                 self._add_access(number)
+
+    @contextlib.contextmanager
+    def _refusals(self, conflict: type[PointError]) -> Iterator[None]:
+        """Turn what QEMU refuses into a `PointError`, of this kind if something is in the way."""
+        try:
+            yield
         except CommandError as error:
-            family = Entangled if _CONFLICT in error.reason else PointError
+            family = conflict if _CONFLICT in error.reason else PointError
             raise family(
                 f"QEMU refused the point: {error.reason}", where=self._monitor.path
             ) from error
