@@ -121,7 +121,7 @@ def test_every_mode_is_exact_in_turn_with_classic_points(twin: MachineScene) -> 
     twin.backup().succeeded()
     twin.check_exact()
     numbers = iter(range(100))
-    for mode in ("incremental", "differential", "rescan", "full", "incremental"):
+    for mode in ("incremental", "differential", "rescan", "full"):
         for twin.way in (FILTER, CLASSIC):
             number = next(numbers)
             twin.writer("d0").write(number * 200_704, os.urandom(5000))
@@ -324,7 +324,7 @@ def test_a_snapshot_that_is_given_up_after_the_last_read(
             scene.writer().write(0, os.urandom(4 * MIB))
 
         monkeypatch.setattr(engine, "copy_all", copy_all)
-        monkeypatch.setattr(Scratch, "room", lambda self: Room(MIB, ""))
+        monkeypatch.setattr(Scratch, "room", lambda self: Room(1 << 40, ""))
         with pytest.raises(fleece.PointError, match="given up to spare the guest"):
             scene.take(fleecing="filter")
         monkeypatch.undo()
@@ -466,14 +466,22 @@ def test_somebody_lets_the_guest_go_on_in_that_moment(
 # ---- killed ------------------------------------------------------------------------------------
 
 
-def test_killed_at_every_step_that_a_filter_adds(twin: MachineScene) -> None:
+def _outer(steps: list[str]) -> list[str]:
+    """Of the steps that differ by their number alone, the first and the last."""
+    groups: dict[str, list[str]] = {}
+    for step in steps:
+        groups.setdefault(step.rpartition(" ")[0], []).append(step)
+    return [step for group in groups.values() for step in dict.fromkeys((group[0], group[-1]))]
+
+
+def test_killed_at_the_steps_that_a_filter_adds(twin: MachineScene) -> None:
     twin.backup().succeeded()
     nursery = Nursery(twin.folder)
     mine = ("blockdev-", "transaction", "stop", "cont", "qom-set", "block-export")
     try:
         listed = control_steps(nursery.steps(twin.words()))
-        steps = [name for name in listed if name.split()[1].startswith(mine)]
-        assert len(steps) >= 20
+        steps = _outer([name for name in listed if name.split()[1].startswith(mine)])
+        assert len(steps) >= 14
         for number, step in enumerate(steps):
             twin.writer("d0").write(number * KIB64, os.urandom(700))
             ran = nursery.run(twin.words(), "SIGKILL", step=step)
