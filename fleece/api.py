@@ -57,6 +57,7 @@ from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import Export
 from fleece.source.qemu.agent import GuestAgent
+from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
@@ -98,6 +99,7 @@ __all__ = (
     "FileKind",
     "FilesError",
     "FleeceError",
+    "Fleecing",
     "FolderStore",
     "Geometry",
     "GuestAgent",

@@ -26,13 +26,17 @@ class NbdDisk:
     Args:
         uri: of the export.
         failure: the family of errors about this disk.
+        unit: no request to read may cross a multiple of it, and no zero status is asked; None: any.
 
     Raises:
         FleeceError: of that family; it cannot be reached.
     """
 
-    def __init__(self, uri: str, failure: type[FleeceError] = SourceError) -> None:
+    def __init__(
+        self, uri: str, failure: type[FleeceError] = SourceError, unit: int | None = None
+    ) -> None:
         self.where = uri
+        self.unit = unit
         self._failure = failure
         with self._connected() as connection:
             self.size = connection.size
@@ -88,6 +92,8 @@ class NbdDisk:
 
     def zero_extents(self, within: Extents) -> Extents:
         """What `base:allocation` says reads as zeros; nothing if the server lacks it."""
+        if self.unit is not None:
+            return Extents.empty()
         return self.flagged(BASE_ALLOCATION, STATE_ZERO, within) or Extents.empty()
 
     def flagged(self, context: str, mask: int, within: Extents) -> Extents | None:
@@ -134,7 +140,7 @@ class _PatientReader:
         connection = self._connection or self._disk.open()
         self._connection = connection
         try:
-            return connection.read(offset, length)
+            return connection.read(offset, length, self._disk.unit)
         except ConnectionLost:
             self.close()
             raise

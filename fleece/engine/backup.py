@@ -17,8 +17,10 @@ from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, decide
+from fleece.engine.lost import reads_of
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
+from fleece.engine.reclaim import Reclaim, never_read
 from fleece.engine.resume import Asked, find_begun
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.engine.taken import Stream, Taken, copy_job, disk_result
@@ -28,7 +30,7 @@ from fleece.source.base import Export, Point
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import FolderStore, PartialPoint, UnfinishedPoint
+from fleece.store.folder import DeltaFile, FolderStore, PartialPoint, UnfinishedPoint
 from fleece.version import VERSION
 
 
@@ -67,6 +69,8 @@ def backup(
     if not 0 <= options.audit <= 1:
         raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
     with store.locked(guest):
+        for removed in source.let_go():
+            listener(events.Leftover(removed.kind, removed.item))
         if options.agent is not None and options.agent.thaw_left():
             listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
@@ -266,8 +270,9 @@ class _Run:
             total = kept + sum(job.dirty.total for job in jobs)
             counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
             counter.done = kept
-            copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
-            self._audit(audits, living)
+            with reads_of(living):
+                copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
+                self._audit(audits, living)
             living.check()
             refuse_differing(audits)
             # The point is not needed any more, but the guest fills its scratch until it is closed.
@@ -294,6 +299,8 @@ class _Run:
                 touched = job.dirty.union(job.kept)
                 clean = Extents.whole(export.size).subtract(touched)
                 audits.append(AuditJob(made.disk.name, job.disk, clean, base))
+            if taken.living.reclaims and not self._options.audit:
+                taken.living.reclaim(made.disk.name, never_read(job.dirty, export.size))
         return jobs, audits
 
     def _job(
@@ -307,7 +314,11 @@ class _Run:
         name, protection = made.disk.name, self._store.protection
         if taken.left is None or isinstance(sinks, Stream):
             head = self._header(taken.ref, made, export, [d.disk.name for d in taken.decisions])
-            return copy_job(made, export, head, sinks.create(name), base, protection)
+            sink = sinks.create(name)
+            job = copy_job(made, export, head, sink, base, protection)
+            if taken.living.reclaims and isinstance(sink, DeltaFile):
+                job.stored = Reclaim(taken.living, name, sink.sync).stored
+            return job
         sink, proven = sinks.reopen(name)
         return copy_job(made, export, proven.head, sink, base, protection, proven)
 

@@ -37,6 +37,7 @@ class CopyJob:
         held: what the chain holds already and need not be stored again; None: store all of
             `dirty`.
         kept: what the writer held before; not in `dirty`.
+        stored: told each range, (start, end) in bytes of disk, when the writer has its data.
         read_bytes: bytes read so far.
     """
 
@@ -47,6 +48,7 @@ class CopyJob:
     level: int
     held: HeldLeaves | None = None
     kept: Extents = field(default_factory=Extents.empty)
+    stored: Callable[[int, int], None] | None = None
     read_bytes: int = field(default=0)
 
     @property
@@ -61,7 +63,7 @@ def open_export(export: Export) -> NbdDisk:
     Raises:
         PointError: its size is not what the source said.
     """
-    disk = NbdDisk(export.uri)
+    disk = NbdDisk(export.uri, unit=export.unit)
     if disk.size != export.size:
         raise PointError(
             f"disk {export.disk} has {disk.size} bytes in the export and "
@@ -141,6 +143,7 @@ class _Copier:
     def __init__(self, job: CopyJob, reader: Reader) -> None:
         self._reader = reader
         self._writer = job.writer
+        self._stored = job.stored
         self._geometry = job.geometry
         self._hasher = LeafHasher(job.geometry)
         self._compressor = zstandard.ZstdCompressor(
@@ -165,6 +168,8 @@ class _Copier:
                     at = run.offset - item.start
                     frame = self._compressor.compress(data[at : at + run.length])
                     self._writer.data(run.offset, run.length, run.hashes, frame)
+                    if self._stored is not None:
+                        self._stored(run.offset, run.offset + run.length)
             stored += end - start
         return stored
 

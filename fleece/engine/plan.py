@@ -40,20 +40,32 @@ class ReadItem:
         return self.end - self.start
 
 
-def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int) -> Extents:
-    """The whole leaves of `dirty` that need not be read to know that they are zeros."""
-    joined = dirty.join(GAP)
+def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int, gap: int = GAP) -> Extents:
+    """The whole leaves of `dirty` that need not be read to know that they are zeros.
+
+    Args:
+        disk: to ask.
+        dirty: what is wanted.
+        leaf_size: in bytes.
+        gap: bytes between that may be asked about as well.
+    """
+    joined = dirty.join(gap)
     long = joined.length >= ASK_FROM
     asked = Extents(joined.start[long], joined.end[long])
     zeros = disk.zero_extents(asked).align_in(leaf_size, disk.size)
     return zeros.intersect(dirty)
 
 
-def read_items(wanted: Extents) -> Iterator[ReadItem]:
-    """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk."""
+def read_items(wanted: Extents, gap: int = GAP) -> Iterator[ReadItem]:
+    """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk.
+
+    Args:
+        wanted: what to read.
+        gap: bytes that may be read along.
+    """
     if len(wanted) == 0:
         return
-    reads = wanted.join(GAP)
+    reads = wanted.join(gap)
     starts, ends = reads.split(MAX_RECORD)
     parts, stops = wanted.split(MAX_RECORD)
     first = np.searchsorted(parts, starts).tolist()

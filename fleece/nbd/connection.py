@@ -33,6 +33,14 @@ _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
 
 
+class RequestRefused(SourceError):
+    """A request failed, and the connection lives. `number` is the server's errno, 0 if unknown."""
+
+    def __init__(self, what: str, where: str, number: int) -> None:
+        super().__init__(what, where=where)
+        self.number = number
+
+
 class ConnectionLost(SourceError):
     """The connection is gone; the export may still be there for another one."""
 
@@ -50,8 +58,8 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached. Later: a request failed; `ConnectionLost` if the whole
-            connection did.
+        SourceError: it cannot be reached. Later: `RequestRefused` if a request failed,
+            `ConnectionLost` if the whole connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
@@ -85,10 +93,41 @@ class Connection:
                 if handle.aio_is_ready():
                     handle.shutdown()
 
-    def read(self, offset: int, length: int) -> bytearray:
-        """Read `length` bytes (at most 32 MiB) at `offset`."""
-        data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+    def read(self, offset: int, length: int, unit: int | None = None) -> bytearray:
+        """Read `length` bytes (at most 32 MiB) at `offset`.
+
+        Args:
+            offset, length: in bytes.
+            unit: read by requests that do not cross a multiple of it, all in flight at once.
+        """
+        if unit is None or offset // unit == (offset + length - 1) // unit:
+            data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+        else:
+            data = self._call(lambda: self._read_units(offset, length, unit))
         return data
+
+    def _read_units(self, offset: int, length: int, unit: int) -> bytearray:
+        data, end = bytearray(length), offset + length
+        cookies = []
+        with memoryview(data) as view:
+            for start in range(offset - offset % unit, end, unit):
+                low, high = max(start, offset), min(start + unit, end)
+                piece = view[low - offset : high - offset]
+                cookies.append(self._handle.aio_pread(piece, low))
+            failed = [error for cookie in cookies if (error := self._await(cookie)) is not None]
+        if failed:
+            raise failed[0]
+        return data
+
+    def _await(self, cookie: int) -> Exception | None:
+        """Wait for a command; gives how it failed. None is left in flight, or its buffer is."""
+        try:
+            while not self._handle.aio_command_completed(cookie):
+                self._handle.poll(-1)
+        except self._nbd.Error as error:
+            found: Exception = error
+            return found
+        return None
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
@@ -103,6 +142,10 @@ class Connection:
                 self._call(lambda at=at, count=count: self._handle.zero(count, at))  # type: ignore[misc]
             else:
                 self.write(at, _BLANK[:count])
+
+    def trim(self, offset: int, length: int) -> None:
+        """Tell that a range (of less than 4 GiB) is no longer needed."""
+        self._call(lambda: self._handle.trim(length, offset))
 
     def flush(self) -> None:
         """Make everything written durable."""
@@ -131,6 +174,7 @@ class Connection:
         except self._nbd.Error as error:
             name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
             lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
-            raise (ConnectionLost if lost else SourceError)(
-                f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
-            ) from error
+            what = f"NBD: {error.string}{f' ({name})' if name else ''}"
+            if lost:
+                raise ConnectionLost(what, where=self.uri) from error
+            raise RequestRefused(what, self.uri, error.errnum or 0) from error

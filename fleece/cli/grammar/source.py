@@ -6,6 +6,7 @@ from fleece.cli.grammar.options import (
     SOURCE,
     STORE,
     AddVerb,
+    add_fleecing,
     add_key,
     add_scratch,
     add_scratch_limit,
@@ -56,6 +57,7 @@ def source_verbs(verb: AddVerb) -> None:
     )
     add_scratch(backup)
     add_scratch_limit(backup)
+    add_fleecing(backup)
     backup.add_argument(
         "--guest-agent",
         metavar="SOCKET",
@@ -100,6 +102,7 @@ def source_verbs(verb: AddVerb) -> None:
     )
     add_scratch(audit)
     add_scratch_limit(audit)
+    add_fleecing(audit)
     add_key(audit)
     bitmap = verb(
         "bitmap",

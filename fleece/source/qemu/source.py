@@ -13,12 +13,15 @@ from fleece.source.qemu import runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
+from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import FROZEN, PREFIX, PointNames
-from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
+from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames
+from fleece.source.qemu.plan import PlannedDisk
+from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
+from fleece.source.qemu.still import let_go_noted
 
 DEFAULT_SCRATCH = Path("/var/tmp")
 """On disk on most hosts, unlike /tmp: a scratch can grow to the size of what the guest writes."""
@@ -40,17 +43,23 @@ class QemuSource:
         scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
         scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
             given up. None: as much as the file system has, less a reserve.
+        fleecing: how points are held.
 
     Raises:
         SourceError: the monitor cannot be reached or used.
     """
 
     def __init__(
-        self, socket: str, scratch: Path | None = None, scratch_limit: int | None = None
+        self,
+        socket: str,
+        scratch: Path | None = None,
+        scratch_limit: int | None = None,
+        fleecing: Fleecing = Fleecing.CLASSIC,
     ) -> None:
         self.where = socket
         self.scratch = scratch or DEFAULT_SCRATCH
         self.scratch_limit = scratch_limit
+        self.fleecing = fleecing
         self.monitor = Monitor(socket)
 
     def __enter__(self) -> QemuSource:
@@ -88,6 +97,7 @@ class QemuSource:
 
         A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
         """
+        yield from self.let_go()
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
         folders = {path.name: path for path in self._work_folders(chain)}
         for prefix in runtime.point_prefixes(self.monitor):
@@ -101,6 +111,20 @@ class QemuSource:
                 yield from removed
                 if removed and runtime.continue_guest(self.monitor):
                     yield Removed("stop of the guest", self.where)
+
+    def let_go(self) -> Iterator[Removed]:
+        """Let a guest go on that a dead engine, of whatever chain, left stopped."""
+        known = {
+            runtime.work_folder(self.monitor, prefix)
+            for prefix in runtime.point_prefixes(self.monitor)
+        }
+        for folder in {*known, *self._work_folders(None)}:
+            if folder is None or runtime.is_held(folder):
+                continue
+            if folder not in known and runtime.qemu_of(folder) != self.monitor.peer.pid:
+                (folder / STOPPED).unlink(missing_ok=True)  # a stop does not outlive its QEMU
+            elif let_go_noted(self.monitor, folder / STOPPED):
+                yield Removed("stop of the guest", self.where)
 
     def has_point(self, chain: str) -> bool:
         """Whether anything of a point of this chain is in QEMU."""
@@ -175,7 +199,9 @@ class QemuSource:
             for want in wanted
         ]
         names = PointNames(chain, point)
-        return living_point(self.monitor, names, planned, self.scratch, agent, self.scratch_limit)
+        return living_point(
+            self.monitor, names, planned, self.scratch, agent, self.scratch_limit, self.fleecing
+        )
 
     def adopt(
         self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
