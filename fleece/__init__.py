@@ -22,7 +22,9 @@ def __getattr__(name: str) -> object:
     if not name.startswith("_") and importlib.util.find_spec(f"fleece.{name}") is None:
         api = importlib.import_module("fleece.api")
         if name in api.__all__:
-            return getattr(api, name)
+            found: object = getattr(api, name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module 'fleece' has no attribute {name!r}")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from fleece.cancel import CancelToken
+from fleece.cli import process
 from fleece.cli.grammar import parser
 from fleece.cli.output import Output
 from fleece.errors import ExitCode, FleeceError
@@ -18,6 +19,7 @@ from fleece.errors import ExitCode, FleeceError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
+    process.prepare()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     output = Output("--json" in argv, "-" in argv or "--output=-" in argv)
     cancel = CancelToken()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fleece import api
 
 _ROOT = Path(__file__).parents[2]
 
@@ -109,6 +112,38 @@ def test_the_library_parses_no_arguments_prints_nothing_and_takes_no_signals(pat
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             use = f"{node.value.id}.{node.attr}"
             assert use not in {"sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}, use
+
+
+def test_the_public_names_are_those_that_a_type_checker_sees_and_each_has_its_home() -> None:
+    tree = ast.parse((_ROOT / "fleece/api.py").read_text())
+    homes = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fleece.")
+        for alias in node.names
+    }
+    assert set(api.__all__) == homes.keys()
+    for name, home in homes.items():
+        assert getattr(api, name) is getattr(importlib.import_module(str(home)), name)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        getattr(api, "nothing_like_it")  # noqa: B009
+
+
+_WHAT_BACKUP_LOADS = "import sys, fleece; fleece.backup; print(*sys.modules)"
+
+
+def test_a_backup_loads_only_the_modules_that_it_needs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WHAT_BACKUP_LOADS],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert {"fleece.engine.copy", "numpy"} <= loaded
+    others = {"restore", "serve", "boot", "merge", "prune", "scrub", "picture"}
+    assert not loaded & {f"fleece.engine.{name}" for name in others}
 
 
 def test_only_the_command_lines_own_modules_are_above_the_public_api() -> None:
