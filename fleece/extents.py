@@ -105,10 +105,14 @@ class Extents:
 
     def intersect(self, other: Extents) -> Extents:
         """What is in both sets."""
+        if len(other) == 0:
+            return other
         return self._sweep(other, lambda mine, theirs: mine & theirs)
 
     def subtract(self, other: Extents) -> Extents:
         """What is in this set and not in the other."""
+        if len(other) == 0:
+            return self
         return self._sweep(other, lambda mine, theirs: mine & ~theirs)
 
     def _sweep(self, other: Extents, wanted: Callable[[Flags, Flags], Flags]) -> Extents:

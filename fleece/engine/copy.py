@@ -18,7 +18,6 @@ from fleece.engine.pool import WORKERS, Counter, run_workers
 from fleece.engine.rescan import HeldLeaves, changed_runs
 from fleece.errors import PointError
 from fleece.extents import Extents
-from fleece.nbd.connection import STATE_DIRTY
 from fleece.nbd.status import windows
 from fleece.source.base import Export
 from fleece.tree import LEAF_SIZE, Geometry, HashArray
@@ -86,7 +85,7 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
     """
     if export.dirty_context is None:
         return Extents.whole(disk.size)
-    dirty = disk.flagged(export.dirty_context, STATE_DIRTY, Extents.whole(disk.size))
+    dirty = disk.dirty_extents(export.dirty_context, Extents.whole(disk.size))
     if dirty is None:
         raise PointError(f"the export has no meta context {export.dirty_context}", where=export.uri)
     if more is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,8 @@ WINDOW = 16 * 1024 * 1024 * 1024
 """Bytes of dirty disk whose zero status is asked at a time."""
 
 
-@dataclass(frozen=True)
-class ReadItem:
-    """One read request, and the parts of it that are wanted.
+class ReadItem(NamedTuple):
+    """One read request, and the parts of it that are wanted. A disk may have millions.
 
     Attributes:
         start, end: in bytes of disk, at most `MAX_RECORD` apart.
@@ -68,6 +67,10 @@ def read_items(wanted: Extents, gap: int = GAP) -> Iterator[ReadItem]:
     reads = wanted.join(gap)
     starts, ends = reads.split(MAX_RECORD)
     parts, stops = wanted.split(MAX_RECORD)
+    if np.array_equal(parts, starts) and np.array_equal(stops, ends):
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield ReadItem(start, end, ((start, end),))
+        return
     first = np.searchsorted(parts, starts).tolist()
     part_list, stop_list = parts.tolist(), stops.tolist()
     last = [*first[1:], len(part_list)]

@@ -66,6 +66,7 @@ class Connection:
         self.uri = uri
         self._nbd = libnbd()
         self._handle: Any = self._nbd.NBD()
+        self._asked: dict[int, tuple[int, dict[str, ChunkArray]]] = {}
         self._handle.set_pread_initialize(False)
         for context in contexts:
             self._handle.add_meta_context(context)
@@ -101,7 +102,10 @@ class Connection:
             unit: read by requests that do not cross a multiple of it, all in flight at once.
         """
         if unit is None or offset // unit == (offset + length - 1) // unit:
-            data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+            try:
+                data: bytearray = self._handle.pread(length, offset)
+            except self._nbd.Error as error:
+                raise self._failure(error) from error
         else:
             data = self._call(lambda: self._read_units(offset, length, unit))
         return data
@@ -156,25 +160,51 @@ class Connection:
 
         Each context has a reply of its own, which may end before the range does, or after it.
         """
-        replies: dict[str, list[int]] = {}
+        replies: dict[str, ChunkArray] = {}
+        self._call(lambda: self._handle.block_status(length, offset, _taking(offset, replies)))
+        return replies
 
-        def take(context: str, start: int, entries: list[int], error: object) -> int:
-            if start == offset and context not in replies:
-                replies[context] = list(entries)
-            return 0
+    def ask_status(self, offset: int, length: int) -> None:
+        """Send a block status request and do not wait: `status_answer` gives what comes back."""
+        replies: dict[str, ChunkArray] = {}
+        take = _taking(offset, replies)
+        cookie = self._call(lambda: self._handle.aio_block_status(length, offset, take))
+        self._asked[cookie] = offset, replies
 
-        self._call(lambda: self._handle.block_status(length, offset, take))
-        return {
-            name: np.array(entries, np.int64).reshape(-1, 2) for name, entries in replies.items()
-        }
+    def status_answer(self) -> tuple[int, dict[str, ChunkArray]]:
+        """Wait for the answer to any one of the requests that were sent by `ask_status`.
+
+        Returns:
+            (offset, replies): where that request began, and what `block_status` gives.
+        """
+        while not (cookie := self._call(self._handle.aio_peek_command_completed)):
+            self._call(lambda: self._handle.poll(-1))
+        answered = self._asked.pop(cookie)
+        self._call(lambda: self._handle.aio_command_completed(cookie))
+        return answered
 
     def _call(self, function: Callable[[], Any]) -> Any:
         try:
             return function()
         except self._nbd.Error as error:
-            name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
-            lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
-            what = f"NBD: {error.string}{f' ({name})' if name else ''}"
-            if lost:
-                raise ConnectionLost(what, where=self.uri) from error
-            raise RequestRefused(what, self.uri, error.errnum or 0) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> SourceError:
+        """An error of libnbd as ours."""
+        name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
+        lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+        what = f"NBD: {error.string}{f' ({name})' if name else ''}"
+        if lost:
+            return ConnectionLost(what, where=self.uri)
+        return RequestRefused(what, self.uri, error.errnum or 0)
+
+
+def _taking(offset: int, replies: dict[str, ChunkArray]) -> Callable[..., int]:
+    """A callback of libnbd that notes what each context says of the range from `offset` on."""
+
+    def take(context: str, start: int, entries: list[int], error: object) -> int:
+        if start == offset and context not in replies:
+            replies[context] = np.array(entries, np.int64).reshape(-1, 2)
+        return 0
+
+    return take

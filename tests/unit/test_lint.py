@@ -117,6 +117,23 @@ def test_the_library_parses_no_arguments_prints_nothing_and_takes_no_signals(pat
             assert use not in {"sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}, use
 
 
+_WHAT_BACKUP_LOADS = "import sys, fleece; fleece.backup; print(*sys.modules)"
+
+
+def test_a_backup_loads_only_the_modules_that_it_needs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WHAT_BACKUP_LOADS],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert {"fleece.engine.copy", "numpy"} <= loaded
+    others = {"restore", "serve", "boot", "merge", "prune", "scrub", "picture"}
+    assert not loaded & {f"fleece.engine.{name}" for name in others}
+
+
 def test_only_the_command_lines_own_modules_are_above_the_public_api() -> None:
     """The command line takes what it needs from `fleece` and from the lowest floor."""
     for path in _FILES:

@@ -16,11 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark import looks, scale
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
-from tools.benchmark.looks import LOOKS, serve
 from tools.benchmark.timing import BenchError, Usage
 
-_CASES = {"serve": serve} | CASES
+_CASES = {"serve": looks.serve} | scale.CASES | CASES
+LOOKS = looks.LOOKS | scale.LOOKS
 
 NAMES = ("phases", *SWEEPS, *LOOKS, *_CASES)
 """All that can be measured, in the order in which it is: the last one changes the disk."""

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
+_ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+"""As where a program is installed: its modules are compiled once and not at every start."""
 
 
 class BenchError(Exception):
@@ -80,6 +84,7 @@ def _spawn(commands: Sequence[Sequence[str | Path]], printed: int) -> list[subpr
         processes.append(
             subprocess.Popen(
                 [str(word) for word in command],
+                env=_ENVIRONMENT,
                 stdin=before or subprocess.DEVNULL,
                 stdout=printed if last else subprocess.PIPE,
                 stderr=printed,

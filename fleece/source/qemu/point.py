@@ -70,6 +70,7 @@ class QemuPoint:
         self._agent = agent
         self._doubt: str | None = None
         self._committed = False
+        self._down = False
         self._watched = 0.0
         self.reclaims = fleecing.reclaims
         self.scarce = False
@@ -126,9 +127,11 @@ class QemuPoint:
 
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
-        take_down(self._monitor, self._names.prefix, self._folder)
-        if self._guest_ran:
-            continue_guest(self._monitor)
+        if not self._down:
+            take_down(self._monitor, self._names.prefix, self._folder)
+            if self._guest_ran:
+                continue_guest(self._monitor)
+            self._down = True
         if self._agent is not None and self.freeze.stuck is not None:
             agent, self._agent = self._agent, None
             self._thaw_at_last(agent)
