@@ -110,8 +110,9 @@ def test_an_answer_that_breaks_the_protocol_is_an_error(
         def status_answer(self) -> tuple[int, dict[str, ChunkArray]]:
             offset, replies = super().status_answer()
             if offset == 3 * MAX_STATUS:
-                made = {"dirty": np.array(chunks, np.int64).reshape(-1, 2)}
-                return offset, made if chunks is not None else {}
+                if chunks is None:
+                    return offset, {}
+                return offset, {"dirty": np.array(chunks, np.int64).reshape(-1, 2)}
             return offset, replies
 
     server = Server(Extents.empty(), 1)
