@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_FOLD = 1 << 14
+
 Int64Array = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
@@ -140,7 +142,9 @@ class Extents:
 
     def clip(self, start: int, end: int) -> Extents:
         """What lies in `[start, end)`."""
-        low, high = np.clip(self.start, start, end), np.clip(self.end, start, end)
+        first = np.searchsorted(self.end, start, side="right")
+        near = slice(first, np.searchsorted(self.start, end, side="left"))
+        low, high = np.maximum(self.start[near], start), np.minimum(self.end[near], end)
         keep = high > low
         return Extents(low[keep], high[keep])
 
@@ -179,3 +183,28 @@ class Extents:
         start = np.maximum(cell * unit, self.start[row])
         end = np.minimum((cell + 1) * unit, self.end[row])
         return start, end
+
+
+class Gathering:
+    """Ranges that come one by one, in any order, each part of the disk once.
+
+    Memory follows the number of gaps between them, not the number of ranges.
+    """
+
+    def __init__(self) -> None:
+        self._joined = Extents.empty()
+        self._new: list[tuple[int, int]] = []
+        self.total = 0
+
+    def add(self, start: int, end: int) -> None:
+        """Take `[start, end)` in."""
+        self._new.append((start, end))
+        self.total += end - start
+        if len(self._new) >= _FOLD:
+            self.extents()
+
+    def extents(self) -> Extents:
+        """All that came; its total is less than `total` if something came twice."""
+        self._joined = self._joined.union(Extents.of(self._new))
+        self._new.clear()
+        return self._joined
