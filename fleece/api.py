@@ -30,8 +30,10 @@ from fleece.engine.restore import RestoreResult, restore
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
+from fleece.engine.segments import KeptSegment, drop_segments, segments
 from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
+from fleece.engine.transport import TransportWish
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.errors import (
     DeltaError,
@@ -47,10 +49,16 @@ from fleece.errors import (
     WrongKey,
 )
 from fleece.extents import Extents
+from fleece.files.copy import CopyResult, copy_files, copy_stream
+from fleece.files.model import FileEntry, FileKind, Volume
+from fleece.files.names import shown
+from fleece.files.point import PointFiles, open_files
+from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
-from fleece.source.base import Export
+from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import GuestAgent
+from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
@@ -78,6 +86,7 @@ __all__ = (
     "ChainMap",
     "Comparison",
     "CopyJob",
+    "CopyResult",
     "DeltaError",
     "DeltaReader",
     "DeltaWriter",
@@ -87,7 +96,11 @@ __all__ = (
     "ExitCode",
     "Export",
     "Extents",
+    "FileEntry",
+    "FileKind",
+    "FilesError",
     "FleeceError",
+    "Fleecing",
     "FolderStore",
     "Geometry",
     "GuestAgent",
@@ -101,6 +114,7 @@ __all__ = (
     "Interrupted",
     "Inventory",
     "KeepRules",
+    "KeptSegment",
     "Loss",
     "LostExtent",
     "MappedExtent",
@@ -113,6 +127,7 @@ __all__ = (
     "Picture",
     "PlannedPoint",
     "PointError",
+    "PointFiles",
     "PointRef",
     "PruneResult",
     "QemuSource",
@@ -130,10 +145,13 @@ __all__ = (
     "StoredPoint",
     "Summary",
     "TargetError",
+    "Transport",
+    "TransportWish",
     "TreeComparison",
     "UsageError",
     "VerifyError",
     "VerifyResult",
+    "Volume",
     "Wanted",
     "WrongKey",
     "audit",
@@ -142,14 +160,18 @@ __all__ = (
     "compare_image",
     "compare_points",
     "copy_all",
+    "copy_files",
+    "copy_stream",
     "describe",
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "drop_segments",
     "import_delta",
     "mapped_extents",
     "merge",
     "open_export",
+    "open_files",
     "open_image",
     "picture_of",
     "prune",
@@ -160,8 +182,10 @@ __all__ = (
     "restore_stream",
     "salvage",
     "scrub",
+    "segments",
     "serve",
     "set_pin",
+    "shown",
     "status",
     "verify_store",
     "write_delta",

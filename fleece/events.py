@@ -23,6 +23,7 @@ class Phase(enum.StrEnum):
     IMPORT = "import"
     SALVAGE = "salvage"
     MERGE = "merge"
+    FILES = "files"
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,16 @@ class Dropped(Event):
     guest: str
     point: str
     stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Copied(Event):
+    """A file, folder or link of a point was copied, whole; of a folder, all that could be."""
+
+    name: ClassVar[str] = "copied"
+    path: str
+    type: str
+    size: int
 
 
 @dataclass(frozen=True)

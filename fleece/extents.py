@@ -107,10 +107,14 @@ class Extents:
 
     def intersect(self, other: Extents) -> Extents:
         """What is in both sets."""
+        if len(other) == 0:
+            return other
         return self._sweep(other, lambda mine, theirs: mine & theirs)
 
     def subtract(self, other: Extents) -> Extents:
         """What is in this set and not in the other."""
+        if len(other) == 0:
+            return self
         return self._sweep(other, lambda mine, theirs: mine & ~theirs)
 
     def _sweep(self, other: Extents, wanted: Callable[[Flags, Flags], Flags]) -> Extents:
@@ -138,7 +142,9 @@ class Extents:
 
     def clip(self, start: int, end: int) -> Extents:
         """What lies in `[start, end)`."""
-        low, high = np.clip(self.start, start, end), np.clip(self.end, start, end)
+        first = np.searchsorted(self.end, start, side="right")
+        near = slice(first, np.searchsorted(self.start, end, side="left"))
+        low, high = np.maximum(self.start[near], start), np.minimum(self.end[near], end)
         keep = high > low
         return Extents(low[keep], high[keep])
 

@@ -25,6 +25,9 @@ LEAST_COST, DEFAULT_COST, MOST_COST = 14, 16, 18
 
 _LONGEST_SECRET = 1 << 20
 
+PipedSecret = tuple[int, str, list[tuple[int, str, str]]]
+"""A secret as JSON takes it: derivation, content, keys that are derived already."""
+
 
 class Derivation(enum.IntEnum):
     """How a key is made of a secret."""
@@ -132,14 +135,22 @@ class Secret:
         except UsageError as error:
             raise UsageError(error.what, where=path) from error
 
-    def to_pipe(self) -> tuple[int, str]:
-        """All of it, in the clear: for a process of one's own, through a pipe and nothing else."""
-        return self.derivation.value, self._content.hex()
+    def to_pipe(self) -> PipedSecret:
+        """All of it, in the clear: for a process of one's own, through a pipe and nothing else.
+
+        The keys that were derived already go along: to stretch a passphrase takes its time.
+        """
+        known = [(cost, salt.hex(), key.hex()) for (cost, salt), key in self._masters.items()]
+        return self.derivation.value, self._content.hex(), known
 
     @classmethod
-    def of_pipe(cls, derivation: int, content: str) -> Secret:
+    def of_pipe(cls, derivation: int, content: str, known: list[tuple[int, str, str]]) -> Secret:
         """What `to_pipe` gave."""
-        return cls(Derivation(derivation), bytes.fromhex(content))
+        made = cls(Derivation(derivation), bytes.fromhex(content))
+        made._masters = {
+            (cost, bytes.fromhex(salt)): bytes.fromhex(key) for cost, salt, key in known
+        }
+        return made
 
     def new_key(self) -> Key:
         """A key for a new store, under a salt of its own."""

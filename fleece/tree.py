@@ -7,8 +7,10 @@ its full list of children; a node that it does not hold is in an older delta, or
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -115,6 +117,27 @@ class Level:
     children: HashArray
 
 
+NodeWindow = tuple[int, Int64Array, HashArray]
+"""(number of the window, int64[n] numbers of nodes, uint8[n, hash size] their hashes)."""
+
+
+class NodeSpool(Protocol):
+    """Hashes of nodes of one level, or of leaves, gathered in any order.
+
+    It is asked for its windows once.
+    """
+
+    @property
+    def span(self) -> int:
+        """Nodes in a window, a multiple of the fan-out: a window holds all children of a node."""
+
+    def add(self, numbers: Int64Array, hashes: HashArray) -> None:
+        """Take in nodes, each of which comes once: int64[n], uint8[n, hash size]."""
+
+    def windows(self) -> Iterator[NodeWindow]:
+        """The windows that hold nodes, and these in them, by ascending number."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """The touched part of a disk's tree, and its root.
@@ -170,6 +193,78 @@ def joined(runs: Iterable[tuple[int, bytes]], size: int) -> tuple[Int64Array, Ha
     return np.repeat(first, count) + within, hashes
 
 
+class Growing:
+    """The touched nodes and the root, computed level by level in time of what changed.
+
+    Memory: a window of each level that is in work, and what the spools keep.
+
+    Args:
+        geometry: of the disk now; same leaf size, fan-out, hash and size as the base's.
+        leaves: the leaves that hold data and changed, and their hashes.
+        zeros: leaves that became zero, in leaf numbers, disjoint from `leaves`.
+        base: the disk before the change.
+        spool: makes an empty one.
+
+    Attributes:
+        top: the hash of the top node, when all of `levels` has been taken.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        leaves: NodeSpool,
+        zeros: Extents,
+        base: NodeSource,
+        spool: Callable[[], NodeSpool],
+    ) -> None:
+        self._geometry = geometry
+        self._leaves = leaves
+        self._zeros = zeros
+        self._base = base
+        self._spool = spool
+        self.top = b""
+
+    @property
+    def root(self) -> bytes:
+        """The hash that names the whole disk, when all of `levels` has been taken."""
+        return self._geometry.root(self.top)
+
+    def levels(self) -> Iterator[Level]:
+        """The touched nodes from level 1 up; of a level some at a time, by ascending number."""
+        geometry, below, spans = self._geometry, self._leaves, self._zeros
+        for level in range(1, geometry.height + 1):
+            above = self._spool()
+            for touched, current in _windows(geometry, level - 1, below, spans):
+                done = _raise(geometry, level, touched, current, self._base)
+                yield done
+                above.add(done.nodes, _node_hashes(geometry, done))
+            below = above
+            fan = geometry.fan_out
+            spans = Extents.normal(-(-spans.start // fan), spans.end // fan)
+        self.top = _top(geometry, below, spans, self._base)
+
+
+class _Held:
+    """The spool of a tree that fits into memory: all is one window."""
+
+    span = 1 << 62
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Int64Array, HashArray]] = []
+
+    def add(self, numbers: Int64Array, hashes: HashArray) -> None:
+        """Take nodes in."""
+        if len(numbers):
+            self._parts.append((numbers, hashes))
+
+    def windows(self) -> Iterator[NodeWindow]:
+        """All of them."""
+        if self._parts:
+            numbers = np.concatenate([part[0] for part in self._parts])
+            order = np.argsort(numbers, kind="stable")
+            yield 0, numbers[order], np.concatenate([part[1] for part in self._parts])[order]
+
+
 def build(
     geometry: Geometry, leaves: Int64Array, hashes: HashArray, zeros: Extents, base: NodeSource
 ) -> Tree:
@@ -182,37 +277,45 @@ def build(
         zeros: leaves that became zero, in leaf numbers, disjoint from `leaves`.
         base: the disk before the change.
     """
-    touched, current, spans = leaves, hashes, zeros
-    levels = []
-    for level in range(1, geometry.height + 1):
-        touched, current, spans = _edges(geometry, level - 1, touched, current, spans)
-        if len(touched) == 0:
-            continue
-        done = _raise(geometry, level, touched, current, base)
-        levels.append(done)
-        touched, current = done.nodes, _node_hashes(geometry, done)
-    top = _top(geometry, touched, current, spans, base)
-    return Tree(tuple(levels), top, geometry.root(top))
+    held = _Held()
+    held.add(leaves, hashes)
+    growing = Growing(geometry, held, zeros, base, _Held)
+    levels = tuple(growing.levels())
+    return Tree(levels, growing.top, growing.root)
 
 
-def _edges(
-    geometry: Geometry, level: int, touched: Int64Array, current: HashArray, spans: Extents
-) -> tuple[Int64Array, HashArray, Extents]:
-    """Move to the parents' level what of the zero spans fills whole parents; name the rest.
+def _windows(
+    geometry: Geometry, level: int, spool: NodeSpool, spans: Extents
+) -> Iterator[tuple[Int64Array, HashArray]]:
+    """The touched nodes of a level, window by window, the ragged ends of zero spans among them.
 
-    Returns the touched nodes of `level` with the spans' ragged ends among them, and the spans in
-    units of the level above.
+    A span's ragged ends are those of its nodes whose parents it does not fill.
     """
+    none = np.empty(0, np.int64), np.empty((0, geometry.algorithm.size), np.uint8)
+    ends = np.concatenate((spans.start, spans.end - 1)) // spool.span
+    edges = ((number, *none) for number in np.unique(ends).tolist())
+    merged = heapq.merge(spool.windows(), edges, key=lambda window: window[0])
+    for number, same in itertools.groupby(merged, key=lambda window: window[0]):
+        _, touched, current = next(same)
+        inside = spans.clip(number * spool.span, (number + 1) * spool.span)
+        touched, current = _with_ragged(geometry, level, touched, current, inside)
+        if len(touched):
+            yield touched, current
+
+
+def _with_ragged(
+    geometry: Geometry, level: int, touched: Int64Array, current: HashArray, spans: Extents
+) -> tuple[Int64Array, HashArray]:
     fan = geometry.fan_out
-    middle = Extents.normal(-(-spans.start // fan), spans.end // fan)
-    ragged = spans.subtract(Extents(middle.start * fan, middle.end * fan))
+    filled = Extents.normal(-(-spans.start // fan) * fan, spans.end // fan * fan)
+    ragged = spans.subtract(filled)
     if len(ragged) == 0:
-        return touched, current, middle
+        return touched, current
     ends, _ = ragged.split(1)
     number = np.concatenate((touched, ends))
     value = np.concatenate((current, geometry.zero_hashes(level, len(ends))))
     order = np.argsort(number, kind="stable")
-    return number[order], value[order], middle
+    return number[order], value[order]
 
 
 def _raise(
@@ -235,11 +338,9 @@ def _node_hashes(geometry: Geometry, level: Level) -> HashArray:
     return np.frombuffer(digests, np.uint8).reshape(-1, geometry.algorithm.size)
 
 
-def _top(
-    geometry: Geometry, touched: Int64Array, current: HashArray, spans: Extents, base: NodeSource
-) -> bytes:
+def _top(geometry: Geometry, tops: NodeSpool, spans: Extents, base: NodeSource) -> bytes:
     """The hash of the top node: touched, zeroed as a whole, or unchanged."""
-    if len(touched):
+    for _, _, current in tops.windows():
         return bytes(current[0].tobytes())
     if len(spans):
         return geometry.zeros[geometry.height]

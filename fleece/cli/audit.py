@@ -19,11 +19,12 @@ def audit(
     disks: list[str],
     scratch: str | None,
     scratch_limit: str | None,
+    fleecing: str,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece audit SOURCE STORE`."""
     place = fleece.FolderStore(store, secret)
-    with open_source(source, scratch, scratch_limit) as opened:
+    with open_source(source, scratch, scratch_limit, fleecing) as opened:
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "

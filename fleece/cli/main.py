@@ -13,6 +13,7 @@ from types import FrameType
 from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
 from fleece.cli.output import Output
+from fleece.cli.process import set_up_process
 from fleece.errors import ExitCode, FleeceError
 
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    set_up_process()
     try:
         options = vars(parser().parse_args(argv))
         options.pop("machine")
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             files = options.pop("key_file"), options.pop("passphrase_file")
             options["secret"] = secret_of(*files, os.environ)
+        if options.pop("nice", False):
+            from fleece.cli.priority import step_back
+
+            step_back()
         module, _, function = options.pop("verb").partition(":")
         run = getattr(importlib.import_module(f"fleece.cli.{module}"), function)
         run(output, cancel, **options)

@@ -16,14 +16,18 @@ from fleece.errors import UsageError
 
 
 def open_source(
-    text: str, scratch: str | None, scratch_limit: str | None = None
+    text: str,
+    scratch: str | None,
+    scratch_limit: str | None = None,
+    fleecing: str = fleece.Fleecing.CLASSIC,
 ) -> fleece.QemuSource:
     """The source that a command line names."""
     kind, _, place = text.partition(":")
     if kind != "qmp" or not place:
         raise UsageError("a source is written qmp:SOCKET", where=text)
     limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
-    return fleece.QemuSource(place, None if scratch is None else Path(scratch), limit)
+    folder = None if scratch is None else Path(scratch)
+    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing))
 
 
 def _bytes(option: str, text: str) -> int:
@@ -48,6 +52,10 @@ def backup(
     require_freeze: bool,
     audit: float,
     scratch_limit: str | None,
+    fleecing: str,
+    transport: str,
+    jobs: int | None,
+    rate: str | None,
     resume: bool,
     hash_name: str | None,
     encrypt: bool,
@@ -55,7 +63,17 @@ def backup(
     stream: str | None,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
-    options = fleece.BackupOptions(fleece.ModeWish(mode), guest, tuple(disks), resume=resume)
+    options = fleece.BackupOptions(
+        fleece.ModeWish(mode),
+        guest,
+        tuple(disks),
+        audit=audit,
+        resume=resume,
+        transport=fleece.TransportWish(transport),
+        rate=None if rate is None else _bytes("--rate", rate),
+    )
+    if jobs is not None:
+        options = replace(options, workers=jobs)
     if level is not None:
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
@@ -64,11 +82,10 @@ def backup(
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
     elif require_freeze:
         raise UsageError("--require-freeze goes with --guest-agent")
-    options = replace(options, audit=audit)
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(data_output("a delta")) if stream else None
-        opened = stack.enter_context(open_source(source, scratch, scratch_limit))
+        opened = stack.enter_context(open_source(source, scratch, scratch_limit, fleecing))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from fleece.delta.layout import INDEX_ROW, Kind
+from fleece.delta.layout import INDEX_ROW, Kind, Tag
 from fleece.delta.pages import IndexRows
 from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
 from fleece.tree import Geometry, HashArray
+
+_RECORDS = 1 << 18
+"""Records whose map is made at a time; it takes some ten MiB."""
+
+_CELL = 1 << 30
+"""Bytes of disk that are mapped at a time at least."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,48 @@ class Chain:
                 "parts of the disk are in none of its deltas", where=self.deltas[0].path
             )
         return picture
+
+    def maps(self) -> Iterator[ChainMap]:
+        """The merged map, a part of the disk at a time: memory does not follow the disk's size.
+
+        Raises:
+            DeltaError: a part of the disk is in no delta.
+        """
+        for low, high in steps(self.deltas):
+            yield self.map(low, high)
+
+
+def steps(deltas: Sequence[DeltaReader]) -> Iterator[tuple[int, int]]:
+    """Parts `[start, end)` of the disk, in bytes, that hold a bounded number of records each.
+
+    It is told from the directories alone, taking records as evenly spread within an index page.
+    """
+    size = deltas[0].geometry.size
+    cells = np.arange(0, size, _CELL)
+    before = _records_before(deltas, cells)
+    start = 0
+    while start < size:
+        most = before[start // _CELL] + _RECORDS
+        following = int(np.searchsorted(before, most, side="right")) * _CELL
+        end = min(max(following - _CELL, start + _CELL), size)
+        if following >= size:
+            end = size
+        yield start, end
+        start = end
+
+
+def _records_before(deltas: Sequence[DeltaReader], at: Int64Array) -> npt.NDArray[np.float64]:
+    """float64[n]: about how many records of all deltas begin before places of the disk."""
+    listed = [page for delta in deltas for page in delta.pages if page.tag is Tag.INDEX]
+    if not listed:
+        return np.zeros(len(at))
+    first = np.array([page.first for page in listed], np.int64)
+    behind = np.array([page.last for page in listed], np.int64) + 1
+    rate = np.array([page.count for page in listed], np.float64) / np.maximum(behind - first, 1)
+    edges, which = np.unique(np.concatenate((first, behind)), return_inverse=True)
+    slope = np.cumsum(np.bincount(which, np.concatenate((rate, -rate)), len(edges)))
+    count = np.concatenate(([0.0], np.cumsum(slope[:-1] * np.diff(edges))))
+    return np.interp(at, edges, count)
 
 
 def overlay(deltas: Sequence[DeltaReader], wanted: Extents) -> ChainMap:

@@ -6,19 +6,26 @@ the footer against what it saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fleece.delta import record
-from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
-from fleece.delta.pages import Page
+from fleece.delta.layout import Kind, Tag, own_hash
+from fleece.delta.pages import Page, in_batches
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
+from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError
 from fleece.extents import Extents
-from fleece.tree import NodeSource, build, joined
+from fleece.tree import Growing, NodeSource
+
+_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,8 @@ class Walk:
     def __init__(self, delta: DeltaReader, *, keep_leaves: bool = True) -> None:
         self._delta = delta
         self._keep_leaves = keep_leaves
-        self._rows: list[tuple[int, int, int, int, int]] = []
-        self._leaves: list[tuple[int, bytes]] = []
+        self._rows = RowSpool(delta.geometry.leaf_size)
+        self._leaves = HashSpool(delta.geometry.algorithm.size)
         self._end = (
             min(page.position for page in delta.pages)
             if delta.pages
@@ -78,9 +85,10 @@ class Walk:
             raise DeltaError("the records do not end where they must", where=delta.path)
 
     def _note(self, found: Record, position: int) -> None:
-        self._rows.append((found.offset, found.length, position, found.frame_length, found.kind))
+        self._rows.add(found.offset, found.length, position, found.frame_length, found.kind)
         if found.kind is Kind.DATA and self._keep_leaves:
-            self._leaves.append((found.offset // self._delta.geometry.leaf_size, found.leaves))
+            first = found.offset // self._delta.geometry.leaf_size
+            self._leaves.add_run(first, found.leaves)
 
     def finish(self, base: NodeSource) -> None:
         """Hold index, tree, counts and root against the records.
@@ -93,10 +101,11 @@ class Walk:
         """
         self.check_layout()
         delta, last = self._delta, self._delta.footer
-        rows = delta.rows()
-        data = rows[rows["kind"] == Kind.DATA]
-        zeros = delta.extents(Kind.ZERO)
-        counts = int(data["length"].sum()), zeros.total, int(rows["frame_length"].sum())
+        data = frames = 0
+        for rows in delta.index():
+            data += int(rows["length"][rows["kind"] == Kind.DATA].sum())
+            frames += int(rows["frame_length"].sum())
+        counts = data, delta.extents(Kind.ZERO).total, frames
         if counts != (last.data_bytes, last.zero_bytes, last.frame_bytes):
             raise DeltaError("the footer's counts are not what the records say", where=delta.path)
         if delta.header.parent is None and delta.extents() != Extents.whole(delta.geometry.size):
@@ -109,9 +118,10 @@ class Walk:
         Raises:
             DeltaError: it is not so.
         """
-        rows = np.array(self._rows, INDEX_ROW)
-        rows.sort(order="offset")
-        if not np.array_equal(rows, self._delta.rows()) or self._delta.footer.records != len(rows):
+        same = _same(
+            ((rows,) for rows in part) for part in (self._rows.parts(), self._delta.index())
+        )
+        if not same or self._delta.footer.records != len(self._rows):
             raise DeltaError("the index is not what the records say", where=self._delta.path)
         position = self._end
         for page in self._delta.pages:
@@ -122,23 +132,31 @@ class Walk:
             raise DeltaError("bytes before the directory", where=self._delta.path)
 
     def _check_tree(self, base: NodeSource) -> None:
-        delta = self._delta
-        numbers, hashes = joined(self._leaves, delta.geometry.algorithm.size)
-        tree = build(delta.geometry, numbers, hashes, delta.zero_leaves, base)
-        if tree.root != delta.footer.root:
-            raise DeltaError(
-                "the root is not what the records and the parent give", where=delta.path
-            )
+        delta, shape = self._delta, self._delta.geometry
+        spool = functools.partial(HashSpool, shape.algorithm.size)
+        tree = Growing(shape, self._leaves, delta.zero_leaves, base, spool)
         held: dict[int, list[Page]] = {}
         for page in delta.pages:
             if page.tag is Tag.TREE:
                 held.setdefault(page.level, []).append(page)
-        if sorted(held) != [level.level for level in tree.levels]:
-            raise DeltaError("the tree has the wrong levels", where=delta.path)
-        for level in tree.levels:
-            stored = [delta.tree_page(page) for page in held[level.level]]
-            same = np.array_equal(np.concatenate([part.nodes for part in stored]), level.nodes)
-            if not same or not np.array_equal(
-                np.concatenate([part.children for part in stored]), level.children
-            ):
-                raise DeltaError("the tree is not what the records give", where=delta.path)
+        same = True
+        for number, parts in itertools.groupby(tree.levels(), key=lambda part: part.level):
+            stored = (delta.tree_page(page) for page in held.pop(number, []))
+            pairs = (((p.nodes, p.children) for p in side) for side in (parts, stored))
+            same = same and _same(pairs)
+        if tree.root != delta.footer.root:
+            raise DeltaError(
+                "the root is not what the records and the parent give", where=delta.path
+            )
+        if held or not same:
+            raise DeltaError("the tree is not what the records give", where=delta.path)
+
+
+def _same(sides: Iterable[Iterator[tuple[npt.NDArray[Any], ...]]]) -> bool:
+    """Whether two series of arrays hold the same rows, however they are cut."""
+    for one, other in itertools.zip_longest(*(in_batches(side, _BATCH) for side in sides)):
+        if one is None or other is None:
+            return False
+        if not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True)):
+            return False
+    return True

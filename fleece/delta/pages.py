@@ -6,9 +6,11 @@ needed, and each is checked against the directory's hash of it.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,25 +95,53 @@ class PageTable:
         return np.searchsorted(self._first, keys, side="right") - 1
 
 
-def tree_pages(levels: tuple[Level, ...], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
-    """TREE frames with their directory rows (`position` 0 until they are written)."""
+def tree_pages(levels: Iterable[Level], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
+    """TREE frames with their directory rows (`position` 0 until they are written).
+
+    Args:
+        levels: nodes in order, levels from 1 up, of a level any number at a time.
+        geometry: of the disk.
+    """
     width = 8 + geometry.fan_out * geometry.algorithm.size
     most = min(TREE_PAGE_NODES, MAX_PAGE // 2 // width)
-    for level in levels:
-        for at in range(0, len(level.nodes), most):
-            nodes = level.nodes[at : at + most]
-            children = level.children[at : at + most]
-            body = _COUNT.pack(level.level, len(nodes)) + nodes.astype("<u8").tobytes()
+    for level, parts in itertools.groupby(levels, key=lambda part: part.level):
+        pairs = ((part.nodes, part.children) for part in parts)
+        for nodes, children in in_batches(pairs, most):
+            body = _COUNT.pack(level, len(nodes)) + nodes.astype("<u8").tobytes()
             frame = seal(Tag.TREE, body + children.tobytes(), geometry.algorithm)
-            yield frame, _page(Tag.TREE, level.level, nodes, frame, geometry)
+            yield frame, _page(Tag.TREE, level, nodes, frame, geometry)
 
 
-def index_pages(rows: IndexRows, geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
-    """INDEX frames with their directory rows, of rows sorted by offset."""
-    for at in range(0, len(rows), INDEX_PAGE_ROWS):
-        part = rows[at : at + INDEX_PAGE_ROWS]
+def index_pages(parts: Iterable[IndexRows], geometry: Geometry) -> Iterator[tuple[bytes, Page]]:
+    """INDEX frames with their directory rows, of rows by ascending offset, some at a time."""
+    for (part,) in in_batches(((rows,) for rows in parts), INDEX_PAGE_ROWS):
         frame = seal(Tag.INDEX, _COUNT.pack(0, len(part)) + part.tobytes(), geometry.algorithm)
         yield frame, _page(Tag.INDEX, 0, part["offset"], frame, geometry)
+
+
+def in_batches(
+    parts: Iterable[tuple[npt.NDArray[Any], ...]], most: int
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """The same rows in the same order, `most` at a time, and what is left at the end.
+
+    Args:
+        parts: arrays of the same length that belong together, row by row; not empty.
+        most: rows in a batch.
+    """
+    waiting: list[tuple[npt.NDArray[Any], ...]] = []
+    count = 0
+    for part in parts:
+        waiting.append(part)
+        count += len(part[0])
+        if count >= most:
+            whole = tuple(np.concatenate(column) for column in zip(*waiting, strict=True))
+            for at in range(0, count - count % most, most):
+                yield tuple(column[at : at + most] for column in whole)
+            rest = tuple(column[count - count % most :] for column in whole)
+            count = len(rest[0])
+            waiting = [rest] if count else []
+    if count:
+        yield tuple(np.concatenate(column) for column in zip(*waiting, strict=True))
 
 
 def _page(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import zstandard
 
 from fleece.delta import record
 from fleece.delta.header import Header
-from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.layout import Kind, Tag, own_hash
 from fleece.delta.protection import Frames
 from fleece.delta.reader import RecordFile
+from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError
-from fleece.extents import Extents
+from fleece.extents import Extents, Gathering
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Proven:
         header_hash, last_record: own hashes of the header, and of the last record (of the header
             if there is none).
         end: bytes of the file; nothing behind them is believed.
-        rows: as in the index (`layout.INDEX_ROW`), in the order of the file.
-        leaves: (number of the first leaf, hashes of its leaves joined) of each data record.
+        rows: of all its records.
+        leaves: the hashes of all leaves in data records.
+        data, zeros: the ranges of the disk that its records hold.
+        frame_bytes: of all its zstd frames.
     """
 
     head: Header
@@ -35,16 +37,15 @@ class Proven:
     header_hash: bytes
     last_record: bytes
     end: int
-    rows: tuple[tuple[int, int, int, int, int], ...]
-    leaves: tuple[tuple[int, bytes], ...]
+    rows: RowSpool
+    leaves: HashSpool
+    data: Extents
+    zeros: Extents
+    frame_bytes: int
 
-    def extents(self, kind: Kind | None = None) -> Extents:
-        """The ranges of the disk that its records hold, of one kind or of both."""
-        rows = np.array(list(self.rows), INDEX_ROW)
-        if kind is not None:
-            rows = rows[rows["kind"] == kind]
-        start = rows["offset"].astype(np.int64)
-        return Extents.normal(start, start + rows["length"].astype(np.int64))
+    def extents(self) -> Extents:
+        """The ranges of the disk that its records hold, of both kinds."""
+        return self.data.union(self.zeros)
 
 
 class PartialDelta(RecordFile):
@@ -63,8 +64,9 @@ class PartialDelta(RecordFile):
         What ends a finished delta is not a record: it ends this walk too.
         """
         size, overhead = self.geometry.leaf_size, self.frames.overhead
-        rows: list[tuple[int, int, int, int, int]] = []
-        leaves: list[tuple[int, bytes]] = []
+        rows, leaves = RowSpool(size), HashSpool(self.geometry.algorithm.size)
+        data, zeros = Gathering(), Gathering()
+        frame_bytes = 0
         position, previous = self.records_start, self._header_hash
         context = zstandard.ZstdDecompressor()
         while position < self.length:
@@ -73,9 +75,12 @@ class PartialDelta(RecordFile):
                 found = self._checked(packed, position, len(rows), previous, context)
             except DeltaError:
                 break
-            rows.append((found.offset, found.length, position, found.frame_length, found.kind))
+            rows.add(found.offset, found.length, position, found.frame_length, found.kind)
+            held = data if found.kind is Kind.DATA else zeros
+            held.add(found.offset, found.offset + found.length)
+            frame_bytes += found.frame_length
             if found.kind is Kind.DATA:
-                leaves.append((found.offset // size, found.leaves))
+                leaves.add_run(found.offset // size, found.leaves)
             position += len(packed) + overhead
             position += found.frame_length + overhead if found.kind is Kind.DATA else 0
             previous = own_hash(packed, self.geometry.algorithm)
@@ -85,8 +90,11 @@ class PartialDelta(RecordFile):
             self._header_hash,
             previous,
             position,
-            tuple(rows),
-            tuple(leaves),
+            rows,
+            leaves,
+            data.extents(),
+            zeros.extents(),
+            frame_bytes,
         )
 
     def _checked(

@@ -398,11 +398,12 @@ class DeltaReader(RecordFile):
 
     def extents(self, kind: Kind | None = None) -> Extents:
         """The ranges of the disk that the delta holds, of one kind or of both."""
-        rows = self.rows()
-        if kind is not None:
-            rows = rows[rows["kind"] == kind]
-        start = rows["offset"].astype(np.int64)
-        return Extents.normal(start, start + rows["length"].astype(np.int64))
+        parts = []
+        for rows in self.index():
+            mine = rows if kind is None else rows[rows["kind"] == kind]
+            start = mine["offset"].astype(np.int64)
+            parts.append(Extents.normal(start, start + mine["length"].astype(np.int64)))
+        return Extents.joined(parts)
 
     def nodes(self, level: int, wanted: Int64Array) -> tuple[Int64Array, HashArray]:
         """The tree nodes of `level` that this delta holds, among those wanted (ascending).

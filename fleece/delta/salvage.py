@@ -155,7 +155,7 @@ def write_salvaged(
     index = sorted_rows(
         rows, ranges(survey.lost, Kind.LOST), ranges(survey.uncertain, Kind.UNCERTAIN)
     )
-    listed += [_placed(made, page, frame) for frame, page in pages.index_pages(index, geometry)]
+    listed += [_placed(made, page, frame) for frame, page in pages.index_pages([index], geometry)]
     directory = pages.pack_directory(listed, geometry)
     nothing = bytes(geometry.algorithm.size)
     end = footer.Footer(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import INDEX_ROW, Kind, Tag, own_hash
+from fleece.delta.layout import Kind, Tag, own_hash
 from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection, begin
 from fleece.delta.sink import Appender, Sink
+from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError, UsageError
-from fleece.extents import Extents
-from fleece.tree import NodeSource, build, joined
+from fleece.extents import Extents, Gathering
+from fleece.tree import Growing, NodeSource
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,13 @@ class DeltaWriter:
         self._geometry = head.geometry
         self._base = base
         self._lock = threading.Lock()
-        self._rows: list[tuple[int, int, int, int, int]] = []
-        self._leaves: list[tuple[int, bytes]] = []
-        self._zeros: list[tuple[int, int]] = []
+        self._rows = RowSpool(self._geometry.leaf_size)
+        self._leaves = HashSpool(self._geometry.algorithm.size)
+        self._zeros = Gathering()
+        self._stored_zeros = Extents.empty()
+        self._data_bytes = self._frame_bytes = 0
         if head.algorithm.keyed != (protection is not None and protection.keyed):
             raise UsageError("keyed hashes and a key go together", where=head.disk)
-        self._stored_zeros = Extents.empty()
         if proven is None:
             frame = header.pack(head)
             self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
@@ -81,9 +86,9 @@ class DeltaWriter:
 
     def _go_on(self, proven: Proven) -> None:
         self._header_hash, self._last = proven.header_hash, proven.last_record
-        self._rows += proven.rows
-        self._leaves += proven.leaves
-        self._stored_zeros = proven.extents(Kind.ZERO)
+        self._rows, self._leaves = proven.rows, proven.leaves
+        self._stored_zeros = proven.zeros
+        self._data_bytes, self._frame_bytes = proven.data.total, proven.frame_bytes
 
     @property
     def stored_bytes(self) -> int:
@@ -97,17 +102,19 @@ class DeltaWriter:
         with self._lock:
             self._record(Kind.DATA, offset, length, leaves, len(frame), digest)
             self._out.store(stored)
-            self._leaves.append((offset // self._geometry.leaf_size, leaves))
+            self._leaves.add_run(offset // self._geometry.leaf_size, leaves)
+            self._data_bytes += length
+            self._frame_bytes += len(frame)
 
     def zero(self, offset: int, length: int) -> None:
         """Note that a range of whole leaves (or up to the disk's end) reads as zeros."""
         with self._lock:
-            self._zeros.append((offset, offset + length))
+            self._zeros.add(offset, offset + length)
 
     def finish(self) -> Summary:
         """Write zero records, tree, index, directory and footer. The caller makes them durable."""
         with self._lock:
-            zeros = Extents.of(self._zeros)
+            zeros = self._zeros.extents()
             nothing = bytes(self._geometry.algorithm.size)
             for start, end in zeros:
                 self._record(Kind.ZERO, start, end - start, b"", 0, nothing)
@@ -115,36 +122,38 @@ class DeltaWriter:
 
     def _close(self, zeros: Extents) -> Summary:
         geometry = self._geometry
-        rows = np.array(self._rows, INDEX_ROW)
-        rows.sort(order="offset")
-        if np.any(rows["offset"][1:] < (rows["offset"] + rows["length"])[:-1]):
-            raise DeltaError("a range of the disk was written twice", where=self._head.disk)
-        numbers, hashes = joined(self._leaves, geometry.algorithm.size)
         spans = Extents(zeros.start // geometry.leaf_size, -(-zeros.end // geometry.leaf_size))
-        tree = build(geometry, numbers, hashes, spans, self._base)
+        spool = functools.partial(HashSpool, geometry.algorithm.size)
+        tree = Growing(geometry, self._leaves, spans, self._base, spool)
         listed = []
-        for frame, page in (
-            *pages.tree_pages(tree.levels, geometry),
-            *pages.index_pages(rows, geometry),
+        for frame, page in itertools.chain(
+            pages.tree_pages(tree.levels(), geometry),
+            pages.index_pages(self._disjoint_rows(), geometry),
         ):
             listed.append(dataclasses.replace(page, position=self._out.position))
             self._out.frame(page.tag, frame)
-        data_bytes = int(rows["length"][rows["kind"] == Kind.DATA].sum())
-        self._end(
-            pages.pack_directory(listed, geometry), data_bytes, zeros.total, tree.top, tree.root
-        )
-        return Summary(tree.root, data_bytes, zeros.total, self._out.position)
+        self._end(pages.pack_directory(listed, geometry), zeros.total, tree.top, tree.root)
+        return Summary(tree.root, self._data_bytes, zeros.total, self._out.position)
 
-    def _end(self, directory: bytes, data: int, zero: int, top: bytes, root: bytes) -> None:
+    def _disjoint_rows(self) -> Iterator[pages.IndexRows]:
+        before = 0
+        for rows in self._rows.parts():
+            end = rows["offset"] + rows["length"]
+            if int(rows["offset"][0]) < before or np.any(rows["offset"][1:] < end[:-1]):
+                raise DeltaError("a range of the disk was written twice", where=self._head.disk)
+            before = int(end[-1])
+            yield rows
+
+    def _end(self, directory: bytes, zero: int, top: bytes, root: bytes) -> None:
         algorithm = self._geometry.algorithm
         last = footer.Footer(
             file_id=self._head.file_id,
             directory_position=self._out.position,
             directory_length=len(directory),
             records=len(self._rows),
-            data_bytes=data,
+            data_bytes=self._data_bytes,
             zero_bytes=zero,
-            frame_bytes=sum(row[3] for row in self._rows),
+            frame_bytes=self._frame_bytes,
             header_hash=self._header_hash,
             last_record=self._last,
             directory_hash=own_hash(directory, algorithm),
@@ -175,4 +184,4 @@ class DeltaWriter:
         )
         self._out.frame(Tag.RECORD, packed)
         self._last = own_hash(packed, self._geometry.algorithm)
-        self._rows.append((offset, length, position, frame_length, kind))
+        self._rows.add(offset, length, position, frame_length, kind)

@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import numpy as np
-
 from fleece.errors import FleeceError, SourceError
-from fleece.extents import Extents, Int64Array
-from fleece.nbd.connection import BASE_ALLOCATION, STATE_ZERO, Connection, ConnectionLost
-from fleece.nbd.status import flagged
+from fleece.extents import Extents
+from fleece.nbd.connection import (
+    BASE_ALLOCATION,
+    STATE_DIRTY,
+    STATE_ZERO,
+    Connection,
+    ConnectionLost,
+)
+from fleece.nbd.status import flagged, flagged_ahead
+from fleece.pace import Pace
 
 _WAITS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each new attempt of a read whose connection was lost."""
@@ -26,13 +31,23 @@ class NbdDisk:
     Args:
         uri: of the export.
         failure: the family of errors about this disk.
+        unit: no request to read may cross a multiple of it, and no zero status is asked; None: any.
+        pace: that reads keep.
 
     Raises:
         FleeceError: of that family; it cannot be reached.
     """
 
-    def __init__(self, uri: str, failure: type[FleeceError] = SourceError) -> None:
+    def __init__(
+        self,
+        uri: str,
+        failure: type[FleeceError] = SourceError,
+        unit: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.where = uri
+        self.unit = unit
+        self.pace = pace
         self._failure = failure
         with self._connected() as connection:
             self.size = connection.size
@@ -88,30 +103,45 @@ class NbdDisk:
 
     def zero_extents(self, within: Extents) -> Extents:
         """What `base:allocation` says reads as zeros; nothing if the server lacks it."""
-        return self.flagged(BASE_ALLOCATION, STATE_ZERO, within) or Extents.empty()
+        if self.unit is not None:
+            return Extents.empty()
 
-    def flagged(self, context: str, mask: int, within: Extents) -> Extents | None:
-        """The parts of `within` whose flags in a meta context have a bit of `mask`.
+        def ask(connection: Connection) -> Extents:
+            masks = {BASE_ALLOCATION: STATE_ZERO}
+            found = [
+                flagged(connection, start, end, masks)[BASE_ALLOCATION] for start, end in within
+            ]
+            return Extents.joined(found)
 
-        Asks on a connection that negotiates this context alone: its cost then is its own, and an
-        error in it cannot take another one down. None if the server lacks the context.
+        return self._asked(BASE_ALLOCATION, within, ask) or Extents.empty()
+
+    def dirty_extents(self, context: str, within: Extents) -> Extents | None:
+        """The parts of `within` that a dirty bitmap's meta context calls dirty.
+
+        None if the server lacks the context.
+        """
+
+        def ask(connection: Connection) -> Extents:
+            return flagged_ahead(connection, within, context, STATE_DIRTY)
+
+        return self._asked(context, within, ask)
+
+    def _asked(
+        self, context: str, within: Extents, ask: Callable[[Connection], Extents]
+    ) -> Extents | None:
+        """Ask on a connection that negotiates this context alone.
+
+        Its cost then is its own, and an error in it cannot take another one down.
         """
         if len(within) == 0:
             return within
-        with self.errors():
-            return patiently(lambda: self._flagged(context, mask, within))
 
-    def _flagged(self, context: str, mask: int, within: Extents) -> Extents | None:
-        starts: list[Int64Array] = []
-        ends: list[Int64Array] = []
-        with Connection(self.where, (context,)) as connection:
-            if not connection.contexts:
-                return None
-            for start, end in within:
-                found = flagged(connection, start, end, {context: mask})[context]
-                starts.append(found.start)
-                ends.append(found.end)
-        return Extents.normal(np.concatenate(starts), np.concatenate(ends))
+        def work() -> Extents | None:
+            with Connection(self.where, (context,)) as connection:
+                return ask(connection) if connection.contexts else None
+
+        with self.errors():
+            return patiently(work)
 
 
 class _PatientReader:
@@ -127,14 +157,21 @@ class _PatientReader:
         Raises:
             FleeceError: of the disk's family; the read failed, or the export is gone.
         """
-        with self._disk.errors():
-            return patiently(lambda: self._read(offset, length))
+        if self._disk.pace is not None:
+            self._disk.pace.take(length)
+        try:
+            return self._read(offset, length)
+        except SourceError as error:
+            with self._disk.errors():
+                if not isinstance(error, ConnectionLost):
+                    raise
+                return patiently(lambda: self._read(offset, length))
 
     def _read(self, offset: int, length: int) -> bytearray:
         connection = self._connection or self._disk.open()
         self._connection = connection
         try:
-            return connection.read(offset, length)
+            return connection.read(offset, length, self._disk.unit)
         except ConnectionLost:
             self.close()
             raise

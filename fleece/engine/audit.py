@@ -12,6 +12,7 @@ from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.engine.copy import dirty_leaves, open_export
 from fleece.engine.decide import Auditable, auditable
+from fleece.engine.lost import reads_of
 from fleece.engine.pool import Counter
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.errors import StoreError
@@ -95,7 +96,9 @@ def audit(
                 total = sum(job.clean.total for job in jobs)
                 counter = Counter(listener, events.Phase.AUDIT, guest, total)
                 try:
-                    compare_clean(jobs, 1.0, counter, cancel or CancelToken(), watch=living.watch)
+                    with reads_of(living):
+                        stop = cancel or CancelToken()
+                        compare_clean(jobs, 1.0, counter, stop, watch=living.watch)
                 finally:
                     distrust(store, chain, jobs)
                 living.check()

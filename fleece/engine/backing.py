@@ -61,7 +61,7 @@ def restore_as_chain(
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target)) as folder:
-        size, picture = chain.geometry.size, chain.map()
+        size = chain.geometry.size
         if size % 512:
             raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
         total = sum(delta.footer.data_bytes for delta in chain.deltas)
@@ -73,13 +73,12 @@ def restore_as_chain(
             _create(path, backing, size)
             with served_image(str(path), "qcow2", writable=True, failure=TargetError) as uri:
                 image = NbdDisk(uri, TargetError)
-                mine = _held_by(chain, owner)
                 if backing is not None:
-                    write_zeros(mine, image, cancel)
-                write_chain(chain, mine, image, counter, cancel)
+                    write_zeros(_held_by(chain, owner), image, cancel)
+                write_chain(chain, _held_by(chain, owner), image, counter, cancel)
                 image.flush()
                 if owner == 0:
-                    check_unread(chain, picture, cancel)
+                    check_unread(chain, chain.maps(), cancel)
                     prove(Part(image, size), chain, entry, listener, cancel)
             _judge(path)
             sync(path)
@@ -89,13 +88,15 @@ def restore_as_chain(
     )
 
 
-def _held_by(chain: Chain, owner: int) -> ChainMap:
-    """The map of all that one delta of a chain holds, covered by newer ones or not."""
-    rows = tuple(delta.rows() for delta in chain.deltas)
-    start = rows[owner]["offset"].astype(np.int64)
-    end = start + rows[owner]["length"].astype(np.int64)
-    number = np.full(len(start), owner, np.int32)
-    return ChainMap(start, end, number, np.arange(len(start)), rows)
+def _held_by(chain: Chain, owner: int) -> Iterator[ChainMap]:
+    """Maps of all that one delta of a chain holds, covered by newer ones or not."""
+    for rows in chain.deltas[owner].index():
+        start = rows["offset"].astype(np.int64)
+        end = start + rows["length"].astype(np.int64)
+        number = np.full(len(start), owner, np.int32)
+        others = [rows[:0]] * len(chain.deltas)
+        others[owner] = rows
+        yield ChainMap(start, end, number, np.arange(len(start)), tuple(others))
 
 
 @contextlib.contextmanager

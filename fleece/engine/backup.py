@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import secrets
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from fleece import events
@@ -17,18 +18,25 @@ from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, decide
+from fleece.engine.lost import reads_of
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
+from fleece.engine.push import PushJob, push_all
+from fleece.engine.reclaim import Reclaim, never_read
 from fleece.engine.resume import Asked, find_begun
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
-from fleece.engine.taken import Stream, Taken, copy_job, disk_result
+from fleece.engine.taken import Stream, Taken, copy_job, disk_result, push_job
+from fleece.engine.transport import choose
 from fleece.errors import SourceError, StoreError, UsageError
 from fleece.extents import Extents
-from fleece.source.base import Export, Point
+from fleece.pace import Pace
+from fleece.source.base import Export, Point, Transport
 from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.qemu.plan import GRANULARITY
+from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import FolderStore, PartialPoint, UnfinishedPoint
+from fleece.store.folder import DeltaFile, FolderStore, PartialPoint, UnfinishedPoint
 from fleece.version import VERSION
 
 
@@ -66,7 +74,11 @@ def backup(
         raise UsageError("the guest's name must be printable, of 1024 characters at most")
     if not 0 <= options.audit <= 1:
         raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
+    if options.workers < 1 or (options.rate is not None and options.rate < 1):
+        raise UsageError("without a thread, or at a rate of 0, no backup ends")
     with store.locked(guest):
+        for removed in source.let_go():
+            listener(events.Leftover(removed.kind, removed.item))
         if options.agent is not None and options.agent.thaw_left():
             listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
@@ -112,6 +124,7 @@ class _Run:
         self._chain = chain
         self._listener = listener
         self._cancel = cancel
+        self._pace = None if options.rate is None else Pace(options.rate, cancel)
 
     def execute(self) -> BackupResult:
         """Do it."""
@@ -137,6 +150,7 @@ class _Run:
             tuple(results),
             freeze.frozen,
             taken.left is not None,
+            Transport.PULL if taken.living.push is None else Transport.PUSH,
         )
 
     @contextlib.contextmanager
@@ -188,16 +202,47 @@ class _Run:
                 hint="choose one with --disk",
             )
         decisions = tuple(self._decide(disk) for disk in disks)
+        chosen = choose(self._source, self._options.transport, disks)
+        if chosen.transport is Transport.PUSH:
+            decisions = self._pushed(decisions, chosen.reason)
         self._tell_plan(decisions)
         self._cancel.check()
         ref = self._new_point(decisions)
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
-        point = self._source.point(self._chain, ref.sequence, ref.id, wanted, self._options.agent)
+        point = self._source.point(
+            self._chain,
+            ref.sequence,
+            ref.id,
+            wanted,
+            self._options.agent,
+            transport=chosen.transport,
+        )
         living = stack.enter_context(point)
         self._listener(events.PointTaken(ref.id, tuple(disk.name for disk in disks)))
         for warning in living.warnings:
             self._listener(events.Warned(warning))
         return Taken(ref, decisions, living)
+
+    def _pushed(self, decisions: Sequence[Decision], reason: str | None) -> tuple[Decision, ...]:
+        """What is to be done if QEMU pushes.
+
+        QEMU knows only what changed since the newest point. For a differential all is pushed, and
+        what the full holds already is not stored.
+        """
+        if self._options.audit:
+            raise UsageError(
+                "an audit reads what did not change, and QEMU pushes only what did",
+                hint="leave --audit out, or choose --transport pull",
+            )
+        return tuple(
+            dataclasses.replace(
+                made,
+                reason=f"{made.reason}; {reason}",
+                bitmaps=None if made.mode is Mode.DIFFERENTIAL else made.bitmaps,
+                more_dirty=None,
+            )
+            for made in decisions
+        )
 
     def _decide(self, disk: GuestDisk) -> Decision:
         distrusted = self._store.distrusted(self._chain, disk.name)
@@ -226,7 +271,7 @@ class _Run:
             else self._store.resume(taken.left)
         )
         try:
-            results = self._copy(partial, taken)
+            results = self._fill(partial, taken)
             self._cancel.check()
             run_beside(partial.commit, taken.living.watch)
         except BaseException:
@@ -246,7 +291,7 @@ class _Run:
                     self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
 
     def _stream_point(self, output: Sink, taken: Taken) -> list[DiskResult]:
-        results = self._copy(Stream(output), taken)
+        results = self._fill(Stream(output), taken)
         self._listener(events.Streamed(taken.ref.id))
         return results
 
@@ -255,25 +300,64 @@ class _Run:
         stored = self._catalogue.of_guest(self._guest)
         return stored[-1].sequence if stored else point.sequence
 
-    def _copy(self, sinks: PartialPoint | Stream, taken: Taken) -> list[DiskResult]:
-        living = taken.living
+    def _fill(self, sinks: PartialPoint | Stream, taken: Taken) -> list[DiskResult]:
         with contextlib.ExitStack() as stack:
-            jobs, audits = self._jobs(sinks, taken, stack)
-            kept = sum(job.kept_bytes for job in jobs)
-            if taken.left is not None:
-                names = tuple(made.disk.name for made in taken.decisions)
-                self._listener(events.Resumed(taken.ref.id, taken.ref.time, names, kept))
-            total = kept + sum(job.dirty.total for job in jobs)
-            counter = Counter(self._listener, events.Phase.BACKUP, self._guest, total)
-            counter.done = kept
+            if taken.living.push is None:
+                return self._copy(sinks, taken, stack)
+            return self._push(sinks, taken, taken.living.push, stack)
+
+    def _copy(
+        self, sinks: PartialPoint | Stream, taken: Taken, stack: contextlib.ExitStack
+    ) -> list[DiskResult]:
+        living = taken.living
+        jobs, audits = self._jobs(sinks, taken, stack)
+        kept = sum(job.kept_bytes for job in jobs)
+        if taken.left is not None:
+            names = tuple(made.disk.name for made in taken.decisions)
+            self._listener(events.Resumed(taken.ref.id, taken.ref.time, names, kept))
+        counter = self._counter(kept + sum(job.dirty.total for job in jobs))
+        counter.done = kept
+        with reads_of(living):
             copy_all(jobs, counter, self._cancel, self._options.workers, living.watch)
             self._audit(audits, living)
-            living.check()
-            refuse_differing(audits)
-            # The point is not needed any more, but the guest fills its scratch until it is closed.
-            finish = [job.writer.finish for job in jobs]
-            summaries = run_beside(lambda: [each() for each in finish], living.watch)
+        living.check()
+        refuse_differing(audits)
         audited = {job.name: job.compared_bytes for job in audits}
+        return self._finish(sinks, taken, jobs, audited)
+
+    def _push(
+        self,
+        sinks: PartialPoint | Stream,
+        taken: Taken,
+        push: PushJobs,
+        stack: contextlib.ExitStack,
+    ) -> list[DiskResult]:
+        living, protection = taken.living, self._store.protection
+        jobs = []
+        for made in taken.decisions:
+            base = stack.enter_context(self._base(made))
+            granularity = None if made.bitmaps is None else GRANULARITY
+            head = self._header(taken, made, made.disk.size, granularity)
+            sink = sinks.create(made.disk.name)
+            jobs.append(push_job(made, head, sink, base, protection))
+        push.rate = self._options.rate
+        push_all(jobs, push, self._counter, self._cancel, self._options.workers, living.watch)
+        living.check()
+        return self._finish(sinks, taken, jobs, {})
+
+    def _counter(self, total: int) -> Counter:
+        return Counter(self._listener, events.Phase.BACKUP, self._guest, total)
+
+    def _finish(
+        self,
+        sinks: PartialPoint | Stream,
+        taken: Taken,
+        jobs: Sequence[CopyJob | PushJob],
+        audited: Mapping[str, int],
+    ) -> list[DiskResult]:
+        # The point is not needed any more, but the guest fills its scratch until it is closed.
+        finish = [job.writer.finish for job in jobs]
+        summaries = run_beside(lambda: [each() for each in finish], taken.living.watch)
         return [
             disk_result(
                 made, job, summary, sinks.place(made.disk.name), audited.get(made.disk.name, 0)
@@ -294,6 +378,8 @@ class _Run:
                 touched = job.dirty.union(job.kept)
                 clean = Extents.whole(export.size).subtract(touched)
                 audits.append(AuditJob(made.disk.name, job.disk, clean, base))
+            if taken.living.reclaims and not self._options.audit:
+                taken.living.reclaim(made.disk.name, never_read(job.dirty, export.size))
         return jobs, audits
 
     def _job(
@@ -306,10 +392,14 @@ class _Run:
     ) -> CopyJob:
         name, protection = made.disk.name, self._store.protection
         if taken.left is None or isinstance(sinks, Stream):
-            head = self._header(taken.ref, made, export, [d.disk.name for d in taken.decisions])
-            return copy_job(made, export, head, sinks.create(name), base, protection)
+            head = self._header(taken, made, export.size, export.granularity)
+            sink = sinks.create(name)
+            job = copy_job(made, export, head, sink, base, protection, pace=self._pace)
+            if taken.living.reclaims and isinstance(sink, DeltaFile):
+                job.stored = Reclaim(taken.living, name, sink.sync).stored
+            return job
         sink, proven = sinks.reopen(name)
-        return copy_job(made, export, proven.head, sink, base, protection, proven)
+        return copy_job(made, export, proven.head, sink, base, protection, proven, self._pace)
 
     def _audit(self, audits: Sequence[AuditJob], living: Point) -> None:
         """Hold a sample of what is clean against the chain; note at once what is not so."""
@@ -333,22 +423,20 @@ class _Run:
         with self._catalogue.chain(made.parent) as chain:
             yield chain
 
-    def _header(
-        self, point: PointRef, made: Decision, export: Export, disks: Sequence[str]
-    ) -> Header:
+    def _header(self, taken: Taken, made: Decision, size: int, granularity: int | None) -> Header:
         parent = made.parent
         return Header(
             file_id=uuid.uuid4(),
             chain=self._chain,
             guest=self._guest,
             disk=made.disk.name,
-            size=export.size,
-            point=point,
+            size=size,
+            point=taken.ref,
             parent=None if parent is None else parent.as_parent(),
             mode=made.mode,
-            disks=tuple(disks),
+            disks=tuple(each.disk.name for each in taken.decisions),
             level=self._options.level,
-            granularity=export.granularity,
+            granularity=granularity,
             producer=_producer(self._source),
             algorithm=self._store.algorithm,
         )

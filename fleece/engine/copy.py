@@ -16,8 +16,8 @@ from fleece.engine.pool import WORKERS, Counter, run_workers
 from fleece.engine.rescan import HeldLeaves
 from fleece.errors import PointError
 from fleece.extents import Extents
-from fleece.nbd.connection import STATE_DIRTY
 from fleece.nbd.status import windows
+from fleece.pace import Pace
 from fleece.source.base import Export
 from fleece.tree import LEAF_SIZE, Geometry, HashArray
 
@@ -35,6 +35,7 @@ class CopyJob:
         held: what the chain holds already and need not be stored again; None: store all of
             `dirty`.
         kept: what the writer held before; not in `dirty`.
+        stored: told each range, (start, end) in bytes of disk, when the writer has its data.
         read_bytes: bytes read so far.
     """
 
@@ -45,6 +46,7 @@ class CopyJob:
     level: int
     held: HeldLeaves | None = None
     kept: Extents = field(default_factory=Extents.empty)
+    stored: Callable[[int, int], None] | None = None
     read_bytes: int = field(default=0)
 
     @property
@@ -53,13 +55,13 @@ class CopyJob:
         return self.kept.total
 
 
-def open_export(export: Export) -> NbdDisk:
-    """The export as a disk.
+def open_export(export: Export, pace: Pace | None = None) -> NbdDisk:
+    """The export as a disk, whose reads keep a pace.
 
     Raises:
         PointError: its size is not what the source said.
     """
-    disk = NbdDisk(export.uri)
+    disk = NbdDisk(export.uri, unit=export.unit, pace=pace)
     if disk.size != export.size:
         raise PointError(
             f"disk {export.disk} has {disk.size} bytes in the export and "
@@ -82,7 +84,7 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
     """
     if export.dirty_context is None:
         return Extents.whole(disk.size)
-    dirty = disk.flagged(export.dirty_context, STATE_DIRTY, Extents.whole(disk.size))
+    dirty = disk.dirty_extents(export.dirty_context, Extents.whole(disk.size))
     if dirty is None:
         raise PointError(f"the export has no meta context {export.dirty_context}", where=export.uri)
     if more is not None:
@@ -139,7 +141,7 @@ class _Copier:
     def __init__(self, job: CopyJob, reader: Reader) -> None:
         self._reader = reader
         self._leaf_size = job.geometry.leaf_size
-        self._packer = Packer(job.writer, job.geometry, job.level)
+        self._packer = Packer(job.writer, job.geometry, job.level, job.stored)
 
     def copy(self, item: ReadItem, held: HashArray | None) -> int:
         """Store what is wanted of one read; gives how many bytes of disk that was.

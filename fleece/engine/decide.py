@@ -34,7 +34,6 @@ class Decision:
         parent: the delta that the new one builds on; None: full.
         bitmaps: whose union is what was written since the newest stored point; None: read all.
         more_dirty: what changed between the parent and that point, in bytes of disk.
-        newest: that point's delta, if there is `more_dirty`.
 
     With a parent and without bitmaps, what changed is found by the chain's hashes.
     """
@@ -45,7 +44,6 @@ class Decision:
     parent: Entry | None = None
     bitmaps: tuple[str, ...] | None = None
     more_dirty: Extents | None = None
-    newest: Entry | None = None
 
 
 @dataclass(frozen=True)
@@ -190,4 +188,4 @@ def _differential(
         with catalogue.open(entry) as delta:
             more = more.union(delta.extents())
     reason = f"changed since the full of point {full.header.point.id}"
-    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more, newest)
+    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more)

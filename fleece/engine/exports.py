@@ -13,9 +13,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from fleece.delta.chain import Chain
 from fleece.disk.chain import ChainDisk
 from fleece.errors import FleeceError, UsageError
-from fleece.keys import Secret
+from fleece.keys import PipedSecret, Secret
 from fleece.store.folder import FolderStore
 
 MOST_EXTENTS = 16384
@@ -30,20 +31,14 @@ class Wish:
 
     Attributes:
         store: the store's folder.
-        guest, point: the guest's name and the point's whole id.
-        disks: names of the disks.
-        socket: removed at the end.
-        folder: a folder of nothing but the socket, removed too; None: it stays.
+        lines: of each disk, by its name, the paths of the deltas that lead to the point, newest
+            first: so that only the parent process reads the whole store.
         secret: of the store, as `Secret.to_pipe` gives it; None: it has none.
     """
 
     store: str
-    guest: str
-    point: str
-    disks: tuple[str, ...]
-    socket: str
-    folder: str | None
-    secret: tuple[int, str] | None
+    lines: dict[str, list[str]]
+    secret: PipedSecret | None
 
 
 @dataclass(frozen=True)
@@ -90,19 +85,18 @@ class Exports:
         wish: what to serve.
 
     Raises:
-        StoreError: the point or its chains are not whole.
+        StoreError: a chain is not whole.
     """
 
     def __init__(self, wish: Wish) -> None:
         secret = None if wish.secret is None else Secret.of_pipe(*wish.secret)
-        catalogue = FolderStore(wish.store, secret).catalogue()
-        point = catalogue.find(wish.point, wish.guest)
+        access = FolderStore(wish.store, secret).access
         self._lock = threading.Lock()
         self._told: set[str] = set()
         with contextlib.ExitStack() as stack:
             self._disks = {
-                name: ChainDisk(stack.enter_context(catalogue.chain(point.disk(name))))
-                for name in wish.disks
+                name: ChainDisk(Chain([stack.enter_context(access.open(path)) for path in line]))
+                for name, line in wish.lines.items()
             }
             self._stack = stack.pop_all()
 

@@ -17,7 +17,7 @@ import zstandard
 
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.delta.chain import Chain, ChainMap, overlay
+from fleece.delta.chain import Chain, ChainMap, overlay, steps
 from fleece.delta.header import Header, Mode
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.pool import Counter
@@ -176,7 +176,7 @@ def merged_header(newest: Header, oldest: Header, count: int) -> Header:
 
 
 class _Merge:
-    """One merged delta while it is written. Memory: the runs' indexes and the new one's."""
+    """One merged delta while it is written."""
 
     def __init__(
         self,
@@ -204,17 +204,20 @@ class _Merge:
 
     def run(self) -> Summary:
         """Write it all."""
-        picture = overlay(self._run, Extents.whole(self._shape.size))
-        zeros = picture.extents(zero=True)
-        for start, end in zeros:
-            self._writer.zero(start, end - start)
-        total = picture.extents(zero=False).total
+        total = sum(picture.extents(zero=False).total for picture in self._pictures())
         counter = Counter(self._listener, events.Phase.MERGE, self._subject, total)
-        for owner, row, pieces in visible_records(picture):
-            self._cancel.check()
-            self._record(owner, picture.rows[owner][row].tolist(), pieces)
-            counter.add(sum(end - start for start, end in pieces))
+        for picture in self._pictures():
+            for start, end in picture.extents(zero=True):
+                self._writer.zero(start, end - start)
+            for owner, row, pieces in visible_records(picture):
+                self._cancel.check()
+                self._record(owner, picture.rows[owner][row].tolist(), pieces)
+                counter.add(sum(end - start for start, end in pieces))
         return self._writer.finish()
+
+    def _pictures(self) -> Iterator[ChainMap]:
+        for low, high in steps(self._run):
+            yield overlay(self._run, Extents.of([(low, high)]))
 
     def _record(
         self, owner: int, row: tuple[int, int, int, int, int], pieces: list[tuple[int, int]]

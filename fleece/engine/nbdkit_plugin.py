@@ -1,14 +1,16 @@
 """The script that nbdkit's Python plugin runs for `fleece serve`: nbdkit's words, no thought.
 
 The interpreter is the one that nbdkit embeds. It knows nothing of fleece until it has read, from
-standard input, what to serve and where Python's packages are (`fleece.engine.serve`). So nothing
-about the store, and no key, is ever on a command line.
+standard input, where Python's packages are, and then what to serve (`fleece.engine.serve`): two
+lines, so that the packages are loaded while the parent still reads the store. So nothing about
+the store, and no key, is ever on a command line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -34,21 +36,26 @@ class _State:
 
 
 def config_complete() -> None:
-    """Read the wish and open the chains."""
-    said = json.load(sys.stdin)
+    """Load fleece, then read the wish and open the chains."""
+    said = json.loads(sys.stdin.readline())
     mine = [*sys.version_info[:2]]
     if mine != said["python"]:
         versions = (".".join(map(str, version)) for version in (mine, said["python"]))
         _refuse("nbdkit's plugin is Python {}, fleece runs on Python {}".format(*versions))
+    _State.socket, _State.folder = said["socket"], said["folder"]
     sys.path[:] = said["path"]
     try:
         from fleece.engine.exports import Exports, Report, Wish
+
+        for name in said["modules"]:
+            importlib.import_module(name)
     except ImportError as error:
         _refuse(f"nbdkit's Python cannot load fleece ({error})")
-    wish = Wish(**said["wish"])
-    _State.socket, _State.folder = wish.socket, wish.folder
+    line = sys.stdin.readline()
+    if not line:
+        raise RuntimeError("the parent has given up")
     try:
-        _State.exports = Exports(wish)
+        _State.exports = Exports(Wish(**json.loads(line)))
     except Exception as error:
         Report.of("failed", error).send()
         raise

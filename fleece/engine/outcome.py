@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fleece.delta.header import Mode
 from fleece.engine.decide import ModeWish
 from fleece.engine.pool import WORKERS
+from fleece.engine.transport import TransportWish
+from fleece.source.base import Transport
 from fleece.source.qemu.agent import GuestAgent
 
 DEFAULT_LEVEL = 1
@@ -29,6 +31,8 @@ class BackupOptions:
             chain all the same, sampled anew each time.
         agent: of the guest, which freezes its file systems for the moment of the point.
         resume: go on with a point that a dead run left, if it is whole; else always take a new one.
+        transport: whether a new point is pulled or pushed.
+        rate: the most bytes that are read of QEMU in a second; None: as many as it gives.
     """
 
     mode: ModeWish = ModeWish.AUTO
@@ -39,6 +43,8 @@ class BackupOptions:
     audit: float = 0.0
     agent: GuestAgent | None = None
     resume: bool = True
+    transport: TransportWish = TransportWish.AUTO
+    rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class BackupResult:
         point, guest, mode, disks: what it is.
         frozen: the guest's agent held its file systems still for it.
         resumed: a dead run took it, at the time that its headers say.
+        transport: how it came out of QEMU.
     """
 
     point: str
@@ -88,6 +95,7 @@ class BackupResult:
     disks: tuple[DiskResult, ...]
     frozen: bool = False
     resumed: bool = False
+    transport: Transport = Transport.PULL
 
 
 def common_mode(results: Sequence[DiskResult]) -> PointMode:

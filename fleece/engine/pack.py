@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zstandard
 
@@ -20,10 +20,18 @@ class Packer:
         writer: of the disk's delta.
         geometry: of its tree.
         level: zstd level.
+        stored: is told each range of data, in bytes of disk, that was appended.
     """
 
-    def __init__(self, writer: DeltaWriter, geometry: Geometry, level: int) -> None:
+    def __init__(
+        self,
+        writer: DeltaWriter,
+        geometry: Geometry,
+        level: int,
+        stored: Callable[[int, int], None] | None = None,
+    ) -> None:
         self._writer = writer
+        self._stored = stored
         self._geometry = geometry
         self._hasher = LeafHasher(geometry)
         self._compressor = zstandard.ZstdCompressor(
@@ -46,6 +54,8 @@ class Packer:
                 at = run.offset - offset
                 frame = self._compressor.compress(view[at : at + run.length])
                 self._writer.data(run.offset, run.length, run.hashes, frame)
+                if self._stored is not None:
+                    self._stored(run.offset, run.offset + run.length)
 
     def _wanted(self, offset: int, runs: Iterator[Run], held: HashArray | None) -> Iterator[Run]:
         if held is None:

@@ -11,9 +11,6 @@ from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import PointRef
 from fleece.extents import Extents, Flags, Int64Array
 
-_STEP = 16 * 1024 * 1024 * 1024
-"""Bytes of disk that are mapped at a time: bounds the memory for any disk."""
-
 
 @dataclass(frozen=True)
 class MappedExtent:
@@ -38,7 +35,7 @@ def mapped_extents(chain: Chain) -> Iterator[MappedExtent]:
         DeltaError: an index is damaged, or does not cover the disk.
     """
     held: MappedExtent | None = None
-    for picture in _steps(chain):
+    for picture in chain.maps():
         for found in _runs(picture):
             if held is not None and (held.zero, held.owner) == (found.zero, found.owner):
                 held = MappedExtent(held.start, found.end, held.zero, held.owner)
@@ -48,12 +45,6 @@ def mapped_extents(chain: Chain) -> Iterator[MappedExtent]:
             held = found
     if held is not None:
         yield held
-
-
-def _steps(chain: Chain) -> Iterator[ChainMap]:
-    size = chain.geometry.size
-    for low in range(0, size, _STEP):
-        yield chain.map(low, min(low + _STEP, size))
 
 
 def _runs(picture: ChainMap) -> Iterator[MappedExtent]:
@@ -114,7 +105,7 @@ def picture_of(chain: Chain, cells: int) -> Picture:
     cell = max(1, -(-size // (cells * leaf))) * leaf
     data = np.zeros((-(-size // cell), len(chain.deltas)), np.int64)
     zeros = np.zeros(len(chain.deltas), np.int64)
-    for picture in _steps(chain):
+    for picture in chain.maps():
         zero = picture.zero
         for owner in np.unique(picture.owner).tolist():
             mine = picture.owner == owner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +21,8 @@ WINDOW = 16 * 1024 * 1024 * 1024
 """Bytes of dirty disk whose zero status is asked at a time."""
 
 
-@dataclass(frozen=True)
-class ReadItem:
-    """One read request, and the parts of it that are wanted.
+class ReadItem(NamedTuple):
+    """One read request, and the parts of it that are wanted. A disk may have millions.
 
     Attributes:
         start, end: in bytes of disk, at most `MAX_RECORD` apart.
@@ -40,22 +39,38 @@ class ReadItem:
         return self.end - self.start
 
 
-def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int) -> Extents:
-    """The whole leaves of `dirty` that need not be read to know that they are zeros."""
-    joined = dirty.join(GAP)
+def known_zeros(disk: ReadableDisk, dirty: Extents, leaf_size: int, gap: int = GAP) -> Extents:
+    """The whole leaves of `dirty` that need not be read to know that they are zeros.
+
+    Args:
+        disk: to ask.
+        dirty: what is wanted.
+        leaf_size: in bytes.
+        gap: bytes between that may be asked about as well.
+    """
+    joined = dirty.join(gap)
     long = joined.length >= ASK_FROM
     asked = Extents(joined.start[long], joined.end[long])
     zeros = disk.zero_extents(asked).align_in(leaf_size, disk.size)
     return zeros.intersect(dirty)
 
 
-def read_items(wanted: Extents) -> Iterator[ReadItem]:
-    """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk."""
+def read_items(wanted: Extents, gap: int = GAP) -> Iterator[ReadItem]:
+    """Cover `wanted` (whole leaves) by reads that join small gaps, in order of the disk.
+
+    Args:
+        wanted: what to read.
+        gap: bytes that may be read along.
+    """
     if len(wanted) == 0:
         return
-    reads = wanted.join(GAP)
+    reads = wanted.join(gap)
     starts, ends = reads.split(MAX_RECORD)
     parts, stops = wanted.split(MAX_RECORD)
+    if np.array_equal(parts, starts) and np.array_equal(stops, ends):
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield ReadItem(start, end, ((start, end),))
+        return
     first = np.searchsorted(parts, starts).tolist()
     part_list, stop_list = parts.tolist(), stops.tolist()
     last = [*first[1:], len(part_list)]

@@ -134,7 +134,9 @@ def push_all(
         sink.wait(cancel)
         dirty = push.start()
         sizes = [job.geometry.size for job in jobs]
-        total = sum(size if known is None else known for size, known in zip(sizes, dirty))
+        total = sum(
+            size if known is None else known for size, known in zip(sizes, dirty, strict=True)
+        )
         _Receiver(jobs, push, sink, counter(total), cancel, watch).run()
         push.end()
     return [_received(job, push, number) for number, job in enumerate(jobs)]

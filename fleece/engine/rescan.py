@@ -33,9 +33,8 @@ class HeldLeaves:
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         self._shape = chain.geometry
-        self._zeros = (
-            chain.map().extents(zero=True).align_in(self._shape.leaf_size, self._shape.size)
-        )
+        zeros = Extents.joined([part.extents(zero=True) for part in chain.maps()])
+        self._zeros = zeros.align_in(self._shape.leaf_size, self._shape.size)
         self._blocks: Cache[HashArray] = Cache(_BLOCKS)
 
     def not_yet_zero(self, zeros: Extents) -> Extents:

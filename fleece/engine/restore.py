@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import zstandard
 
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.delta.chain import Chain, ChainMap
+from fleece.delta.chain import Chain, ChainMap, steps
 from fleece.delta.check import Placed, Walk
 from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
@@ -24,7 +24,7 @@ from fleece.engine.standing import open_standing, stands
 from fleece.engine.target import open_target
 from fleece.engine.verify import compare_image
 from fleece.errors import DeltaError, TargetError, VerifyError
-from fleece.extents import Extents
+from fleece.extents import Extents, Int64Array
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
 
@@ -53,10 +53,10 @@ class RestoreResult:
 
 @dataclass(frozen=True)
 class _Piece:
-    """One record, and the parts of it that are not covered by newer deltas."""
+    """One record, by its index row, and the parts of it that are not covered by newer deltas."""
 
     owner: int
-    row: int
+    row: tuple[int, int, int, int, int]
     parts: tuple[tuple[int, int], ...]
 
 
@@ -132,14 +132,18 @@ def _write(
     cancel: CancelToken,
 ) -> int:
     """Write the wanted parts, or all of them to a blank image; gives the bytes of data."""
-    picture = chain.map() if wanted is None else chain.map().within(wanted)
-    total = picture.extents(zero=False).total
+
+    def pictures() -> Iterator[ChainMap]:
+        for picture in chain.maps():
+            yield picture if wanted is None else picture.within(wanted)
+
+    total = sum(picture.extents(zero=False).total for picture in pictures())
     counter = Counter(listener, events.Phase.RESTORE, chain.deltas[0].header.disk, total)
     with _hinted():
         if wanted is not None:
-            write_zeros(picture, image, cancel)
-        write_chain(chain, picture, image, counter, cancel)
-        check_unread(chain, picture, cancel)
+            write_zeros(pictures(), image, cancel)
+        write_chain(chain, pictures(), image, counter, cancel)
+        check_unread(chain, pictures(), cancel)
     image.flush()
     return total
 
@@ -154,18 +158,23 @@ def _hinted() -> Iterator[None]:
         raise
 
 
-def write_zeros(picture: ChainMap, image: WritableDisk, cancel: CancelToken) -> None:
-    """Make all that a map says is zeros read so, whatever was there."""
+def write_zeros(pictures: Iterable[ChainMap], image: WritableDisk, cancel: CancelToken) -> None:
+    """Make all that maps say is zeros read so, whatever was there."""
     with image.writer() as writer:
-        for start, end in picture.extents(zero=True):
-            cancel.check()
-            writer.zero(start, end - start)
+        for picture in pictures:
+            for start, end in picture.extents(zero=True):
+                cancel.check()
+                writer.zero(start, end - start)
 
 
 def write_chain(
-    chain: Chain, picture: ChainMap, image: WritableDisk, counter: Counter, cancel: CancelToken
+    chain: Chain,
+    pictures: Iterable[ChainMap],
+    image: WritableDisk,
+    counter: Counter,
+    cancel: CancelToken,
 ) -> None:
-    """Write all data that a chain's map shows. Zeros are left: a blank image has them.
+    """Write all data that maps of a chain show. Zeros are left: a blank image has them.
 
     Raises:
         DeltaError: a record is damaged.
@@ -176,35 +185,40 @@ def write_chain(
         with image.writer() as writer:
             for piece in pieces:
                 delta = chain.deltas[piece.owner]
-                row = picture.rows[piece.owner][piece.row].tolist()
-                record, frame = delta.record_at(*row)
+                record, frame = delta.record_at(*piece.row)
                 data = memoryview(delta.unpack(record, frame, unpack))
                 for start, end in piece.parts:
                     writer.write(start, data[start - record.offset : end - record.offset])
                     counter.add(end - start)
 
-    run_workers(_data_pieces(picture), work, cancel, WORKERS)
+    pieces = itertools.chain.from_iterable(_data_pieces(picture) for picture in pictures)
+    run_workers(pieces, work, cancel, WORKERS)
 
 
-def check_unread(chain: Chain, picture: ChainMap, cancel: CancelToken) -> None:
+def check_unread(chain: Chain, pictures: Iterable[ChainMap], cancel: CancelToken) -> None:
     """Check all bytes of a chain's files that `write_chain` has no need of.
 
     These are the line of the records, zero records, data that newer deltas cover, and tree pages.
     The root proves the restored disk without them, but that a store rots should be known no later
     than when it is used.
 
+    Args:
+        chain: to check.
+        pictures: its maps, or those of wanted parts of each.
+        cancel: stops it.
+
     Raises:
         DeltaError: one is damaged.
     """
+    unread = _unread(chain, pictures)
 
     def items() -> Iterator[tuple[DeltaReader, Placed]]:
-        for owner, delta in enumerate(chain.deltas):
-            rows = picture.rows[owner]
-            unread = rows["kind"] == Kind.DATA
-            unread[picture.row[picture.owner == owner]] = False
-            wanted = set(rows["position"][unread].tolist())
+        for delta, wanted in zip(chain.deltas, unread, strict=True):
             walk = Walk(delta, keep_leaves=False)
-            yield from ((delta, placed) for placed in walk if placed.position in wanted)
+            for placed in walk:
+                at = np.searchsorted(wanted, placed.position)
+                if at < len(wanted) and wanted[at] == placed.position:
+                    yield delta, placed
             walk.check_layout()
             for page in delta.pages:
                 if page.tag is Tag.TREE:
@@ -216,6 +230,18 @@ def check_unread(chain: Chain, picture: ChainMap, cancel: CancelToken) -> None:
             delta.check_frame(placed.record, frame)
 
     run_workers(items(), work, cancel, WORKERS)
+
+
+def _unread(chain: Chain, pictures: Iterable[ChainMap]) -> list[Int64Array]:
+    """Of each delta the positions of data records that are not visible in `chain.maps`."""
+    found: list[list[Int64Array]] = [[np.empty(0, np.int64)] for _ in chain.deltas]
+    for (low, high), picture in zip(steps(chain.deltas), pictures, strict=True):
+        for owner, delta in enumerate(chain.deltas):
+            rows = delta.rows_within(low, high)
+            data = rows["position"][rows["kind"] == Kind.DATA]
+            seen = picture.rows[owner]["position"][picture.row[picture.owner == owner]]
+            found[owner].append(np.setdiff1d(data, seen).astype(np.int64))
+    return [np.unique(np.concatenate(parts)) for parts in found]
 
 
 def _data_pieces(picture: ChainMap) -> Iterator[_Piece]:
@@ -230,7 +256,8 @@ def _data_pieces(picture: ChainMap) -> Iterator[_Piece]:
     start, end = picture.start[order], picture.end[order]
     for low, high in itertools.pairwise(bounds):
         parts = tuple(zip(start[low:high].tolist(), end[low:high].tolist(), strict=True))
-        yield _Piece(int(owner[low]), int(row[low]), parts)
+        held = int(owner[low])
+        yield _Piece(held, picture.rows[held][row[low]].tolist(), parts)
 
 
 def prove(

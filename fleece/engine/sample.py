@@ -109,12 +109,13 @@ def compare_clean(
             held = HeldLeaves(job.chain)
             source = np.random.default_rng(secrets.randbits(128))
             for part in sample(job.clean, fraction, source):
-                zeros = known_zeros(job.disk, part, job.chain.geometry.leaf_size)
+                # What lies between may be stored, and reclaimed by now: neither ask nor read it.
+                zeros = known_zeros(job.disk, part, job.chain.geometry.leaf_size, gap=0)
                 # Zeros on both sides are the same. Others are read, and their hashes decide.
                 same = zeros.subtract(held.not_yet_zero(zeros))
                 counter.add(same.total)
                 job.compared_bytes += same.total
-                for item in read_items(part.subtract(same)):
+                for item in read_items(part.subtract(same), gap=0):
                     yield job, item, held.hashes(item.start, item.end)
 
     def work(shared: Iterator[tuple[AuditJob, ReadItem, HashArray]]) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from fleece import events
 from fleece.cancel import CancelToken
@@ -30,6 +31,12 @@ _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 _START_LIMIT = 60.0
 _END_LIMIT = 1.0
 """Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
+
+_KEYED_MODULES = (
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.kdf.hkdf",
+)
+"""What a store with a key needs besides; else loaded when it is first used."""
 
 _LONGEST_SOCKET = 107
 """Bytes of a unix socket's path, by the kernel (unix(7))."""
@@ -114,34 +121,37 @@ def serve(
         TargetError: the socket cannot be made, or nbdkit failed.
         UsageError: nbdkit is missing, or the point has no such disk.
     """
-    catalogue = store.catalogue()
-    found = catalogue.find(point, guest)
-    names = disks or tuple(sorted(found.disks))
-    for name in names:
-        catalogue.line(found.disk(name))
-    groups = [(name,) for name in names] if writable else [names]
+    modules = () if store.access.secret is None else _KEYED_MODULES
+    way = _Way(writable, scratch, listener, modules)
     with contextlib.ExitStack() as stack:
-        folder = None
-        if socket is None:
-            folder = Path(stack.enter_context(_folder()))
+        folder = Path(stack.enter_context(_folder())) if socket is None else None
+
+        def started(disk: str | None) -> _Server:
+            server = _Server(_place(socket, folder, disk), folder, way)
+            stack.callback(server.end)
+            return server
+
+        # One server is certain, unless disks are writable: it gets ready while the store is read.
+        early = None if writable else started(None)
+        catalogue = store.catalogue()
+        found = catalogue.find(point, guest)
+        names = disks or tuple(sorted(found.disks))
+        lines = {name: [e.path for e in catalogue.line(found.disk(name))] for name in names}
+        groups = [(name,) for name in names] if writable else [names]
         servers = []
         for group in groups:
-            place = _place(socket, folder, group[0] if len(groups) > 1 else None)
-            wish = Wish(
-                str(store.path.absolute()),
-                found.guest,
-                found.id,
-                group,
-                str(place),
-                str(folder) if folder else None,
-                None if store.access.secret is None else store.access.secret.to_pipe(),
-            )
-            server = _Server(wish, found, _Way(writable, scratch), listener)
-            stack.callback(server.end)
+            server = early or started(group[0] if len(groups) > 1 else None)
+            server.tell(_wish(store, {name: lines[name] for name in group}), found)
             servers.append(server)
         for server in servers:
             server.wait(cancel or CancelToken())
         yield Serving(found, servers)
+
+
+def _wish(store: FolderStore, lines: dict[str, list[str]]) -> Wish:
+    paths = {name: [str(Path(path).absolute()) for path in line] for name, line in lines.items()}
+    secret = store.access.secret
+    return Wish(str(store.path.absolute()), paths, None if secret is None else secret.to_pipe())
 
 
 @contextlib.contextmanager
@@ -170,6 +180,8 @@ class _Way:
 
     writable: bool
     scratch: Path | None
+    listener: events.Listener
+    modules: tuple[str, ...]
 
     def command(self, socket: str) -> list[str]:
         """nbdkit's command line. It ends with this process, whatever ends that."""
@@ -184,24 +196,25 @@ class _Way:
 
 
 class _Server:
-    """One nbdkit with one socket."""
+    """One nbdkit with one socket. It loads its modules, and then waits to be told what to serve.
 
-    def __init__(
-        self, wish: Wish, point: StoredPoint, way: _Way, listener: events.Listener
-    ) -> None:
-        self._wish = wish
+    Args:
+        socket: to make.
+        folder: of nothing but the socket, removed with it; None: it stays.
+        way: how to serve.
+    """
+
+    def __init__(self, socket: Path, folder: Path | None, way: _Way) -> None:
+        self._socket = str(socket)
         self._way = way
-        self._listener = listener
+        self._listener = way.listener
         self._said: deque[str] = deque(maxlen=20)
         self._failed: Report | None = None
         self.problems = 0
-        self.disks = tuple(
-            ServedDisk(name, unix_uri(wish.socket, name), entry.header.size, entry.root)
-            for name, entry in ((name, point.disk(name)) for name in wish.disks)
-        )
+        self.disks: tuple[ServedDisk, ...] = ()
         # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
         self._process = subprocess.Popen(
-            way.command(wish.socket),
+            way.command(self._socket),
             env=way.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -210,18 +223,31 @@ class _Server:
         )
         self._hearing = threading.Thread(target=self._hear, name="fleece-serve", daemon=True)
         self._hearing.start()
-        self._send()
-
-    def _send(self) -> None:
-        """Tell the plugin what to serve: through a pipe, because a command line is public."""
         python = [*sys.version_info[:2]]
         path = [item or str(Path.cwd()) for item in sys.path]
         # Where this package was found comes first: nbdkit's working directory is not Python's.
         path.insert(0, str(_PLUGIN.parents[2]))
-        said = {"python": python, "path": path, "wish": asdict(self._wish)}
+        own = None if folder is None else str(folder)
+        said = {"python": python, "path": path, "modules": way.modules}
+        self._send(said | {"socket": self._socket, "folder": own})
+
+    def tell(self, wish: Wish, point: StoredPoint) -> None:
+        """Say what to serve: disks of this point."""
+        self.disks = tuple(
+            ServedDisk(name, unix_uri(self._socket, name), entry.header.size, entry.root)
+            for name, entry in ((name, point.disk(name)) for name in wish.lines)
+        )
+        self._send(asdict(wish))
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(json.dumps(said).encode())
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def _send(self, said: dict[str, Any]) -> None:
+        """Write a line to the plugin: through a pipe, because a command line is public."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(said).encode() + b"\n")
+            self._process.stdin.flush()
 
     def _hear(self) -> None:
         assert self._process.stderr is not None
@@ -234,7 +260,7 @@ class _Server:
                 self._failed = report
             else:
                 self.problems += 1
-                self._tell(events.Problem(report.where or self._wish.socket, report.what))
+                self._tell(events.Problem(report.where or self._socket, report.what))
 
     def _tell(self, problem: events.Problem) -> None:
         """Tell the listener, as long as it listens: nbdkit must be heard whatever becomes of it."""
@@ -247,11 +273,11 @@ class _Server:
     def wait(self, cancel: CancelToken) -> None:
         """Wait until every export has answered a client."""
         limit = time.monotonic() + _START_LIMIT
-        while not greets(Path(self._wish.socket)):
+        while not greets(Path(self._socket)):
             cancel.check()
             self.check()
             if time.monotonic() > limit:
-                raise TargetError("nbdkit did not start in time", where=self._wish.socket)
+                raise TargetError("nbdkit did not start in time", where=self._socket)
             time.sleep(0.005)
         for served in self.disks:
             found = NbdDisk(served.uri, TargetError)
@@ -275,11 +301,14 @@ class _Server:
             raise UsageError(
                 "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
             )
-        raise TargetError(f"nbdkit ended: {text}", where=self._wish.socket)
+        raise TargetError(f"nbdkit ended: {text}", where=self._socket)
 
     def end(self) -> None:
         """End nbdkit and remove its socket."""
         self._process.terminate()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(_END_LIMIT)
         except subprocess.TimeoutExpired:
@@ -287,7 +316,7 @@ class _Server:
             self._process.wait()
         self._hearing.join()
         with contextlib.suppress(OSError):
-            os.unlink(self._wish.socket)
+            os.unlink(self._socket)
 
 
 def _family(code: int) -> Callable[..., FleeceError]:

@@ -6,13 +6,16 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from fleece.disk.base import WritableDisk
+from fleece.disk.base import ReadableDisk, Reader, WritableDisk, Writer
 from fleece.disk.image import ImageFormat, probe_format
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.part import Part
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
+from fleece.extents import Extents
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
 
@@ -50,7 +53,49 @@ def open_standing(
     else:
         found = image_format or probe_format(target, TargetError)
         with served_image(target, found, writable=True, failure=TargetError) as uri:
-            yield _fitting(NbdDisk(uri, TargetError), size, exact=True, name=target)
+            served = _fitting(NbdDisk(uri, TargetError), size, exact=True, name=target)
+            if found != ImageFormat.RAW:
+                yield served
+                return
+            with contextlib.closing(RawDisk(target, TargetError)) as file:
+                yield _ReadDirectly(served, file)
+
+
+@dataclass(frozen=True)
+class _ReadDirectly:
+    """A raw image file that qemu-nbd writes, and holds QEMU's locks of, but that is read here.
+
+    What qemu-nbd says is written is in the page cache that both share.
+    """
+
+    served: WritableDisk
+    file: ReadableDisk
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.served.size
+
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+        return self.file.where
+
+    def reader(self) -> AbstractContextManager[Reader]:
+        """A new reader of the file."""
+        return self.file.reader()
+
+    def zero_extents(self, within: Extents) -> Extents:
+        """The file's holes."""
+        return self.file.zero_extents(within)
+
+    def writer(self) -> AbstractContextManager[Writer]:
+        """A new writer, through qemu-nbd."""
+        return self.served.writer()
+
+    def flush(self) -> None:
+        """Make everything that was written durable."""
+        self.served.flush()
 
 
 def _fitting(

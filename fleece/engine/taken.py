@@ -13,10 +13,12 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.copy import CopyJob, dirty_leaves, open_export
 from fleece.engine.decide import Decision
 from fleece.engine.outcome import DiskResult
+from fleece.engine.push import PushJob
 from fleece.engine.rescan import HeldLeaves
 from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
+from fleece.pace import Pace
 from fleece.source.base import Export
 from fleece.source.qemu.point import QemuPoint
 from fleece.store.folder import UnfinishedPoint
@@ -70,13 +72,14 @@ def copy_job(
     base: Chain | None,
     protection: Protection | None,
     proven: Proven | None = None,
+    pace: Pace | None = None,
 ) -> CopyJob:
     """The work on one disk, less what a dead run is proven to have done of it.
 
     Raises:
         PointError: what that did is not part of the work.
     """
-    disk = open_export(export)
+    disk = open_export(export, pace)
     dirty = dirty_leaves(export, disk, made.more_dirty)
     done = Extents.empty() if proven is None else proven.extents()
     if len(done.subtract(dirty)):
@@ -89,8 +92,17 @@ def copy_job(
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held, done)
 
 
+def push_job(
+    made: Decision, head: Header, sink: Sink, base: Chain | None, protection: Protection | None
+) -> PushJob:
+    """The work on one disk that QEMU pushes."""
+    writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
+    held = HeldLeaves(base) if base is not None and made.bitmaps is None else None
+    return PushJob(made.disk.name, writer, head.geometry, head.level, held)
+
+
 def disk_result(
-    made: Decision, job: CopyJob, summary: Summary, path: str, audited: int
+    made: Decision, job: CopyJob | PushJob, summary: Summary, path: str, audited: int
 ) -> DiskResult:
     """What became of one disk."""
     return DiskResult(

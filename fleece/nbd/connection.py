@@ -33,6 +33,14 @@ _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
 
 
+class RequestRefused(SourceError):
+    """A request failed, and the connection lives. `number` is the server's errno, 0 if unknown."""
+
+    def __init__(self, what: str, where: str, number: int) -> None:
+        super().__init__(what, where=where)
+        self.number = number
+
+
 class ConnectionLost(SourceError):
     """The connection is gone; the export may still be there for another one."""
 
@@ -50,14 +58,15 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached. Later: a request failed; `ConnectionLost` if the whole
-            connection did.
+        SourceError: it cannot be reached. Later: `RequestRefused` if a request failed,
+            `ConnectionLost` if the whole connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
         self.uri = uri
         self._nbd = libnbd()
         self._handle: Any = self._nbd.NBD()
+        self._asked: dict[int, tuple[int, dict[str, ChunkArray]]] = {}
         self._handle.set_pread_initialize(False)
         for context in contexts:
             self._handle.add_meta_context(context)
@@ -85,10 +94,44 @@ class Connection:
                 if handle.aio_is_ready():
                     handle.shutdown()
 
-    def read(self, offset: int, length: int) -> bytearray:
-        """Read `length` bytes (at most 32 MiB) at `offset`."""
-        data: bytearray = self._call(lambda: self._handle.pread(length, offset))
+    def read(self, offset: int, length: int, unit: int | None = None) -> bytearray:
+        """Read `length` bytes (at most 32 MiB) at `offset`.
+
+        Args:
+            offset, length: in bytes.
+            unit: read by requests that do not cross a multiple of it, all in flight at once.
+        """
+        if unit is None or offset // unit == (offset + length - 1) // unit:
+            try:
+                data: bytearray = self._handle.pread(length, offset)
+            except self._nbd.Error as error:
+                raise self._failure(error) from error
+        else:
+            data = self._call(lambda: self._read_units(offset, length, unit))
         return data
+
+    def _read_units(self, offset: int, length: int, unit: int) -> bytearray:
+        data, end = bytearray(length), offset + length
+        cookies = []
+        with memoryview(data) as view:
+            for start in range(offset - offset % unit, end, unit):
+                low, high = max(start, offset), min(start + unit, end)
+                piece = view[low - offset : high - offset]
+                cookies.append(self._handle.aio_pread(piece, low))
+            failed = [error for cookie in cookies if (error := self._await(cookie)) is not None]
+        if failed:
+            raise failed[0]
+        return data
+
+    def _await(self, cookie: int) -> Exception | None:
+        """Wait for a command; gives how it failed. None is left in flight, or its buffer is."""
+        try:
+            while not self._handle.aio_command_completed(cookie):
+                self._handle.poll(-1)
+        except self._nbd.Error as error:
+            found: Exception = error
+            return found
+        return None
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
@@ -104,6 +147,10 @@ class Connection:
             else:
                 self.write(at, _BLANK[:count])
 
+    def trim(self, offset: int, length: int) -> None:
+        """Tell that a range (of less than 4 GiB) is no longer needed."""
+        self._call(lambda: self._handle.trim(length, offset))
+
     def flush(self) -> None:
         """Make everything written durable."""
         self._call(self._handle.flush)
@@ -113,24 +160,51 @@ class Connection:
 
         Each context has a reply of its own, which may end before the range does, or after it.
         """
-        replies: dict[str, list[int]] = {}
+        replies: dict[str, ChunkArray] = {}
+        self._call(lambda: self._handle.block_status(length, offset, _taking(offset, replies)))
+        return replies
 
-        def take(context: str, start: int, entries: list[int], error: object) -> int:
-            if start == offset and context not in replies:
-                replies[context] = list(entries)
-            return 0
+    def ask_status(self, offset: int, length: int) -> None:
+        """Send a block status request and do not wait: `status_answer` gives what comes back."""
+        replies: dict[str, ChunkArray] = {}
+        take = _taking(offset, replies)
+        cookie = self._call(lambda: self._handle.aio_block_status(length, offset, take))
+        self._asked[cookie] = offset, replies
 
-        self._call(lambda: self._handle.block_status(length, offset, take))
-        return {
-            name: np.array(entries, np.int64).reshape(-1, 2) for name, entries in replies.items()
-        }
+    def status_answer(self) -> tuple[int, dict[str, ChunkArray]]:
+        """Wait for the answer to any one of the requests that were sent by `ask_status`.
+
+        Returns:
+            (offset, replies): where that request began, and what `block_status` gives.
+        """
+        while not (cookie := self._call(self._handle.aio_peek_command_completed)):
+            self._call(lambda: self._handle.poll(-1))
+        answered = self._asked.pop(cookie)
+        self._call(lambda: self._handle.aio_command_completed(cookie))
+        return answered
 
     def _call(self, function: Callable[[], Any]) -> Any:
         try:
             return function()
         except self._nbd.Error as error:
-            name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
-            lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
-            raise (ConnectionLost if lost else SourceError)(
-                f"NBD: {error.string}{f' ({name})' if name else ''}", where=self.uri
-            ) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Any) -> SourceError:
+        """An error of libnbd as ours."""
+        name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
+        lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+        what = f"NBD: {error.string}{f' ({name})' if name else ''}"
+        if lost:
+            return ConnectionLost(what, where=self.uri)
+        return RequestRefused(what, self.uri, error.errnum or 0)
+
+
+def _taking(offset: int, replies: dict[str, ChunkArray]) -> Callable[..., int]:
+    """A callback of libnbd that notes what each context says of the range from `offset` on."""
+
+    def take(context: str, start: int, entries: list[int], error: object) -> int:
+        if start == offset and context not in replies:
+            replies[context] = np.array(entries, np.int64).reshape(-1, 2)
+        return 0
+
+    return take

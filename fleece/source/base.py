@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fleece.extents import Extents
+
 
 class Transport(enum.StrEnum):
     """How the bytes of a point come out of QEMU.
@@ -29,6 +31,8 @@ class Export:
         size: in bytes.
         dirty_context: the meta context whose dirty ranges are what changed; None: read it all.
         granularity: of that bitmap, in bytes.
+        unit: no request to read may cross a multiple of so many bytes, and no zero status be
+            believed: the server would show what the disk holds now. None: any request is right.
     """
 
     disk: str
@@ -36,6 +40,7 @@ class Export:
     size: int
     dirty_context: str | None
     granularity: int | None
+    unit: int | None = None
 
 
 class Point(Protocol):
@@ -50,6 +55,20 @@ class Point(Protocol):
 
     def watch(self) -> None:
         """Raise `PointError` if the backup must be given up for the guest's sake. Cheap."""
+
+    @property
+    def reclaims(self) -> bool:
+        """`reclaim` does something."""
+
+    @property
+    def scarce(self) -> bool:
+        """There is so little room that much should be reclaimed soon."""
+
+    def reclaim(self, disk: str, ranges: Extents) -> None:
+        """Ranges of a disk, in bytes, are durable elsewhere or not needed: nobody reads them again.
+
+        From any thread.
+        """
 
     def close(self) -> None:
         """Take the exports down; the point is gone. Safe to repeat."""

@@ -36,7 +36,7 @@ SIZES = {"d0": 6 * MIB, "d1": 3 * MIB + 512}
 _NURSERY = """
 import errno, json, os, signal, socket, sys, threading, time
 import fleece, fleece.api, fleece.cli.main, fleece.cli.verbs, fleece.nbd.binding
-import fleece.source.qemu.point as point, fleece.source.qemu.monitor as monitor
+import fleece.source.qemu.classic as classic, fleece.source.qemu.monitor as monitor
 import fleece.nbd.connection as connection, fleece.delta.writer as writer
 import fleece.store.folder as folder
 fleece.nbd.binding.libnbd()
@@ -75,7 +75,7 @@ def engine(job):
         return sockets[-1]
     monitor.Monitor._open_socket = remember
     wrap(monitor.Monitor, "execute", lambda self, command, *rest: command)
-    wrap(point.subprocess, "run", lambda command, *rest: os.path.basename(command[0]))
+    wrap(classic.subprocess, "run", lambda command, *rest: os.path.basename(command[0]))
     for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate"):
         wrap(os, name, lambda *rest, name=name: name)
     wrap(folder.DeltaFile, "__init__", lambda *rest: "open delta")

@@ -326,11 +326,13 @@ class Scene:
         disks: Sequence[str] = (),
         cancel: fleece.CancelToken | None = None,
         resume: bool = True,
+        fleecing: str = "classic",
     ) -> fleece.BackupResult:
         """Back up by the library, in this process."""
         wish = fleece.ModeWish(mode)
         options = fleece.BackupOptions(wish, GUEST, tuple(disks), resume=resume)
-        with fleece.QemuSource(str(self.qemu.qmp_socket), self.scratch) as source:
+        way = fleece.Fleecing(fleecing)
+        with fleece.QemuSource(str(self.qemu.qmp_socket), self.scratch, None, way) as source:
             place = fleece.FolderStore.open_or_create(store or self.store)
             return fleece.backup(source, place, options, listener, cancel)
 

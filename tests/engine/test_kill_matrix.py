@@ -167,10 +167,12 @@ def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(
         reads = itertools.count(1)
         plain = Connection.read
 
-        def cut_and_read(self: Connection, offset: int, length: int) -> bytearray:
+        def cut_and_read(
+            self: Connection, offset: int, length: int, unit: int | None = None
+        ) -> bytearray:
             if next(reads) in (1, 6, 11):
                 proxies[0].drop()
-            return plain(self, offset, length)
+            return plain(self, offset, length, unit)
 
         def put_between(event: Event) -> None:
             if event.name == "point":

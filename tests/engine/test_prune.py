@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 import fleece
 from fleece.engine.keep import KeepRules
-from tests.engine.scene import _DIE, GUEST, INTACT, KIB64, Moment, Scene
+from tests.engine.scene import _DIE, GUEST, INTACT, KIB64, ROOT, Moment, Scene
 from tests.engine.test_merge import catalogue, history, same
 
 NOW = datetime(2024, 3, 31, 12, tzinfo=UTC)
@@ -90,6 +92,22 @@ def test_what_cannot_all_be_seen_is_not_touched(scene: Scene) -> None:
     gone.rename(paths[0])
     assert sorted(Path(entry.path) for entry in catalogue(scene).entries) == paths
     INTACT.run("prune", scene.store).failed(2, "no rule")
+
+
+def test_a_listing_that_fails_is_never_an_empty_one(scene: Scene) -> None:
+    """Each listing of a folder of the store in turn fails with EIO."""
+    known = history(scene, 3)
+    folders = [scene.store, *(path for path in scene.store.rglob("*") if path.is_dir())]
+    words = [sys.executable, "-m", "fleece", "prune", str(scene.store), "--keep-last", "1"]
+    for number in (1, 2, 4, 6):
+        fault = f"inject=getdents64:error=EIO:when={number}"
+        traced = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=getdents64", "-e", fault]
+        traced += [word for folder in folders for word in ("-P", str(folder))]
+        done = subprocess.run([*traced, *words], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 5, done.stderr
+        assert b"Input/output error" in done.stderr
+        assert _ids(scene) == [*known]
+    same(scene, known)
 
 
 def test_a_base_of_several_stays(scene: Scene) -> None:

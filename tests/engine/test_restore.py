@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,29 @@ def test_an_nbd_export_with_garbage_in_it(kept: Scene, tmp_path: Path, word: str
     with _nbd_server(_garbage(tmp_path / "raw")) as uri:
         _restore(kept, uri, word)
     kept.same_as_live("d0", tmp_path / "raw")
+
+
+def test_an_nbd_export_is_written_in_parallel_and_zeros_are_punched(
+    kept: Scene, tmp_path: Path
+) -> None:
+    """nbdkit's log says who asked for what; the file says what became of the garbage."""
+    raw, socket, log = tmp_path / "raw", tmp_path / "s", tmp_path / "log"
+    _garbage(raw)
+    words = ["nbdkit", "-f", "-U", str(socket), "--filter=log", "file", str(raw), f"logfile={log}"]
+    with subprocess.Popen(words) as server:
+        wait_until(socket.exists, "nbdkit")
+        try:
+            _restore(kept, f"nbd+unix:///?socket={socket}", "--force")
+        finally:
+            server.terminate()
+    kept.same_as_live("d0", raw)
+    said = log.read_text().splitlines()
+    writers = {re.search(r"connection=(\d+)", line) for line in said if " Write " in line}
+    assert len({found[1] for found in writers if found}) > 1
+    zeroed = [line for line in said if " Zero id=" in line]
+    assert zeroed
+    assert all("trim=1" in line for line in zeroed)
+    assert MIB < raw.stat().st_blocks * 512 < SIZE - MIB
 
 
 def test_a_server_that_knows_no_zeroing(kept: Scene, tmp_path: Path) -> None:

@@ -77,9 +77,11 @@ def zeros_over_data(engine: Engine, folder: Path) -> None:
 # ---- 2: killed engines --------------------------------------------------------------------------
 
 MOMENTS = (
-    Moment("the first scratch is made", "fleece.source.qemu.point", "QemuPoint._add_scratch"),
+    Moment(
+        "the first scratch is made", "fleece.source.qemu.classic", "ClassicFleecing._add_scratch"
+    ),
     Moment("the point is taken", "fleece.source.qemu.monitor", "Monitor.transaction"),
-    Moment("the server runs", "fleece.source.qemu.point", "QemuPoint._start_server"),
+    Moment("the server runs", "fleece.source.qemu.server", "_start"),
     Moment("one disk is exported", "fleece.source.qemu.point", "QemuPoint._export"),
     Moment("it is copying", "fleece.nbd.connection", "Connection.read"),
     Moment("all is copied", "fleece.engine.backup", "copy_all"),

@@ -53,7 +53,7 @@ def test_restores_to_the_bytes_and_the_root_it_was_made_from(
     target.write_bytes(bytes(len(case.disk)))
     chain = opened(HERE, case.name, stack)
     image = RawDisk(str(target), TargetError, writable=True)
-    write_chain(chain, chain.map(), image, _counter(), CancelToken())
+    write_chain(chain, chain.maps(), image, _counter(), CancelToken())
     assert target.read_bytes() == case.disk
     assert disk_root(image, geometry=chain.geometry) == chain.root
 

@@ -199,15 +199,19 @@ class GuestMachine(Machine):
             self._agent = None
 
     def _follow(self, connection: socket.socket) -> None:
-        """Keep `acked`, from the progress port's lines "D N", until QEMU ends."""
+        """Hear what the progress port says until QEMU ends."""
         with connection, connection.makefile("rb") as lines:
             try:
                 for line in lines:
-                    match = re.fullmatch(rb"D (\d+)\n", line)
-                    if match:
-                        self._acked = int(match[1])
+                    self._hear(line)
             except OSError:
                 return
+
+    def _hear(self, line: bytes) -> None:
+        """Keep `acked`, from the lines "D N"."""
+        match = re.fullmatch(rb"D (\d+)\n", line)
+        if match:
+            self._acked = int(match[1])
 
 
 def _port(chardev: str, name: str, path: Path) -> list[str]:

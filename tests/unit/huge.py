@@ -186,7 +186,9 @@ def _index(
     for first in range(0, count, INDEX_PAGE_ROWS):
         most = min(INDEX_PAGE_ROWS, count - first)
         if whole or any(first <= number < first + most for number in chosen):
-            for frame, page in pages.index_pages(_index_page(first, most, start, chosen), geometry):
+            for frame, page in pages.index_pages(
+                [_index_page(first, most, start, chosen)], geometry
+            ):
                 file.page(frame, page)
         else:
             hash_size = geometry.algorithm.size

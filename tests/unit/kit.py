@@ -329,7 +329,7 @@ def reassembled(
         made += both
     if rows is None:
         rows = np.sort(np.array(found, INDEX_ROW), order="offset")
-    framed += pages.index_pages(rows, geometry)
+    framed += pages.index_pages([rows], geometry)
     listed = []
     for number, (frame, page) in enumerate(framed, 1):
         made += padding[0] if number == len(framed) else b""

@@ -811,7 +811,7 @@ def test_a_page_of_impossible_measures_is_never_read(wrong: dict[str, Any], mess
 def _index_page(rows: list[tuple[int, ...]], **wrong: Any) -> pages.IndexRows:
     """The rows of an INDEX page, read back; `wrong` is what the directory says otherwise of it."""
     geometry = Geometry(3 * LEAF, LEAF, 2)
-    ((frame, page),) = pages.index_pages(np.array(rows, INDEX_ROW), geometry)
+    ((frame, page),) = pages.index_pages([np.array(rows, INDEX_ROW)], geometry)
     return pages.parse_index(frame, dataclasses.replace(page, **wrong), geometry, "")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleece.delta.chain import Chain
+from fleece.delta.chain import Chain, steps
 from fleece.delta.layout import TREE_PAGE_NODES
 from fleece.delta.reader import DeltaReader
 from fleece.disk.chain import WINDOW, ChainDisk
@@ -84,3 +84,11 @@ def test_a_leafs_hash_is_found_by_one_page_of_each_level(delta: DeltaReader, num
         count = min(TREE_PAGE_NODES, -(-geometry.leaves // geometry.fan_out**level) - first)
         found = Chain([delta]).children(level, np.array([node]))
         assert np.array_equal(found[0], huge.children(geometry, level, first, count)[node - first])
+
+
+def test_parts_of_a_map_hold_a_bounded_number_of_records(delta: DeltaReader) -> None:
+    parts = list(steps([delta]))
+    assert [end for _, end in parts[:-1]] == [start for start, _ in parts[1:]]
+    assert (parts[0][0], parts[-1][1]) == (0, SIZE)
+    assert all(end - start <= 256 << 30 for start, end in parts), "a record for each MiB"
+    assert len(parts) <= 128

@@ -16,14 +16,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tools.benchmark import dense, fulls, looks, peer, restores, scale
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
-from tools.benchmark.looks import LOOKS, serve
-from tools.benchmark.timing import BenchError, Usage
+from tools.benchmark.timing import BenchError, Usage, warm
 
-_CASES = {"serve": serve} | CASES
+_CASES = {
+    **fulls.CASES,
+    **peer.CASES,
+    "serve": looks.serve,
+    **scale.CASES,
+    **restores.CASES,
+    **CASES,
+    "restore-deep": restores.deep,
+}
+LOOKS = looks.LOOKS | scale.LOOKS | {"dense": dense.dense}
 
 NAMES = ("phases", *SWEEPS, *LOOKS, *_CASES)
-"""All that can be measured, in the order in which it is: the last one changes the disk."""
+"""All that can be measured, in the order in which it is: the last ones change the disk."""
 
 
 def measure(case: Case, pairs: int) -> list[tuple[Usage, Usage]]:
@@ -209,6 +218,7 @@ def main() -> int:
     found: list[dict[str, Any]] = []
     try:
         with ExitStack() as stack:
+            warm(folder, 3 * size)
             bench = Bench(setting, stack)
             for name in names:
                 found.append(_one(name, bench, options.pairs))

@@ -87,9 +87,9 @@ class Bench:
     def __init__(self, setting: Setting, stack: ExitStack) -> None:
         self.setting = setting
         self.folder = setting.folder
-        self._image = _image(setting)
-        self.source = stack.enter_context(StorageDaemon([Disk(self._image, NODE, setting.fmt)]))
-        self.uri, plain = stack.enter_context(plain_export(self._image, setting.fmt))
+        self.image = _image(setting)
+        self.source = stack.enter_context(StorageDaemon([Disk(self.image, NODE, setting.fmt)]))
+        self.uri, plain = stack.enter_context(plain_export(self.image, setting.fmt))
         self.meter = Meter([self.source.pid, plain])
         self.store = self.folder / "store"
         self.packed = self.folder / "reference.zst"
@@ -123,6 +123,18 @@ class Bench:
         """The one delta of the store."""
         (found,) = self.store.rglob("*.fleece")
         return found
+
+    @contextmanager
+    def raw_image(self) -> Iterator[Path]:
+        """The disk as a sparse raw file, as it is now."""
+        raw = self.folder / "copy.raw"
+        run_checked(
+            "qemu-img", "convert", "-U", "-f", self.setting.fmt, "-O", "raw", self.image, raw
+        )
+        try:
+            yield raw
+        finally:
+            raw.unlink()
 
 
 def _image(setting: Setting) -> Path:

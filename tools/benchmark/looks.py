@@ -17,6 +17,7 @@ from fleece.nbd.connection import Connection
 from tests.engine.history import deep_guest
 from tests.unit import huge
 from tools.benchmark.cases import FLEECE, MIB, Bench, Case, Side
+from tools.benchmark.latency import guest_writes
 from tools.benchmark.servers import NODE
 from tools.benchmark.timing import Meter
 
@@ -126,6 +127,7 @@ LOOKS: dict[str, Callable[[Bench, int], dict[str, float]]] = {
     "lean": lean,
     "ready": ready,
     "reads": reads,
+    "guest": guest_writes,
 }
 
 

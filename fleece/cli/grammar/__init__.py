@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
+from fleece.cli.grammar.files import files_verbs
 from fleece.cli.grammar.keep import keep_verbs
 from fleece.cli.grammar.points import point_verbs
 from fleece.cli.grammar.source import source_verbs
@@ -43,6 +44,6 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(verb=function)
         return made
 
-    for add in (source_verbs, store_verbs, point_verbs, keep_verbs):
+    for add in (source_verbs, store_verbs, point_verbs, files_verbs, keep_verbs):
         add(verb)
     return top

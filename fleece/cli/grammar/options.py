@@ -34,6 +34,26 @@ def add_scratch_limit(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fleecing(made: argparse.ArgumentParser) -> None:
+    """Add the option that says how a point is held."""
+    made.add_argument(
+        "--fleecing",
+        choices=("classic", "filter"),
+        default="classic",
+        help="how the point is held: classic (default), by backup jobs, never stopping the guest; "
+        "filter, by filters that give the point up rather than keep the guest waiting",
+    )
+
+
+def add_nice(made: argparse.ArgumentParser) -> None:
+    """Add the option that lets others go first."""
+    made.add_argument(
+        "--nice",
+        action="store_true",
+        help="let everything else on this host go first: nice 19, and the idle class of ionice",
+    )
+
+
 def add_key(made: argparse.ArgumentParser) -> None:
     """Add the options that name a key."""
     made.add_argument(

@@ -6,14 +6,16 @@ from fleece.cli.grammar.options import (
     SOURCE,
     STORE,
     AddVerb,
+    add_fleecing,
     add_key,
+    add_nice,
     add_scratch,
     add_scratch_limit,
 )
 
 
 def source_verbs(verb: AddVerb) -> None:
-    """backup, audit, clean, doctor."""
+    """backup, audit, bitmap, clean, doctor."""
     backup = verb("backup", "verbs:backup", "take a point of a running guest's disks and store it")
     backup.add_argument("source", metavar="SOURCE", help=SOURCE)
     backup.add_argument("store", metavar="STORE", help=STORE)
@@ -56,6 +58,27 @@ def source_verbs(verb: AddVerb) -> None:
     )
     add_scratch(backup)
     add_scratch_limit(backup)
+    add_fleecing(backup)
+    backup.add_argument(
+        "--transport",
+        choices=("auto", "pull", "push"),
+        default="auto",
+        help="pull: read from QEMU; push: QEMU writes to a server of fleece's own; auto (default): "
+        "pull, except where a lost connection would kill the guest",
+    )
+    backup.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="threads that read, hash and compress, for all disks together; default: 3",
+    )
+    backup.add_argument(
+        "--rate",
+        metavar="BYTES",
+        help="read no more than so much a second from QEMU, like 50M",
+    )
+    add_nice(backup)
     backup.add_argument(
         "--guest-agent",
         metavar="SOCKET",
@@ -100,7 +123,22 @@ def source_verbs(verb: AddVerb) -> None:
     )
     add_scratch(audit)
     add_scratch_limit(audit)
+    add_fleecing(audit)
     add_key(audit)
+    bitmap = verb(
+        "bitmap",
+        "bitmaps:bitmap",
+        "list the segments in a QEMU and which store needs each; drop those of a chain",
+    )
+    bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
+    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="that may need them")
+    bitmap.add_argument(
+        "--drop",
+        metavar="CHAIN",
+        help="remove the segments of this chain, whose store is gone; refused if a STORE needs it",
+    )
+    bitmap.add_argument("--guest", help="the guest's name in the stores")
+    add_key(bitmap)
     clean = verb("clean", "verbs:clean", "remove what dead backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)

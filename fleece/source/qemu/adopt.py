@@ -17,10 +17,12 @@ from typing import Any
 from fleece.errors import PointError
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
+from fleece.source.qemu.classic import ClassicFleecing
 from fleece.source.qemu.inventory import GuestDisk, children
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, LOCK, PointNames
-from fleece.source.qemu.point import PlannedDisk, QemuPoint, export_of, taken_down
+from fleece.source.qemu.plan import PlannedDisk, PointPlan
+from fleece.source.qemu.point import QemuPoint, export_of, taken_down
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     has_only_ours,
@@ -28,6 +30,7 @@ from fleece.source.qemu.runtime import (
     run_state,
     work_folder,
 )
+from fleece.source.qemu.scratch import Scratch
 
 
 def adopted_disk(
@@ -75,7 +78,8 @@ def adopted_point(
     if folder is None:
         raise PointError("nothing of it is in QEMU")
     with _held_again(folder, monitor):
-        point = QemuPoint(monitor, names, disks, folder, limit=limit)
+        plan = PointPlan(monitor, names, tuple(disks), folder, Scratch(folder, limit))
+        point = QemuPoint(plan, ClassicFleecing(plan))
         _check_whole(monitor, names, disks, folder)
         point.check()
         point.watch()
@@ -111,6 +115,10 @@ def _check_whole(
     monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
 ) -> None:
     """Raise `PointError` unless QEMU has all parts of the point, and no other of its name."""
+    if names.guard(0) in _ours(monitor.execute("query-named-block-nodes"), "node-name", names):
+        raise PointError(
+            "it is held by filters, and what the store has of it may be gone from there"
+        )
     if run_state(monitor) == STOPPED_BY_ERROR:
         raise PointError("the guest was stopped by an I/O error")
     numbers = range(len(disks))

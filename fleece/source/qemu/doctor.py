@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
+from fleece.source.qemu.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,13 @@ _DRIVERS = {
 
 def examine(monitor: Monitor, guest: str) -> Report:
     """Ask a QEMU for all that matters to a backup (`query-qmp-schema`, never the version alone)."""
-    schema = monitor.execute("query-qmp-schema")
+    schema = Schema(monitor)
     inventory = take_inventory(monitor)
-    commands = {item["name"] for item in schema if item["meta-type"] == "command"}
-    drivers = _drivers(schema)
-    abilities = [Ability(name, what, name in commands) for name, what in _COMMANDS.items()]
-    abilities += [Ability(name, what, name in drivers) for name, what in _DRIVERS.items()]
+    abilities = [Ability(name, what, name in schema.commands) for name, what in _COMMANDS.items()]
+    abilities += [Ability(name, what, name in schema.drivers) for name, what in _DRIVERS.items()]
+    devices = any(disk.device is not None for disk in inventory.disks)
+    able = devices and schema.filter_lack() is None
+    abilities.append(Ability("fleecing-filter", "backup --fleecing filter", able))
     disks = tuple(
         ExaminedDisk(
             disk, "it is read-only" if disk.read_only else pull_obstacle(disk, inventory.version)
@@ -64,12 +65,3 @@ def examine(monitor: Monitor, guest: str) -> Report:
         for disk in inventory.disks
     )
     return Report(".".join(map(str, inventory.version)), guest, tuple(abilities), disks)
-
-
-def _drivers(schema: list[dict[str, Any]]) -> set[str]:
-    """The block drivers that `blockdev-add` takes: the cases of its argument's union."""
-    types = {item["name"]: item for item in schema}
-    add = next((item for item in schema if item["name"] == "blockdev-add"), None)
-    if add is None:
-        return set()
-    return {case["case"] for case in types[add["arg-type"]].get("variants", [])}

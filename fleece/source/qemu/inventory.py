@@ -68,6 +68,8 @@ class GuestDisk:
         persistent_bitmaps: the format stores bitmaps (qcow2 version 3).
         iothread: the path of the iothread that serves it, if one does.
         bitmaps: on the node.
+        device: the path or id of the device that it is plugged into, as `qom-set` takes it; None:
+            it has none (qemu-storage-daemon).
     """
 
     name: str
@@ -78,6 +80,7 @@ class GuestDisk:
     persistent_bitmaps: bool
     iothread: str | None
     bitmaps: tuple[Bitmap, ...]
+    device: str | None = None
 
     def segments(self, chain: str) -> dict[int, Bitmap]:
         """The chain's segments on this disk, by sequence."""
@@ -182,6 +185,15 @@ def children(monitor: Monitor) -> dict[str, dict[str, str]]:
     return found
 
 
+def plugged(monitor: Monitor) -> dict[str, str]:
+    """For each device with a medium, by its path or id, the node that is plugged in."""
+    return {
+        item["qdev"]: item["inserted"]["node-name"]
+        for item in monitor.execute("query-block")
+        if item.get("inserted") and item.get("qdev")
+    }
+
+
 def _below_filters(node: str, nodes: Mapping[str, Any], graph: dict[str, dict[str, str]]) -> str:
     """Walk from a device's node down to the one that holds its format."""
     while nodes[node]["drv"] in _FILTERS:
@@ -206,7 +218,7 @@ def _device_disk(
             "QEMU has a disk without any name", where=monitor.path, hint="give its device an id="
         )
     read_only = bool(device["inserted"]["ro"]) or bool(nodes[node]["ro"])
-    return _disk(name, nodes[node], read_only, _iothread(monitor, qdev))
+    return _disk(name, nodes[node], read_only, _iothread(monitor, qdev), qdev or None)
 
 
 def _daemon_disks(
@@ -228,7 +240,13 @@ def _daemon_disks(
     return [_disk(name, nodes[name], bool(nodes[name]["ro"]), iothread) for name in sorted(tops)]
 
 
-def _disk(name: str, node: Mapping[str, Any], read_only: bool, iothread: str | None) -> GuestDisk:
+def _disk(
+    name: str,
+    node: Mapping[str, Any],
+    read_only: bool,
+    iothread: str | None,
+    device: str | None = None,
+) -> GuestDisk:
     image = node["image"]
     compat = image.get("format-specific", {}).get("data", {}).get("compat")
     return GuestDisk(
@@ -240,6 +258,7 @@ def _disk(name: str, node: Mapping[str, Any], read_only: bool, iothread: str | N
         persistent_bitmaps=node["drv"] == "qcow2" and compat == "1.1",
         iothread=iothread,
         bitmaps=tuple(_bitmap(raw) for raw in node.get("dirty-bitmaps", []) if raw.get("name")),
+        device=device,
     )
 
 

@@ -20,6 +20,7 @@ _CONNECT_LIMIT = 5.0
 COMMAND_LIMIT = 120.0
 
 _THRESHOLD = "BLOCK_WRITE_THRESHOLD"
+_RESUMED = "RESUME"
 
 T = TypeVar("T")
 
@@ -63,8 +64,8 @@ class Monitor:
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
         )
         self._client = QMPClient("fleece")
-        self._crossed = threading.Event()
-        self._client.register_listener(EventListener(_THRESHOLD, self._cross))
+        self._told = {_THRESHOLD: threading.Event(), _RESUMED: threading.Event()}
+        self._client.register_listener(EventListener(self._told, self._note))
         connected = self._open_socket()
         self.peer = _peer(connected)
         self._thread.start()
@@ -143,12 +144,22 @@ class Monitor:
 
     def threshold_crossed(self) -> bool:
         """Whether a write threshold was crossed since the last call. Asks QEMU nothing."""
-        crossed = self._crossed.is_set()
-        self._crossed.clear()
-        return crossed
+        return self._was_told(_THRESHOLD)
 
-    def _cross(self, event: Message) -> bool:
-        self._crossed.set()
+    def guest_resumed(self) -> bool:
+        """Whether anybody let the guest go on since the last call. Asks QEMU nothing.
+
+        An event that QEMU sent before its answer to a command is known when that is answered.
+        """
+        return self._was_told(_RESUMED)
+
+    def _was_told(self, event: str) -> bool:
+        told = self._told[event].is_set()
+        self._told[event].clear()
+        return told
+
+    def _note(self, event: Message) -> bool:
+        self._told[str(event["event"])].set()
         return False  # so that nothing is queued
 
     def _open_socket(self) -> socket.socket:

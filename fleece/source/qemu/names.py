@@ -19,7 +19,10 @@ PUSH_JOB = "p"
 SERVER = "server"
 LOCK = "lock"
 FROZEN = "frozen"
+STOPPED = "stopped"
 
+_GUARD = "c"
+_ACCESS = "a"
 _SEGMENT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-(\d{{6,}})-(\d{{6,}})-([0-9a-f]{{10}})")
 
 
@@ -79,6 +82,14 @@ class PointNames:
         """The copy-before-write filter that the job puts above the disk."""
         return f"{self.prefix}w{number}"
 
+    def guard(self, number: int) -> str:
+        """The copy-before-write filter that the engine itself puts above the disk."""
+        return f"{self.prefix}{_GUARD}{number}"
+
+    def access(self, number: int) -> str:
+        """What shows a guard's snapshot; it is exported."""
+        return f"{self.prefix}{_ACCESS}{number}"
+
     def job(self, number: int) -> str:
         """The fleecing job."""
         return f"{self.prefix}j{number}"
@@ -102,3 +113,13 @@ class PointNames:
     def push_job(self, number: int) -> str:
         """The job that copies from the view to the sink."""
         return f"{self.prefix}{PUSH_JOB}{number}"
+
+
+def is_guard(node: str) -> bool:
+    """Whether a node is a filter that some engine put above a disk."""
+    return re.fullmatch(rf"{PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}}{_GUARD}\d+", node) is not None
+
+
+def is_access(node: str) -> bool:
+    """Whether a node shows a guard's snapshot."""
+    return re.fullmatch(rf"{PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}}{_ACCESS}\d+", node) is not None

@@ -1,34 +1,32 @@
-"""Take a point of a guest's disks: one transaction, then an export of each.
+"""A living point of a guest's disks: held, exported, watched, taken down.
 
 The way it is done, and the order, is docs/architecture.rst, "The point in time".
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleece.errors import FleeceError, PointError, SourceError
+from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
-from fleece.programs import program
 from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
-from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.qemu.classic import ClassicFleecing
+from fleece.source.qemu.filtered import FilterFleecing
+from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, LOCK, SOCKET, PointNames, Segment
+from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, STOPPED, PointNames
+from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
-    give_to,
     process_lives,
     remove_folder,
     run_state,
@@ -37,41 +35,22 @@ from fleece.source.qemu.runtime import (
     take_down_nodes,
 )
 from fleece.source.qemu.scratch import Scratch, estimate
-from fleece.source.qemu.segments import GRANULARITY
 from fleece.source.qemu.server import joined
+from fleece.source.qemu.workfolder import held_folder
 
 _FROZEN_LIMIT = 10.0
 """Seconds that the transaction may take while the guest's file systems stand still."""
 
 _POINT_TRIES = 8
-_CONFLICT = "Permission conflict"
-_LONGEST_SOCKET = 107
-_CHECK_TRIES = 50
 _WATCH_EVERY = 0.2
-_LEAST_SHARE = 1024 * 1024
 
+_SCARCE = 256 * 1024 * 1024
+"""Bytes of room from which on every little that the scratch can give back counts."""
 
-@dataclass(frozen=True)
-class PlannedDisk:
-    """A disk of a point.
-
-    Attributes:
-        disk: as the inventory shows it.
-        segment: the new one, which records from the point on; None: the segments stay as they are.
-        merged: the bitmaps whose union is what changed on it; None: read it all.
-    """
-
-    disk: GuestDisk
-    segment: Segment | None
-    merged: tuple[str, ...] | None
-
-
-class _Entangled(PointError):
-    """Another job began on a disk after its scratch was added, and came between the two.
-
-    QEMU has put that job's filter above the disk for all who use it, our scratch too; a filter of
-    ours would then lie below and above it. It refuses that. A scratch added anew lies right.
-    """
+_WAYS: dict[Fleecing, Callable[[PointPlan], FleecingWay]] = {
+    Fleecing.CLASSIC: ClassicFleecing,
+    Fleecing.FILTER: FilterFleecing,
+}
 
 
 class QemuPoint:
@@ -83,51 +62,33 @@ class QemuPoint:
 
     def __init__(
         self,
-        monitor: Monitor,
-        names: PointNames,
-        disks: Sequence[PlannedDisk],
-        folder: Path,
+        plan: PointPlan,
+        fleecing: FleecingWay,
         agent: GuestAgent | None = None,
-        limit: int | None = None,
         transport: Transport = Transport.PULL,
     ) -> None:
-        self._monitor = monitor
-        self._names = names
-        self._disks = tuple(disks)
-        self._folder = folder
-        self._home = folder
+        self._plan = plan
+        self._fleecing = fleecing
+        self._monitor = plan.monitor
+        self._names = plan.names
+        self._disks = plan.disks
+        self._folder = plan.folder
+        self._scratch = plan.scratch
         self.exports: tuple[Export, ...] = ()
         self.freeze = Freeze()
         self._agent = agent
-        self._scratch = Scratch(folder, limit)
-        self.push: PushJobs | None = None
-        if transport is Transport.PUSH:
-            incremental = [planned.merged is not None for planned in self._disks]
-            self.push = PushJobs(monitor, names, incremental, folder)
+        self.push = PushJobs(plan) if transport is Transport.PUSH else None
         self._doubt: str | None = None
         self._committed = False
+        self._down = False
         self._watched = 0.0
-        self._guest_ran = run_state(monitor) not in (None, STOPPED_BY_ERROR)
+        self.reclaims = fleecing.reclaims
+        self.scarce = False
+        self._guest_ran = run_state(self._monitor) not in (None, STOPPED_BY_ERROR)
 
     def check(self) -> None:
-        """Raise `PointError` unless every fleecing job still runs.
-
-        When a job ends while its export lives, the export silently shows live data.
-        """
-        wanted = {self._names.job(number) for number in range(len(self._disks))}
-        for _ in range(_CHECK_TRIES):
-            jobs = {job["id"]: job for job in self._monitor.execute("query-jobs")}
-            status = {jobs[name]["status"] if name in jobs else "gone" for name in wanted}
-            if status == {"running"}:
-                return
-            if not status <= {"running", "paused"}:
-                break
-            time.sleep(0.02)  # a drain pauses every job for a moment
-        raise PointError(
-            f"the point was lost: a fleecing job is {', '.join(sorted(status))}",
-            where=self._monitor.path,
-            hint="run the backup again",
-        )
+        """Raise `PointError` unless all that was read until now was read of the point."""
+        self._fleecing.check()
 
     def watch(self) -> None:
         """Raise `PointError` before the guest suffers, or at once if it does.
@@ -153,8 +114,8 @@ class QemuPoint:
         room = self._scratch.room()
         if room.left <= 0:
             raise self._scratch.given_up(room)
-        if crossed:
-            self._set_thresholds()
+        self.scarce = room.left < _SCARCE
+        self._fleecing.look(crossed=crossed)
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
                 "the guest was stopped by an I/O error; the backup gave up to let it go on",
@@ -162,15 +123,10 @@ class QemuPoint:
                 hint="was the scratch full? choose another folder with --scratch",
             )
 
-    def _set_thresholds(self) -> None:
-        """Have QEMU tell when a scratch has taken its share of half the room that is left."""
-        share = max(_LEAST_SHARE, self._scratch.room().left // (2 * len(self._disks)))
-        for number in range(len(self._disks)):
-            arguments = {
-                "node-name": self._names.overlay_file(number),
-                "write-threshold": self._scratch.length(number) + share,
-            }
-            self._monitor.execute("block-set-write-threshold", arguments)
+    def reclaim(self, disk: str, ranges: Extents) -> None:
+        """Let the scratch forget ranges of a disk that are durable, and that nobody reads again."""
+        names = [planned.disk.name for planned in self._disks]
+        self._fleecing.reclaim(names.index(disk), ranges)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -181,11 +137,13 @@ class QemuPoint:
 
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
-        if self.push is not None:
-            self.push.end_sink()
-        take_down(self._monitor, self._names.prefix, self._folder)
-        if self._guest_ran:
-            continue_guest(self._monitor)
+        if not self._down:
+            if self.push is not None:
+                self.push.end_sink()
+            take_down(self._monitor, self._names.prefix, self._folder)
+            if self._guest_ran:
+                continue_guest(self._monitor)
+            self._down = True
         if self._agent is not None and self.freeze.stuck is not None:
             agent, self._agent = self._agent, None
             self._thaw_at_last(agent)
@@ -252,148 +210,52 @@ class QemuPoint:
         guess = estimate((planned.disk, planned.merged) for planned in self._disks)
         self._doubt = self._scratch.doubt(guess)
         for tries_left in range(_POINT_TRIES - 1, -1, -1):
-            for number, planned in enumerate(self._disks):
-                self._add_scratch(number, planned.disk)
-                if self.push is not None:
-                    self.push.add_view(number)
-            self._set_thresholds()
             try:
+                self._fleecing.prepare()
+                if self.push is not None:
+                    self.push.add_views()
                 self._take_point()
                 break
-            except _Entangled:
+            except Entangled:
                 if not tries_left:
                     raise
                 take_down_nodes(self._monitor, self._names.prefix)
                 time.sleep(random.uniform(0.01, 0.1))
-        if self.push is not None:
-            return
-        with ExitStack() as stack:
-            self._start_server(stack)
-            self.exports = tuple(self._export(n, planned) for n, planned in enumerate(self._disks))
+        if self.push is None:
+            self._serve()
 
     def _take_point(self) -> None:
         if self._agent is None:
-            self._take(COMMAND_LIMIT)
+            self._fleecing.take(COMMAND_LIMIT)
         else:
             with self._agent.frozen(self.freeze, self._folder / FROZEN):
-                self._take(_FROZEN_LIMIT)
+                self._fleecing.take(_FROZEN_LIMIT)
 
-    def _take(self, limit: float) -> None:
-        actions = [
-            action
-            for number, planned in enumerate(self._disks)
-            for action in self._actions(number, planned)
-        ]
-        try:
-            self._monitor.transaction(actions, limit)
-        except CommandError as error:
-            family = _Entangled if _CONFLICT in error.reason else PointError
-            raise family(
-                f"QEMU refused the point: {error.reason}", where=self._monitor.path
-            ) from error
-
-    def _add_scratch(self, number: int, disk: GuestDisk) -> None:
-        path = self._scratch.file(number)
-        done = subprocess.run(
-            [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise SourceError(
-                f"the scratch cannot be made: {done.stderr.decode().strip()}",
-                where=path,
-                hint="choose another folder with --scratch",
-            )
-        give_to(path, self._monitor)
-        file = {
-            "driver": "file",
-            "filename": str(path),
-            "discard": "unmap",
-            "node-name": self._names.overlay_file(number),
-        }
-        self._monitor.execute(
-            "blockdev-add",
-            {
-                "driver": "qcow2",
-                "node-name": self._names.overlay(number),
-                "discard": "unmap",
-                "backing": disk.node,
-                "file": file,
-            },
-        )
-
-    def _actions(self, number: int, planned: PlannedDisk) -> Iterator[dict[str, object]]:
-        """The actions of one disk: rotate its segments, gather its delta, start its job."""
-        disk, overlay = planned.disk, self._names.overlay(number)
-        if planned.segment is not None:
-            yield from self._rotation(disk, planned.segment)
-        if planned.merged is not None:
-            yield _action(
-                "block-dirty-bitmap-add",
-                node=overlay,
-                name=DELTA_BITMAP,
-                disabled=True,
-                granularity=GRANULARITY,
-            )
-        yield _action(
-            "blockdev-backup",
-            **{
-                "job-id": self._names.job(number),
-                "device": disk.node,
-                "target": overlay,
-                "sync": "none",
-                "filter-node-name": self._names.filter(number),
-                "auto-dismiss": False,
-            },
-        )
-        if planned.merged is not None:
-            # After the job's start: what still records then is merged with all before the point.
-            merged = [{"node": disk.node, "name": name} for name in planned.merged]
-            yield _action(
-                "block-dirty-bitmap-merge", node=overlay, target=DELTA_BITMAP, bitmaps=merged
-            )
-
-    def _rotation(self, disk: GuestDisk, segment: Segment) -> Iterator[dict[str, object]]:
-        """Begin a segment and end the one before it."""
-        yield _action(
-            "block-dirty-bitmap-add",
-            node=disk.node,
-            name=segment.bitmap,
-            persistent=disk.persistent_bitmaps,
-            granularity=GRANULARITY,
-        )
-        for bitmap in disk.segments(self._names.chain).values():
-            if bitmap.recording and not bitmap.busy:
-                yield _action("block-dirty-bitmap-disable", node=disk.node, name=bitmap.name)
-
-    def _start_server(self, stack: ExitStack) -> None:
+    def _serve(self) -> None:
         """Have a server, and hold it until the exports are there."""
         scratch = self._folder.parent
         server = joined(self._monitor, self._folder, lambda: server_homes(self._monitor, scratch))
-        self._home = stack.enter_context(server)
+        with server as home:
+            self.exports = tuple(
+                self._export(number, planned, home) for number, planned in enumerate(self._disks)
+            )
+        self._fleecing.served(self.exports)
 
-    def _export(self, number: int, planned: PlannedDisk) -> Export:
+    def _export(self, number: int, planned: PlannedDisk, home: Path) -> Export:
         name = self._names.export(number)
-        arguments: dict[str, object] = {
-            "id": name,
-            "type": "nbd",
-            "node-name": self._names.overlay(number),
-            "name": name,
-        }
-        if planned.merged is not None:
-            arguments["bitmaps"] = [DELTA_BITMAP]
-        self._monitor.execute("block-export-add", arguments)
-        return export_of(planned, name, self._home)
+        shown = self._fleecing.export(number)
+        self._monitor.execute("block-export-add", {"id": name, "type": "nbd", "name": name} | shown)
+        return export_of(planned, name, home, self._fleecing.unit)
 
 
-def export_of(planned: PlannedDisk, name: str, home: Path) -> Export:
+def export_of(planned: PlannedDisk, name: str, home: Path, unit: int | None = None) -> Export:
     """How a disk of a point is read.
 
     Args:
         planned: the disk.
         name: of the export.
         home: the folder of the NBD server's socket.
+        unit: that no request to read may cross.
     """
     incremental = planned.merged is not None
     return Export(
@@ -402,6 +264,7 @@ def export_of(planned: PlannedDisk, name: str, home: Path) -> Export:
         size=planned.disk.size,
         dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
         granularity=GRANULARITY if incremental else None,
+        unit=unit,
     )
 
 
@@ -413,6 +276,7 @@ def living_point(
     scratch: Path,
     agent: GuestAgent | None = None,
     limit: int | None = None,
+    fleecing: Fleecing = Fleecing.CLASSIC,
     transport: Transport = Transport.PULL,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
@@ -424,10 +288,12 @@ def living_point(
         scratch: the folder for scratch files; QEMU must be able to write there.
         agent: of the guest, to freeze it for the moment of the point.
         limit: bytes that the scratch files may take together; None: what their file system has.
+        fleecing: how the point is held.
         transport: how it will come out of QEMU; only if it is pulled it gets exports.
     """
-    with _held_folder(scratch, names, monitor) as folder:
-        point = QemuPoint(monitor, names, disks, folder, agent, limit, transport)
+    with held_folder(scratch, names, monitor) as folder:
+        plan = PointPlan(monitor, names, tuple(disks), folder, Scratch(folder, limit))
+        point = QemuPoint(plan, _WAYS[fleecing](plan), agent, transport)
         with taken_down(point, monitor, folder):
             point.start()
             yield point
@@ -445,42 +311,11 @@ def taken_down(point: QemuPoint, monitor: Monitor, folder: Path) -> Iterator[Non
             point.close()
             point.abandon()
         if not process_lives(monitor.peer.pid):
-            (folder / FROZEN).unlink(missing_ok=True)
+            for note in (FROZEN, STOPPED):
+                (folder / note).unlink(missing_ok=True)
             list(remove_folder(folder))
         elif point.freeze.stuck is not None:
             raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
         raise
     point.close()
     point.abandon()
-
-
-@contextmanager
-def _held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator[Path]:
-    """The point's work folder, locked for as long as this process lives."""
-    folder = scratch.resolve() / names.prefix
-    if len(str(folder / SOCKET)) > _LONGEST_SOCKET:
-        raise SourceError(
-            "the path is too long for a unix socket",
-            where=folder / SOCKET,
-            hint="choose a shorter folder with --scratch",
-        )
-    try:
-        folder.mkdir(mode=0o700)
-        give_to(folder, monitor)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SourceError(
-            f"the scratch folder cannot be used ({error.strerror})",
-            where=scratch,
-            hint="choose another one with --scratch",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, str(monitor.peer.pid).encode())
-        yield folder
-    finally:
-        os.close(descriptor)
-
-
-def _action(kind: str, **data: object) -> dict[str, object]:
-    return {"type": kind, "data": data}

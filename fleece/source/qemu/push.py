@@ -8,18 +8,17 @@ writes through. docs/architecture.rst, "Push", has the reasons and what was meas
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fleece.errors import PointError
 from fleece.extents import Extents
-from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, SINK, PointNames
-from fleece.source.qemu.runtime import give_to
-from fleece.source.qemu.segments import GRANULARITY
+from fleece.source.qemu.monitor import CommandError
+from fleece.source.qemu.names import DELTA_BITMAP, SINK
+from fleece.source.qemu.plan import GRANULARITY, PointPlan
+from fleece.source.qemu.workfolder import give_to
 
 _REQUESTS = 4
 """Requests of up to 1 MiB that a job has in flight. A drain of the disk waits for all of them, so
@@ -31,45 +30,44 @@ _WINDOW_BITS = 1 << 23
 class PushJobs:
     """The push jobs of one point.
 
+    A disk of which the plan knows what changed is pushed so far, else all of it.
+
     Args:
-        monitor: of the QEMU.
-        names: of the point's things in QEMU.
-        incremental: of each disk, whether its overlay has the bitmap of what changed; else all of
-            it is pushed.
-        folder: the point's work folder.
+        plan: of the point, which is held by jobs.
 
     Attributes:
         socket: where the sink must listen. The export of the nth disk is named `n`.
+        rate: bytes per second that all jobs may read together; None: any. Set it before the start.
         end_sink: ends the sink at once. It is called before the jobs are taken down: what they
             wait for then fails, and nothing waits for it any more.
     """
 
-    def __init__(
-        self, monitor: Monitor, names: PointNames, incremental: Sequence[bool], folder: Path
-    ) -> None:
-        self._monitor = monitor
-        self._names = names
-        self._incremental = tuple(incremental)
-        self.socket = folder / SINK
+    def __init__(self, plan: PointPlan) -> None:
+        self._monitor = plan.monitor
+        self._names = plan.names
+        self._incremental = tuple(planned.merged is not None for planned in plan.disks)
+        self.socket = plan.folder / SINK
+        self.rate: int | None = None
         self.end_sink: Callable[[], None] = lambda: None
 
-    def add_view(self, number: int) -> None:
-        """Add what a push job reads, above an overlay that nothing uses yet.
+    def add_views(self) -> None:
+        """Add what the push jobs read, above overlays that nothing uses yet.
 
         `force-share`, because the job claims that nobody else writes to what it reads, and the
         fleecing job does write to the overlay. Only before that job: on QEMU 7.2 the adding of a
         node waits for what is in flight on its file, without the iothread's lock, and aborts.
         """
-        self._monitor.execute(
-            "blockdev-add",
-            {
-                "driver": "raw",
-                "node-name": self._names.view(number),
-                "read-only": True,
-                "force-share": True,
-                "file": self._names.overlay(number),
-            },
-        )
+        for number in self._numbers:
+            self._monitor.execute(
+                "blockdev-add",
+                {
+                    "driver": "raw",
+                    "node-name": self._names.view(number),
+                    "read-only": True,
+                    "force-share": True,
+                    "file": self._names.overlay(number),
+                },
+            )
 
     def start(self) -> list[int | None]:
         """Start to push to the sink, which must listen.
@@ -182,6 +180,8 @@ class PushJobs:
             "auto-dismiss": False,
             "x-perf": {"max-workers": _REQUESTS},
         }
+        if self.rate is not None:
+            job["speed"] = max(1, self.rate // len(self._incremental))
         if self._incremental[number]:
             job |= {"sync": "bitmap", "bitmap": DELTA_BITMAP, "bitmap-mode": "never"}
             bitmap: dict[str, object] = {"node": view, "name": DELTA_BITMAP}

@@ -1,7 +1,8 @@
 """Take down what a point has in QEMU, found by name: after a backup, and after a dead one.
 
 The order is the only safe one: exports first, while clients may still be connected; then the
-server; then the jobs, those that push before those that fleece; then the nodes; then the scratch
+server; then the jobs, those that push before those that fleece; then the nodes, a filter only
+when its device has left it; then the scratch
 files. Every step may be repeated.
 """
 
@@ -13,14 +14,26 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fleece.errors import SourceError
+from fleece.source.qemu.inventory import children, plugged
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import FROZEN, LOCK, PREFIX, PUSH_JOB, SERVER, SINK, SOCKET
+from fleece.source.qemu.names import (
+    FROZEN,
+    LOCK,
+    PREFIX,
+    PUSH_JOB,
+    SERVER,
+    SINK,
+    SOCKET,
+    STOPPED,
+    is_access,
+    is_guard,
+)
 from fleece.source.qemu.server import Homes, listens, stop_idle
 
 STOPPED_BY_ERROR = "io-error"
@@ -28,7 +41,7 @@ STOPPED_BY_ERROR = "io-error"
 
 _LIMIT = 60.0
 _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
-_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{re.escape(SINK)}|{LOCK}|{SERVER}|s\d+\.qcow2")
+_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{re.escape(SINK)}|{LOCK}|{SERVER}|s\d+\.(qcow2|raw)")
 
 
 @dataclass(frozen=True)
@@ -186,15 +199,44 @@ def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
 
 def take_down_nodes(monitor: Monitor, prefix: str) -> list[Removed]:
     """Remove a point's nodes from QEMU when nothing else of it is there any more."""
-    return list(_remove_nodes(monitor, prefix))
+    removed = list(_remove_nodes(monitor, prefix, is_access))
+    removed += _put_back(monitor, prefix)
+    removed += _remove_nodes(monitor, prefix)
+    return removed
 
 
-def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+def _put_back(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+    """Plug what is below our filters into their devices again.
+
+    While a filter's snapshot is shown, it lets nobody else write to the disk, and QEMU refuses.
+    """
+    guarded = {
+        device: node
+        for device, node in plugged(monitor).items()
+        if node.startswith(prefix) and is_guard(node)
+    }
+    if not guarded:
+        return
+    graph = children(monitor)
+    for device, node in guarded.items():
+        plug(monitor, device, graph[node]["file"])
+        yield Removed("filter", device)
+
+
+def plug(monitor: Monitor, device: str, node: str) -> None:
+    """Plug a node into a device that has one, running or not (`qom-set` of its drive)."""
+    monitor.execute("qom-set", {"path": device, "property": "drive", "value": node})
+
+
+def _remove_nodes(
+    monitor: Monitor, prefix: str, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[Removed]:
     """Delete our nodes, the upper ones first: a node that is in use refuses until its user went."""
 
     def ours() -> list[str]:
         nodes = monitor.execute("query-named-block-nodes")
-        return [node["node-name"] for node in nodes if node["node-name"].startswith(prefix)]
+        names = [node["node-name"] for node in nodes if node["node-name"].startswith(prefix)]
+        return [name for name in names if wanted(name)]
 
     left = ours()
     while left:
@@ -214,12 +256,12 @@ def _remove_nodes(monitor: Monitor, prefix: str) -> Iterator[Removed]:
 def remove_folder(folder: Path | None) -> Iterator[Removed]:
     """Remove a work folder: the files of ours by name, then the folder if nothing else is in it.
 
-    The note of a guest that may still be frozen stays, and so does a server that others use; and
-    with them what says whose they are.
+    The note of a guest that may still be frozen or stopped stays, and so does a server that others
+    use; and with them what says whose they are.
     """
     if folder is None or not folder.is_dir():
         return
-    kept = {LOCK} if (folder / FROZEN).exists() else set()
+    kept = {LOCK} if (folder / FROZEN).exists() or (folder / STOPPED).exists() else set()
     if listens(folder / SOCKET):
         kept |= {LOCK, SERVER, SOCKET}
     for item in list(folder.iterdir()):
@@ -228,12 +270,6 @@ def remove_folder(folder: Path | None) -> Iterator[Removed]:
     with contextlib.suppress(OSError):
         folder.rmdir()
         yield Removed("scratch", str(folder))
-
-
-def give_to(path: Path, monitor: Monitor) -> None:
-    """Let QEMU's user own what QEMU must open, where this process may give it away."""
-    if os.geteuid() == 0 and monitor.peer.uid != 0:
-        os.chown(path, monitor.peer.uid, monitor.peer.gid)
 
 
 def _wait(done: Any, what: str, monitor: Monitor) -> None:

@@ -45,8 +45,12 @@ class Scratch:
         self._limit = limit
 
     def file(self, number: int) -> Path:
-        """The scratch file of a disk."""
+        """The scratch file of a disk, as an overlay."""
         return self._folder / f"s{number}.qcow2"
+
+    def raw_file(self, number: int) -> Path:
+        """The scratch file of a disk, as a raw one of the disk's size, with holes."""
+        return self._folder / f"s{number}.raw"
 
     def length(self, number: int) -> int:
         """Where a disk's scratch file ends.
@@ -65,7 +69,7 @@ class Scratch:
         """
         with self._looking():
             state = os.statvfs(self._folder)
-            used = sum(file.stat().st_blocks * 512 for file in self._folder.glob("s*.qcow2"))
+            used = sum(file.stat().st_blocks * 512 for file in self._folder.glob("s[0-9]*.*"))
         free = state.f_bavail * state.f_frsize
         found = Room(
             free - min(_RESERVE, state.f_blocks * state.f_frsize // 2),

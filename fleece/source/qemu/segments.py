@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from fleece.source.qemu.inventory import Bitmap, GuestDisk
 from fleece.source.qemu.names import Segment
 
-GRANULARITY = 64 * 1024
-"""Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
-
 
 @dataclass(frozen=True)
 class Known:

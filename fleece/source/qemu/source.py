@@ -14,12 +14,15 @@ from fleece.source.qemu import runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
+from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import FROZEN, PREFIX, PointNames
-from fleece.source.qemu.point import PlannedDisk, QemuPoint, living_point
+from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames
+from fleece.source.qemu.plan import PlannedDisk
+from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
+from fleece.source.qemu.still import let_go_noted
 
 DEFAULT_SCRATCH = Path("/var/tmp")
 """On disk on most hosts, unlike /tmp: a scratch can grow to the size of what the guest writes."""
@@ -41,17 +44,23 @@ class QemuSource:
         scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
         scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
             given up. None: as much as the file system has, less a reserve.
+        fleecing: how points are held.
 
     Raises:
         SourceError: the monitor cannot be reached or used.
     """
 
     def __init__(
-        self, socket: str, scratch: Path | None = None, scratch_limit: int | None = None
+        self,
+        socket: str,
+        scratch: Path | None = None,
+        scratch_limit: int | None = None,
+        fleecing: Fleecing = Fleecing.CLASSIC,
     ) -> None:
         self.where = socket
         self.scratch = scratch or DEFAULT_SCRATCH
         self.scratch_limit = scratch_limit
+        self.fleecing = fleecing
         self.monitor = Monitor(socket)
 
     def __enter__(self) -> QemuSource:
@@ -89,6 +98,7 @@ class QemuSource:
 
         A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
         """
+        yield from self.let_go()
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
         folders = {path.name: path for path in self._work_folders(chain)}
         for prefix in runtime.point_prefixes(self.monitor):
@@ -102,6 +112,37 @@ class QemuSource:
                 yield from removed
                 if removed and runtime.continue_guest(self.monitor):
                     yield Removed("stop of the guest", self.where)
+
+    def let_go(self) -> Iterator[Removed]:
+        """Let a guest go on that a dead engine, of whatever chain, left stopped."""
+        known = {
+            runtime.work_folder(self.monitor, prefix)
+            for prefix in runtime.point_prefixes(self.monitor)
+        }
+        for folder in {*known, *self._work_folders(None)}:
+            if folder is None or runtime.is_held(folder):
+                continue
+            if folder not in known and runtime.qemu_of(folder) != self.monitor.peer.pid:
+                (folder / STOPPED).unlink(missing_ok=True)  # a stop does not outlive its QEMU
+            elif let_go_noted(self.monitor, folder / STOPPED):
+                yield Removed("stop of the guest", self.where)
+
+    def has_point(self, chain: str) -> bool:
+        """Whether anything of a point of this chain is in QEMU."""
+        own = f"{PREFIX}{chain}-"
+        return any(prefix.startswith(own) for prefix in runtime.point_prefixes(self.monitor))
+
+    def drop_bitmap(self, disk: str, name: str) -> None:
+        """Remove a bitmap of a disk; one that is gone already is fine.
+
+        Raises:
+            SourceError: QEMU refuses.
+        """
+        for found in self.inventory().disks:
+            if found.name == disk and any(bitmap.name == name for bitmap in found.bitmaps):
+                self.monitor.execute(
+                    "block-dirty-bitmap-remove", {"node": found.node, "name": name}
+                )
 
     def _thaw(self, note: Path) -> Iterator[Removed]:
         """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
@@ -163,7 +204,14 @@ class QemuSource:
         ]
         names = PointNames(chain, point)
         return living_point(
-            self.monitor, names, planned, self.scratch, agent, self.scratch_limit, transport
+            self.monitor,
+            names,
+            planned,
+            self.scratch,
+            agent,
+            self.scratch_limit,
+            self.fleecing,
+            transport,
         )
 
     def pull_obstacle(self, disk: GuestDisk) -> str | None:

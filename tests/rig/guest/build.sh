@@ -3,7 +3,7 @@
 #
 # usage: build.sh OUTDIR [KERNEL_VERSION]
 #
-# Writes OUTDIR/vmlinuz, OUTDIR/rigwriter and, last and by rename, OUTDIR/initramfs.cpio:
+# Writes OUTDIR/vmlinuz, OUTDIR/rigwriter, OUTDIR/riglatency and, last and by rename, OUTDIR/initramfs.cpio:
 # where that file is, the directory is complete. The source tree is only read.
 # Needs: linux-image-cloud-amd64 busybox-static qemu-guest-agent cpio kmod gcc libc6-dev
 set -euo pipefail
@@ -22,7 +22,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"/{bin,usr/sbin,modules,etc/qemu,lib64,dev,proc,sys,run,tmp}
 
-# Programs: one shell and its tools, the guest agent with its libraries, the record writer.
+# Programs: one shell and its tools, the guest agent with its libraries, the writers.
 cp "$(command -v busybox)" "$root/bin/busybox"
 agent=$(command -v qemu-ga) || fail "no qemu-ga (qemu-guest-agent)"
 cp "$agent" "$root/usr/sbin/qemu-ga"
@@ -30,8 +30,10 @@ ldd "$agent" | grep -o '/[^ ]*' | while read -r library; do
   mkdir -p "$root$(dirname "$library")"
   cp -L "$library" "$root$library"
 done
-gcc -O2 -Wall -Wextra -static -s -o "$out/rigwriter" "$here/rigwriter.c"
-cp "$out/rigwriter" "$root/bin/"
+for program in rigwriter riglatency; do
+  gcc -O2 -Wall -Wextra -static -s -o "$out/$program" "$here/$program.c"
+  cp "$out/$program" "$root/bin/"
+done
 cp "$here/init" "$root/init"
 cp "$here/fsfreeze-hook" "$root/etc/qemu/fsfreeze-hook"
 chmod 755 "$root/init" "$root/etc/qemu/fsfreeze-hook" "$root"/bin/*

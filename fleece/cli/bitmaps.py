@@ -1,0 +1,51 @@
+"""The verb `bitmap`: which segments a QEMU keeps, for which store; and dropping those of none."""
+
+from __future__ import annotations
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.cli.verbs import open_source
+
+
+def bitmap(
+    output: Output,
+    cancel: CancelToken,
+    source: str,
+    stores: list[str],
+    drop: str | None,
+    guest: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
+    places = [fleece.FolderStore(store, secret) for store in stores]
+    with open_source(source, None) as opened:
+        if drop is None:
+            found = fleece.segments(opened, places, guest)
+            said = "" if found else "there are no segments"
+        else:
+            found = fleece.drop_segments(opened, drop, places, guest)
+            said = f"{len(found)} segments of chain {drop} are dropped"
+    for kept in found:
+        _row(output, kept, dropped=drop is not None)
+    output.succeed(said, segments=len(found), dropped=len(found) if drop is not None else 0)
+
+
+def _row(output: Output, kept: fleece.KeptSegment, *, dropped: bool) -> None:
+    segment, held = kept.segment, kept.bitmap
+    needed = f"needed by {', '.join(kept.stores)}" if kept.stores else "needed by no STORE given"
+    output.row(
+        "segment",
+        f"{kept.disk}  chain {segment.chain}  since point {segment.point}  {held.state}, "
+        f"{human(held.count)} dirty  {'dropped' if dropped else needed}",
+        disk=kept.disk,
+        chain=segment.chain,
+        point=segment.point,
+        sequence=segment.sequence,
+        bitmap=held.name,
+        state=held.state,
+        count=held.count,
+        granularity=held.granularity,
+        stores=list(kept.stores),
+        dropped=dropped,
+    )

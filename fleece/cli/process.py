@@ -1,0 +1,39 @@
+"""What the command line sets for its own process. The library leaves its caller's process alone."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import os
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_MIB = 1 << 20
+_NEW_OBJECTS = 100_000
+
+
+def set_up_process() -> None:
+    """Start and end sooner, and keep freed buffers. Call it before anything heavy is loaded."""
+    # OpenBLAS starts a thread for each core when numpy is loaded, and nothing here multiplies
+    # matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Loading modules makes many objects that stay: looking through them for garbage takes as long
+    # as a tenth of the loading, and again when the interpreter ends.
+    gc.set_threshold(_NEW_OBJECTS)
+    atexit.register(gc.freeze)
+    _keep_buffers()
+
+
+def _keep_buffers() -> None:
+    """Have the C library keep freed buffers for the next ones.
+
+    Reads and frames are buffers of 1 MiB, some thousand a second. By default glibc maps each one
+    afresh, or gives the top of the heap back in between, and the kernel then blanks the same pages
+    again and again (docs/benchmarks.rst). mallopt(3) has the numbers. Where the C library has no
+    mallopt, all works as before.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 * _MIB)
+        mallopt(_M_TRIM_THRESHOLD, 64 * _MIB)

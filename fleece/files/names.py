@@ -1,0 +1,32 @@
+"""Names that a guest has chosen: which can be a file's, and how they are shown."""
+
+from __future__ import annotations
+
+import os
+
+
+def possible(name: str) -> bool:
+    """Whether a file of this system can have a name that a guest has chosen."""
+    return possible_link(name) and name not in (".", "..") and "/" not in name
+
+
+def possible_link(target: str) -> bool:
+    """Whether a link of this system can have a target that a guest has chosen."""
+    try:
+        os.fsencode(target)
+    except UnicodeEncodeError:
+        return False
+    return target != "" and "\0" not in target
+
+
+def shown(text: str) -> str:
+    """A name that a guest has chosen, for messages and terminals: what is not printable escaped."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    try:
+        raw = os.fsencode(char)
+    except UnicodeEncodeError:
+        raw = char.encode(errors="surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in raw)

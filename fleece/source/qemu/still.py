@@ -1,0 +1,83 @@
+"""Stop the guest for a moment, and let it go on whatever happens.
+
+What several commands do to several disks is one moment for the guest only while it stands still.
+A note in the point's work folder tells the next run of a guest that a killed one left stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleece.errors import SourceError
+from fleece.source.qemu.fleecing import Entangled
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.runtime import run_state
+
+_RUNNING = "running"
+_PAUSED = "paused"
+_TRIES = 5
+_PAUSE = 0.2
+
+
+@contextlib.contextmanager
+def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
+    """Have the guest stand still in the context. One that did not run before stays as it was.
+
+    Args:
+        monitor: of the QEMU.
+        note: a file that is there for as long as the guest may be stopped.
+
+    Raises:
+        Entangled: somebody let it go on before the context ended.
+        SourceError: QEMU cannot be told to let it go on. The note stays.
+    """
+    monitor.guest_resumed()  # what was before is forgotten
+    if run_state(monitor) == _RUNNING:
+        note.touch()
+        try:
+            monitor.execute("stop")
+            yield
+            went_on = run_state(monitor) == _RUNNING or monitor.guest_resumed()
+        finally:
+            _let_go(monitor)
+            note.unlink(missing_ok=True)
+    else:
+        yield
+        went_on = run_state(monitor) == _RUNNING or monitor.guest_resumed()
+    if went_on:
+        raise Entangled(
+            "somebody let the guest go on in the moment of the point", where=monitor.path
+        )
+
+
+def let_go_noted(monitor: Monitor, note: Path) -> bool:
+    """Let a guest go on that a dead run's note names; whether it was stopped."""
+    if not note.exists():
+        return False
+    stopped = run_state(monitor) == _PAUSED
+    if stopped:
+        monitor.execute("cont")
+    note.unlink(missing_ok=True)
+    return stopped
+
+
+def _let_go(monitor: Monitor) -> None:
+    """Continue the guest; over a new connection, should this one be lost."""
+    try:
+        monitor.execute("cont")
+    except CommandError:
+        raise
+    except SourceError as error:
+        for _ in range(_TRIES):
+            with contextlib.suppress(SourceError), Monitor(monitor.path) as another:
+                another.execute("cont")
+                return
+            time.sleep(_PAUSE)
+        raise SourceError(
+            f"the guest was stopped for the moment of the point and may still be ({error.what})",
+            where=monitor.path,
+            hint="continue it: cont to its monitor; the next backup does so as well",
+        ) from error
