@@ -109,8 +109,8 @@ def push_all(
     cancel: CancelToken,
     workers: int,
     watch: Callable[[], None],
-) -> list[Extents]:
-    """Have QEMU push all disks of a point, and store what comes.
+) -> None:
+    """Have QEMU push all disks of a point, and store what comes: no leaf more, and none less.
 
     Args:
         jobs: the disks, in the point's order.
@@ -119,9 +119,6 @@ def push_all(
         cancel: stops it.
         workers: threads that hash, compress and append.
         watch: `Point.watch`, called all the while.
-
-    Returns:
-        What came of each disk: all that its bitmap names, or all of it.
 
     Raises:
         PointError: QEMU failed, or what came is not what had to come.
@@ -139,13 +136,8 @@ def push_all(
         )
         _Receiver(jobs, push, sink, counter(total), cancel, watch).run()
         push.end()
-    return [_received(job, push, number) for number, job in enumerate(jobs)]
-
-
-def _received(job: PushJob, push: PushJobs, number: int) -> Extents:
-    received = job.end()
-    push.check_received(number, received, job.geometry.size)
-    return received
+    for number, job in enumerate(jobs):
+        push.check_received(number, job.end(), job.geometry.size)
 
 
 class _Receiver:
@@ -180,30 +172,36 @@ class _Receiver:
             raise PointError("the sink that QEMU pushes into is gone")
 
     def _serve(self, channels: Iterator[Channel]) -> None:
-        for channel in channels:
-            packers = [Packer(job.writer, job.geometry, job.level) for job in self._jobs]
-            try:
-                for request in channel.requests():
-                    self._since[channel] = time.monotonic()
-                    data = None if request.zero else channel.data(request)
-                    self._jobs[request.disk].take(request, data, packers[request.disk])
-                    del self._since[channel]
-                    self._counter.add(request.length)
-                    channel.answer(True)
-            except BaseException:
-                # This is the error to tell, not that of the job, which fails of it.
-                self._failed = True
-                self._sink.shut()
-                raise
+        try:
+            for channel in channels:
+                self._serve_one(channel)
+        except BaseException:
+            # The others wait for requests. This is the error to tell, not that of the job, which
+            # fails of it.
+            self._failed = True
+            self._sink.shut()
+            raise
+
+    def _serve_one(self, channel: Channel) -> None:
+        packers = [Packer(job.writer, job.geometry, job.level) for job in self._jobs]
+        for request in channel.requests():
+            self._since[channel] = time.monotonic()
+            data = None if request.zero else channel.data(request)
+            self._jobs[request.disk].take(request, data, packers[request.disk])
+            del self._since[channel]
+            self._counter.add(request.length)
+            channel.answer(True)
 
     def _look(self) -> None:
         """Watch over all that can end it. Called in the thread that may talk to QEMU."""
         try:
             self._cancel.check()
             self._watch()
-            if not self._failed and self._push.done():
-                self._done = True
-                self._sink.shut()
+            if not self._failed:
+                self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
+                if self._push.done():
+                    self._done = True
+                    self._sink.shut()
             waited = time.monotonic() - min([*self._since.values()], default=time.monotonic())
             if waited > _PATIENCE:
                 raise PointError(

@@ -405,6 +405,38 @@ class Scene:
             assert done.returncode == 0, done.stderr
 
 
+class MachineScene(Scene):
+    """A machine, whose disks are called as their devices.
+
+    Attributes:
+        way: words that each backup gets.
+    """
+
+    way: tuple[str, ...] = ()
+
+    def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
+        """The words of a backup command."""
+        return super().words(*self.way, *words, store=store)
+
+    def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
+        """Restore the disk of a node."""
+        return super().restore(f"vd-{disk}", point, store)
+
+    @property
+    def status(self) -> str:
+        """The guest's run state."""
+        return str(self.qemu.control.command("query-status")["status"])
+
+    def plugged(self) -> list[str]:
+        """The nodes that the guest writes to."""
+        found = self.qemu.control.command("query-block")
+        return [device["inserted"]["node-name"] for device in found if device.get("inserted")]
+
+    def clean(self) -> Ran:
+        """`fleece clean`."""
+        return self.engine.run("clean", self.source, "--scratch", self.scratch, "--json")
+
+
 def nothing_left(qemu: QemuProcess, scratch: Path, *, foreign_server: bool = False) -> None:
     """Check that nothing of a point is in a QEMU or in the scratch folder.
 

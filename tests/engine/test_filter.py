@@ -30,9 +30,9 @@ from tests.engine.scene import (
     INTACT,
     KIB64,
     MIB,
+    MachineScene,
     Moment,
     Mutation,
-    Ran,
     Running,
     Scene,
     nothing_left,
@@ -49,40 +49,14 @@ FILTER = ("--fleecing", "filter")
 CLASSIC = ("--fleecing", "classic")
 
 
-class MachineScene(Scene):
-    """A machine, whose disks are called as their devices, backed up by filters."""
-
-    way: tuple[str, ...] = FILTER
-
-    def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
-        """The words of a backup command."""
-        return super().words(*self.way, *words, store=store)
-
-    def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
-        """Restore the disk of a node."""
-        return super().restore(f"vd-{disk}", point, store)
-
-    @property
-    def status(self) -> str:
-        """The guest's run state."""
-        return str(self.qemu.control.command("query-status")["status"])
-
-    def plugged(self) -> list[str]:
-        """The nodes that the guest writes to."""
-        found = self.qemu.control.command("query-block")
-        return [device["inserted"]["node-name"] for device in found if device.get("inserted")]
-
-    def clean(self) -> Ran:
-        """`fleece clean`."""
-        return self.engine.run("clean", self.source, "--scratch", self.scratch, "--json")
-
-
 @contextmanager
 def _machine(folder: Path, *disks: Disk, run: bool = True) -> Iterator[MachineScene]:
     with Machine(disks, monitors=2) as qemu:
         if run:
             qemu.control.command("cont")
-        yield MachineScene(qemu, folder)
+        made = MachineScene(qemu, folder)
+        made.way = FILTER
+        yield made
 
 
 def _two_disks(folder: Path) -> tuple[Disk, Disk]:
