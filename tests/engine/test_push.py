@@ -18,6 +18,7 @@ import pytest
 
 import fleece
 from fleece.engine import push
+from fleece.engine.pool import run_workers
 from fleece.extents import Extents
 from fleece.nbd import sink
 from fleece.nbd.handover import Channel
@@ -348,7 +349,6 @@ def test_a_cancel_that_only_some_workers_see_ends_all(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others wait for requests that do not come any more."""
-    run = push.run_workers
 
     def half(channels: Sequence[Channel], *words: Any) -> None:
         def shared() -> Iterator[Channel]:
@@ -356,7 +356,7 @@ def test_a_cancel_that_only_some_workers_see_ends_all(
             cancel.cancel()
             yield from channels[1:]
 
-        run(shared(), *words)
+        run_workers(shared(), *words)
 
     monkeypatch.setattr(push, "run_workers", half)
     cancel, ended = fleece.CancelToken(), threading.Event()

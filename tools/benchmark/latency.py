@@ -21,6 +21,7 @@ from tools.benchmark.timing import BenchError
 WAYS: dict[str, tuple[str, ...]] = {
     "classic": ("--fleecing", "classic"),
     "filter": ("--fleecing", "filter"),
+    "push": ("--transport", "push"),
 }
 """What is compared: words of `fleece backup`."""
 
