@@ -57,6 +57,15 @@ class DiskPlanned(Event):
 
 
 @dataclass(frozen=True)
+class DiskGone(Event):
+    """The guest has a disk no more; `point` is the newest of it."""
+
+    name: ClassVar[str] = "gone"
+    disk: str
+    point: str
+
+
+@dataclass(frozen=True)
 class PointTaken(Event):
     """The point in time of all disks exists; the guest goes on."""
 

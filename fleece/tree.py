@@ -153,6 +153,46 @@ class Tree:
     root: bytes
 
 
+def seen_as(base: NodeSource, geometry: Geometry) -> NodeSource:
+    """A disk's nodes as parents of a disk that may have another size."""
+    return base if base.geometry.size == geometry.size else _Resized(base, geometry)
+
+
+class _Resized:
+    """The nodes of a disk as those of one of another size: what is past either end is zeros.
+
+    Only for nodes whose child that reaches past the smaller end, and whose child that is higher
+    than the smaller tree, are touched: of them it knows nothing. `Header.covers_from` sees to that.
+    """
+
+    def __init__(self, base: NodeSource, geometry: Geometry) -> None:
+        self._base = base
+        self._geometry = geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the disk that is wanted."""
+        return self._geometry
+
+    @property
+    def top(self) -> bytes:
+        """The all-zero hash: a disk of which no node is touched has no bytes."""
+        return self._geometry.zeros[self._geometry.height]
+
+    def children(self, level: int, nodes: Int64Array) -> HashArray:
+        """The children that both disks have; zeros for the others."""
+        shape, held = self._geometry, self._base.geometry
+        span = shape.fan_out ** (level - 1)
+        blank = shape.zero_hashes(level - 1, len(nodes) * shape.fan_out)
+        result: HashArray = blank.reshape(len(nodes), shape.fan_out, -1).copy()
+        if level <= held.height:
+            there = nodes < -(-held.leaves // (span * shape.fan_out))
+            result[there] = self._base.children(level, nodes[there])
+        number = nodes[:, None] * shape.fan_out + np.arange(shape.fan_out)
+        result[number * span >= min(shape.leaves, held.leaves)] = shape.zero_hashes(level - 1, 1)
+        return result
+
+
 class BlankDisk:
     """The node source of a chain's first delta: before it, the disk is all zeros."""
 

@@ -140,6 +140,7 @@ def restore(raw: BinaryIO, paths: list[str]) -> str:
         waiting.remove(done := fit[0])
         state = done.state
         raw.truncate(done.size)
+        leaves = {n: leaves[n] for n in leaves if n * done.leaf < done.size}
         for offset, length, hashes, data in done.records():
             first, end = offset // done.leaf, -(-(offset + length) // done.leaf)
             for n in [] if data else [n for n in leaves if first <= n < end]:

@@ -122,6 +122,8 @@ def _text(event: events.Event) -> str | None:
             return f"removed what a dead run left: {event.kind} {event.item}"
         case events.DiskPlanned():
             return f"{event.disk}: {event.mode}: {event.reason}"
+        case events.DiskGone():
+            return f"{event.disk}: the guest has it no more; its newest point is {event.point}"
         case events.PointTaken():
             return f"point {event.point} taken of {', '.join(event.disks)}"
         case events.Resumed():

@@ -161,7 +161,8 @@ def list_points(
         for name, entry in sorted(point.disks.items()):
             head = entry.header
             parent = head.parent.point if head.parent else None
-            state = "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
+            state = f"  gone: {', '.join(head.gone)}" if head.gone else ""
+            state += "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
             output.row(
                 "point",
                 f"{point.guest}  {point.id}  {point.time}  {name}  {head.mode:12}  "
@@ -174,6 +175,7 @@ def list_points(
                 mode=head.mode,
                 size=head.size,
                 parent=parent,
+                gone=[*head.gone],
                 root=entry.root,
                 stored_bytes=entry.stored_bytes,
                 complete=point.complete,
@@ -212,6 +214,7 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
             "parent": parent,
             "root": last.root.hex(),
             "disks": [*head.disks],
+            "gone": [*head.gone],
             "hash": head.algorithm.name,
             "encrypted": delta.protection is not None and delta.protection.encrypted,
             "leaf_size": head.leaf_size,

@@ -268,5 +268,5 @@ def check_link(child: DeltaReader, parent: DeltaReader) -> None:
             f"builds on another state of the disk than {parent.path} holds", where=child.path
         )
     shapes = child.geometry, parent.geometry
-    if len({(g.leaf_size, g.fan_out, g.algorithm.name, g.size) for g in shapes}) != 1:
+    if len({(g.leaf_size, g.fan_out, g.algorithm.name) for g in shapes}) != 1:
         raise DeltaError(f"its tree has another shape than {parent.path}", where=child.path)

@@ -23,7 +23,7 @@ from fleece.delta.record import Record
 from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError
 from fleece.extents import Extents
-from fleece.tree import Growing, NodeSource
+from fleece.tree import Growing, NodeSource, seen_as
 
 _BATCH = 4096
 
@@ -108,8 +108,9 @@ class Walk:
         counts = data, delta.extents(Kind.ZERO).total, frames
         if counts != (last.data_bytes, last.zero_bytes, last.frame_bytes):
             raise DeltaError("the footer's counts are not what the records say", where=delta.path)
-        if delta.header.parent is None and delta.extents() != Extents.whole(delta.geometry.size):
-            raise DeltaError("a full delta that does not cover its disk", where=delta.path)
+        own = Extents.of([(delta.header.covers_from, delta.header.size)])
+        if len(own.subtract(delta.extents())):
+            raise DeltaError("it lacks parts of the disk that its parent has not", where=delta.path)
         self._check_tree(base)
 
     def check_layout(self) -> None:
@@ -134,7 +135,7 @@ class Walk:
     def _check_tree(self, base: NodeSource) -> None:
         delta, shape = self._delta, self._delta.geometry
         spool = functools.partial(HashSpool, shape.algorithm.size)
-        tree = Growing(shape, self._leaves, delta.zero_leaves, base, spool)
+        tree = Growing(shape, self._leaves, delta.zero_leaves, seen_as(base, shape), spool)
         held: dict[int, list[Page]] = {}
         for page in delta.pages:
             if page.tag is Tag.TREE:

@@ -90,6 +90,7 @@ class Header:
         parent: what it builds on; None: it covers the whole disk.
         mode: how its dirty set was found.
         disks: the names of all disks of the point, this one among them.
+        gone: names of disks that the guest had at the point before, and has no more.
         level: the zstd level.
         granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
         producer: the versions of the programs that made it.
@@ -113,6 +114,21 @@ class Header:
     fan_out: int = FAN_OUT
     algorithm: HashAlgorithm = XXH3_128
     salvaged: Salvaged | None = None
+    gone: tuple[str, ...] = ()
+
+    @property
+    def covers_from(self) -> int:
+        """The delta holds all of the disk from here on, in bytes: the parent does not say it.
+
+        With a parent of another size that is from the last leaf on that both disks have, which the
+        end of one of them cuts or may cut.
+        """
+        if self.parent is None:
+            return 0
+        if self.parent.size == self.size:
+            return self.size
+        both = min(self.parent.size, self.size)
+        return max(0, both - 1) // self.leaf_size * self.leaf_size
 
     @property
     def geometry(self) -> Geometry:
@@ -209,7 +225,11 @@ def _loads(text: bytes) -> object:
 def _to_json(header: Header) -> dict[str, object]:
     parent = header.parent
     kept = header.salvaged
-    added = {} if kept is None else {"salvaged": {"root": kept.root, "top": kept.top}}
+    added: dict[str, object] = {}
+    if kept is not None:
+        added["salvaged"] = {"root": kept.root, "top": kept.top}
+    if header.gone:
+        added["gone"] = list(header.gone)
     return {
         "format": "fleece delta",
         "file": str(header.file_id),
@@ -260,6 +280,7 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         fan_out=_number(top["fan_out"], 2, 256),
         algorithm=algorithm,
         salvaged=_salvaged(top.get("salvaged"), algorithm),
+        gone=_names(top["gone"]) if "gone" in top else (),
     )
     if header.disk not in header.disks or (header.parent is None) != (header.mode == Mode.FULL):
         raise ValueError("its parts contradict each other")

@@ -19,7 +19,7 @@ from fleece.delta.sink import Appender, Sink
 from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents, Gathering
-from fleece.tree import Growing, NodeSource
+from fleece.tree import Growing, NodeSource, seen_as
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class DeltaWriter:
     Args:
         sink: where the bytes go.
         head: the delta's header; written at once.
-        base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none.
+        base: the disk at the parent, or `fleece.tree.BlankDisk` if there is none. If its size is
+            another one, the delta must hold all from `head.covers_from` on.
         protection: by a key; the header's algorithm must be keyed if it says so.
         proven: what the sink holds already, header included, and no byte more; `head` is its, and
             so is the protection.
@@ -64,7 +65,7 @@ class DeltaWriter:
     ) -> None:
         self._head = head
         self._geometry = head.geometry
-        self._base = base
+        self._base = seen_as(base, head.geometry)
         self._lock = threading.Lock()
         self._rows = RowSpool(self._geometry.leaf_size)
         self._leaves = HashSpool(self._geometry.algorithm.size)

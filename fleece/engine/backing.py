@@ -61,15 +61,16 @@ def restore_as_chain(
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target)) as folder:
-        size = chain.geometry.size
-        if size % 512:
-            raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
+        for delta in chain.deltas:
+            if (size := delta.header.size) % 512:
+                raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
         total = sum(delta.footer.data_bytes for delta in chain.deltas)
         counter = Counter(listener, events.Phase.RESTORE, disk, total)
         backing: Path | None = None
         for owner in reversed(range(len(chain.deltas))):
             head = chain.deltas[owner].header
             path = folder / f"{head.point.sequence:06d}-{head.point.id}.qcow2"
+            size = head.size
             _create(path, backing, size)
             with served_image(str(path), "qcow2", writable=True, failure=TargetError) as uri:
                 image = NbdDisk(uri, TargetError)

@@ -7,7 +7,7 @@ import dataclasses
 import platform
 import secrets
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from fleece import events
@@ -194,7 +194,8 @@ class _Run:
 
     def _take(self, stack: contextlib.ExitStack) -> Taken:
         """Decide, and take a new point."""
-        disks = self._source.inventory().choose(self._options.disks)
+        inventory = self._source.inventory()
+        disks = inventory.choose(self._options.disks)
         if self._output is not None and len(disks) != 1:
             raise UsageError(
                 f"a stream takes one disk, and these are {len(disks)}: "
@@ -206,6 +207,7 @@ class _Run:
         if chosen.transport is Transport.PUSH:
             decisions = self._pushed(decisions, chosen.reason)
         self._tell_plan(decisions)
+        gone = self._gone({disk.name for disk in inventory.disks})
         self._cancel.check()
         ref = self._new_point(decisions)
         wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
@@ -221,7 +223,20 @@ class _Run:
         self._listener(events.PointTaken(ref.id, tuple(disk.name for disk in disks)))
         for warning in living.warnings:
             self._listener(events.Warned(warning))
-        return Taken(ref, decisions, living)
+        return Taken(ref, decisions, living, gone=gone)
+
+    def _gone(self, present: Collection[str]) -> tuple[str, ...]:
+        """Disks of the chain that the guest has no more, and that no point says so of yet."""
+        newest: dict[str, str] = {}
+        for point in self._catalogue.of_guest(self._guest):
+            newest |= dict.fromkeys(point.disks, point.id)
+            for entry in point.disks.values():
+                for name in entry.header.gone:
+                    newest.pop(name, None)
+        gone = {name: point for name, point in sorted(newest.items()) if name not in present}
+        for name, point_id in gone.items():
+            self._listener(events.DiskGone(name, point_id))
+        return tuple(gone)
 
     def _pushed(self, decisions: Sequence[Decision], reason: str | None) -> tuple[Decision, ...]:
         """What is to be done if QEMU pushes.
@@ -439,6 +454,7 @@ class _Run:
             granularity=granularity,
             producer=_producer(self._source),
             algorithm=self._store.algorithm,
+            gone=taken.gone,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +54,15 @@ class CopyJob:
     def kept_bytes(self) -> int:
         """Bytes of disk that need not be read again."""
         return self.kept.total
+
+    def parts(self) -> Iterator[tuple[Extents, HeldLeaves | None]]:
+        """What is dirty: where the chain may hold it already, and where not."""
+        if self.held is None:
+            yield self.dirty, None
+            return
+        size = self.geometry.size
+        yield self.dirty.clip(0, self.held.end), self.held
+        yield self.dirty.clip(self.held.end, size), None
 
 
 def open_export(export: Export, pace: Pace | None = None) -> NbdDisk:
@@ -109,20 +119,7 @@ def copy_all(
         watch: `Point.watch`, called all the while.
     """
 
-    def items() -> Iterator[tuple[CopyJob, ReadItem, HashArray | None]]:
-        for job in jobs:
-            for part in windows(job.dirty, WINDOW):
-                zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
-                held = job.held
-                for start, end in zeros if held is None else held.not_yet_zero(zeros):
-                    job.writer.zero(start, end - start)
-                counter.add(zeros.total)
-                for item in read_items(part.subtract(zeros)):
-                    job.read_bytes += item.length
-                    same = None if held is None else held.hashes(item.start, item.end)
-                    yield job, item, same
-
-    def work(shared: Iterator[tuple[CopyJob, ReadItem, HashArray | None]]) -> None:
+    def work(shared: Iterator[_Item]) -> None:
         with contextlib.ExitStack() as stack:
             copiers: dict[int, _Copier] = {}
             for job, item, held in shared:
@@ -132,7 +129,26 @@ def copy_all(
                     copier = copiers[id(job)] = _Copier(job, reader)
                 counter.add(copier.copy(item, held))
 
-    run_workers(items(), work, cancel, workers, watch)
+    items = itertools.chain.from_iterable(_items(job, counter) for job in jobs)
+    run_workers(items, work, cancel, workers, watch)
+
+
+_Item = tuple[CopyJob, ReadItem, HashArray | None]
+"""A read of a job, and the chain's hashes of its leaves, if they count."""
+
+
+def _items(job: CopyJob, counter: Counter) -> Iterator[_Item]:
+    """What is to be read of a disk; what is known to be zeros is stored without."""
+    for dirty, held in job.parts():
+        for part in windows(dirty, WINDOW):
+            zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
+            for start, end in zeros if held is None else held.not_yet_zero(zeros):
+                job.writer.zero(start, end - start)
+            counter.add(zeros.total)
+            for item in read_items(part.subtract(zeros)):
+                job.read_bytes += item.length
+                same = None if held is None else held.hashes(item.start, item.end)
+                yield job, item, same
 
 
 class _Copier:

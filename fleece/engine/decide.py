@@ -127,12 +127,11 @@ def _rescan(
     """Read everything, store what the newest whole line does not hold; without one: a full."""
     for point in _newest_first(disk, catalogue, guest, chain):
         entry = point.disks[disk.name]
-        if _unfit(disk, catalogue, entry) is None:
+        if _broken(catalogue, entry) is None:
             return Decision(disk, Mode.RESCAN, reason, entry)
     if must:
         raise PointError(
-            f"disk {disk.name}: no rescan is possible: the store has no whole point of it that has "
-            "its size",
+            f"disk {disk.name}: no rescan is possible: the store has no whole point of it",
             hint="--mode auto stores everything instead",
         )
     return Decision(disk, Mode.FULL, reason)
@@ -167,6 +166,10 @@ def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
     """Why a stored delta cannot be a parent now, whatever QEMU knows."""
     if entry.header.size != disk.size:
         return Lost(f"the disk's size changed from {entry.header.size} to {disk.size} bytes")
+    return _broken(catalogue, entry)
+
+
+def _broken(catalogue: Catalogue, entry: Entry) -> Lost | None:
     try:
         catalogue.line(entry)
     except StoreError as error:
@@ -188,4 +191,4 @@ def _differential(
         with catalogue.open(entry) as delta:
             more = more.union(delta.extents())
     reason = f"changed since the full of point {full.header.point.id}"
-    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more)
+    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more.clip(0, disk.size))

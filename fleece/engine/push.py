@@ -81,7 +81,8 @@ class PushJob:
         while at < len(data):
             length = min(len(data) - at, MAX_RECORD - (start + at) % MAX_RECORD)
             held = None
-            if self.held is not None:
+            if self.held is not None and start + at < self.held.end:
+                length = min(length, self.held.end - (start + at))
                 with self._lock:
                     held = self.held.hashes(start + at, start + at + length)
             packer.store(start + at, data[at : at + length], held)

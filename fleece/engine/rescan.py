@@ -27,14 +27,21 @@ class HeldLeaves:
     """The leaves of a chain's disk, for reads that ask for them more or less in order.
 
     Args:
-        chain: the disk at the parent, of the same size as the disk that is read.
+        chain: the disk at the parent.
+        end: from here on, in bytes, the chain does not count (`Header.covers_from`); None: all
+            of it does.
+
+    Attributes:
+        end: of what may be asked for.
     """
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, end: int | None = None) -> None:
+        self.end = chain.geometry.size if end is None else end
         self._chain = chain
         self._shape = chain.geometry
         zeros = Extents.joined([part.extents(zero=True) for part in chain.maps()])
-        self._zeros = zeros.align_in(self._shape.leaf_size, self._shape.size)
+        whole = zeros.align_in(self._shape.leaf_size, self._shape.size)
+        self._zeros = whole.clip(0, self.end)
         self._blocks: Cache[HashArray] = Cache(_BLOCKS)
 
     def not_yet_zero(self, zeros: Extents) -> Extents:

@@ -235,7 +235,10 @@ def check_unread(chain: Chain, pictures: Iterable[ChainMap], cancel: CancelToken
 def _unread(chain: Chain, pictures: Iterable[ChainMap]) -> list[Int64Array]:
     """Of each delta the positions of data records that are not visible in `chain.maps`."""
     found: list[list[Int64Array]] = [[np.empty(0, np.int64)] for _ in chain.deltas]
+    largest = max(delta.header.size for delta in chain.deltas)
     for (low, high), picture in zip(steps(chain.deltas), pictures, strict=True):
+        if high == chain.geometry.size:
+            high = largest  # what was cut off since is in no map
         for owner, delta in enumerate(chain.deltas):
             rows = delta.rows_within(low, high)
             data = rows["position"][rows["kind"] == Kind.DATA]

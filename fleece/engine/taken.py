@@ -34,12 +34,14 @@ class Taken:
         decisions: one for each disk.
         living: the point in the source.
         left: what a dead run has stored of it already; None: it is new.
+        gone: disks of points before that the guest has no more.
     """
 
     ref: PointRef
     decisions: tuple[Decision, ...]
     living: QemuPoint
     left: UnfinishedPoint | None = None
+    gone: tuple[str, ...] = ()
 
 
 class Stream:
@@ -87,7 +89,8 @@ def copy_job(
             "a dead run stored what did not change", where=head.disk, hint="run the backup again"
         )
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection, proven)
-    held = HeldLeaves(base) if base is not None and made.mode is Mode.RESCAN else None
+    rescan = base is not None and made.mode is Mode.RESCAN
+    held = HeldLeaves(base, head.covers_from) if base is not None and rescan else None
     dirty = dirty.subtract(done)
     return CopyJob(disk, dirty, writer, head.geometry, head.level, held, done)
 
@@ -97,7 +100,8 @@ def push_job(
 ) -> PushJob:
     """The work on one disk that QEMU pushes."""
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
-    held = HeldLeaves(base) if base is not None and made.bitmaps is None else None
+    all_comes = base is not None and made.bitmaps is None
+    held = HeldLeaves(base, head.covers_from) if base is not None and all_comes else None
     return PushJob(made.disk.name, writer, head.geometry, head.level, held)
 
 
