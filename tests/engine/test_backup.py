@@ -304,25 +304,6 @@ def test_a_disk_that_comes_later_is_full_and_the_other_incremental(tmp_path: Pat
         scene.check_exact()
 
 
-def test_a_resized_disk_is_read_whole(tmp_path: Path) -> None:
-    image = images.random_image(tmp_path / "d0.qcow2", 4 * MIB, seed=1)
-    with Machine([Disk(image, "d0")]) as qemu:
-        scene = Scene(qemu, tmp_path)
-        scene.take()
-        qemu.control.command("block_resize", {"node-name": "d0", "size": 6 * MIB})
-        scene.writer().write(5 * MIB, os.urandom(KIB64))
-        heard: list[Event] = []
-        result = scene.take(listener=heard.append)
-        text = f"the disk's size changed from {4 * MIB} to {6 * MIB} bytes"
-        assert reasons(heard) == {"vd-d0": ("full", text)}
-        assert result.disks[0].size == 6 * MIB
-        scene.same_as_live("d0", scene.restore("vd-d0"))
-        qemu.control.command("block_resize", {"node-name": "d0", "size": 7 * MIB})
-        with pytest.raises(fleece.PointError, match="size changed"):
-            scene.take("incremental")
-        scene.nothing_left()
-
-
 def test_a_machine_is_backed_up_by_its_device_names(tmp_path: Path) -> None:
     disks = [
         Disk(images.random_image(tmp_path / f"d{n}.{fmt}", 4 * MIB, seed=n, fmt=fmt), f"d{n}", fmt)
