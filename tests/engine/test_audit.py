@@ -272,7 +272,7 @@ _WHERE = "same = zeros.subtract(held.not_yet_zero(zeros))"
         ),
         Mutation(
             "a difference is no failure",
-            (("engine/backup.py", "            refuse_differing(audits)\n", ""),),
+            (("engine/backup.py", "        refuse_differing(audits)\n", ""),),
         ),
     ],
     ids=str,

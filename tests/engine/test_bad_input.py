@@ -158,7 +158,7 @@ def test_a_disk_with_an_iothread_is_refused_where_it_would_kill_the_guest(tmp_pa
             pytest.skip("this QEMU is not affected")
         scene = Scene(qemu, tmp_path)
         qemu.control.command("cont")
-        scene.backup().failed(4, "vd-d0", "iothread")
+        scene.backup("--transport", "pull").failed(4, "vd-d0", "iothread")
         (disk,) = INTACT.run("doctor", scene.source, "--json").succeeded().named("disk")
         assert not disk["pull"]
         assert "iothread" in disk["obstacle"]

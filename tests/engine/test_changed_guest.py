@@ -88,7 +88,7 @@ def test_a_disk_that_is_removed_is_said_and_recorded_to_be_gone(tmp_path: Path) 
         rows = scene.engine.run("list", scene.store, "--json").named("point")
         assert [row["disk"] for row in rows if row["gone"] == ["d2"]] == ["d0", "d1"]
         scene.check_exact()
-        scene.restore("d2", first)
+        scene.restore("d2", first).unlink()
     with daemon(tmp_path, *disks) as scene:
         result = scene.take()
         assert result.mode == "incremental", "it came back with its bitmap, which goes on"

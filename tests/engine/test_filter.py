@@ -258,6 +258,7 @@ def test_a_full_scratch_costs_the_point_and_not_the_guest(
     ):
         guest.wait_acked(3)
         scene = MachineScene(guest, tmp_path)
+        scene.way = FILTER
         scene.backup().succeeded()
         scene.scratch, roomy = scratch, scene.scratch
         scene.engine = blind.engine(tmp_path)
@@ -612,10 +613,11 @@ def test_an_older_qemu_is_refused(twin: MachineScene, old: str, new: str, word: 
 def test_disks_with_iothreads_are_refused_as_ever(tmp_path: Path) -> None:
     with Machine(_two_disks(tmp_path), iothreads=True) as qemu:
         scene = MachineScene(qemu, tmp_path)
+        scene.way = FILTER
         version = qemu.control.command("query-version")["qemu"]
         if (version["major"], version["minor"], version["micro"]) >= (8, 2, 3):
             pytest.skip("this QEMU is not affected")
-        scene.backup().failed(4, "iothread")
+        scene.backup("--transport", "pull").failed(4, "iothread")
         scene.nothing_left()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,11 @@ def raw(tmp_path: Path) -> Iterator[Scene]:
     """A raw disk, which keeps no bitmaps: data, then 4 MiB of hole, then data."""
     path = tmp_path / "d0.raw"
     images.make_disk(path, SIZE, "raw")
+    data = random.Random(1)  # the same in each run: a byte that is written must be another one
     with path.open("r+b") as file:
-        file.write(os.urandom(12 * MIB))
+        file.write(data.randbytes(12 * MIB))
         file.seek(16 * MIB)
-        file.write(os.urandom(SIZE - 16 * MIB))
+        file.write(data.randbytes(SIZE - 16 * MIB))
     with daemon(tmp_path, Disk(path, "d0", "raw")) as scene:
         yield scene
 

@@ -372,7 +372,7 @@ _NO_LEAF_HASH = (
     "if leaf_hashes(data, self._geometry) != found.leaves:",
     "if False:",
 )
-_NO_ZSTD_CHECKSUM = ("engine/copy.py", "write_checksum=True", "write_checksum=False")
+_NO_ZSTD_CHECKSUM = ("engine/pack.py", "write_checksum=True", "write_checksum=False")
 _NO_PROOF = ("engine/restore.py", "if found != entry.root:", "if False:")
 _ALL_CHECKS = (_NO_FRAME_HASH, _NO_LEAF_HASH, _NO_ZSTD_CHECKSUM, _NO_PROOF)
 
@@ -403,7 +403,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
         zeros_over_data,
         Mutation(
             "read zeros are not stored",
-            (("engine/copy.py", "self._writer.zero(run.offset, run.length)", "pass"),),
+            (("engine/pack.py", "self._writer.zero(run.offset, run.length)", "pass"),),
         ),
     ),
     (
@@ -443,20 +443,21 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
         uneven_replies,
         Mutation(
             "it advances by the longest reply",
-            (("nbd/status.py", "(place := min(", "(place := max("),),
+            (("nbd/status.py", "offset := min(places", "offset := max(places"),),
+        ),
+    ),
+    (
+        uneven_replies,
+        Mutation(
+            "a short reply is taken for all that was asked",
+            (("nbd/status.py", "return max(start, reach)", "return end"),),
         ),
     ),
     (
         dirty_beyond_the_first_reply,
         Mutation(
-            "one reply is taken for all",
-            (
-                (
-                    "nbd/status.py",
-                    "max(self.place, min(int(ends[-1]), self._end))",
-                    "self._end",
-                ),
-            ),
+            "one request is taken for all",
+            (("nbd/status.py", "split(MAX_STATUS)", "clip(0, MAX_STATUS).split(MAX_STATUS)"),),
         ),
     ),
     (corrupt_compressed_data, Mutation("nothing is checked", _ALL_CHECKS)),
