@@ -107,7 +107,7 @@ def restore_partial(
             proof = prove(members, others, root)
             written = _in_bytes(_joined(proof.leaves), shape).total
             counter = Counter(listener, events.Phase.RESTORE, disk, written)
-            _write([*members, *others], proof.leaves, image, counter, cancel)
+            _write([*members, *others], proof.leaves, shape, image, counter, cancel)
             image.flush()
             found = disk_root(image, listener, cancel, shape)
             if found != proof.root:
@@ -148,10 +148,9 @@ class _Piece:
     parts: Extents
 
 
-def _pieces(sources: list[Source], leaves: Leaves) -> Iterator[_Piece]:
+def _pieces(sources: list[Source], leaves: Leaves, shape: Geometry) -> Iterator[_Piece]:
     for owner, source in enumerate(sources):
         mine = leaves.number[leaves.owner == owner]
-        shape = source.wreck.geometry
         starts = source.survey.rows["offset"].astype(np.int64)
         row = np.searchsorted(starts, mine * shape.leaf_size, side="right") - 1
         bounds = [*np.flatnonzero(np.diff(row, prepend=-1)).tolist(), len(mine)]
@@ -164,6 +163,7 @@ def _pieces(sources: list[Source], leaves: Leaves) -> Iterator[_Piece]:
 def _write(
     sources: list[Source],
     leaves: Leaves,
+    shape: Geometry,
     image: WritableDisk,
     counter: Counter,
     cancel: CancelToken,
@@ -177,7 +177,8 @@ def _write(
                 record, frame = wreck.record_at(*row)
                 data = memoryview(wreck.unpack(record, frame, unpack))
                 for start, end in piece.parts:
+                    # A source that was smaller has less of its last leaf: the rest is zeros.
                     writer.write(start, data[start - record.offset : end - record.offset])
                     counter.add(end - start)
 
-    run_workers(_pieces(sources, leaves), work, cancel)
+    run_workers(_pieces(sources, leaves, shape), work, cancel)

@@ -89,7 +89,7 @@ def prove(members: Sequence[Source], others: Sequence[Source], root: bytes | Non
     """
     shape = members[0].wreck.geometry
     sources = [*members, *others]
-    seen = _overlay(members)
+    seen = _overlay(shape, members)
     built = _build(shape, seen.leaves)
     said = _ask_tree(shape, built, sources, root)
     found, gone = _found(shape, said, sources)
@@ -116,24 +116,27 @@ class _Overlay:
     lost: Extents
 
 
-def _overlay(members: Sequence[Source]) -> _Overlay:
+def _overlay(shape: Geometry, members: Sequence[Source]) -> _Overlay:
+    """What was cut off from the disk is left out; what was added to it, a newer delta holds."""
     covered = doubt = sure = lost = Extents.empty()
     parts = []
     for owner, source in enumerate(members):
-        survey, size = source.survey, source.wreck.geometry.leaf_size
-        visible = _in_leaves(survey.held(), size).subtract(covered)
+        survey = source.survey
+        visible = _in_leaves(shape, survey.held()).subtract(covered)
         number = survey.leaves
         mine = Leaves(number, np.full(len(number), owner), survey.hashes)
         parts.append(mine.within(visible))
-        gone = _in_leaves(survey.lost, size).subtract(covered)
+        gone = _in_leaves(shape, survey.lost).subtract(covered)
         sure, lost = sure.union(visible.subtract(doubt)), lost.union(gone)
         covered = covered.union(visible).union(gone)
-        doubt = doubt.union(_in_leaves(survey.uncertain, size))
+        doubt = doubt.union(_in_leaves(shape, survey.uncertain))
     return _Overlay(Leaves.joined(parts), sure, lost)
 
 
-def _in_leaves(extents: Extents, size: int) -> Extents:
-    return Extents.normal(extents.start // size, -(-extents.end // size))
+def _in_leaves(shape: Geometry, extents: Extents) -> Extents:
+    size = shape.leaf_size
+    leaves = Extents.normal(extents.start // size, -(-extents.end // size))
+    return leaves.clip(0, shape.leaves)
 
 
 def _build(shape: Geometry, leaves: Leaves) -> Tree:

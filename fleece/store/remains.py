@@ -133,13 +133,13 @@ def _best(copies: list[Remains]) -> Remains:
 
 
 def _same_disk(one: Header, other: Header) -> bool:
+    """Their leaves can be compared by hash; the disk may have been resized."""
     mine, theirs = one.geometry, other.geometry
     return (one.guest, one.chain, one.disk) == (other.guest, other.chain, other.disk) and (
-        mine.size,
         mine.leaf_size,
         mine.fan_out,
         mine.algorithm.name,
-    ) == (theirs.size, theirs.leaf_size, theirs.fan_out, theirs.algorithm.name)
+    ) == (theirs.leaf_size, theirs.fan_out, theirs.algorithm.name)
 
 
 def _root(newest: Remains, mine: list[Remains]) -> str | None:

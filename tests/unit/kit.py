@@ -228,6 +228,59 @@ def store_history(folder: Path, history: History, seed: int = 0, longest: int = 
     return stored
 
 
+# ---- disks that are cut and grown -------------------------------------------------------------
+
+_SIZES = st.integers(0, 40 * LEAF) | st.integers(0, 40).map(lambda leaves: leaves * LEAF)
+_FILLS = st.sampled_from([b"\0", b"a", b"b"])
+"""Few, so that leaves are often what they were."""
+
+
+@st.composite
+def resized_disks(draw: st.DrawFn) -> list[bytes]:
+    """What a disk holds at points between which it is cut and grown."""
+    found: list[bytes] = []
+    for _ in range(draw(st.integers(2, 5))):
+        size = draw(_SIZES)
+        leaves = [draw(_FILLS) * LEAF for _ in range(-(-size // LEAF))]
+        kept: bool = draw(st.booleans())
+        old = found[-1] if found and kept else b"".join(leaves)
+        found.append(old[:size].ljust(size, draw(_FILLS)))
+    return found
+
+
+def differing(old: bytes, new: bytes, covers_from: int) -> Extents:
+    """What a rescan stores: the leaves whose hash is another, and what it must hold anyway."""
+    padded = old.ljust(len(new) + LEAF, b"\0")
+    changed = [
+        (at, min(at + LEAF, len(new)))
+        for at in range(0, len(new), LEAF)
+        if at >= covers_from or new[at : at + LEAF].ljust(LEAF, b"\0") != padded[at : at + LEAF]
+    ]
+    return Extents.of(changed)
+
+
+def store_states(folder: Path, disks: Sequence[bytes], fan_out: int) -> list[Stored]:
+    """Write a delta for each state of a disk, oldest first: a full, then what differs."""
+    stored: list[Stored] = []
+    for number, disk in enumerate(disks, 1):
+        parent, old = None, b""
+        if stored:
+            last = stored[-1]
+            parent = ParentRef(last.head.point.id, last.summary.root.hex(), len(last.disk))
+            old = last.disk
+        head = header(len(disk), number, parent, fan_out=fan_out)
+        path = folder / f"{number}.fleece"
+        dirty = differing(old, disk, head.covers_from)
+        with contextlib.ExitStack() as stack:
+            base: NodeSource = BlankDisk(head.geometry)
+            if stored:
+                base = stack.enter_context(OpenChain([item.path for item in reversed(stored)]))
+            sink = stack.enter_context(path.open("wb"))
+            summary, data = write_delta(sink, head, base, disk, dirty, number)
+        stored.append(Stored(path, head, disk, dirty, data, summary))
+    return stored
+
+
 class OpenChain:
     """The chain of some files, newest first, for as long as the context lasts."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import subprocess
 import sys
@@ -16,74 +15,33 @@ from fleece.compare import TreeComparison
 from fleece.delta.header import ParentRef
 from fleece.errors import DeltaError
 from fleece.extents import Extents
-from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import (
     LEAF,
     OpenChain,
+    differing,
     full_check,
     header,
     naive_root,
     read_back,
+    resized_disks,
+    store_states,
     write_delta,
 )
 
 _ROOT = Path(__file__).parents[2]
 
-_SIZES = st.integers(0, 40 * LEAF) | st.integers(0, 40).map(lambda leaves: leaves * LEAF)
-_FILLS = st.sampled_from([b"\0", b"a", b"b"])
-"""Few, so that leaves are often what they were."""
 
-
-@st.composite
-def _disks(draw: st.DrawFn) -> list[bytes]:
-    """What a disk holds at points between which it was cut and grown."""
-    found: list[bytes] = []
-    for _ in range(draw(st.integers(2, 5))):
-        size = draw(_SIZES)
-        leaves = [draw(_FILLS) * LEAF for _ in range(-(-size // LEAF))]
-        kept: bool = draw(st.booleans())
-        old = found[-1] if found and kept else b"".join(leaves)
-        found.append(old[:size].ljust(size, draw(_FILLS)))
-    return found
-
-
-def _differing(old: bytes, new: bytes, covers_from: int) -> Extents:
-    """What a rescan stores: the leaves whose hash is another, and what it must hold anyway."""
-    padded = old.ljust(len(new) + LEAF, b"\0")
-    changed = [
-        (at, min(at + LEAF, len(new)))
-        for at in range(0, len(new), LEAF)
-        if at >= covers_from or new[at : at + LEAF].ljust(LEAF, b"\0") != padded[at : at + LEAF]
-    ]
-    return Extents.of(changed)
-
-
-def _store(folder: Path, disks: list[bytes], fan_out: int) -> list[Path]:
-    """A chain of these states; its files, newest first."""
-    paths: list[Path] = []
-    parent: ParentRef | None = None
-    for number, disk in enumerate(disks, 1):
-        head = header(len(disk), number, parent, fan_out=fan_out)
-        path = folder / f"{number}.fleece"
-        with contextlib.ExitStack() as stack:
-            base: NodeSource = BlankDisk(head.geometry)
-            old = b""
-            if paths:
-                base, old = stack.enter_context(OpenChain(paths)), disks[number - 2]
-            dirty = _differing(old, disk, head.covers_from)
-            sink = stack.enter_context(path.open("wb"))
-            summary, _ = write_delta(sink, head, base, disk, dirty, number)
-        paths.insert(0, path)
-        parent = ParentRef(head.point.id, summary.root.hex(), len(disk))
-    return paths
+def _paths(folder: Path, disks: list[bytes], fan_out: int) -> list[Path]:
+    """The files of a chain of these states, newest first."""
+    return [item.path for item in reversed(store_states(folder, disks, fan_out))]
 
 
 @settings(deadline=None)
-@given(disks=_disks(), fan_out=st.sampled_from([2, 4, 16]))
+@given(disks=resized_disks(), fan_out=st.sampled_from([2, 4, 16]))
 def test_every_point_of_a_disk_that_is_cut_and_grown_is_exact(
     disks: list[bytes], fan_out: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    paths = _store(tmp_path_factory.mktemp("resized"), disks, fan_out)
+    paths = _paths(tmp_path_factory.mktemp("resized"), disks, fan_out)
     full_check(paths)
     for number, disk in enumerate(reversed(disks)):
         with OpenChain(paths[number:]) as chain:
@@ -99,16 +57,16 @@ def test_every_point_of_a_disk_that_is_cut_and_grown_is_exact(
 
 
 @settings(deadline=None, max_examples=40)
-@given(disks=_disks())
+@given(disks=resized_disks())
 def test_what_changed_between_points_of_any_size_is_found(
     disks: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    paths = _store(tmp_path_factory.mktemp("resized"), disks, 4)
+    paths = _paths(tmp_path_factory.mktemp("resized"), disks, 4)
     for (old, new), at in zip(itertools.pairwise(disks), itertools.count()):
         below = len(paths) - 1 - at
         with OpenChain(paths[below:]) as before, OpenChain(paths[below - 1 :]) as after:
             size = max(len(old), len(new))
-            wide = _differing(old.ljust(size, b"\0"), new.ljust(size, b"\0"), size)
+            wide = differing(old.ljust(size, b"\0"), new.ljust(size, b"\0"), size)
             assert Extents.joined([*TreeComparison(before, after)]) == wide
 
 
@@ -116,7 +74,7 @@ def test_what_changed_between_points_of_any_size_is_found(
 def test_a_reader_by_the_documents_reads_it(sizes: tuple[int, int], tmp_path: Path) -> None:
     disks = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
     disks.append(disks[1][: 5 * LEAF] + disks[0][5 * LEAF :])
-    paths = _store(tmp_path, disks, 4)
+    paths = _paths(tmp_path, disks, 4)
     target = tmp_path / "raw"
     words = [_ROOT / "tools/read_delta.py", target, *paths]
     subprocess.run([sys.executable, *map(str, words)], check=True)
@@ -125,7 +83,7 @@ def test_a_reader_by_the_documents_reads_it(sizes: tuple[int, int], tmp_path: Pa
 
 @pytest.mark.parametrize("size", [5 * LEAF, 20 * LEAF])
 def test_a_delta_that_lacks_what_its_parent_has_not_is_refused(size: int, tmp_path: Path) -> None:
-    paths = _store(tmp_path, [b"a" * (10 * LEAF), b"a" * size], 4)
+    paths = _paths(tmp_path, [b"a" * (10 * LEAF), b"a" * size], 4)
     with OpenChain(paths[1:]) as chain:
         head = header(size, 2, ParentRef(f"{1:010x}", chain.root.hex(), 10 * LEAF), fan_out=4)
         with paths[0].open("wb") as sink:

@@ -48,7 +48,9 @@ from tests.unit.kit import (
     naive_levels,
     naive_root,
     records_of,
+    resized_disks,
     store_history,
+    store_states,
     write_delta,
 )
 
@@ -453,20 +455,29 @@ def test_one_wrong_bit_anywhere_costs_at_most_one_record(number: int, chain: lis
 def test_a_partial_restore_writes_nothing_that_is_not_the_disks_and_tells_what_it_lost(
     history: History, seed: int
 ) -> None:
-    chance = random.Random(seed)
     with _folder() as folder:
-        stored = store_history(folder, history, seed)
-        for item in stored:
-            if chance.random() < 0.5:
-                _harm(item, chance.randint(1, 2), chance)
-        store = _store_of(folder, stored)
-        gone = chance.randrange(len(stored)) if chance.random() < 0.3 else -1
-        wanted = stored[-1] if chance.random() < 0.7 else chance.choice(stored)
-        if gone >= 0 and stored[gone] is not wanted:
-            _path(store, gone + 1).unlink()
-        target = folder / "target"
-        result = fleece.restore_partial(store, wanted.head.point.id, "vda", str(target))
-        _check_partial(wanted, target, result)
+        _restore_harmed(folder, store_history(folder, history, seed), random.Random(seed))
+
+
+@settings(max_examples=150)
+@given(resized_disks(), _SEED)
+def test_nor_of_a_disk_that_was_cut_and_grown(disks: list[bytes], seed: int) -> None:
+    with _folder() as folder:
+        _restore_harmed(folder, store_states(folder, disks, 4), random.Random(seed))
+
+
+def _restore_harmed(folder: Path, stored: list[Stored], chance: random.Random) -> None:
+    for item in stored:
+        if chance.random() < 0.5:
+            _harm(item, chance.randint(1, 2), chance)
+    store = _store_of(folder, stored)
+    gone = chance.randrange(len(stored)) if chance.random() < 0.3 else -1
+    wanted = stored[-1] if chance.random() < 0.7 else chance.choice(stored)
+    if gone >= 0 and stored[gone] is not wanted:
+        _path(store, gone + 1).unlink()
+    target = folder / "target"
+    result = fleece.restore_partial(store, wanted.head.point.id, "vda", str(target))
+    _check_partial(wanted, target, result)
 
 
 def _check_partial(item: Stored, target: Path, result: fleece.PartialResult) -> None:
@@ -489,6 +500,16 @@ def test_of_a_sound_chain_a_partial_restore_is_whole(history: History, seed: int
         result = fleece.restore_partial(store, "latest", "vda", str(target))
         assert result.whole
         assert target.read_bytes() == stored[-1].disk
+
+
+@settings(max_examples=60)
+@given(resized_disks())
+def test_so_it_is_of_one_that_was_cut_and_grown(disks: list[bytes]) -> None:
+    with _folder() as folder:
+        target = folder / "target"
+        store = _store_of(folder, store_states(folder, disks, 4))
+        assert fleece.restore_partial(store, "latest", "vda", str(target)).whole
+        assert target.read_bytes() == disks[-1]
 
 
 # ---- what exactly is lost --------------------------------------------------------------------
