@@ -26,21 +26,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="faults; default: 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of the writes")
+    parser.add_argument(
+        "--iothreads", action="store_true", help="the disks have iothreads, so QEMU pushes"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     total = Counts()
     while total.runs < options.count:
-        done = _round(min(ROUND, options.count - total.runs), options.seed + total.runs)
+        count = min(ROUND, options.count - total.runs)
+        done = _round(count, options.seed + total.runs, iothreads=options.iothreads)
         total = _sum(total, done)
         seconds = round(time.monotonic() - started)
         print(json.dumps({"seconds": seconds, **dataclasses.asdict(total)}), flush=True)
 
 
-def _round(count: int, seed: int) -> Counts:
+def _round(count: int, seed: int, *, iothreads: bool) -> Counts:
     chance = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="killmatrix-") as folder,
-        matrix(Path(folder), seed) as here,
+        matrix(Path(folder), seed, iothreads=iothreads) as here,
     ):
         for _ in range(count):
             _fault(here, chance)

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, MIB, Engine, Ran, Scene, daemon
+from tests.engine.scene import GUEST, INTACT, MIB, Engine, MachineScene, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.machine import Machine
 
 NODES = ("d0", "d1")
 FULL_EVERY = 32
@@ -307,7 +308,10 @@ class Matrix:
     Attributes:
         scene: where they happen.
         counts: of what happened so far.
+        way: words that each backup gets.
     """
+
+    way: tuple[str, ...] = ()
 
     def __init__(self, scene: Scene, nursery: Nursery, base: dict[str, bytes], seed: int) -> None:
         self.scene = scene
@@ -327,7 +331,7 @@ class Matrix:
         """A backup that must succeed, leave nothing, and not fall back to reading all."""
         full = self.counts.points % FULL_EVERY == 0
         words = ("--mode", "full", "--no-resume") if full else ()
-        ran = self._nursery.run(self.scene.words(*words)).succeeded()
+        ran = self._nursery.run(self._words(*words)).succeeded()
         assert ran.result["mode"] == ("full" if full else "incremental"), ran.out
         self.counts.points += 1
         self.counts.resumed += bool(ran.result["resumed"])
@@ -337,7 +341,7 @@ class Matrix:
 
     def steps(self) -> list[str]:
         """The names of all steps of an incremental backup."""
-        names = self._nursery.steps(self.scene.words())
+        names = self._nursery.steps(self._words())
         self.counts.points += 1
         return names
 
@@ -353,7 +357,7 @@ class Matrix:
         self, fault: str, step: str | None = None, after: float | None = None, slow: float = 0.0
     ) -> Ran:
         """A run that something happens to."""
-        ran = self._nursery.run(self.scene.words(), fault, step=step, after=after, slow=slow)
+        ran = self._nursery.run(self._words(), fault, step=step, after=after, slow=slow)
         for event in ran.named("point") + ran.named("resumed"):
             self._origins[event["point"]] = f"{fault} {step or after}"
         self.counts.runs += 1
@@ -361,6 +365,10 @@ class Matrix:
         self.counts.failed += ran.code > 0
         self.counts.ended += ran.code == 0
         return ran
+
+    def _words(self, *more: object) -> tuple[object, ...]:
+        """Of a backup."""
+        return self.scene.words(*self.way, *more)
 
     def stop(self) -> None:
         """End the guest; check every point that was ever committed, and the last state."""
@@ -434,9 +442,18 @@ _MANY = ("query-", "write", "x-debug", "qom-")
 
 
 @contextmanager
-def matrix(folder: Path, seed: int, engine: Engine = INTACT) -> Iterator[Matrix]:
-    """A matrix whose guest writes; it is checked when the body has ended well."""
-    with started(Matrix, folder, seed, engine) as made:
+def matrix(
+    folder: Path, seed: int, engine: Engine = INTACT, *, iothreads: bool = False
+) -> Iterator[Matrix]:
+    """A matrix whose guest writes; it is checked when the body has ended well.
+
+    Args:
+        folder: for everything.
+        seed: of the guest's writes.
+        engine: that dies.
+        iothreads: the disks are a machine's, and have iothreads; else a storage daemon's.
+    """
+    with started(Matrix, folder, seed, engine, iothreads=iothreads) as made:
         yield made
 
 
@@ -449,6 +466,8 @@ def started(
     folder: Path,
     seed: int,
     engine: Engine = INTACT,
+    *,
+    iothreads: bool = False,
 ) -> Iterator[_Kind]:
     """The same for a kind of matrix."""
     disks = (
@@ -459,7 +478,8 @@ def started(
         disk.node: images.to_raw(disk.path, folder / f"base-{disk.node}", disk.fmt).read_bytes()
         for disk in disks
     }
-    with daemon(folder, *disks, engine=engine) as scene:
+    where = _machine if iothreads else daemon
+    with where(folder, *disks, engine=engine) as scene:
         nursery = Nursery(folder, engine)
         made = kind(scene, nursery, base, seed)
         try:
@@ -470,3 +490,11 @@ def started(
             if made.guest is not None:
                 made.guest.halt()
             nursery.close()
+
+
+@contextmanager
+def _machine(folder: Path, *disks: Disk, engine: Engine) -> Iterator[Scene]:
+    """A scene on a running machine whose disks have iothreads."""
+    with Machine(disks, iothreads=True) as qemu:
+        qemu.control.command("cont")
+        yield MachineScene(qemu, folder, engine)

@@ -26,8 +26,9 @@ class Soak(Matrix):
     """One guest, one store.
 
     Attributes:
-        done: how often each thing happened; `backup` counts the successful ones, `fault` all
-            faults, `checked` the points that were compared with the guest's writes.
+        done: how often each thing happened; `backup` counts the successful ones, `pushed` those
+            of them that QEMU pushed, `fault` all faults, `checked` the points that were compared
+            with the guest's writes.
     """
 
     def __init__(self, scene: Scene, nursery: Nursery, base: dict[str, bytes], seed: int) -> None:
@@ -46,6 +47,7 @@ class Soak(Matrix):
 
     def happen(self) -> str:
         """One random thing happens, then a backup succeeds; gives its name."""
+        self.way = self._chance.choices(((), ("--transport", "push")), (3, 1))[0]
         events = {
             self.engine_dies: 8,
             self.engine_is_stopped: 2,
@@ -169,12 +171,13 @@ class Soak(Matrix):
 
     def _backup(self, *modes: str, words: tuple[object, ...] = ()) -> None:
         """One that must succeed, in these modes of the disks (one: of both), and leave nothing."""
-        ran = self._nursery.run(self.scene.words(*words)).succeeded()
+        ran = self._nursery.run(self._words(*words)).succeeded()
         found = {disk["disk"]: disk["mode"] for disk in ran.result["disks"]}
         wanted = dict(zip(NODES, modes if len(modes) > 1 else modes * 2, strict=True))
         assert found == wanted, ran.out
         self.done["backup"] += 1
         self.done["resumed"] += bool(ran.result["resumed"])
+        self.done["pushed"] += ran.result["transport"] == "push"
         self.scene.nothing_left()
         self.scene.only_newest_segment()
 

@@ -178,7 +178,7 @@ def test_a_guest_with_iothreads_is_pushed_by_itself_and_says_why(iothreads: Mach
 def test_a_guest_with_iothreads_survives_backups_while_it_writes(
     iothreads: MachineScene,
 ) -> None:
-    """tools/killmatrix does many more; each end of a pulled one would have killed it."""
+    """`tools/killmatrix --iothreads` does many more; a pulled one would have killed it."""
     with _writing(iothreads.writer("d0"), 32 * MIB):
         for _ in range(5):
             iothreads.backup().succeeded()

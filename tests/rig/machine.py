@@ -64,7 +64,7 @@ class Machine(QemuProcess):
     def _make_writer(self, disk: Disk) -> Writer:
         if self._qemu_io is None or not self.alive:
             raise RigError("it does not run")
-        return QemuIoWriter(self._qemu_io, disk.backend)
+        return QemuIoWriter(self._qemu_io, disk.backend, iothread=self._iothreads)
 
     def _command(self) -> list[str]:
         command = [find_tool("qemu-system-x86_64"), "-nodefaults", "-no-user-config"]
