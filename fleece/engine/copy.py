@@ -145,10 +145,14 @@ def _items(job: CopyJob, counter: Counter) -> Iterator[_Item]:
             for start, end in zeros if held is None else held.not_yet_zero(zeros):
                 job.writer.zero(start, end - start)
             counter.add(zeros.total)
-            for item in read_items(part.subtract(zeros)):
+            items = read_items(part.subtract(zeros))
+            for item, same in _unknown(items) if held is None else held.beside(items):
                 job.read_bytes += item.length
-                same = None if held is None else held.hashes(item.start, item.end)
                 yield job, item, same
+
+
+def _unknown(items: Iterator[ReadItem]) -> Iterator[tuple[ReadItem, None]]:
+    return ((item, None) for item in items)
 
 
 class _Copier:

@@ -6,6 +6,7 @@ hash is not the chain's.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from fleece.delta.chain import Chain
 from fleece.disk.cache import Cache
 from fleece.engine.leaves import Run
-from fleece.extents import Extents
+from fleece.engine.plan import ReadItem
+from fleece.extents import Extents, Int64Array
 from fleece.hashing import Buffer
 from fleece.tree import HashArray
 
@@ -22,9 +24,13 @@ _BLOCK = 1 << 12
 
 _BLOCKS = 4
 
+_TOGETHER = 1 << 8
+"""Reads whose leaves' hashes are looked up together: a look through 50 deltas costs the same for
+one node of the tree as for hundreds."""
+
 
 class HeldLeaves:
-    """The leaves of a chain's disk, for reads that ask for them more or less in order.
+    """The leaves of a chain's disk, for reads that come more or less in order of the disk.
 
     Args:
         chain: the disk at the parent.
@@ -49,12 +55,34 @@ class HeldLeaves:
 
         A leaf that the chain may or may not hold as zeros counts as one that it does not.
         """
-        return zeros.subtract(self._zeros)
+        if len(zeros) == 0:
+            return zeros
+        near = self._zeros.clip(int(zeros.start[0]), int(zeros.end[-1]))
+        return zeros.subtract(near)
+
+    def beside(self, items: Iterator[ReadItem]) -> Iterator[tuple[ReadItem, HashArray]]:
+        """Reads in order of the disk, and for each the chain's hashes of its leaves."""
+        size, fan_out = self._shape.leaf_size, self._shape.fan_out
+        while batch := list(itertools.islice(items, _TOGETHER)):
+            low = np.array([item.start for item in batch], np.int64) // size
+            high = -(-np.array([item.end for item in batch], np.int64) // size)
+            wanted = Extents.normal(low // fan_out, -(-high // fan_out))
+            nodes = np.concatenate([np.arange(start, end) for start, end in wanted])
+            hashes = self._under(nodes)
+            at = np.searchsorted(nodes, low // fan_out) * fan_out + low % fan_out
+            for item, first, count in zip(batch, at.tolist(), (high - low).tolist(), strict=True):
+                yield item, hashes[first : first + count]
+
+    def _under(self, nodes: Int64Array) -> HashArray:
+        """uint8[n * fan-out, hash size]: the leaves' hashes under lowest nodes (ascending)."""
+        if self._shape.height == 0:
+            return self._chain.leaf_hashes(0, 1)
+        return self._chain.children(1, nodes).reshape(-1, self._shape.algorithm.size)
 
     def hashes(self, start: int, end: int) -> HashArray:
         """The chain's hashes of the leaves in `[start, end)`, a range within one MiB of the disk.
 
-        Not for several threads at once.
+        For ranges that come one by one. Not for several threads at once.
         """
         size = self._shape.leaf_size
         low, high = start // size, -(-end // size)

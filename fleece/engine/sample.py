@@ -115,8 +115,8 @@ def compare_clean(
                 same = zeros.subtract(held.not_yet_zero(zeros))
                 counter.add(same.total)
                 job.compared_bytes += same.total
-                for item in read_items(part.subtract(same), gap=0):
-                    yield job, item, held.hashes(item.start, item.end)
+                for item, hashes in held.beside(read_items(part.subtract(same), gap=0)):
+                    yield job, item, hashes
 
     def work(shared: Iterator[tuple[AuditJob, ReadItem, HashArray]]) -> None:
         with contextlib.ExitStack() as stack:

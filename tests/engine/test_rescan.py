@@ -123,7 +123,7 @@ def test_it_can_be_asked_for(raw: Scene) -> None:
     [
         Mutation(
             "a leaf that became zero is forgotten",
-            (("engine/rescan.py", "return zeros.subtract(self._zeros)", "return Extents.empty()"),),
+            (("engine/rescan.py", "return zeros.subtract(near)", "return Extents.empty()"),),
         ),
         Mutation(
             "the last leaf of a run is forgotten",

@@ -414,7 +414,6 @@ def test_a_delta_links_to_the_state_that_it_names(tmp_path: Path) -> None:
         ({"parent": _parent(point="ffffffff")}, "does not build on"),
         ({"parent": _parent(root="00" * 16)}, "builds on another state"),
         ({"parent": _parent(size=LEAF)}, "builds on another state"),
-        ({"size": 2 * LEAF - 1}, "another shape"),
         ({"leaf_size": 2 * LEAF}, "another shape"),
         ({"fan_out": 4}, "another shape"),
     ],
@@ -450,7 +449,7 @@ def test_a_chain_that_does_not_cover_its_disk_has_no_map(tmp_path: Path) -> None
         writer.finish()
     with OpenChain([tmp_path / "d"]) as chain, pytest.raises(DeltaError, match="in none of its"):
         chain.map()
-    with pytest.raises(DeltaError, match="does not cover"):
+    with pytest.raises(DeltaError, match="lacks parts of the disk"):
         full_check([tmp_path / "d"])
 
 

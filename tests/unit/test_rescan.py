@@ -12,26 +12,37 @@ from hypothesis import strategies as st
 
 from fleece.engine import rescan
 from fleece.engine.leaves import Run
+from fleece.engine.plan import read_items
 from fleece.engine.rescan import HeldLeaves, changed_runs
 from fleece.extents import Extents
 from tests.unit.kit import LEAF, History, OpenChain, histories, naive_levels, store_history
 
 
-@given(history=histories())
-def test_the_chains_leaves_are_those_of_its_newest_disk(history: History) -> None:
-    """From the first to the last, over the bounds of look-ups."""
+@given(history=histories(), picked=st.sets(st.integers(0, 12)), together=st.integers(1, 3))
+def test_the_chains_leaves_are_those_of_its_newest_disk(
+    history: History, picked: set[int], together: int
+) -> None:
+    """From the first to the last, or some; over the bounds of look-ups."""
     with tempfile.TemporaryDirectory() as name:
         stored = store_history(Path(name), history)
         disk = stored[-1].disk
         with (
             OpenChain([item.path for item in reversed(stored)]) as chain,
             mock.patch.object(rescan, "_BLOCK", history.fan_out),
+            mock.patch.object(rescan, "_TOGETHER", together),
         ):
             held = HeldLeaves(chain)
             leaves = naive_levels(disk, 2)[0]  # of an empty disk: one blank leaf
             for start, leaf in zip(range(0, len(disk), LEAF), leaves, strict=False):
                 assert held.hashes(start, min(start + LEAF, len(disk))).tobytes() == leaf
             whole = Extents.whole(len(disk))
+            some = Extents.of((at * LEAF, (at + 1) * LEAF) for at in picked)
+            items = [*read_items(some.clip(0, len(disk)), gap=LEAF)]
+            beside = [*held.beside(iter(items))]
+            assert [item for item, _ in beside] == items
+            for item, hashes in beside:
+                first, last = item.start // LEAF, -(-item.end // LEAF)
+                assert hashes.tobytes() == b"".join(leaves[first:last])
             for start, end in whole.subtract(held.not_yet_zero(whole)):
                 assert not any(disk[start:end])
 

@@ -58,10 +58,15 @@ class Sparse:
         self._pool = self._chance.randbytes(_POOL)
         self._clusters = self._chance.sample(range(size // CLUSTER), DIRTY // CLUSTER)
 
-    def scatter(self) -> None:
-        """Write the same clusters all over the disk, each time with other bytes."""
+    def scatter(self, part: tuple[int, int] = (0, 1)) -> None:
+        """Write the same clusters all over the disk, each time with other bytes.
+
+        Args:
+            part: (number, of how many): of the clusters.
+        """
         length = _BLOCK if self._repeating else CLUSTER
-        for cluster in self._clusters:
+        number, parts = part
+        for cluster in self._clusters[number::parts]:
             at = self._chance.randrange(_POOL - length)
             data = self._pool[at : at + length] * (CLUSTER // length)
             self._writer.write(cluster * CLUSTER, data)
