@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleece.delta.layout import INDEX_ROW, Kind, Tag
+from fleece.delta.pagecache import page_cache
 from fleece.delta.pages import IndexRows
 from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError
@@ -86,6 +87,9 @@ class Chain:
             check_link(child, parent)
         if self.deltas[-1].header.parent is not None:
             raise DeltaError("its parent is missing", where=self.deltas[-1].path)
+        shared = page_cache(len(self.deltas))
+        for delta in self.deltas:
+            delta.cache = shared
 
     @property
     def geometry(self) -> Geometry:

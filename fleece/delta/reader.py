@@ -27,12 +27,11 @@ from fleece.delta.layout import (
     Tag,
     own_hash,
 )
+from fleece.delta.pagecache import page_cache
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Flags, Int64Array
 from fleece.keys import Secret, need_key
 from fleece.tree import Geometry, HashArray, Level
-
-_CACHED_PAGES = 8
 
 
 class RecordFile:
@@ -250,6 +249,7 @@ class DeltaReader(RecordFile):
     Attributes:
         footer: what it says.
         pages: the directory's rows.
+        cache: keeps pages; may be replaced by one that other files use too.
 
     Raises:
         DeltaError: damaged, incomplete, salvaged, or not a delta.
@@ -270,7 +270,8 @@ class DeltaReader(RecordFile):
         except BaseException:
             self._file.close()
             raise
-        self._page = functools.lru_cache(_CACHED_PAGES)(self._load)
+        self.cache = page_cache()
+        self._key = object()
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
@@ -302,6 +303,9 @@ class DeltaReader(RecordFile):
         if own_hash(frame, self._geometry.algorithm) != last.directory_hash:
             raise DeltaError("the directory does not match the footer", where=self.path)
         return pages.parse_directory(frame, self._geometry, last.directory_position, self.path)
+
+    def _page(self, page: pages.Page) -> Level | pages.IndexRows:
+        return self.cache.get((self._key, page.position), lambda: self._load(page))
 
     def _load(self, page: pages.Page) -> Level | pages.IndexRows:
         frame = self.frame(page.tag, page.position, page.length)

@@ -7,10 +7,10 @@ own footer still proves them.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from fleece.delta.layout import (
     own_hash,
     unseal,
 )
+from fleece.delta.pagecache import page_cache
 from fleece.delta.reader import RecordFile
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Int64Array
@@ -33,7 +34,6 @@ from fleece.keys import Secret
 from fleece.tree import HashArray, Level
 
 _WINDOW = 1 << 20
-_CACHED_PAGES = 8
 _BLOCK = 4096
 
 
@@ -60,6 +60,7 @@ class Wreck(RecordFile):
     Attributes:
         footer: if it is there and of this file.
         listed: the pages that the footer's directory lists; None: that is not there or damaged.
+        cache: keeps pages; may be replaced by one that other files use too.
 
     Raises:
         DeltaError: it cannot be read, or its header is damaged.
@@ -74,7 +75,8 @@ class Wreck(RecordFile):
         except BaseException:
             self.close()
             raise
-        self._nodes_of = functools.lru_cache(_CACHED_PAGES)(self._tree_page)
+        self.cache = page_cache()
+        self._key = object()
 
     def read_at(self, position: int, length: int) -> bytes:
         """Exactly `length` bytes of the file; what the device cannot read counts as zeros."""
@@ -208,14 +210,20 @@ class Wreck(RecordFile):
                 found.append(rows)
         return np.concatenate(found), Extents.of(doubtful)
 
-    def _tree_page(self, page: pages.Page) -> Level | None:
+    def _nodes_of(self, page: pages.Page) -> Level | None:
+        """A TREE page; None: it is damaged."""
+        found = self.cache.get((self._key, page.position), lambda: self._tree_page(page))
+        assert isinstance(found, Level)
+        return found if len(found.nodes) else None
+
+    def _tree_page(self, page: pages.Page) -> Level:
+        """The same; without nodes: it is damaged."""
         frame = self.page_frame(page)
-        if frame is None:
-            return None
-        try:
-            return pages.parse_tree(frame, page, self._geometry, self.path)
-        except DeltaError:
-            return None
+        if frame is not None:
+            with suppress(DeltaError):
+                return pages.parse_tree(frame, page, self._geometry, self.path)
+        shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
+        return Level(page.level, np.empty(0, np.int64), np.empty(shape, np.uint8))
 
     def tree_pages(self) -> Iterator[tuple[pages.Page, bytes]]:
         """The TREE pages that are whole, with their frames."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from fleece.cache import Cache
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.layout import Kind
 from fleece.delta.pages import IndexRows
-from fleece.disk.cache import Cache
 from fleece.errors import UsageError
 from fleece.extents import Extents, Int64Array
 

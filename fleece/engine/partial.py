@@ -12,6 +12,7 @@ import zstandard
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.delta.pagecache import page_cache
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.pool import Counter, run_workers
@@ -94,10 +95,12 @@ def restore_partial(
     catalogue = store.catalogue()
     line = line_of(catalogue, point, disk, guest)
     shape = line.header.geometry
+    cache = page_cache(len(line.members) + len(line.others))
     with contextlib.ExitStack() as stack:
 
         def source(remains: Remains) -> Source:
             wreck = stack.enter_context(opened(catalogue, remains))
+            wreck.cache = cache
             return Source(wreck, survey(wreck, listener, cancel))
 
         with open_target(target, target_format, shape.size, force=force) as image:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fleece.cache import Cache
 from fleece.delta.chain import Chain
-from fleece.disk.cache import Cache
 from fleece.engine.leaves import Run
 from fleece.engine.plan import ReadItem
 from fleece.extents import Extents, Int64Array

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleece.cache import Cache
 from fleece.delta.chain import Chain
 from fleece.disk import chain as chain_module
-from fleece.disk.cache import Cache
 from fleece.disk.chain import ChainDisk
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
