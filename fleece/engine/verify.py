@@ -19,13 +19,14 @@ from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.disk.base import ReadableDisk
 from fleece.engine.pool import Counter, run_workers
+from fleece.engine.rescan import HeldLeaves
 from fleece.engine.scan import Region, regions, root_of
 from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import store_errors
-from fleece.tree import BlankDisk, HashArray, NodeSource
+from fleece.tree import BlankDisk, Geometry, HashArray, NodeSource
 
 
 @dataclass(frozen=True)
@@ -283,21 +284,21 @@ def compare_image(
     if not shape.size <= image.size < shape.size + 512:
         raise VerifyError(f"has {image.size} bytes, the point has {shape.size}", where=image.where)
     counter = Counter(listener, events.Phase.VERIFY, image.where, shape.size)
+    held = HeldLeaves(chain)
     found: list[Extents] = []
 
     def compared() -> Iterator[Region]:
         for region in regions(image, shape, counter, cancel or CancelToken()):
-            found.append(differing(chain, region))
+            found.append(_differing(held, region, shape))
             yield region
 
     root = root_of(compared(), shape)
     return Comparison(Extents.joined(found), root.hex())
 
 
-def differing(chain: Chain, region: Region) -> Extents:
+def _differing(held: HeldLeaves, region: Region, shape: Geometry) -> Extents:
     """The parts of a region, in bytes of disk, whose leaves differ from the chain's."""
-    shape = chain.geometry
-    stored = chain.leaf_hashes(region.first, region.leaves)
+    stored = held.consecutive(region.first, region.leaves)
     mine: HashArray = (
         shape.zero_hashes(0, region.leaves) if region.hashes is None else region.hashes
     )
