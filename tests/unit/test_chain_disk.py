@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -196,6 +198,34 @@ def test_the_value_that_was_not_asked_for_longest_goes_first() -> None:
     for key in ("a", "b", "a", "c", "a", "b"):
         cache.get(key, lambda key=key: key)  # type: ignore[misc]
     assert cache.made == 4
+
+
+def test_values_go_by_what_they_weigh() -> None:
+    """The oldest first, and never the one that was asked for last."""
+    cache: Cache[bytes] = Cache(10, len)
+    for key, size in (("a", 4), ("b", 6), ("a", 4), ("c", 3), ("a", 4), ("b", 6), ("d", 99)):
+        assert len(cache.get(key, lambda size=size: bytes(size))) == size  # type: ignore[misc]
+    assert cache.made == 5, "c made b go, b made c go, and d all"
+    cache.get("d", lambda: bytes(99))
+    assert cache.made == 5
+    cache.get("a", lambda: bytes(4))
+    assert cache.made == 6
+
+
+def test_a_chains_pages_go_with_it(stored: list[Stored]) -> None:
+    """At once, and not when Python looks for cycles: a verification opens very many chains."""
+    gc.disable()
+    try:
+        with OpenChain(paths(stored)) as chain:
+            chain.leaf_hashes(0, 1)
+            pages, reader = weakref.ref(chain.deltas[0].cache), weakref.ref(chain.deltas[0])
+            assert all(delta.cache is chain.deltas[0].cache for delta in chain.deltas)
+            assert chain.deltas[0].cache.made > 0
+        del chain
+        assert reader() is None
+        assert pages() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_is_not_kept() -> None:
