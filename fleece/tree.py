@@ -117,6 +117,12 @@ class Level:
     children: HashArray
 
 
+_LOOK = 1 << 16
+"""Touched nodes whose siblings are looked up in the base together."""
+
+_Nodes = tuple[Int64Array, HashArray]
+"""(int64[n] numbers of nodes of one level, uint8[n, hash size] their hashes)."""
+
 NodeWindow = tuple[int, Int64Array, HashArray]
 """(number of the window, int64[n] numbers of nodes, uint8[n, hash size] their hashes)."""
 
@@ -274,7 +280,7 @@ class Growing:
         geometry, below, spans = self._geometry, self._leaves, self._zeros
         for level in range(1, geometry.height + 1):
             above = self._spool()
-            for touched, current in _windows(geometry, level - 1, below, spans):
+            for touched, current in _together(_windows(geometry, level - 1, below, spans)):
                 done = _raise(geometry, level, touched, current, self._base)
                 yield done
                 above.add(done.nodes, _node_hashes(geometry, done))
@@ -324,9 +330,7 @@ def build(
     return Tree(levels, growing.top, growing.root)
 
 
-def _windows(
-    geometry: Geometry, level: int, spool: NodeSpool, spans: Extents
-) -> Iterator[tuple[Int64Array, HashArray]]:
+def _windows(geometry: Geometry, level: int, spool: NodeSpool, spans: Extents) -> Iterator[_Nodes]:
     """The touched nodes of a level, window by window, the ragged ends of zero spans among them.
 
     A span's ragged ends are those of its nodes whose parents it does not fill.
@@ -341,6 +345,24 @@ def _windows(
         touched, current = _with_ragged(geometry, level, touched, current, inside)
         if len(touched):
             yield touched, current
+
+
+def _together(windows: Iterator[_Nodes]) -> Iterator[_Nodes]:
+    """Windows in which little was touched, joined: each look at a deep base costs the same."""
+    parts: list[_Nodes] = []
+    count = 0
+    for window in windows:
+        if count + len(window[0]) > _LOOK:
+            yield from _joined(parts)
+            parts, count = [], 0
+        parts.append(window)
+        count += len(window[0])
+    yield from _joined(parts)
+
+
+def _joined(parts: list[_Nodes]) -> Iterator[_Nodes]:
+    if parts:
+        yield np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
 
 
 def _with_ragged(
@@ -399,4 +421,10 @@ def dense_parents(geometry: Geometry, level: int, hashes: HashArray) -> HashArra
     short = -len(hashes) % geometry.fan_out
     padded = np.concatenate((hashes, geometry.zero_hashes(level - 1, short)))
     children = padded.reshape(-1, geometry.fan_out, geometry.algorithm.size)
-    return _node_hashes(geometry, Level(level, np.arange(len(children)), children))
+    # Most of a large disk is zeros, and to compare is cheaper than to hash.
+    blank = geometry.zero_hashes(level - 1, geometry.fan_out).reshape(1, -1)
+    differs = padded.reshape(len(children), -1).view(np.uint64) != blank.view(np.uint64)
+    busy = np.flatnonzero(np.any(differs, axis=1))
+    result: HashArray = geometry.zero_hashes(level, len(children)).copy()
+    result[busy] = _node_hashes(geometry, Level(level, busy, children[busy]))
+    return result

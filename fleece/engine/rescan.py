@@ -73,30 +73,6 @@ class HeldLeaves:
             for item, first, count in zip(batch, at.tolist(), (high - low).tolist(), strict=True):
                 yield item, hashes[first : first + count]
 
-    def consecutive(self, first: int, count: int) -> HashArray:
-        """uint8[count, hash size]: the chain's hashes of leaves from number `first` on.
-
-        What the chain's map shows as zeros is not looked up.
-
-        Args:
-            first: a multiple of the fan-out.
-            count: how many.
-        """
-        shape = self._shape
-        if shape.height == 0:
-            return self._chain.leaf_hashes(first, count)
-        size, fan_out = shape.leaf_size, shape.fan_out
-        start, end = first * size, min((first + count) * size, shape.size)
-        wanted = Extents.of([(start, end)]).subtract(self._zeros.clip(start, end))
-        span = size * fan_out
-        above = Extents.normal(wanted.start // span, -(-wanted.end // span))
-        result: HashArray = shape.zero_hashes(0, -(-count // fan_out) * fan_out).copy()
-        if len(above):
-            nodes = np.concatenate([np.arange(low, high) for low, high in above])
-            by_node = result.reshape(-1, fan_out, shape.algorithm.size)
-            by_node[nodes - first // fan_out] = self._chain.children(1, nodes)
-        return result[:count]
-
     def _under(self, nodes: Int64Array) -> HashArray:
         """uint8[n * fan-out, hash size]: the leaves' hashes under lowest nodes (ascending)."""
         if self._shape.height == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,8 +81,12 @@ def _region(
 
 def root_of(regions_of_disk: Iterator[Region], geometry: Geometry) -> bytes:
     """The root of a disk from the regions of all its leaves."""
+    return root_from((region_top(region, geometry) for region in regions_of_disk), geometry)
+
+
+def root_from(tops: Iterable[bytes], geometry: Geometry) -> bytes:
+    """The same from what `region_top` gives for each."""
     level = min(REGION_LEVEL, geometry.height)
-    tops = [_region_top(region, geometry, level) for region in regions_of_disk]
     hashes = np.frombuffer(b"".join(tops), np.uint8).reshape(-1, geometry.algorithm.size)
     for above in range(level + 1, geometry.height + 1):
         hashes = dense_parents(geometry, above, hashes)
@@ -90,7 +94,9 @@ def root_of(regions_of_disk: Iterator[Region], geometry: Geometry) -> bytes:
     return geometry.root(top)
 
 
-def _region_top(region: Region, geometry: Geometry, level: int) -> bytes:
+def region_top(region: Region, geometry: Geometry) -> bytes:
+    """The hash of the node above a region; of a disk that is no larger, of its top node."""
+    level = min(REGION_LEVEL, geometry.height)
     if region.hashes is None:
         return geometry.zeros[level]
     hashes = region.hashes

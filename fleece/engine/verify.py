@@ -19,14 +19,13 @@ from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.disk.base import ReadableDisk
 from fleece.engine.pool import Counter, run_workers
-from fleece.engine.rescan import HeldLeaves
-from fleece.engine.scan import Region, regions, root_of
+from fleece.engine.scan import REGION_LEVEL, Region, region_top, regions, root_from
 from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import store_errors
-from fleece.tree import BlankDisk, Geometry, HashArray, NodeSource
+from fleece.tree import BlankDisk, HashArray, NodeSource
 
 
 @dataclass(frozen=True)
@@ -284,21 +283,35 @@ def compare_image(
     if not shape.size <= image.size < shape.size + 512:
         raise VerifyError(f"has {image.size} bytes, the point has {shape.size}", where=image.where)
     counter = Counter(listener, events.Phase.VERIFY, image.where, shape.size)
-    held = HeldLeaves(chain)
+    stored = _region_tops(chain)
     found: list[Extents] = []
 
-    def compared() -> Iterator[Region]:
-        for region in regions(image, shape, counter, cancel or CancelToken()):
-            found.append(_differing(held, region, shape))
-            yield region
+    def tops() -> Iterator[bytes]:
+        read = regions(image, shape, counter, cancel or CancelToken())
+        for number, region in enumerate(read):
+            top = region_top(region, shape)
+            if top != stored[number].tobytes():
+                found.append(_differing(chain, region))
+            yield top
 
-    root = root_of(compared(), shape)
+    root = root_from(tops(), shape)
     return Comparison(Extents.joined(found), root.hex())
 
 
-def _differing(held: HeldLeaves, region: Region, shape: Geometry) -> Extents:
+def _region_tops(chain: Chain) -> HashArray:
+    """uint8[n, hash size]: of a chain's disk, what `region_top` gives for each region."""
+    shape = chain.geometry
+    if shape.height <= REGION_LEVEL:
+        return np.frombuffer(chain.top, np.uint8).reshape(1, -1)
+    span = shape.fan_out ** (REGION_LEVEL + 1)
+    above = np.arange(-(-shape.leaves // span))
+    return chain.children(REGION_LEVEL + 1, above).reshape(-1, shape.algorithm.size)
+
+
+def _differing(chain: Chain, region: Region) -> Extents:
     """The parts of a region, in bytes of disk, whose leaves differ from the chain's."""
-    stored = held.consecutive(region.first, region.leaves)
+    shape = chain.geometry
+    stored = chain.leaf_hashes(region.first, region.leaves)
     mine: HashArray = (
         shape.zero_hashes(0, region.leaves) if region.hashes is None else region.hashes
     )

@@ -40,10 +40,6 @@ def test_the_chains_leaves_are_those_of_its_newest_disk(
             items = [*read_items(some.clip(0, len(disk)), gap=LEAF)]
             beside = [*held.beside(iter(items))]
             assert [item for item, _ in beside] == items
-            for first in range(0, len(leaves), history.fan_out) if disk else ():
-                count = min(history.fan_out * together, len(leaves) - first)
-                run = held.consecutive(first, count)
-                assert run.tobytes() == b"".join(leaves[first : first + count])
             for item, hashes in beside:
                 first, last = item.start // LEAF, -(-item.end // LEAF)
                 assert hashes.tobytes() == b"".join(leaves[first:last])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
@@ -248,18 +249,31 @@ CASES: dict[str, Callable[[Bench], AbstractContextManager[Case]]] = {
 }
 
 
-def phases(bench: Bench) -> list[tuple[str, float]]:
-    """Where a full backup spends its time: (phase, seconds) by its events, one run."""
+def events_of(bench: Bench, *more: str) -> tuple[dict[str, float], float, int]:
+    """When a full backup told its last event of each name, when it ended, how much it read.
+
+    Returns:
+        (seconds by name, seconds, bytes).
+    """
     start = time.monotonic()
     process = subprocess.Popen(
-        [*bench.backup_command(1, "full"), "--json"], stdout=subprocess.PIPE, text=True
+        [*bench.backup_command(1, "full"), "--json", *more], stdout=subprocess.PIPE, text=True
     )
     seen: dict[str, float] = {}
+    said: dict[str, Any] = {}
     assert process.stdout is not None
     for line in process.stdout:
-        seen[json.loads(line)["event"]] = time.monotonic() - start
+        said = json.loads(line)
+        seen[said["event"]] = time.monotonic() - start
     process.wait()
+    ended = time.monotonic() - start
     bench.forget()
+    return seen, ended, sum(disk["read_bytes"] for disk in said["disks"])
+
+
+def phases(bench: Bench) -> list[tuple[str, float]]:
+    """Where a full backup spends its time: (phase, seconds) by its events, one run."""
+    seen, ended, _ = events_of(bench)
     order = (
         ("start, monitor, inventory", "plan"),
         ("take the point", "point"),
@@ -271,7 +285,7 @@ def phases(bench: Bench) -> list[tuple[str, float]]:
     for name, event in order:
         spans.append((name, seen[event] - before))
         before = seen[event]
-    spans.append(("exit", time.monotonic() - start - before))
+    spans.append(("exit", ended - before))
     return spans
 
 

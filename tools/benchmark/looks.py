@@ -16,7 +16,7 @@ from typing import Any
 from fleece.nbd.connection import Connection
 from tests.engine.history import deep_guest
 from tests.unit import huge
-from tools.benchmark.cases import FLEECE, MIB, Bench, Case, Side
+from tools.benchmark.cases import FLEECE, MIB, Bench, Case, Side, events_of
 from tools.benchmark.latency import guest_writes
 from tools.benchmark.servers import NODE
 from tools.benchmark.timing import Meter
@@ -123,10 +123,26 @@ def reads(bench: Bench, runs: int) -> dict[str, float]:
     }
 
 
+def rate(bench: Bench, runs: int) -> dict[str, float]:
+    """What `--rate` is kept to: bytes read a second, through what was asked for, for each way."""
+    asked = bench.setting.size // 20
+    figures = {}
+    for transport in ("pull", "push"):
+        kept = []
+        for _ in range(runs):
+            words = ("--rate", str(asked), "--transport", transport)
+            seen, _, read = events_of(bench, *words)
+            kept.append(read / (seen["progress"] - seen["point"]) / asked)
+        figures[f"{transport}_of_asked"] = statistics.median(kept)
+        figures[f"{transport}_least"], figures[f"{transport}_most"] = min(kept), max(kept)
+    return figures
+
+
 LOOKS: dict[str, Callable[[Bench, int], dict[str, float]]] = {
     "lean": lean,
     "ready": ready,
     "reads": reads,
+    "rate": rate,
     "guest": guest_writes,
 }
 
