@@ -8,6 +8,7 @@ before it. Numbers are little-endian.
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 
 import numpy as np
@@ -89,6 +90,11 @@ INDEX_ROW = np.dtype(
 
 def directory_row(algorithm: HashAlgorithm) -> np.dtype[np.void]:
     """A row of the directory: which page stands where, what it spans, and its hash."""
+    return _directory_row(algorithm.size)
+
+
+@functools.cache
+def _directory_row(hash_size: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             ("tag", "S4"),
@@ -98,7 +104,7 @@ def directory_row(algorithm: HashAlgorithm) -> np.dtype[np.void]:
             ("last", "<u8"),
             ("position", "<u8"),
             ("length", "<u8"),
-            ("hash", f"V{algorithm.size}"),
+            ("hash", f"V{hash_size}"),
         ]
     )
 
