@@ -128,7 +128,8 @@ class Soak(Matrix):
         self._backup(mode, words=("--mode", mode))
 
     def bitmaps_are_audited(self) -> None:
-        """All of what they say is clean."""
+        """All of what they say is clean; what is pushed cannot be."""
+        self.way = ()
         self._backup("incremental", words=("--audit", "1"))
 
     def points_are_merged(self) -> None:
