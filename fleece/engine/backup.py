@@ -17,15 +17,24 @@ from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
-from fleece.engine.decide import Decision, decide
+from fleece.engine.decide import Decision, ModeWish, decide, impossible
 from fleece.engine.lost import reads_of
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
 from fleece.engine.push import PushJob, push_all
 from fleece.engine.reclaim import Reclaim, never_read
+from fleece.engine.regrown import cut_at
 from fleece.engine.resume import Asked, find_begun
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
-from fleece.engine.taken import Stream, Taken, copy_job, disk_result, push_job
+from fleece.engine.taken import (
+    Opened,
+    Stream,
+    Taken,
+    copy_job,
+    disk_result,
+    open_disk,
+    push_job,
+)
 from fleece.engine.transport import choose
 from fleece.errors import SourceError, StoreError, UsageError
 from fleece.extents import Extents
@@ -293,15 +302,15 @@ class _Run:
             partial.discard()
             raise
         self._listener(events.Committed(taken.ref.id))
-        self._trust(taken.decisions)
+        self._trust(results)
         return results
 
-    def _trust(self, decisions: Sequence[Decision]) -> None:
+    def _trust(self, results: Sequence[DiskResult]) -> None:
         """What was read as a whole is right again, whatever an audit found before."""
-        for made in decisions:
-            if made.mode in (Mode.FULL, Mode.RESCAN):
+        for done in results:
+            if done.mode in (Mode.FULL, Mode.RESCAN):
                 try:
-                    self._store.trust(self._chain, made.disk.name)
+                    self._store.trust(self._chain, done.disk)
                 except StoreError as error:
                     self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
 
@@ -325,7 +334,8 @@ class _Run:
         self, sinks: PartialPoint | Stream, taken: Taken, stack: contextlib.ExitStack
     ) -> list[DiskResult]:
         living = taken.living
-        jobs, audits = self._jobs(sinks, taken, stack)
+        opened = self._open(taken, stack)
+        jobs, audits = self._jobs(sinks, taken, opened)
         kept = sum(job.kept_bytes for job in jobs)
         if taken.left is not None:
             names = tuple(made.disk.name for made in taken.decisions)
@@ -338,7 +348,7 @@ class _Run:
         living.check()
         refuse_differing(audits)
         audited = {job.name: job.compared_bytes for job in audits}
-        return self._finish(sinks, taken, jobs, audited)
+        return self._finish(sinks, taken, [disk.made for disk in opened], jobs, audited)
 
     def _push(
         self,
@@ -358,7 +368,7 @@ class _Run:
         push.rate = self._options.rate
         push_all(jobs, push, self._counter, self._cancel, self._options.workers, living.watch)
         living.check()
-        return self._finish(sinks, taken, jobs, {})
+        return self._finish(sinks, taken, taken.decisions, jobs, {})
 
     def _counter(self, total: int) -> Counter:
         return Counter(self._listener, events.Phase.BACKUP, self._guest, total)
@@ -367,6 +377,7 @@ class _Run:
         self,
         sinks: PartialPoint | Stream,
         taken: Taken,
+        decisions: Sequence[Decision],
         jobs: Sequence[CopyJob | PushJob],
         audited: Mapping[str, int],
     ) -> list[DiskResult]:
@@ -377,44 +388,65 @@ class _Run:
             disk_result(
                 made, job, summary, sinks.place(made.disk.name), audited.get(made.disk.name, 0)
             )
-            for made, job, summary in zip(taken.decisions, jobs, summaries, strict=True)
+            for made, job, summary in zip(decisions, jobs, summaries, strict=True)
         ]
 
+    def _open(self, taken: Taken, stack: contextlib.ExitStack) -> list[Opened]:
+        """The point's disks, open; one that was cut since its parent is to be rescanned."""
+        found = []
+        for made, export in zip(taken.decisions, taken.living.exports, strict=True):
+            base = stack.enter_context(self._base(made))
+            opened = open_disk(made, export, base, self._pace)
+            if taken.left is None and base is not None and made.mode is not Mode.RESCAN:
+                with reads_of(taken.living):
+                    opened = self._checked(opened, base)
+            found.append(opened)
+        return found
+
+    def _checked(self, opened: Opened, base: Chain) -> Opened:
+        """The disk as it is, or to be rescanned because it was shrunk and grown back."""
+        place = cut_at(base, opened.disk, opened.dirty)
+        if place is None:
+            return opened
+        name = opened.made.disk.name
+        reason = (
+            "the disk was shrunk and grown back, or written behind QEMU's back: QEMU calls byte "
+            f"{place} unchanged, and it is not what the chain holds"
+        )
+        if self._options.mode is not ModeWish.AUTO:
+            raise impossible(name, self._options.mode, reason)
+        self._listener(events.DiskPlanned(name, Mode.RESCAN, reason))
+        return opened.to_be_rescanned(reason)
+
     def _jobs(
-        self, sinks: PartialPoint | Stream, taken: Taken, stack: contextlib.ExitStack
+        self, sinks: PartialPoint | Stream, taken: Taken, opened: Sequence[Opened]
     ) -> tuple[list[CopyJob], list[AuditJob]]:
         """The work on all disks; what an audit is to compare of those with a parent."""
         jobs, audits = [], []
-        for made, export in zip(taken.decisions, taken.living.exports, strict=True):
-            base = stack.enter_context(self._base(made))
-            job = self._job(sinks, taken, made, export, base)
+        for disk, export in zip(opened, taken.living.exports, strict=True):
+            job = self._job(sinks, taken, disk, export)
             jobs.append(job)
-            if base is not None and made.mode is not Mode.RESCAN:
+            if disk.base is not None and disk.made.mode is not Mode.RESCAN:
                 touched = job.dirty.union(job.kept)
                 clean = Extents.whole(export.size).subtract(touched)
-                audits.append(AuditJob(made.disk.name, job.disk, clean, base))
+                audits.append(AuditJob(export.disk, job.disk, clean, disk.base))
             if taken.living.reclaims and not self._options.audit:
-                taken.living.reclaim(made.disk.name, never_read(job.dirty, export.size))
+                taken.living.reclaim(export.disk, never_read(job.dirty, export.size))
         return jobs, audits
 
     def _job(
-        self,
-        sinks: PartialPoint | Stream,
-        taken: Taken,
-        made: Decision,
-        export: Export,
-        base: Chain | None,
+        self, sinks: PartialPoint | Stream, taken: Taken, opened: Opened, export: Export
     ) -> CopyJob:
-        name, protection = made.disk.name, self._store.protection
+        name, protection = export.disk, self._store.protection
         if taken.left is None or isinstance(sinks, Stream):
-            head = self._header(taken, made, export.size, export.granularity)
+            head = self._header(taken, opened.made, export.size, opened.granularity)
             sink = sinks.create(name)
-            job = copy_job(made, export, head, sink, base, protection, pace=self._pace)
+            job = copy_job(opened, head, sink, protection)
             if taken.living.reclaims and isinstance(sink, DeltaFile):
                 job.stored = Reclaim(taken.living, name, sink.sync).stored
             return job
         sink, proven = sinks.reopen(name)
-        return copy_job(made, export, proven.head, sink, base, protection, proven, self._pace)
+        return copy_job(opened, proven.head, sink, protection, proven)
 
     def _audit(self, audits: Sequence[AuditJob], living: Point) -> None:
         """Hold a sample of what is clean against the chain; note at once what is not so."""

@@ -103,16 +103,21 @@ def decide(
     found = _newest_usable(disk, catalogue, guest, chain) if distrust is None else Lost(distrust)
     if isinstance(found, Lost):
         if wish is not ModeWish.AUTO:
-            raise PointError(
-                f"disk {disk.name}: no {wish} backup is possible: {found.reason}",
-                hint="--mode auto reads everything instead",
-            )
+            raise impossible(disk.name, wish, found.reason)
         return _rescan(disk, catalogue, guest, chain, found.reason)
     newest, bitmaps = found
     if wish is ModeWish.DIFFERENTIAL:
         return _differential(disk, catalogue, newest, bitmaps)
     reason = f"changed since point {newest.header.point.id}"
     return Decision(disk, Mode.INCREMENTAL, reason, newest, bitmaps)
+
+
+def impossible(disk: str, wish: ModeWish, reason: str) -> PointError:
+    """The error that says why what was asked for cannot be had."""
+    return PointError(
+        f"disk {disk}: no {wish} backup is possible: {reason}",
+        hint="--mode auto reads everything instead",
+    )
 
 
 def _rescan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from fleece.delta.chain import Chain
@@ -10,6 +11,7 @@ from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection
 from fleece.delta.sink import Sink
 from fleece.delta.writer import DeltaWriter, Summary
+from fleece.disk.nbd import NbdDisk
 from fleece.engine.copy import CopyJob, dirty_leaves, open_export
 from fleece.engine.decide import Decision
 from fleece.engine.outcome import DiskResult
@@ -66,33 +68,65 @@ class Stream:
             raise StoreError(f"the output takes no more ({error.strerror})") from error
 
 
+@dataclass(frozen=True)
+class Opened:
+    """One disk of a point, open to be read.
+
+    Attributes:
+        made: how it is read.
+        disk: its bytes.
+        dirty: the whole leaves that its delta must hold, or (a rescan) that are compared.
+        granularity: of the bitmaps that say so, in bytes; None: none does.
+        base: the chain that the delta builds on; None: a full.
+    """
+
+    made: Decision
+    disk: NbdDisk
+    dirty: Extents
+    granularity: int | None
+    base: Chain | None
+
+    def to_be_rescanned(self, reason: str) -> Opened:
+        """The same disk, of which no bitmap is believed."""
+        made = dataclasses.replace(
+            self.made, mode=Mode.RESCAN, reason=reason, bitmaps=None, more_dirty=None
+        )
+        whole = Extents.whole(self.disk.size)
+        return dataclasses.replace(self, made=made, dirty=whole, granularity=None)
+
+
+def open_disk(
+    made: Decision, export: Export, base: Chain | None, pace: Pace | None = None
+) -> Opened:
+    """Open an export and list what is dirty."""
+    disk = open_export(export, pace)
+    dirty = dirty_leaves(export, disk, made.more_dirty)
+    return Opened(made, disk, dirty, export.granularity, base)
+
+
 def copy_job(
-    made: Decision,
-    export: Export,
+    opened: Opened,
     head: Header,
     sink: Sink,
-    base: Chain | None,
     protection: Protection | None,
     proven: Proven | None = None,
-    pace: Pace | None = None,
 ) -> CopyJob:
     """The work on one disk, less what a dead run is proven to have done of it.
 
     Raises:
         PointError: what that did is not part of the work.
     """
-    disk = open_export(export, pace)
-    dirty = dirty_leaves(export, disk, made.more_dirty)
+    base = opened.base
     done = Extents.empty() if proven is None else proven.extents()
-    if len(done.subtract(dirty)):
+    if len(done.subtract(opened.dirty)):
         raise PointError(
             "a dead run stored what did not change", where=head.disk, hint="run the backup again"
         )
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection, proven)
-    rescan = base is not None and made.mode is Mode.RESCAN
+    rescan = base is not None and opened.made.mode is Mode.RESCAN
     held = HeldLeaves(base, head.covers_from) if base is not None and rescan else None
-    dirty = dirty.subtract(done)
-    return CopyJob(disk, dirty, writer, head.geometry, head.level, held, done)
+    dirty = opened.dirty.subtract(done)
+    return CopyJob(opened.disk, dirty, writer, head.geometry, head.level, held, done)
 
 
 def push_job(
