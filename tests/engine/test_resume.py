@@ -486,11 +486,17 @@ def test_a_signal_while_it_goes_on_takes_everything_down(tmp_path: Path) -> None
 FAULTS = (
     Mutation(
         "what is durable is read again",
-        (("engine/taken.py", "dirty = dirty.subtract(done)", "pass"),),
+        (("engine/taken.py", "dirty = opened.dirty.subtract(done)", "dirty = opened.dirty"),),
     ),
     Mutation(
         "the adopted leaves are not in the tree",
-        (("delta/writer.py", "self._leaves += proven.leaves", "pass"),),
+        (
+            (
+                "delta/writer.py",
+                "self._rows, self._leaves = proven.rows, proven.leaves",
+                "self._rows = proven.rows",
+            ),
+        ),
     ),
     Mutation(
         "the file is not cut",
