@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -374,3 +375,16 @@ def test_waits_have_a_limit(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             Monitor(machine.folder / "control.sock", timeout=0.2)
         assert time.monotonic() - start < 2.0
+
+
+@qemu_kinds
+def test_a_qemu_that_does_not_answer_is_described(qemu: StartQemu, tmp_path: Path) -> None:
+    with qemu([Disk(images.make_disk(tmp_path / "disk", MIB), "d0")]) as process:
+        stopped = rf"query-version has no answer after 0.2 s.*\n{process.pid} .* T "
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match=stopped):
+                process.control.command("query-version", timeout=0.2)
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        assert process.control.command("query-version")["qemu"]

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -57,6 +58,23 @@ def run_checked(*command: str | Path, cwd: Path | None = None) -> str:
     if result.returncode != 0:
         raise RigError(f"{command[0]} failed ({result.returncode}): {result.stdout}{result.stderr}")
     return result.stdout
+
+
+def doings(pid: int) -> str:
+    """What each thread of a process does at this moment, a line each, for a message.
+
+    The state, the kernel's function that it waits in, and the system call with its arguments
+    (proc(5)). What this user may not read, or what has just ended, is left out.
+    """
+    lines = []
+    for thread in sorted(Path(f"/proc/{pid}/task").glob("*")):
+        words = [thread.name]
+        for name in ("comm", "stat", "wchan", "syscall", "stack"):
+            with suppress(OSError):
+                text = (thread / name).read_text(errors="replace")
+                words.append(text.rpartition(")")[2][:3] if name == "stat" else text)
+        lines.append(" ".join(" ".join(words).split()))
+    return "\n".join(lines)
 
 
 class Child:

@@ -10,6 +10,7 @@ import base64
 import itertools
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,12 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.rig.process import RigError
+from tests.rig.process import RigError, doings
 
 JsonObject = dict[str, Any]
 
 CONNECT_SECONDS = 20.0
-COMMAND_SECONDS = 20.0
+COMMAND_SECONDS = 60.0
 _SLICE_SECONDS = 0.05
 
 
@@ -78,6 +79,13 @@ class _JsonLines:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = b""
+
+    @property
+    def peer(self) -> int:
+        """The id of the process that listened (unix(7), SO_PEERCRED)."""
+        size = struct.calcsize("3i")
+        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack("3i", found)[0])
 
     def send(self, message: JsonObject, prefix: bytes = b"") -> None:
         self._socket.settimeout(COMMAND_SECONDS)
@@ -167,7 +175,13 @@ class Monitor:
             self._lines.send({"execute": name, "arguments": dict(arguments or {}), "id": number})
             end = time.monotonic() + timeout
             while True:
-                message = self._lines.receive(end)
+                try:
+                    message = self._lines.receive(end)
+                except TimeoutError as error:
+                    raise TimeoutError(
+                        f"{name} has no answer after {timeout:g} s; QEMU's threads:\n"
+                        + doings(self._lines.peer)
+                    ) from error
                 if "event" in message:
                     self.events.append(message)
                 elif message.get("id") == number:
