@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from fleece.errors import Interrupted
 
 
@@ -14,18 +12,20 @@ class CancelToken:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        # No threading.Event: a signal handler that is called while another one sets it waits for
+        # the lock that this one holds, for ever.
+        self._cancelled = False
 
     def cancel(self) -> None:
         """Ask the work to stop. Safe to call more than once, and from a signal handler."""
-        self._event.set()
+        self._cancelled = True
 
     @property
     def cancelled(self) -> bool:
         """True once `cancel` was called."""
-        return self._event.is_set()
+        return self._cancelled
 
     def check(self) -> None:
         """Raise `Interrupted` if `cancel` was called."""
-        if self._event.is_set():
+        if self._cancelled:
             raise Interrupted

@@ -8,12 +8,26 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import fleece
-from tests.engine.scene import GUEST, Mutation, Ran, Running, Scene, nothing_left
+from fleece.source.qemu.server import connections, listens
+from tests.engine.scene import (
+    GUEST,
+    INTACT,
+    Engine,
+    Mutation,
+    Ran,
+    Running,
+    Scene,
+    daemon,
+    is_nbd_server,
+    nothing_left,
+    wait_until,
+)
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
@@ -180,9 +194,7 @@ def test_a_foreign_backup_is_left_alone(tmp_path: Path) -> None:
         scene.engine.run("clean", scene.source, "--scratch", scene.scratch).succeeded()
         assert [item["id"] for item in ask("query-jobs")] == ["j"]
         assert [item["id"] for item in ask("query-block-exports")] == ["e"]
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(place)
-            assert client.recv(8) == b"NBDMAGIC"
+        assert is_nbd_server(place)
 
         ask("block-export-del", {"id": "e", "mode": "hard"})
         ask("nbd-server-stop")
@@ -190,6 +202,74 @@ def test_a_foreign_backup_is_left_alone(tmp_path: Path) -> None:
         assert scene.take("incremental").disks[0].dirty_bytes == KIB64  # beside their job
         assert [item["id"] for item in ask("query-jobs")] == ["j"]
         scene.same_as_live("d0", scene.restore("vd-d0"))
+
+
+@contextmanager
+def _stray_client(folder: Path, engine: Engine = INTACT) -> Iterator[tuple[Scene, Ran]]:
+    """A backup during which somebody connects to the server and says nothing, until the end."""
+    image = images.random_image(folder / "d0.qcow2", 4 * MIB, seed=1)
+    with daemon(folder, Disk(image, "d0"), engine=engine) as scene:
+        scene.take()
+        scene.writer().write(MIB, os.urandom(KIB64))
+        running = scene.slow_backup()
+        running.wait_event("point")
+        with socket.socket(socket.AF_UNIX) as client:
+            (place,) = scene.scratch.glob("fleece-*/nbd.sock")
+            client.connect(str(place))
+            assert client.recv(8) == b"NBDMAGIC"
+            yield scene, running.wait().succeeded()
+        scene.engine.run("clean", scene.source, "--scratch", scene.scratch).succeeded()
+        scene.nothing_left()
+        scene.writer().write(2 * MIB, os.urandom(KIB64))
+        assert scene.take("incremental").disks[0].dirty_bytes == KIB64
+        scene.check_exact()
+
+
+def test_a_stray_client_of_the_server_does_not_hang_qemu(tmp_path: Path) -> None:
+    """QEMU 7.2 hangs for ever if its server is stopped while a client negotiates."""
+    with _stray_client(tmp_path) as (scene, ran):
+        assert ran.named("warning") == []
+        scene.nothing_left()
+
+
+def test_a_client_that_stays_keeps_the_server_and_nothing_else(tmp_path: Path) -> None:
+    """A QEMU that does not end such clients by itself: here fleece does not wait until it does."""
+    short = Mutation("short", (("source/qemu/server.py", "_LEAVING = 15.0", "_LEAVING = 0.5"),))
+    with _stray_client(tmp_path, short.engine(tmp_path)) as (scene, ran):
+        (warning,) = ran.named("warning")
+        assert "somebody is connected to fleece's NBD server" in warning["what"]
+        assert scene.qemu.control.command("query-jobs") == []
+        clean = scene.engine.run("clean", scene.source, "--scratch", scene.scratch)
+        clean.failed(3, "somebody is connected", "ss -xp", "nbd.sock")
+
+
+def test_a_server_that_is_stopped_beside_a_client_is_noticed(tmp_path: Path) -> None:
+    wait = "_wait_for_clients(monitor.peer.pid, home / SOCKET)"
+    fault = Mutation("stops it at once", (("source/qemu/server.py", wait, "pass"),))
+    with (
+        pytest.raises((AssertionError, pytest.fail.Exception)),
+        _stray_client(tmp_path, fault.engine(tmp_path)),
+    ):
+        pass
+
+
+def test_who_asks_whether_a_server_listens_leaves_no_connection(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", MIB, seed=1)
+    with daemon(tmp_path, Disk(image, "d0")) as scene:
+        place = scene.scratch / "fleece-0" / "nbd.sock"
+        place.parent.mkdir()
+        assert not listens(place)
+        address = {"type": "unix", "data": {"path": str(place)}}
+        scene.qemu.control.command("nbd-server-start", {"addr": address})
+        for _ in range(20):
+            assert listens(place)
+        wait_until(lambda: not connections(scene.qemu.pid, place), "its clients to go")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(place))
+            assert connections(scene.qemu.pid, place) == 1
+        wait_until(lambda: not connections(scene.qemu.pid, place), "it to let go")
+        scene.qemu.control.command("nbd-server-stop")
+        assert not listens(place)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
     process_lives,
+    release,
     remove_folder,
     run_state,
     server_homes,
@@ -105,9 +106,10 @@ class QemuPoint:
             self._look(crossed)
         except PointError:
             # At once: the guest goes on writing while the workers end. The first error is the one
-            # to tell, and `close` is called again.
+            # to tell, and `close` does all of it again. The server stays: a worker that looks for
+            # its lost export would hang QEMU when it stops (`server`).
             with suppress(FleeceError):
-                self.close()
+                self._release()
             raise
 
     def _look(self, crossed: bool) -> None:
@@ -138,15 +140,19 @@ class QemuPoint:
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
         if not self._down:
-            if self.push is not None:
-                self.push.end_sink()
+            self._release()
             take_down(self._monitor, self._names.prefix, self._folder)
-            if self._guest_ran:
-                continue_guest(self._monitor)
             self._down = True
         if self._agent is not None and self.freeze.stuck is not None:
             agent, self._agent = self._agent, None
             self._thaw_at_last(agent)
+
+    def _release(self) -> None:
+        if self.push is not None:
+            self.push.end_sink()
+        release(self._monitor, self._names.prefix)
+        if self._guest_ran:
+            continue_guest(self._monitor)
 
     def _thaw_at_last(self, agent: GuestAgent) -> None:
         """The guest could not be thawed when the point was taken: try again."""

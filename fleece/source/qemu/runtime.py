@@ -1,9 +1,9 @@
 """Take down what a point has in QEMU, found by name: after a backup, and after a dead one.
 
 The order is the only safe one: exports first, while clients may still be connected; then the
-server; then the jobs, those that push before those that fleece; then the nodes, a filter only
-when its device has left it; then the scratch
-files. Every step may be repeated.
+jobs, those that push before those that fleece; then the nodes, a filter only when its device has
+left it; then the server, whose clients may take their time to go; then the scratch files. Every
+step may be repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from fleece.source.qemu.names import (
     is_access,
     is_guard,
 )
-from fleece.source.qemu.server import Homes, listens, stop_idle
+from fleece.source.qemu.server import Homes, listens_in, stop_idle
 
 STOPPED_BY_ERROR = "io-error"
 """The run state of a guest that QEMU stopped on an I/O error."""
@@ -132,15 +132,28 @@ def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Remove
         folder: the point's work folder, if it is known.
 
     Raises:
-        SourceError: something could not be removed, or the connection was lost.
+        SourceError: something could not be removed, or the connection was lost. If it is only that
+            the server has a client, everything else is removed.
+    """
+    homes = server_homes(monitor, None if folder is None else folder.parent)
+    removed = release(monitor, prefix)
+    try:
+        removed += _stop_server(monitor, homes, folder)
+    finally:
+        removed += remove_folder(folder)
+    return removed
+
+
+def release(monitor: Monitor, prefix: str) -> list[Removed]:
+    """Remove all of one point that the guest can feel: the first part of `take_down`.
+
+    Readers of the point may still be at work: they find no export any more.
     """
     removed = list(_remove_exports(monitor, prefix))
-    removed += _stop_server(monitor, folder)
     # A push job reads what the fleecing job holds still, and the end of that waits for its reads.
     removed += _end_jobs(monitor, prefix + PUSH_JOB)
     removed += _end_jobs(monitor, prefix)
     removed += take_down_nodes(monitor, prefix)
-    removed += remove_folder(folder)
     return removed
 
 
@@ -167,9 +180,8 @@ def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
     return Homes(monitor.peer.pid, {folder for folder in found if folder is not None}, scratch)
 
 
-def _stop_server(monitor: Monitor, folder: Path | None) -> Iterator[Removed]:
+def _stop_server(monitor: Monitor, homes: Homes, folder: Path | None) -> Iterator[Removed]:
     """Stop QEMU's NBD server if it is fleece's and serves nobody, whoever started it."""
-    homes = server_homes(monitor, None if folder is None else folder.parent)
     for home in list(stop_idle(monitor, homes)):
         yield Removed("NBD server", str(home / SOCKET))
         if home != folder and not is_held(home):
@@ -262,7 +274,7 @@ def remove_folder(folder: Path | None) -> Iterator[Removed]:
     if folder is None or not folder.is_dir():
         return
     kept = {LOCK} if (folder / FROZEN).exists() or (folder / STOPPED).exists() else set()
-    if listens(folder / SOCKET):
+    if listens_in(folder):
         kept |= {LOCK, SERVER, SOCKET}
     for item in list(folder.iterdir()):
         if _WORK_FILE.fullmatch(item.name) and item.name not in kept:

@@ -2,7 +2,13 @@
 
 Who starts it has it listen in the work folder of its point; that socket stays until the last run
 leaves. What must not overlap happens under a lock file beside the socket: starting or joining it
-until the exports are there, and the look for exports before it is stopped.
+until the exports are there, the look for exports before it is stopped, and the question whether it
+listens.
+
+A client that negotiates when the server is stopped hangs QEMU 7.2 for ever, and the guest with it
+(seen on 7.2.22: `nbd-server-stop` waits until all connections are closed, in a loop in which those
+that have no export yet are not served). So who asks whether it listens takes its leave as the
+protocol has it, and before it is stopped there must be no connection.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,13 +26,24 @@ from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.names import PREFIX, SERVER, SOCKET
 
+_LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)
+"""A client's flags (fixed newstyle, no zeroes) and NBD_OPT_ABORT (NBD protocol, "Newstyle
+negotiation"): the server lets it go."""
+_LISTENING = 1 << 16
+"""`__SO_ACCEPTCON` in the flags of proc_net(5), `/proc/net/unix`."""
+
 _PATIENCE = 5.0
+_LEAVING = 15.0
+"""Seconds to wait for a client to go: QEMU since 7.2.14 ends one that negotiates for 10 s."""
 _PAUSE = 0.05
 _TRIES = 20
 
 
 def listens(path: Path) -> bool:
-    """Whether anybody listens on a unix socket, if only too busy to answer."""
+    """Whether an NBD server listens on a unix socket, if only too busy to answer.
+
+    It has let go of the connection when this returns, unless it is too busy for that.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_PATIENCE)
         try:
@@ -34,7 +52,21 @@ def listens(path: Path) -> bool:
             return True
         except OSError:
             return False
+        with contextlib.suppress(OSError):
+            probe.sendall(_LEAVE)
+            while probe.recv(4096):
+                pass
     return True
+
+
+def listens_in(folder: Path) -> bool:
+    """Whether a work folder's server listens; asks while nobody may stop it."""
+    if not (folder / SOCKET).exists():
+        return False
+    with _locked(folder / SERVER) as held:
+        if not held and (folder / SERVER).exists():
+            return True
+        return listens(folder / SOCKET)
 
 
 @contextlib.contextmanager
@@ -107,7 +139,11 @@ class Homes:
 
 
 def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[Path]:
-    """Stop the server if it is fleece's and nobody is served; gives the folder that it was in."""
+    """Stop the server if it is fleece's and nobody is served; gives the folder that it was in.
+
+    Raises:
+        SourceError: a client of it stays connected.
+    """
     for home in homes:
         with _locked(home / SERVER) as held:
             if not held:
@@ -116,11 +152,39 @@ def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[Path]:
                 return
             stopped = listens(home / SOCKET)
             if stopped:
+                _wait_for_clients(monitor.peer.pid, home / SOCKET)
                 _stop(monitor)
             for name in (SOCKET, SERVER):
                 (home / name).unlink(missing_ok=True)
         if stopped:
             yield home
+
+
+def _wait_for_clients(qemu: int, path: Path) -> None:
+    end = time.monotonic() + _LEAVING
+    while connections(qemu, path):
+        if time.monotonic() > end:
+            raise SourceError(
+                "somebody is connected to fleece's NBD server: QEMU would hang if it stopped it",
+                where=path,
+                hint="end that program (ss -xp shows it), then run fleece clean",
+            )
+        time.sleep(_PAUSE)
+
+
+def connections(qemu: int, path: Path) -> int:
+    """How many connections a unix socket has, with those that are not accepted yet.
+
+    0 if this user may not know (proc_net(5), `/proc/net/unix`, of the network namespace of QEMU).
+    """
+    try:
+        rows = Path(f"/proc/{qemu}/net/unix").read_bytes().splitlines()[1:]
+    except OSError:
+        return 0
+    # QEMU may know the folder by another path; its name is the point's alone.
+    ours = os.fsencode(f"/{path.parent.name}/{path.name}")
+    flags = [int(row.split()[3], 16) for row in rows if row.endswith(ours)]
+    return sum(not flag & _LISTENING for flag in flags)
 
 
 def _stop(monitor: Monitor) -> None:
