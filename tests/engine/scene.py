@@ -541,9 +541,7 @@ class Proxy:
         """Cut all connections."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self.drop()
 
     def drop(self) -> int:
         """Cut all connections, but take new ones; gives how many ends were cut."""
@@ -551,6 +549,7 @@ class Proxy:
         for connection in dropped:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
         return len(dropped)
 
     def _accept(self) -> None:

@@ -82,7 +82,7 @@ def adopted_point(
         point = QemuPoint(plan, ClassicFleecing(plan))
         _check_whole(monitor, names, disks, folder)
         point.check()
-        point.watch()
+        point.look(crossed=False)
         point.exports = tuple(
             export_of(planned, names.export(number), folder) for number, planned in enumerate(disks)
         )

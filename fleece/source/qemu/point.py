@@ -103,7 +103,7 @@ class QemuPoint:
             return
         self._watched = now
         try:
-            self._look(crossed)
+            self.look(crossed=crossed)
         except PointError:
             # At once: the guest goes on writing while the workers end. The first error is the one
             # to tell, and `close` does all of it again. The server stays: a worker that looks for
@@ -112,7 +112,12 @@ class QemuPoint:
                 self._release()
             raise
 
-    def _look(self, crossed: bool) -> None:
+    def look(self, *, crossed: bool) -> None:
+        """Raise `PointError` if the point must be given up; takes nothing down.
+
+        Args:
+            crossed: QEMU told that a scratch has grown over its threshold.
+        """
         room = self._scratch.room()
         if room.left <= 0:
             raise self._scratch.given_up(room)

@@ -34,7 +34,7 @@ _LISTENING = 1 << 16
 
 _PATIENCE = 5.0
 _LEAVING = 15.0
-"""Seconds to wait for a client to go: QEMU since 7.2.14 ends one that negotiates for 10 s."""
+"""Seconds to wait for a client to go: QEMU 7.2.22 ends one that negotiates for 10 s."""
 _PAUSE = 0.05
 _TRIES = 20
 
