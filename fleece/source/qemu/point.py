@@ -28,7 +28,6 @@ from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
     process_lives,
-    release,
     remove_folder,
     run_state,
     server_homes,
@@ -106,10 +105,10 @@ class QemuPoint:
             self.look(crossed=crossed)
         except PointError:
             # At once: the guest goes on writing while the workers end. The first error is the one
-            # to tell, and `close` does all of it again. The server stays: a worker that looks for
-            # its lost export would hang QEMU when it stops (`server`).
+            # to tell, and `close` does it again. The server stays: a worker that looks for its
+            # lost export would hang QEMU when it stops (`server`).
             with suppress(FleeceError):
-                self._release()
+                self._take_out(parts=1)
             raise
 
     def look(self, *, crossed: bool) -> None:
@@ -145,19 +144,19 @@ class QemuPoint:
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them."""
         if not self._down:
-            self._release()
-            take_down(self._monitor, self._names.prefix, self._folder)
+            self._take_out()
             self._down = True
         if self._agent is not None and self.freeze.stuck is not None:
             agent, self._agent = self._agent, None
             self._thaw_at_last(agent)
 
-    def _release(self) -> None:
+    def _take_out(self, parts: int | None = None) -> None:
         if self.push is not None:
             self.push.end_sink()
-        release(self._monitor, self._names.prefix)
-        if self._guest_ran:
-            continue_guest(self._monitor)
+        down = take_down(self._monitor, self._names.prefix, self._folder)
+        for _ in itertools.islice(down, parts):
+            if self._guest_ran:
+                continue_guest(self._monitor)
 
     def _thaw_at_last(self, agent: GuestAgent) -> None:
         """The guest could not be thawed when the point was taken: try again."""

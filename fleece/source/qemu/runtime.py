@@ -123,8 +123,11 @@ def continue_guest(monitor: Monitor) -> bool:
     return True
 
 
-def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Removed]:
+def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> Iterator[list[Removed]]:
     """Remove everything of one point from QEMU, and its work folder.
+
+    The first of its two parts is all that the guest can feel. Readers of the point may still be at
+    work then: they find no export any more. In the second part there must be none.
 
     Args:
         monitor: of the QEMU.
@@ -136,24 +139,25 @@ def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> list[Remove
             the server has a client, everything else is removed.
     """
     homes = server_homes(monitor, None if folder is None else folder.parent)
-    removed = release(monitor, prefix)
-    try:
-        removed += _stop_server(monitor, homes, folder)
-    finally:
-        removed += remove_folder(folder)
-    return removed
+    yield _release(monitor, prefix)
+    yield _put_away(monitor, homes, folder)
 
 
-def release(monitor: Monitor, prefix: str) -> list[Removed]:
-    """Remove all of one point that the guest can feel: the first part of `take_down`.
-
-    Readers of the point may still be at work: they find no export any more.
-    """
+def _release(monitor: Monitor, prefix: str) -> list[Removed]:
     removed = list(_remove_exports(monitor, prefix))
     # A push job reads what the fleecing job holds still, and the end of that waits for its reads.
     removed += _end_jobs(monitor, prefix + PUSH_JOB)
     removed += _end_jobs(monitor, prefix)
     removed += take_down_nodes(monitor, prefix)
+    return removed
+
+
+def _put_away(monitor: Monitor, homes: Homes, folder: Path | None) -> list[Removed]:
+    removed: list[Removed] = []
+    try:
+        removed += _stop_server(monitor, homes, folder)
+    finally:
+        removed += remove_folder(folder)
     return removed
 
 

@@ -108,10 +108,10 @@ class QemuSource:
         for prefix, folder in sorted(folders.items()):
             if not runtime.is_held(folder):
                 yield from self._thaw(folder / FROZEN)
-                removed = runtime.take_down(self.monitor, prefix, folder)
-                yield from removed
-                if removed and runtime.continue_guest(self.monitor):
-                    yield Removed("stop of the guest", self.where)
+                for removed in runtime.take_down(self.monitor, prefix, folder):
+                    yield from removed
+                    if removed and runtime.continue_guest(self.monitor):
+                        yield Removed("stop of the guest", self.where)
 
     def let_go(self) -> Iterator[Removed]:
         """Let a guest go on that a dead engine, of whatever chain, left stopped."""
