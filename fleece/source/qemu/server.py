@@ -36,6 +36,8 @@ _PATIENCE = 5.0
 _LEAVING = 15.0
 """Seconds to wait for a client to go: QEMU 7.2.22 ends one that negotiates for 10 s."""
 _PAUSE = 0.05
+_GLANCE = 0.005
+"""Seconds: mostly it is our own question whose end QEMU is about to close."""
 _TRIES = 20
 
 
@@ -169,7 +171,7 @@ def _wait_for_clients(qemu: int, path: Path) -> None:
                 where=path,
                 hint="end that program (ss -xp shows it), then run fleece clean",
             )
-        time.sleep(_PAUSE)
+        time.sleep(_GLANCE)
 
 
 def connections(qemu: int, path: Path) -> int:
