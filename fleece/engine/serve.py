@@ -23,16 +23,11 @@ from fleece.engine.exports import Report, Wish
 from fleece.errors import FleeceError, StoreError, TargetError, UsageError
 from fleece.nbd.server import greets
 from fleece.nbd.uri import unix_uri
-from fleece.programs import program
+from fleece.programs import program, server_environment
 from fleece.store.catalogue import StoredPoint
 from fleece.store.folder import FolderStore, safe_name
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
-_KEEP_BUFFERS = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-}
-"""Has glibc keep nbdkit's freed buffers for the next ones (mallopt(3)); `cli.process` says why."""
 _START_LIMIT = 60.0
 _END_LIMIT = 1.0
 """Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
@@ -196,7 +191,7 @@ class _Way:
 
     def environment(self) -> dict[str, str]:
         """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without."""
-        kept = _KEEP_BUFFERS | os.environ
+        kept = server_environment()
         kept.pop("TMPDIR", None)
         return kept if self.scratch is None else kept | {"TMPDIR": str(self.scratch)}
 

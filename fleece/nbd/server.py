@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import program
+from fleece.programs import program, server_environment
 
 _START_LIMIT = 20.0
 """Seconds that qemu-nbd may take until it listens."""
@@ -48,6 +48,7 @@ def served_image(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=server_environment(),
         )
         try:
             _wait(process, place, path, failure)
