@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleece.delta.layout import ENVELOPE, MAX_FRAME, MAX_RECORD, Kind, Tag, seal, unseal
 from fleece.errors import DeltaError
@@ -13,9 +13,8 @@ from fleece.tree import Geometry
 _FIXED = struct.Struct("<BBHI16sQQQ")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a RECORD frame says.
+class Record(NamedTuple):
+    """What a RECORD frame says. A delta may have millions.
 
     Attributes:
         kind: data (a zstd frame follows) or zero (none does).

@@ -79,8 +79,7 @@ class DeltaWriter:
             self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
             key_frame, frames = begin(protection)
             self._out = Appender(sink, frames)
-            self._out.store(key_frame)
-            self._out.frame(Tag.HEADER, frame)
+            self._out.store(key_frame + self._out.seal(Tag.HEADER, frame))
         else:
             self._out = Appender(sink, proven.frames, proven.end)
             self._go_on(proven)

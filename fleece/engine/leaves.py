@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleece.hashing import Buffer
 from fleece.tree import Geometry
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive leaves that are all data or all zero.
+class Run(NamedTuple):
+    """Consecutive leaves that are all data or all zero. A disk may have millions.
 
     Attributes:
         offset, length: in bytes; the last leaf of the disk may be short.

@@ -11,6 +11,8 @@ import errno
 import fcntl
 import hashlib
 import hmac
+import io
+import math
 import os
 import secrets
 import time
@@ -35,6 +37,10 @@ _LOCK = ".lock"
 _DISTRUST = "audit-failed-"
 _LONGEST_NAME = 200
 _LONGEST_MARKER = 4096
+_GATHERED = 256 * 1024
+"""Bytes of short writes that a delta's file gathers; longer ones go to the system at once."""
+HELD = 0.1
+"""Seconds between two writes after which nothing stays gathered."""
 
 
 class FolderStore:
@@ -405,7 +411,11 @@ class PartialPoint:
 
 
 class DeltaFile:
-    """The sink of one delta, whose every error is a `StoreError`.
+    """The sink of one delta, whose every error is a `StoreError`. For any number of threads.
+
+    Short writes are gathered: a delta of scattered clusters has a record and a frame for each, and
+    a worker that waits for the system holds the others up. The first one, the header, is not; and
+    `HELD` bounds what is lost if the process is killed.
 
     Args:
         path: of a new file.
@@ -414,15 +424,22 @@ class DeltaFile:
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
         self.path = path
-        self._file = open(path, "xb" if keep is None else "r+b", buffering=0)
+        raw = io.FileIO(path, "x" if keep is None else "r+")
         if keep is not None:
-            self._file.truncate(keep)
-            self._file.seek(keep)
+            raw.truncate(keep)
+            raw.seek(keep)
+        self._file = io.BufferedWriter(raw, _GATHERED)
+        self._flushed = -math.inf
 
     def write(self, data: Buffer) -> int:
-        """Write some of `data`; gives how much."""
-        with store_errors(self.path):
-            return self._file.write(data) or 0
+        """Write `data`; gives how much."""
+        try:
+            taken = self._file.write(data)
+            if time.monotonic() > self._flushed + HELD:
+                self._flush()
+            return taken
+        except OSError as error:
+            raise _store_error(error, self.path) from error
 
     def hold(self) -> None:
         """Lock it for as long as it is open: it is in use."""
@@ -431,13 +448,21 @@ class DeltaFile:
     def sync(self) -> None:
         """Make what was written durable."""
         with store_errors(self.path):
-            os.fsync(self._file.fileno())
+            self._sync()
 
     def close_durably(self) -> None:
         """fsync and close."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self._sync()
             self._file.close()
+
+    def _sync(self) -> None:
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
 
     def abandon(self) -> None:
         """Close, whatever became of it."""
@@ -569,12 +594,14 @@ def store_errors(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hints = {
-            errno.ENOSPC: "make room in the store; nothing was committed",
-            errno.EDQUOT: "the quota is used up; nothing was committed",
-            errno.EACCES: "the user that runs fleece must be able to write there",
-        }
-        text = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(
-            text, where=error.filename or where, hint=hints.get(error.errno or 0)
-        ) from error
+        raise _store_error(error, where) from error
+
+
+def _store_error(error: OSError, where: Path) -> StoreError:
+    hints = {
+        errno.ENOSPC: "make room in the store; nothing was committed",
+        errno.EDQUOT: "the quota is used up; nothing was committed",
+        errno.EACCES: "the user that runs fleece must be able to write there",
+    }
+    text = os.strerror(error.errno) if error.errno else str(error)
+    return StoreError(text, where=error.filename or where, hint=hints.get(error.errno or 0))

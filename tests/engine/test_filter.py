@@ -502,6 +502,7 @@ def test_the_scratch_shrinks_as_data_becomes_durable(
     sync, trim = DeltaFile.sync, Connection.trim
 
     def noted_sync(self: DeltaFile) -> None:
+        self._file.flush()
         held = self.path.read_bytes()  # before: what is appended meanwhile may not be durable
         sync(self)
         copy = full_disk.folder / f"copy-{threading.get_ident()}"

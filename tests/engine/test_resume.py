@@ -294,6 +294,7 @@ def test_only_what_is_proven_of_the_file_is_kept(tmp_path: Path) -> None:
             point = killed(scene, records=2)
             harm(_partials(scene)[0])
             goes_on(scene, frozen, point)
+            scene.writer("d0").write(0, os.urandom(DIRTY))
             frozen = _freeze(scene)
         next_is_exact(scene)
 
@@ -501,7 +502,7 @@ FAULTS = (
     ),
     Mutation(
         "the file is not cut",
-        (("store/folder.py", "self._file.truncate(keep)", "pass"),),
+        (("store/folder.py", "raw.truncate(keep)", "pass"),),
     ),
     Mutation(
         "a point is taken without asking what is left",

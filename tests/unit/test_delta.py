@@ -1033,8 +1033,7 @@ def test_a_last_record_that_was_forged_whole_is_found_by_the_root(
     assert (old.kind, old.offset, old.length) == (Kind.ZERO, LEAF, LEAF)
     data = bytes([9]) * LEAF
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(data)
-    forged = dataclasses.replace(
-        old,
+    forged = old._replace(
         kind=Kind.DATA,
         frame_length=len(frame),
         frame_hash=XXH3_128.digest(frame),
@@ -1059,7 +1058,7 @@ def _chained(records: list[bytes], first: bytes, geometry: Geometry) -> list[byt
     previous = first
     for both in records:
         own, frame = _split(both)
-        found = dataclasses.replace(record.parse(own, geometry, "test"), previous=previous)
+        found = record.parse(own, geometry, "test")._replace(previous=previous)
         own = record.pack(found, geometry)
         previous = own[-16:]
         made.append(own + frame)
@@ -1074,7 +1073,7 @@ def test_data_that_its_own_leaf_hashes_do_not_fit_is_found(
     own = records_of(path)
     old = record.parse(_split(own[0])[0], geometry, path)
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes([9]) * old.length)
-    forged = dataclasses.replace(old, frame_length=len(frame), frame_hash=XXH3_128.digest(frame))
+    forged = old._replace(frame_length=len(frame), frame_hash=XXH3_128.digest(frame))
     records = _chained([record.pack(forged, geometry) + frame, *own[1:]], old.previous, geometry)
     harmed = tmp_path / "harmed"
     harmed.write_bytes(reassembled(path, records))

@@ -305,7 +305,7 @@ def test_records_of_one_file_that_contradict_each_other_prove_nothing(tmp_path: 
     shape = header(2 * LEAF).geometry
     both = records_of(other)[0]
     size = record.size_of(Kind.DATA, 2 * LEAF, shape)
-    forged = dataclasses.replace(record.parse(both[:size], shape, "test"), sequence=1)
+    forged = record.parse(both[:size], shape, "test")._replace(sequence=1)
     one.write_bytes(one.read_bytes() + record.pack(forged, shape) + both[size:])
     found = _survey(one)
     assert (len(found.rows), found.lost) == (0, Extents.whole(2 * LEAF))

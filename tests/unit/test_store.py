@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from fleece.delta.header import Mode
 from fleece.engine.verify import verify_store
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
+from fleece.store import folder as store_folder
 from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import MARKER, FolderStore, PartialPoint, safe_name
 from fleece.tree import BlankDisk, NodeSource
@@ -419,9 +421,53 @@ def test_a_full_file_system_is_a_store_error_with_advice(store: FolderStore) -> 
     partial = _begin(store, 1)
     sink = partial.create("vda")
     sink._file.close()
-    sink._file = open("/dev/full", "wb", buffering=0)
-    with pytest.raises(StoreError, match="No space left on device; make room in the store"):
-        sink.write(b"x")
+    sink._file = io.BufferedWriter(io.FileIO("/dev/full", "w"))
+    for use in (lambda: sink.write(b"x"), sink.sync, lambda: sink.write(bytes(1 << 20))):
+        with pytest.raises(StoreError, match="No space left on device; make room in the store"):
+            use()
+    partial.discard()
+    sink.abandon()
+
+
+def test_the_header_is_in_the_file_at_once(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says whose the partial delta is that a killed run leaves."""
+    monkeypatch.setattr(store_folder, "HELD", 3600)
+    partial = _begin(store, 1)
+    sink = partial.create("vda")
+    sink.write(b"header")
+    sink.write(b"gathered")
+    assert sink.path.read_bytes() == b"header"
+    partial.discard()
+
+
+def test_what_is_gathered_does_not_wait_long(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed run loses no more than what it wrote in the last moment."""
+    partial = _begin(store, 1)
+    sink = partial.create("vda")
+    sink.write(b"header")
+    sink.write(b"gathered")
+    monkeypatch.setattr(store_folder, "HELD", 0)
+    sink.write(b"later")
+    assert sink.path.read_bytes() == b"headergatheredlater"
+    partial.discard()
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 300 * 1024, 2), (70_000,) * 9])
+def test_what_was_synced_is_in_the_file(store: FolderStore, sizes: tuple[int, ...]) -> None:
+    """A scratch gives up what is durable here: nothing of it may wait in this process."""
+    partial = _begin(store, 1)
+    sink = partial.create("vda")
+    written = b""
+    for number, size in enumerate(sizes):
+        data = bytes([number + 1]) * size
+        assert sink.write(data) == size
+        written += data
+        sink.sync()
+        assert sink.path.read_bytes() == written
     partial.discard()
 
 
