@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from qemu.qmp import QMPClient
+from qemu.qmp.models import Greeting
 
 import fleece
 from fleece.events import Event
@@ -68,6 +71,12 @@ def _backup_from(source: str, folder: Path) -> None:
         assert not (folder / "store").exists()
 
 
+_GREETING = (
+    b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, '
+    b'"capabilities": []}}\n'
+)
+
+
 def test_there_is_no_socket(tmp_path: Path) -> None:
     _backup_from(f"qmp:{tmp_path}/none.sock", tmp_path)
     (tmp_path / "file").write_text("no socket")
@@ -83,9 +92,10 @@ def test_there_is_no_socket(tmp_path: Path) -> None:
         b'{"QMP": 7}\n',
         b'{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": []}}\n',
         b"[" * 100_000 + b"\n",
+        _GREETING + b'{"error": {"class": "GenericError", "desc": "no"}}\n',
         b"",
     ],
-    ids=["ssh", "zeros", "empty", "number", "half a version", "deep", "closes"],
+    ids=["ssh", "zeros", "empty", "number", "half a version", "deep", "refuses", "closes"],
 )
 def test_the_socket_is_no_monitor(greeting: bytes, tmp_path: Path) -> None:
     path = Path(f"/tmp/rig-{os.getpid()}.sock")
@@ -125,6 +135,43 @@ def test_another_client_holds_the_monitor(scene: Scene) -> None:
     scene.nothing_left()
     scene.take("incremental")
     scene.check_exact()
+
+
+@contextmanager
+def _left_waiting(monitor: Path, place: Path) -> Iterator[Callable[[], None]]:
+    """A client that died while QEMU did its command; gives what ends that, in failure."""
+    with socket.socket(socket.AF_UNIX) as mute, socket.socket(socket.AF_UNIX) as dead:
+        mute.bind(str(place))
+        mute.listen()
+        node = {"driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": str(place)}}
+        dead.connect(str(monitor))
+        for command, arguments in (("qmp_capabilities", {}), ("blockdev-add", node)):
+            dead.recv(4096)
+            said = {"execute": command, "arguments": arguments, "id": "__qmp#00001"}
+            dead.sendall(json.dumps(said).encode())
+        held, _ = mute.accept()
+        dead.close()
+        with held:
+            yield held.close
+
+
+def test_the_monitors_last_client_died_before_its_answer_came(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU gives that answer to the next client, which is us."""
+    scene.take()
+    greet = QMPClient._get_greeting
+    with _left_waiting(scene.qemu.qmp_socket, scene.qemu.folder / "mute") as let_go:
+
+        async def greeted(self: QMPClient) -> Greeting:
+            greeting = await greet(self)
+            let_go()
+            return greeting
+
+        monkeypatch.setattr(QMPClient, "_get_greeting", greeted)
+        scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
 
 
 @pytest.mark.parametrize("source", ["d0", "qmp:", "nbd://x", "/run/qmp.sock"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 import threading
@@ -13,10 +14,12 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.events import EventListener
+from qemu.qmp.qmp_client import NegotiationError
 
 from fleece.errors import SourceError
 
 _CONNECT_LIMIT = 5.0
+_ATTEMPTS = 5
 COMMAND_LIMIT = 120.0
 
 _THRESHOLD = "BLOCK_WRITE_THRESHOLD"
@@ -63,19 +66,14 @@ class Monitor:
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
         )
-        self._client = QMPClient("fleece")
         self._told = {_THRESHOLD: threading.Event(), _RESUMED: threading.Event()}
-        self._client.register_listener(EventListener(self._told, self._note))
-        connected = self._open_socket()
-        self.peer = _peer(connected)
         self._thread.start()
         try:
-            self._run(self._client.connect(connected), _CONNECT_LIMIT)
-        except (TimeoutError, ConnectError, QMPError, OSError, EOFError) as error:
+            self._client, self.peer = self._connected()
+            version = self.execute("query-version")["qemu"]
+        except BaseException:
             self._stop_loop()
-            connected.close()
-            raise self._refused(error) from error
-        version = self.execute("query-version")["qemu"]
+            raise
         self.version: tuple[int, int, int] = (version["major"], version["minor"], version["micro"])
 
     def __enter__(self) -> Monitor:
@@ -162,6 +160,27 @@ class Monitor:
         self._told[str(event["event"])].set()
         return False  # so that nothing is queued
 
+    def _connected(self) -> tuple[QMPClient, Peer]:
+        """A new connection, on which QEMU has answered what we said and nobody else.
+
+        What QEMU answers to a command whose client died meanwhile, it tells the next client, who
+        takes it for the answer to its own first one (seen on 7.2). If that was an error, the
+        client gives up; the next attempt finds it out of the way. If it was none, the client drops
+        the answer that is left over. Later it cannot come: QEMU does one command after another.
+        """
+        attempts = itertools.count(1)
+        while True:
+            connected = self._open_socket()
+            client = QMPClient("fleece")
+            client.register_listener(EventListener(self._told, self._note))
+            try:
+                self._run(client.connect(connected), _CONNECT_LIMIT)
+                return client, _peer(connected)
+            except (TimeoutError, QMPError, OSError, EOFError) as error:
+                connected.close()
+                if not _refused_once_greeted(error) or next(attempts) == _ATTEMPTS:
+                    raise self._refused(error) from error
+
     def _open_socket(self) -> socket.socket:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connected.settimeout(_CONNECT_LIMIT)
@@ -199,6 +218,10 @@ class Monitor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _refused_once_greeted(error: BaseException) -> bool:
+    return isinstance(error, ConnectError) and isinstance(error.exc, NegotiationError)
 
 
 def _peer(connected: socket.socket) -> Peer:
