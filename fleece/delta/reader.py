@@ -64,8 +64,9 @@ class RecordFile:
             if not stat.S_ISREG(found.st_mode):
                 raise DeltaError("not a regular file", where=self.path)
             self.length = found.st_size
-            start, self.protection, self.frames = self._read_key(secret)
-            self.header, self._header_hash, self.records_start = self._read_header(start)
+            first = self.read_at(0, min(ENVELOPE.size, self.length))
+            start, self.protection, self.frames = self._read_key(first, secret)
+            self.header, self._header_hash, self.records_start = self._read_header(first, start)
         except BaseException:
             self._file.close()
             raise
@@ -145,10 +146,9 @@ class RecordFile:
         return self.next_frame(Tag.RECORD, position, MAX_RECORD_FRAME, end)
 
     def _read_key(
-        self, secret: Secret | None
+        self, first: bytes, secret: Secret | None
     ) -> tuple[int, protection.Protection | None, protection.Frames]:
         """Where the header is, and how the file is protected."""
-        first = self.read_at(0, min(ENVELOPE.size, self.length))
         if not protection.is_key_frame(first):
             return 0, None, protection.BareFrames()
         size = protection.KEY_FRAME_SIZE
@@ -162,9 +162,9 @@ class RecordFile:
         used = self.protection is not None and self.protection.keyed
         return self.protection.key.of_hashes if self.protection is not None and used else None
 
-    def _read_header(self, start: int) -> tuple[header.Header, bytes, int]:
+    def _read_header(self, first: bytes, start: int) -> tuple[header.Header, bytes, int]:
         if self.protection is None:
-            header.frame_length(self.read_at(0, min(ENVELOPE.size, self.length)), self.path)
+            header.frame_length(first, self.path)
         frame = self.next_frame(Tag.HEADER, start, MAX_HEADER, self.length)
         parsed = header.parse(frame, self.path, self._hash_key)
         self._geometry = parsed.geometry
@@ -284,9 +284,10 @@ class DeltaReader(RecordFile):
         )
         if self.footer_position < self.records_start:
             raise incomplete
-        if not self.frames.is_frame(Tag.FOOTER, self.read_at(self.footer_position, ENVELOPE.size)):
+        stored = self.read_at(self.footer_position, size + self.frames.overhead)
+        if not self.frames.is_frame(Tag.FOOTER, stored[: ENVELOPE.size]):
             raise incomplete
-        frame = self.frame(Tag.FOOTER, self.footer_position, size)
+        frame = self.frames.open(Tag.FOOTER, stored, self.path)
         last = footer.parse(frame, algorithm, self.path)
         if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
             raise DeltaError("header and footer are of different files", where=self.path)

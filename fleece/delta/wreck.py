@@ -89,9 +89,9 @@ class Wreck(RecordFile):
         bounds = itertools.pairwise([position, *ends, position + length])
         return b"".join(self.read_at(start, end - start) for start, end in bounds)
 
-    def _read_header(self, start: int) -> tuple[header.Header, bytes, int]:
+    def _read_header(self, first: bytes, start: int) -> tuple[header.Header, bytes, int]:
         try:
-            return super()._read_header(start)
+            return super()._read_header(first, start)
         except DeltaError as error:
             if self.frames.overhead == 0 and (mended := self._mended_header(start)) is not None:
                 return mended
