@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from fleece.cancel import CancelToken
 from fleece.errors import FleeceError
 from fleece.events import Listener, Phase, Progress
+from fleece.extents import Flags
 
 WORKERS = 3
 """Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
 
 WATCH_EVERY = 0.05
 """Seconds between two looks at what the work depends on."""
+
+_BATCH = 64
 
 T = TypeVar("T")
 
@@ -120,6 +125,29 @@ def run_beside(work: Callable[[], T], watch: Callable[[], None]) -> T:
             except FleeceError:
                 watching = False
         return future.result()
+
+
+def spread(short: Flags) -> list[list[int]]:
+    """The numbers of things to do, each once, in batches for one worker each.
+
+    Workers that do many short things at the same time wait for the interpreter's lock and gain
+    nothing (docs/benchmarks.rst, restore-deep).
+
+    Args:
+        short: bool[n]: which ones are.
+
+    Returns:
+        Up to `_BATCH` short ones each, or one that is not; both kinds evenly spread, in order.
+    """
+    numbers = np.flatnonzero(short).tolist()
+    kinds = (
+        [numbers[at : at + _BATCH] for at in range(0, len(numbers), _BATCH)],
+        [[number] for number in np.flatnonzero(~short).tolist()],
+    )
+    placed = [
+        ((at + 0.5) / len(batches), batch) for batches in kinds for at, batch in enumerate(batches)
+    ]
+    return [batch for _, batch in sorted(placed)]
 
 
 class Counter:

@@ -18,7 +18,7 @@ from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
-from fleece.engine.pool import WORKERS, Counter, run_workers
+from fleece.engine.pool import WORKERS, Counter, run_workers, spread
 from fleece.engine.root import disk_root
 from fleece.engine.standing import open_standing, stands
 from fleece.engine.target import open_target
@@ -27,6 +27,9 @@ from fleece.errors import DeltaError, TargetError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
+
+_SHORT = 256 * 1024
+"""Bytes of disk of a record below which a worker takes it together with others."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,10 @@ def write_chain(
         DeltaError: a record is damaged.
     """
 
-    def work(pieces: Iterator[_Piece]) -> None:
+    def work(batches: Iterator[list[_Piece]]) -> None:
         unpack = zstandard.ZstdDecompressor()
         with image.writer() as writer:
-            for piece in pieces:
+            for piece in itertools.chain.from_iterable(batches):
                 delta = chain.deltas[piece.owner]
                 record, frame = delta.record_at(*piece.row)
                 data = memoryview(delta.unpack(record, frame, unpack))
@@ -191,8 +194,8 @@ def write_chain(
                     writer.write(start, data[start - record.offset : end - record.offset])
                     counter.add(end - start)
 
-    pieces = itertools.chain.from_iterable(_data_pieces(picture) for picture in pictures)
-    run_workers(pieces, work, cancel, WORKERS)
+    batches = itertools.chain.from_iterable(_data_pieces(picture) for picture in pictures)
+    run_workers(batches, work, cancel, WORKERS)
 
 
 def check_unread(chain: Chain, pictures: Iterable[ChainMap], cancel: CancelToken) -> None:
@@ -247,20 +250,32 @@ def _unread(chain: Chain, pictures: Iterable[ChainMap]) -> list[Int64Array]:
     return [np.unique(np.concatenate(parts)) for parts in found]
 
 
-def _data_pieces(picture: ChainMap) -> Iterator[_Piece]:
-    """The data records that are visible anywhere, each once, in the order of their files."""
+def _data_pieces(picture: ChainMap) -> Iterator[list[_Piece]]:
+    """The data records that are visible anywhere, each once, in batches for one worker each.
+
+    They are in the order of their files, but short ones are spread among the long ones.
+    """
     kept = np.flatnonzero(~picture.zero)
     order = kept[np.lexsort((picture.row[kept], picture.owner[kept]))]
     owner, row = picture.owner[order], picture.row[order]
     if len(order) == 0:
         return
     new = np.flatnonzero((owner[1:] != owner[:-1]) | (row[1:] != row[:-1])) + 1
-    bounds = [0, *new.tolist(), len(order)]
+    bounds = np.array([0, *new.tolist(), len(order)])
     start, end = picture.start[order], picture.end[order]
-    for low, high in itertools.pairwise(bounds):
+
+    def piece(number: int) -> _Piece:
+        low, high = bounds[number : number + 2].tolist()
         parts = tuple(zip(start[low:high].tolist(), end[low:high].tolist(), strict=True))
         held = int(owner[low])
-        yield _Piece(held, picture.rows[held][row[low]].tolist(), parts)
+        return _Piece(held, picture.rows[held][row[low]].tolist(), parts)
+
+    length = np.empty(len(bounds) - 1, np.int64)
+    for number, rows in enumerate(picture.rows):
+        mine = owner[bounds[:-1]] == number
+        length[mine] = rows["length"][row[bounds[:-1]][mine]]
+    for batch in spread(length < _SHORT):
+        yield [piece(number) for number in batch]
 
 
 def prove(
