@@ -39,7 +39,7 @@ _LONGEST_NAME = 200
 _LONGEST_MARKER = 4096
 _GATHERED = 256 * 1024
 """Bytes of short writes that a delta's file gathers; longer ones go to the system at once."""
-HELD = 0.1
+GATHERED_FOR = 0.1
 """Seconds between two writes after which nothing stays gathered."""
 
 
@@ -415,7 +415,7 @@ class DeltaFile:
 
     Short writes are gathered: a delta of scattered clusters has a record and a frame for each, and
     a worker that waits for the system holds the others up. The first one, the header, is not; and
-    `HELD` bounds what is lost if the process is killed.
+    `GATHERED_FOR` bounds what is lost if the process is killed.
 
     Args:
         path: of a new file.
@@ -435,7 +435,7 @@ class DeltaFile:
         """Write `data`; gives how much."""
         try:
             taken = self._file.write(data)
-            if time.monotonic() > self._flushed + HELD:
+            if time.monotonic() > self._flushed + GATHERED_FOR:
                 self._flush()
             return taken
         except OSError as error:

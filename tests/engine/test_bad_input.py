@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -138,34 +140,52 @@ def test_another_client_holds_the_monitor(scene: Scene) -> None:
 
 
 @contextmanager
-def _left_waiting(monitor: Path, place: Path) -> Iterator[Callable[[], None]]:
-    """A client that died while QEMU did its command; gives what ends that, in failure."""
+def _left_waiting(scene: Scene) -> Iterator[socket.socket]:
+    """A client of the monitor died while QEMU did its command; gives what that waits for."""
+    place = str(scene.qemu.folder / "mute")
     with socket.socket(socket.AF_UNIX) as mute, socket.socket(socket.AF_UNIX) as dead:
-        mute.bind(str(place))
+        mute.bind(place)
         mute.listen()
-        node = {"driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": str(place)}}
-        dead.connect(str(monitor))
+        server = {"type": "unix", "path": place}
+        node = {"driver": "nbd", "node-name": "n", "read-only": True, "server": server}
+        dead.connect(str(scene.qemu.qmp_socket))
         for command, arguments in (("qmp_capabilities", {}), ("blockdev-add", node)):
             dead.recv(4096)
             said = {"execute": command, "arguments": arguments, "id": "__qmp#00001"}
             dead.sendall(json.dumps(said).encode())
-        held, _ = mute.accept()
+        select.select([mute], [], [])
         dead.close()
-        with held:
-            yield held.close
+        yield mute
 
 
+def _fail(mute: socket.socket, stack: ExitStack) -> None:
+    mute.accept()[0].close()
+
+
+def _succeed(mute: socket.socket, stack: ExitStack) -> None:
+    """By an NBD server that takes the socket over, as systemd passes one on (sd_listen_fds(3))."""
+    serve = "LISTEN_PID=$$ LISTEN_FDS=1 exec nbdkit --foreground --exit-with-parent null 1M"
+    command = ["bash", "-c", f"{serve} 3<&{mute.fileno()}"]
+    server = stack.enter_context(subprocess.Popen(command, pass_fds=[mute.fileno()]))
+    stack.callback(server.kill)
+
+
+@pytest.mark.parametrize("answer", [_fail, _succeed])
 def test_the_monitors_last_client_died_before_its_answer_came(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    answer: Callable[[socket.socket, ExitStack], None],
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """QEMU gives that answer to the next client, which is us."""
     scene.take()
     greet = QMPClient._get_greeting
-    with _left_waiting(scene.qemu.qmp_socket, scene.qemu.folder / "mute") as let_go:
+    answers = iter([answer])
+    with _left_waiting(scene) as mute, ExitStack() as stack:
 
         async def greeted(self: QMPClient) -> Greeting:
             greeting = await greet(self)
-            let_go()
+            for answer in answers:
+                answer(mute, stack)
             return greeting
 
         monkeypatch.setattr(QMPClient, "_get_greeting", greeted)

@@ -433,7 +433,7 @@ def test_the_header_is_in_the_file_at_once(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says whose the partial delta is that a killed run leaves."""
-    monkeypatch.setattr(store_folder, "HELD", 3600)
+    monkeypatch.setattr(store_folder, "GATHERED_FOR", 3600)
     partial = _begin(store, 1)
     sink = partial.create("vda")
     sink.write(b"header")
@@ -450,7 +450,7 @@ def test_what_is_gathered_does_not_wait_long(
     sink = partial.create("vda")
     sink.write(b"header")
     sink.write(b"gathered")
-    monkeypatch.setattr(store_folder, "HELD", 0)
+    monkeypatch.setattr(store_folder, "GATHERED_FOR", 0)
     sink.write(b"later")
     assert sink.path.read_bytes() == b"headergatheredlater"
     partial.discard()
