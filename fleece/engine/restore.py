@@ -270,10 +270,11 @@ def _data_pieces(picture: ChainMap) -> Iterator[list[_Piece]]:
         held = int(owner[low])
         return _Piece(held, picture.rows[held][row[low]].tolist(), parts)
 
-    length = np.empty(len(bounds) - 1, np.int64)
+    holder, place = owner[bounds[:-1]], row[bounds[:-1]]
+    length = np.empty(len(holder), np.int64)
     for number, rows in enumerate(picture.rows):
-        mine = owner[bounds[:-1]] == number
-        length[mine] = rows["length"][row[bounds[:-1]][mine]]
+        mine = holder == number
+        length[mine] = rows["length"][place[mine]]
     for batch in spread(length < _SHORT):
         yield [piece(number) for number in batch]
 
