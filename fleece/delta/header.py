@@ -46,7 +46,8 @@ class PointRef:
     Attributes:
         id: the point's name, lower-case hexadecimal.
         sequence: grows by at least one from each point of a chain to the next.
-        time: when it was taken by the engine's clock, RFC 3339, UTC. For people; orders nothing.
+        time: when it was taken by the engine's clock, RFC 3339, UTC. For people; within a chain
+            it orders nothing.
     """
 
     id: str

@@ -79,8 +79,7 @@ def audit(
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
     with store.locked(guest):
         catalogue = store.catalogue()
-        known = catalogue.of_guest(guest)
-        chain = known[-1].chain
+        chain = store.chain_of(guest, catalogue)
         for removed in source.clean(chain):
             listener(events.Leftover(removed.kind, removed.item))
         chosen = source.inventory().choose(disks)

@@ -93,8 +93,7 @@ def backup(
         catalogue = store.catalogue()
         for trouble in catalogue.damaged:
             listener(events.Warned(str(trouble)))
-        known = catalogue.of_guest(guest)
-        chain = known[-1].chain if known else store.chain_id(guest)
+        chain = store.chain_of(guest, catalogue)
         run = _Run(
             source,
             store,
@@ -237,7 +236,7 @@ class _Run:
     def _gone(self, present: Collection[str]) -> tuple[str, ...]:
         """Disks of the chain that the guest has no more, and that no point says so of yet."""
         newest: dict[str, str] = {}
-        for point in self._catalogue.of_guest(self._guest):
+        for point in self._catalogue.of_chain(self._guest, self._chain):
             newest |= dict.fromkeys(point.disks, point.id)
             for entry in point.disks.values():
                 for name in entry.header.gone:

@@ -146,7 +146,7 @@ def _newest_first(
     disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
 ) -> list[StoredPoint]:
     """The chain's complete points that have the disk."""
-    points = [p for p in catalogue.of_guest(guest) if p.chain == chain and disk.name in p.disks]
+    points = [p for p in catalogue.of_chain(guest, chain) if disk.name in p.disks]
     return points[::-1]
 
 

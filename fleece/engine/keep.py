@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from fleece.errors import StoreError, UsageError
 from fleece.store.catalogue import StoredPoint
+from fleece.store.order import moment_of
 
 ALL = -1
 """As the count of a rule: keep one of every bucket, however many there are."""
@@ -100,7 +101,7 @@ class KeepRules:
         """For each point, the rules that keep it.
 
         Args:
-            times: of the points, newest point first (by sequence; clocks may jump).
+            times: of the points, newest point first (`fleece.store.order`; clocks may jump).
             now: a point of the future does not say what the newest is.
         """
         reasons: list[list[str]] = [[] for _ in times]
@@ -127,14 +128,13 @@ def time_of(point: StoredPoint) -> datetime:
     Raises:
         StoreError: they are no time.
     """
-    try:
-        found = datetime.fromisoformat(point.time)
-    except ValueError:
+    found = moment_of(point.time)
+    if found is None:
         raise StoreError(
             f"point {point.id} says no time that rules can be held against ({point.time})",
             where=next(iter(point.disks.values())).path,
-        ) from None
-    return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+        )
+    return found
 
 
 def choose(
@@ -143,8 +143,8 @@ def choose(
     """The points of one guest that stay: by id, with the reasons.
 
     The rules hold for each set of disks by itself, so that a backup of one disk alone does not
-    count as one of all. The newest point of each disk always stays: the guest's next incremental
-    builds on it.
+    count as one of all. The newest point of each disk in each chain always stays: the guest's next
+    incremental builds on it.
 
     Args:
         points: complete ones, oldest first.
@@ -161,9 +161,10 @@ def choose(
         ):
             if reasons:
                 kept.setdefault(point.id, []).extend(reasons)
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for point in reversed(points):
-        if not point.disks.keys() <= seen:
+        mine = {(point.chain, disk) for disk in point.disks}
+        if not mine <= seen:
             kept.setdefault(point.id, []).append("newest")
-            seen |= point.disks.keys()
+            seen |= mine
     return {name: tuple(reasons) for name, reasons in kept.items()}

@@ -17,6 +17,7 @@ from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
+from fleece.store.order import moment_of, oldest_first
 
 LATEST = "latest"
 
@@ -171,7 +172,7 @@ class StoredPoint:
 
 
 class Catalogue:
-    """All points of a store, ordered by guest and sequence.
+    """All points of a store, by guest, each guest's oldest first (`fleece.store.order`).
 
     Args:
         entries: the deltas that were found.
@@ -203,12 +204,20 @@ class Catalogue:
             groups.setdefault((head.guest, head.chain, head.point.id), []).append(entry)
         for group in (*self._copies.values(), *groups.values()):
             group.sort(key=self._worth)
-        points = [_point(group) for group in groups.values()]
-        self.points = tuple(sorted(points, key=lambda p: (p.guest, p.sequence, p.id)))
+        guests: dict[str, list[StoredPoint]] = {}
+        for point in sorted((_point(group) for group in groups.values()), key=lambda p: p.id):
+            guests.setdefault(point.guest, []).append(point)
+        self.points = tuple(
+            point for _, mine in sorted(guests.items()) for point in oldest_first(mine, _head)
+        )
 
     def of_guest(self, guest: str) -> list[StoredPoint]:
-        """The complete points of a guest, oldest first."""
+        """The complete points of a guest, of whatever chain, oldest first."""
         return [point for point in self.points if point.guest == guest and point.complete]
+
+    def of_chain(self, guest: str, chain: str) -> list[StoredPoint]:
+        """The complete points of one chain of a guest, oldest first."""
+        return [point for point in self.of_guest(guest) if point.chain == chain]
 
     def find(self, text: str, guest: str | None = None) -> StoredPoint:
         """The point that an id, an unambiguous prefix of one, or `latest` means.
@@ -250,10 +259,7 @@ class Catalogue:
         """Refuse to guess: a damaged file may be of a newer point."""
         for error in self.damaged:
             head = self._access.header(error.where or "")
-            if head is None or (
-                (head.guest, head.chain) == (point.guest, point.chain)
-                and head.point.sequence >= point.sequence
-            ):
+            if head is None or _may_be_newer(head, point):
                 raise StoreError(
                     f"the latest point cannot be told: a damaged file may be newer than {point.id} "
                     f"({error})",
@@ -357,6 +363,20 @@ def read_entry(path: str, secret: Secret | None = None) -> Entry:
     """
     with DeltaReader(path, secret) as delta:
         return Entry.of(delta)
+
+
+def _head(point: StoredPoint) -> Header:
+    return next(iter(point.disks.values())).header
+
+
+def _may_be_newer(head: Header, point: StoredPoint) -> bool:
+    """Whether what a header is of may be a newer point of a point's guest."""
+    if head.guest != point.guest:
+        return False
+    if head.chain == point.chain:
+        return head.point.sequence >= point.sequence
+    mine, other = moment_of(point.time), moment_of(head.point.time)
+    return mine is None or other is None or other >= mine
 
 
 def _point(group: list[Entry]) -> StoredPoint:

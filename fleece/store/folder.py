@@ -150,6 +150,15 @@ class FolderStore:
         """
         return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
 
+    def chain_of(self, guest: str, catalogue: Catalogue) -> str:
+        """The chain that a guest's next backup into this store goes on with.
+
+        The store's own, or, if it has only points of others, which were imported, the newest one's.
+        """
+        known = [point.chain for point in catalogue.of_guest(guest)]
+        own = self.chain_id(guest)
+        return own if own in known else [own, *known][-1]
+
     @contextlib.contextmanager
     def locked(self, guest: str, patience: float = 0) -> Iterator[None]:
         """Be the only one that writes this guest's points. The lock dies with its holder.

@@ -10,6 +10,7 @@ from fleece.delta.header import Header
 from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.store.catalogue import LATEST, Catalogue
+from fleece.store.order import oldest_first
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:
     if text == LATEST:
         if len({r.header.guest for r in found}) > 1:
             raise UsageError("the store holds several guests", where=where, hint="name one")
-        newest = max(found, key=lambda r: r.header.point.sequence, default=None)
-        wanted = set() if newest is None else {newest.header.point.id}
+        wanted = {r.header.point.id for r in oldest_first(found, lambda r: r.header)[-1:]}
     else:
         wanted = {text} if text in ids else {name for name in ids if name.startswith(text)}
     if len(wanted) > 1:
