@@ -36,11 +36,11 @@ def open_standing(
 
     Args:
         target: an NBD URI, a block device, or an image file.
-        image_format: of a file; None: probe it.
+        image_format: of a file; None: raw, if its content does not look like anything else.
         size: of the disk, in bytes. A device or an export may be larger; the rest is not touched.
 
     Raises:
-        TargetError: it is not there, in use, read-only or too small.
+        TargetError: it is not there, in use, read-only or too small, or its format cannot be told.
     """
     if is_uri(target):
         export = NbdDisk(target, TargetError)
@@ -51,7 +51,7 @@ def open_standing(
         with contextlib.closing(RawDisk(target, TargetError, writable=True, alone=True)) as device:
             yield _fitting(device, size, exact=False)
     else:
-        found = image_format or probe_format(target, TargetError)
+        found = image_format or _raw(target)
         with served_image(target, found, writable=True, failure=TargetError) as uri:
             served = _fitting(NbdDisk(uri, TargetError), size, exact=True, name=target)
             if found != ImageFormat.RAW:
@@ -59,6 +59,22 @@ def open_standing(
                 return
             with contextlib.closing(RawDisk(target, TargetError)) as file:
                 yield _ReadDirectly(served, file)
+
+
+def _raw(target: str) -> ImageFormat:
+    """Raw, unless the content looks like another format: then only the user knows what it is.
+
+    A guest can write any header into its raw disk, also one that names another file of the host as
+    the place of its data. What is restored over such a disk would land there.
+    """
+    found = probe_format(target, TargetError)
+    if found != ImageFormat.RAW:
+        raise TargetError(
+            f"looks like {found}, and so can a raw disk whose guest wrote that into it",
+            where=target,
+            hint=f"say what it is: --format {ImageFormat.RAW} or --format {ImageFormat.QCOW2}",
+        )
+    return ImageFormat.RAW
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,26 @@ def test_what_is_there_is_not_written_without_a_word(kept: Scene, tmp_path: Path
     assert target.read_bytes() == GARBAGE * 512
 
 
+def test_in_place_does_not_believe_a_header_that_the_guest_wrote(
+    kept: Scene, tmp_path: Path
+) -> None:
+    """The guest wrote a qcow2 header into its raw disk that names another file of the host."""
+    target, victim = tmp_path / "disk.raw", tmp_path / "victim"
+    victim.write_bytes(b"precious" * (SIZE // 8))
+    before = victim.read_bytes()
+    options = f"cluster_size=512,data_file={victim},data_file_raw=on"
+    run_checked("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, target, str(SIZE))
+    victim.write_bytes(before)
+    with target.open("r+b") as file:
+        file.truncate(SIZE)
+    ran = INTACT.run("restore", kept.store, "latest", "d0", target, "--in-place")
+    ran.failed(fleece.ExitCode.TARGET, "looks like qcow2", "--format raw")
+    assert victim.read_bytes() == before
+    _restore(kept, target, "--in-place", "--format", "raw")
+    kept.same_as_live("d0", target)
+    assert victim.read_bytes() == before
+
+
 def test_an_image_that_a_guest_uses_is_not_written(kept: Scene) -> None:
     live = kept.qemu.disks["d0"].path
     ran = INTACT.run("restore", kept.store, "latest", "d0", live, "--in-place")
