@@ -37,10 +37,8 @@ def verify(
         return
     if disk is not None or image_format is not None:
         raise UsageError("--disk and --format go with --against")
-    points = [p for p in catalogue.points if guest in (None, p.guest)]
-    if point is not None:
-        points = [catalogue.find(point, guest)]
-    result = fleece.verify_store(catalogue, points, output.listen, cancel, record=True)
+    points = None if point is None else [catalogue.find(point, guest)]
+    result = fleece.verify_store(catalogue, points, output.listen, cancel, guest=guest, record=True)
     fields = asdict(result)
     if result.errors:
         raise _failed(f"{len(result.errors)} errors in {store}", fields, StoreError)

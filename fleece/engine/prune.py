@@ -106,9 +106,7 @@ def prune(
     """
     rules.check()
     cancel = cancel or CancelToken()
-    names = sorted({p.guest for p in store.catalogue().points if guest in (None, p.guest)})
-    if guest is not None and not names:
-        raise StoreError(f"there is no point of guest {guest}", where=store.where)
+    names = sorted({point.guest for point in store.catalogue().named(guest)})
     with contextlib.ExitStack() as stack:
         if not dry_run:
             for name in names:

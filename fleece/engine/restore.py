@@ -88,8 +88,8 @@ def restore(
         disk: the disk's name.
         target: path of the image to make, or a block device, or an NBD URI.
         guest: which guest, if `latest` could mean several.
-        target_format: of the image; None: raw. In place it must be given of an image that looks like
-            anything but raw, because a guest can make a raw disk look so.
+        target_format: of the image; None: raw. In place it must be given of an image that does not
+            look raw, because a guest can make a raw disk look like anything.
         force: replace an image that exists; overwrite a block device or an export.
         in_place: read the target first and write only the leaves that differ.
         listener: hears `Progress`.

@@ -9,7 +9,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.engine.keep import Duration
 from fleece.engine.verify import Checker, problems_of
-from fleece.errors import StoreError, UsageError
+from fleece.errors import UsageError
 from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry
 
@@ -76,8 +76,7 @@ def scrub(
     """
     if not 0 < rules.fraction <= 1:
         raise UsageError("a fraction is more than 0% and at most 100%")
-    if rules.guest is not None and not any(p.guest == rules.guest for p in catalogue.points):
-        raise StoreError(f"there is no point of guest {rules.guest}", where=catalogue.where)
+    catalogue.named(rules.guest)
     now = now or datetime.now(UTC)
     mine = [e for e in catalogue.entries if rules.guest in (None, e.header.guest)]
     due = _due(mine, rules, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,37 +47,43 @@ class VerifyResult:
 
 def verify_store(
     catalogue: Catalogue,
-    points: list[StoredPoint],
+    points: Sequence[StoredPoint] | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
     *,
+    guest: str | None = None,
     record: bool = False,
 ) -> VerifyResult:
-    """Read every byte of every delta that leads to the given points, each once.
+    """Read every byte of every delta that leads to some points, each once.
 
     Goes on after a failure, to find the others. The caller decides what errors mean.
 
     Args:
         catalogue: of the store.
-        points: to prove; with all of the store's points, files that are no whole deltas and
-            points that are incomplete count as errors too.
+        points: to prove. None: all there are; then files that are no whole deltas count as errors
+            too, because nobody knows what they were.
         listener: hears `DeltaChecked`, `Problem` and `Progress`.
         cancel: stops it.
+        guest: whose, if `points` does not say which; None: all.
         record: note beside each delta when it was verified, for `scrub` and `status`. Where that
             fails there is a warning.
+
+    Raises:
+        StoreError: the guest has no point.
     """
+    damaged = catalogue.damaged if points is None else ()
+    points = catalogue.named(guest) if points is None else points
     check = Checker(catalogue, listener, cancel or CancelToken())
     if record:
         check.noted = _Recorder(listener).note
     check.announce(_data_bytes(catalogue, points))
     good = [point.id for point in points if check.point(point)]
-    if len(points) == len(catalogue.points):
-        for damaged in catalogue.damaged:
-            check.problem(damaged)
+    for error in damaged:
+        check.problem(error)
     return VerifyResult(tuple(good), tuple(check.errors), check.deltas, check.read_bytes)
 
 
-def _data_bytes(catalogue: Catalogue, points: list[StoredPoint]) -> int:
+def _data_bytes(catalogue: Catalogue, points: Sequence[StoredPoint]) -> int:
     """How much there is to read."""
     wanted: dict[str, int] = {}
     for point in points:
@@ -212,9 +218,7 @@ class Checker:
                 older = Chain(opened[1:]) if parents else None
                 check_delta(chain.deltas[0], older, self._counter, self._cancel)
         except StoreError as error:
-            self.problem(error)
-            if state is not None:
-                self.noted(entry.path, state, False)
+            self._failed(entry, parents, state, error)
             return False
         self.noted(entry.path, state, True)
         self.deltas += 1
@@ -222,6 +226,34 @@ class Checker:
         head = entry.header
         self._listener(events.DeltaChecked(head.point.id, head.disk, entry.root))
         return True
+
+    def _failed(
+        self,
+        entry: Entry,
+        parents: Sequence[Entry],
+        state: verified.FileState | None,
+        error: StoreError,
+    ) -> None:
+        """Tell of a failed check; note it only if this very file is to blame.
+
+        A prune or a merge that runs meanwhile takes parents away, or replaces them.
+        """
+        if not self._still_there(parents):
+            text = "what it builds on was removed or replaced while it was verified, or is damaged"
+            hint = "if a prune or a merge ran, verify again"
+            self.problem(StoreError(f"{text} ({error.what})", where=entry.path, hint=hint))
+            return
+        self.problem(error)
+        with contextlib.suppress(OSError):
+            if state is not None and verified.FileState.of(entry.path) == state:
+                self.noted(entry.path, state, False)
+
+    def _still_there(self, entries: Sequence[Entry]) -> bool:
+        """Whether some deltas are still those that the catalogue was read from."""
+        try:
+            return all(self._catalogue.read_entry(entry.path) == entry for entry in entries)
+        except StoreError:
+            return False
 
 
 def check_delta(

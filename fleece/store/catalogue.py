@@ -211,6 +211,17 @@ class Catalogue:
             point for _, mine in sorted(guests.items()) for point in oldest_first(mine, _head)
         )
 
+    def named(self, guest: str | None) -> list[StoredPoint]:
+        """The points of one guest, or all, complete or not, oldest first.
+
+        Raises:
+            StoreError: a guest is named and has none. That may be a slip of the pen.
+        """
+        found = [point for point in self.points if guest in (None, point.guest)]
+        if guest is not None and not found:
+            raise StoreError(f"there is no point of guest {guest}", where=self.where)
+        return found
+
     def of_guest(self, guest: str) -> list[StoredPoint]:
         """The complete points of a guest, of whatever chain, oldest first."""
         return [point for point in self.points if point.guest == guest and point.complete]

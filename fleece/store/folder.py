@@ -33,6 +33,7 @@ MARKER = "fleece-store.json"
 SUFFIX = ".fleece"
 _PARTIAL = ".partial-"
 _SPOOL = ".import-"
+_NEW_MARKER = f".{MARKER}."
 _LOCK = ".lock"
 _DISTRUST = "audit-failed-"
 _LONGEST_NAME = 200
@@ -104,19 +105,21 @@ class FolderStore:
             UsageError: the wishes contradict the secret, or the store that is there.
         """
         wishes = wishes or StoreWishes()
-        if is_free(path):
-            return FolderStore.create(path, Marker.new(wishes, secret), secret)
-        store = FolderStore(path, secret)
+        store = (
+            FolderStore.create(path, Marker.new(wishes, secret), secret)
+            if is_free(path)
+            else FolderStore(path, secret)
+        )
         store.marker.check(wishes, store.where)
         return store
 
     @staticmethod
     def create(path: str | os.PathLike[str], marker: Marker, secret: Secret | None) -> FolderStore:
-        """Make a store where nothing is (`is_free`)."""
+        """Make a store where nothing is (`is_free`); if others do so too, the first one's holds."""
         folder = Path(path)
         with store_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_durably(folder / MARKER, marker.to_text())
+            _place_marker(folder, marker.to_text())
             sync_folder(folder.parent)
         return FolderStore(folder, secret)
 
@@ -506,10 +509,8 @@ def is_free(path: str | os.PathLike[str]) -> bool:
     with store_errors(folder):
         if not folder.exists():
             return True
-        left = _temporary(folder / MARKER).name
-        return folder.is_dir() and all(
-            item.name == left or item.name.startswith(_SPOOL) for item in folder.iterdir()
-        )
+        left = (_NEW_MARKER, _SPOOL)
+        return folder.is_dir() and all(item.name.startswith(left) for item in folder.iterdir())
 
 
 @contextlib.contextmanager
@@ -543,6 +544,32 @@ def _remove_spooled(folder: Path) -> None:
                 os.unlink(item.path)
 
 
+def _place_marker(folder: Path, text: str) -> None:
+    """Write the marker if none is there; another process may do so at the same time."""
+    temporary = folder / f"{_NEW_MARKER}{secrets.token_hex(8)}"
+    try:
+        _write(temporary, text)
+        # If it is gone, or the name is taken, another process has placed one.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            _link(temporary, folder / MARKER)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for item in folder.iterdir():
+        if item.name.startswith(_NEW_MARKER):
+            item.unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def _link(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if not name.exists():
+            os.rename(path, name)  # a file system without hard links
+
+
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
     found = [Path(item.path) for item in os.scandir(folder) if item.is_dir(follow_symlinks=False)]
     return sorted(path for path in found if hidden or not path.name.startswith("."))
@@ -568,18 +595,18 @@ def remove_folder(folder: Path) -> None:
     folder.rmdir()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")
+def _write(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_durably(path: Path, text: str) -> None:
     """Put a text into a file: all of it, or the file is as it was."""
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, text)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

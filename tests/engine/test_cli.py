@@ -226,6 +226,12 @@ def test_verify_names_points_and_errors(kept: Scene) -> None:
     assert "are whole" in INTACT.run("verify", kept.store).succeeded().out
 
 
+def test_verify_of_a_guest_that_is_not_there_proves_nothing(kept: Scene) -> None:
+    INTACT.run("verify", kept.store, "--guest", GUEST).succeeded()
+    ran = INTACT.run("verify", kept.store, "--guest", "slip", "--json")
+    ran.failed(fleece.ExitCode.STORE, "no point of guest slip")
+
+
 def test_verify_against_an_image(kept: Scene, tmp_path: Path) -> None:
     image = kept.restore("d0")
     words = ("verify", kept.store, "latest", "--disk", "d0", "--against")

@@ -168,6 +168,24 @@ def test_a_merged_delta_was_never_verified_and_prune_takes_records_along(guest: 
     ]
 
 
+@pytest.mark.parametrize("forward", ["dropped", "merged"])
+def test_a_parent_that_goes_during_a_verification_condemns_no_child(
+    guest: Guest, forward: str
+) -> None:
+    """The run may fail; but what `status` knows is only what is wrong with a file itself."""
+    store = fleece.FolderStore(guest.store)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, DeltaChecked) and len(catalogue(guest).points) == 4:
+            rules = fleece.KeepRules(last=2 if forward == "dropped" else 3)
+            fleece.prune(store, rules)
+
+    fleece.verify_store(catalogue(guest), None, listen, record=True)
+    assert len(catalogue(guest).points) < 4
+    assert fleece.status(catalogue(guest)).problems == ()
+    assert fleece.verify_store(catalogue(guest), record=True).errors == ()
+
+
 def test_status_says_how_a_store_is(guest: Guest) -> None:
     entries = catalogue(guest).entries
     (before,) = fleece.status(catalogue(guest), NOW).guests

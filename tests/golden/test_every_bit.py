@@ -52,7 +52,7 @@ class Small:
     def whole(self) -> None:
         """Check that it is sound as it stands."""
         catalogue = self.store.catalogue()
-        assert fleece.verify_store(catalogue, list(catalogue.points)).errors == ()
+        assert fleece.verify_store(catalogue).errors == ()
         fleece.restore(self.store, _NEWEST, "vda", str(self.target))
         assert self.target.read_bytes() == self.disk
         self.target.unlink()
@@ -60,7 +60,7 @@ class Small:
     def refused(self, what: str, family: _Family = _STORE) -> None:
         """Check that both fail as one of a family of errors, and leave nothing."""
         catalogue = self.store.catalogue()
-        assert fleece.verify_store(catalogue, list(catalogue.points)).errors, f"verify: {what}"
+        assert fleece.verify_store(catalogue).errors, f"verify: {what}"
         self.unusable(what, family)
 
     def unusable(self, what: str, family: _Family = _STORE) -> None:

@@ -85,7 +85,7 @@ def _fill(store: FolderStore, count: int, guest: str = "web") -> list[Entry]:
 
 def _problems(store: FolderStore) -> tuple[str, ...]:
     catalogue = store.catalogue()
-    return verify_store(catalogue, list(catalogue.points)).errors
+    return verify_store(catalogue).errors
 
 
 def _ids(catalogue: Catalogue) -> list[str]:
@@ -118,6 +118,38 @@ def test_a_folder_that_a_killed_first_run_left_half_made_becomes_a_store(tmp_pat
     (tmp_path / f".{MARKER}.new").write_text('{"form')
     FolderStore.open_or_create(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [MARKER]
+
+
+_MAKER = """
+import sys
+from fleece.keys import Secret
+from fleece.store.folder import FolderStore
+from fleece.store.marker import StoreWishes
+print(flush=True)
+sys.stdin.readline()
+secret = Secret.of_passphrase("x") if sys.argv[2] == "encrypted" else None
+store = FolderStore.open_or_create(sys.argv[1], secret, StoreWishes(encrypt=secret is not None))
+print(store.id, store.protection.key.terms.salt.hex() if store.protection else "")
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "encrypted"])
+def test_processes_that_make_a_store_at_once_get_the_same_one(kind: str, tmp_path: Path) -> None:
+    for number in range(8):
+        path = tmp_path / str(number)
+        words = [sys.executable, "-c", _MAKER, str(path), kind]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        makers = [subprocess.Popen(words, **pipes) for _ in range(4)]
+        for maker in makers:
+            assert maker.stdout is not None
+            maker.stdout.readline()
+        for maker in makers:
+            assert maker.stdin is not None
+            maker.stdin.write("\n")
+            maker.stdin.flush()
+        assert len({maker.communicate()[0] for maker in makers}) == 1
+        assert {maker.returncode for maker in makers} == {0}
+        assert [item.name for item in path.iterdir()] == [MARKER]
 
 
 def test_what_is_not_there_is_no_store(tmp_path: Path) -> None:
@@ -491,7 +523,7 @@ def _strace_works() -> bool:
 @pytest.mark.skipif(not _strace_works(), reason="no strace that may trace here")
 def test_everything_is_synced_before_the_rename_and_the_name_after_it(tmp_path: Path) -> None:
     """A rename that outlives a power cut while the data does not would be a hollow backup."""
-    calls = "trace=write,fsync,rename,renameat,renameat2"
+    calls = "trace=write,fsync,link,linkat,rename,renameat,renameat2"
     strace = ["strace", "-f", "-y", "-s", "0", "-e", calls, "-o", str(tmp_path / "trace")]
     traced = subprocess.run(
         [*strace, sys.executable, "-c", _COMMIT, str(tmp_path / "store")],
@@ -506,7 +538,7 @@ def test_everything_is_synced_before_the_rename_and_the_name_after_it(tmp_path: 
     for line in (tmp_path / "trace").read_text().splitlines():
         if found := re.search(rf" (write|fsync)\(\d+<{where}(.*?)>", line):
             done.append((found[1], found[2]))
-        elif found := re.search(rf" (rename)\w*\(.*\"{where}(.*?)\".*\"{where}(.*?)\"", line):
+        elif found := re.search(rf" (rename|link)\w*\(.*\"{where}(.*?)\".*\"{where}(.*?)\"", line):
             done.append((found[1], found[3]))
     point, final = "/web/.partial-0000000001", "/web/000001-0000000001"
     renamed = done.index(("rename", final))
@@ -520,8 +552,9 @@ def test_everything_is_synced_before_the_rename_and_the_name_after_it(tmp_path: 
     )
     assert ("fsync", "") in before, "the guest's new folder is in the store's"
     assert ("fsync", "/web") in after
-    marked = done.index(("rename", f"/{MARKER}"))
-    assert ("fsync", f"/.{MARKER}.new") in done[:marked]
+    marked = done.index(("link", f"/{MARKER}"))
+    assert any(did == "fsync" and name.startswith(f"/.{MARKER}.") for did, name in done[:marked])
+    assert ("fsync", "") in done[marked:]
 
 
 def test_a_file_that_cannot_be_synced_is_not_committed(
@@ -787,7 +820,7 @@ def test_a_sound_store_is_proven_whole(store: FolderStore) -> None:
     _fill(store, 3)
     catalogue = store.catalogue()
     heard: list[events.Event] = []
-    result = verify_store(catalogue, list(catalogue.points), heard.append)
+    result = verify_store(catalogue, None, heard.append)
     assert result.errors == ()
     assert result.points == tuple(f"{n:010x}" for n in (1, 2, 3))
     assert result.deltas == 3
@@ -806,7 +839,7 @@ def test_harm_anywhere_in_a_store_is_found_and_proves_no_point_that_needs_it(
         for at in range(0, len(raw), 7):
             path.write_bytes(raw[:at] + bytes([raw[at] ^ 0x20]) + raw[at + 1 :])
             catalogue = store.catalogue()
-            result = verify_store(catalogue, list(catalogue.points))
+            result = verify_store(catalogue)
             assert result.errors, f"{path.name}, byte {at}"
             assert set(result.points) <= {f"{n:010x}" for n in range(1, number + 1)}
         path.write_bytes(raw)
@@ -819,6 +852,24 @@ def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: FolderSt
     for path in store.path.glob("*/*/*.fleece"):
         path.write_bytes(b"garbage")
     assert len(_problems(store)) == 2
+
+
+def test_a_damaged_file_fails_the_verification_of_each_guest(store: FolderStore) -> None:
+    """Nobody knows whose it was."""
+    _fill(store, 2, "web")
+    _fill(store, 1, "db")
+    newest = Path(store.catalogue().find("latest", "web").disk("vda").path)
+    newest.write_bytes(newest.read_bytes()[:-50])
+    for guest in ("web", "db"):
+        result = verify_store(store.catalogue(), guest=guest)
+        assert len(result.errors) == 1
+        assert result.points == ("0000000001",)
+
+
+def test_a_guest_without_points_is_not_proven_whole(store: FolderStore) -> None:
+    _fill(store, 1, "web")
+    with pytest.raises(StoreError, match="there is no point of guest wbe"):
+        verify_store(store.catalogue(), guest="wbe")
 
 
 def test_a_marker_of_the_first_stores_named_no_hash(store: FolderStore) -> None:
