@@ -12,7 +12,7 @@ from fleece.delta.sink import Sink
 from fleece.disk.chain import ChainDisk
 from fleece.engine.leaves import LeafHasher
 from fleece.engine.pool import WORKERS, Counter
-from fleece.engine.restore import RestoreResult
+from fleece.engine.restore import RestoreResult, check_unread
 from fleece.engine.scan import REGION_LEVEL, Region, root_of
 from fleece.errors import TargetError, VerifyError
 from fleece.store.folder import FolderStore
@@ -35,7 +35,8 @@ def restore_stream(
 ) -> RestoreResult:
     """Write all bytes of a disk of a point, zeros too, to a stream that is never seeked.
 
-    The root of the very bytes that were written is the proof; the caller makes them durable.
+    The root of the very bytes that were written is the proof; the caller makes them durable. What
+    the disk needs no byte of is checked afterwards, as `restore` does.
 
     Args:
         store: to read.
@@ -51,28 +52,41 @@ def restore_stream(
         TargetError: the stream takes no more.
         VerifyError: what was written does not have the point's root.
     """
+    cancel = cancel or CancelToken()
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain:
         source, shape = ChainDisk(chain), chain.geometry
         counter = Counter(listener, events.Phase.RESTORE, disk, shape.size)
         poured = _Poured(shape, sink, counter)
-        root = root_of(poured.regions(_pieces(source, cancel or CancelToken())), shape).hex()
+        root = root_of(poured.regions(_pieces(source, shape, cancel)), shape).hex()
         if root != entry.root:
             raise VerifyError(f"what was written has root {root}, the point has {entry.root}")
+        check_unread(chain, chain.maps(), cancel)
         return RestoreResult(
             entry.header.point.id, disk, "-", shape.size, root, shape.size, len(chain.deltas)
         )
 
 
-def _pieces(source: ChainDisk, cancel: CancelToken) -> Iterator[bytearray]:
-    """The disk's bytes in order, decoded ahead by several threads."""
+def _bounds(shape: Geometry) -> Iterator[tuple[int, int]]:
+    """Where the regions of a disk begin and end, in bytes."""
+    span = shape.leaf_size * shape.fan_out**REGION_LEVEL
+    for start in range(0, shape.size, span):
+        yield start, min(start + span, shape.size)
+
+
+def _pieces(source: ChainDisk, shape: Geometry, cancel: CancelToken) -> Iterator[bytearray]:
+    """The disk's bytes in order, none across two regions, decoded ahead by several threads."""
+    places = (
+        (at, min(_PIECE, end - at))
+        for start, end in _bounds(shape)
+        for at in range(start, end, _PIECE)
+    )
     with ThreadPoolExecutor(WORKERS, "fleece-pour") as pool:
         waiting: deque[Future[bytearray]] = deque()
         try:
-            for at in range(0, source.size, _PIECE):
+            for at, length in places:
                 cancel.check()
-                length = min(_PIECE, source.size - at)
                 waiting.append(pool.submit(source.read, at, length))
                 if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
@@ -94,9 +108,7 @@ class _Poured:
 
     def regions(self, pieces: Iterator[bytearray]) -> Iterator[Region]:
         """The leaf hashes of all that was written, a region at a time."""
-        span = self._shape.leaf_size * self._shape.fan_out**REGION_LEVEL
-        for start in range(0, self._shape.size, span):
-            end = min(start + span, self._shape.size)
+        for start, end in _bounds(self._shape):
             count = -(-(end - start) // self._shape.leaf_size)
             hashes = self._shape.zero_hashes(0, count).copy()
             place = start

@@ -8,6 +8,7 @@ bit counts", has the counts).
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import shutil
@@ -68,6 +69,9 @@ class Small:
         with suppress(*family):
             fleece.restore(self.store, _NEWEST, "vda", str(self.target))
             pytest.fail(f"restore: {what}")
+        with suppress(*family):
+            fleece.restore_stream(self.store, _NEWEST, "vda", io.BytesIO())
+            pytest.fail(f"restore to a stream: {what}")
         assert os.listdir(self.target.parent) == [], what
 
 
