@@ -131,7 +131,7 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
     }
     kept = choose(points, rules, datetime.now(UTC))
     for point in points:
-        if rewrite.is_pinned(point):
+        if rewrite.is_pinned(catalogue, point):
             kept[point.id] = (*kept.get(point.id, ()), PINNED)
     _keep_shared(kept, lines)
     merges = {
@@ -281,7 +281,10 @@ def set_pin(
     """
     guest = store.catalogue().find(point, guest).guest
     with store.locked(guest):
-        found = store.catalogue().find(point, guest)
-        change: Callable[[StoredPoint], object] = rewrite.pin if pinned else rewrite.unpin
-        change(found)
+        catalogue = store.catalogue()
+        found = catalogue.find(point, guest)
+        change: Callable[[Catalogue, StoredPoint], object] = (
+            rewrite.pin if pinned else rewrite.unpin
+        )
+        change(catalogue, found)
     return found

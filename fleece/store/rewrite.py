@@ -76,12 +76,13 @@ def folders_of(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
     """The folders that hold a point's deltas, copies too.
 
     Raises:
-        StoreError: one cannot be dropped at once, because a delta of another point is in it, or
-            because it does not hold all of the point's disks.
+        StoreError: one cannot be dropped at once, because a delta of another point or a folder is
+            in it, or because it does not hold all of the point's disks.
     """
-    mine = [copy for entry in point.disks.values() for copy in catalogue.copies(entry)]
+    mine = _copies(catalogue, point)
     folders = sorted({Path(entry.path).parent for entry in mine})
     for folder in folders:
+        _no_folder_in(folder)
         others = [e for e in catalogue.entries if Path(e.path).parent == folder and e not in mine]
         here = {e.header.disk for e in mine if Path(e.path).parent == folder}
         if others or here != point.disks.keys():
@@ -91,6 +92,21 @@ def folders_of(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
                 hint="put each point's deltas into one folder STORE/GUEST/NAME",
             )
     return folders
+
+
+def _copies(catalogue: Catalogue, point: StoredPoint) -> list[Entry]:
+    return [copy for entry in point.disks.values() for copy in catalogue.copies(entry)]
+
+
+def _no_folder_in(folder: Path) -> None:
+    with store_errors(folder):
+        for item in os.scandir(folder):
+            if item.is_dir(follow_symlinks=False):
+                raise StoreError(
+                    "is a folder in the folder of a point, and none of fleece's",
+                    where=item.path,
+                    hint="move it away",
+                )
 
 
 def drop(folders: Iterable[Path]) -> None:
@@ -125,43 +141,37 @@ def _listed(folder: Path) -> Iterator[Path]:
     yield from sorted(Path(item.path) for item in os.scandir(folder))
 
 
-def pin(point: StoredPoint) -> None:
+def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     """Protect a point, durably. Pinning twice is once."""
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
-    with store_errors(_pin(point)):
-        write_durably(_pin(point), said + "\n")
+    marker = _pins(catalogue, point)[0]
+    with store_errors(marker):
+        write_durably(marker, said + "\n")
 
 
-def unpin(point: StoredPoint) -> bool:
+def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
     """End the protection; gives whether there was any."""
-    found = is_pinned(point)
-    for marker in _pins(point):
+    found = is_pinned(catalogue, point)
+    for marker in _pins(catalogue, point):
         with store_errors(marker), contextlib.suppress(FileNotFoundError):
             os.unlink(marker)
             sync_folder(marker.parent)
     return found
 
 
-def is_pinned(point: StoredPoint) -> bool:
-    """Whether a point is protected. That the marker is there counts, not what is in it.
+def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
+    """Whether a point is protected. That a marker is beside any copy counts, not what is in it.
 
     Raises:
         StoreError: that cannot be told.
     """
-    for marker in _pins(point):
+    for marker in _pins(catalogue, point):
         with store_errors(marker), contextlib.suppress(FileNotFoundError):
             os.lstat(marker)
             return True
     return False
 
 
-def _pins(point: StoredPoint) -> list[Path]:
-    return sorted({_marker(entry, point) for entry in point.disks.values()})
-
-
-def _pin(point: StoredPoint) -> Path:
-    return _pins(point)[0]
-
-
-def _marker(entry: Entry, point: StoredPoint) -> Path:
-    return Path(entry.path).with_name(f"{point.id}{_PIN}")
+def _pins(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
+    folders = {Path(entry.path).parent for entry in _copies(catalogue, point)}
+    return sorted(folder / f"{point.id}{_PIN}" for folder in folders)

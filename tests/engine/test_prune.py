@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -92,6 +93,35 @@ def test_what_cannot_all_be_seen_is_not_touched(scene: Scene) -> None:
     gone.rename(paths[0])
     assert sorted(Path(entry.path) for entry in catalogue(scene).entries) == paths
     INTACT.run("prune", scene.store).failed(2, "no rule")
+
+
+def test_a_pin_beside_any_copy_of_a_point_holds(scene: Scene) -> None:
+    """The copy whose path comes first is the one that is used; the pin is not beside it."""
+    ids = [*history(scene, 3)]
+    INTACT.run("pin", scene.store, ids[1]).succeeded()
+    pinned = Path(catalogue(scene).find(ids[1]).disk("d0").path)
+    copied = pinned.parent.with_name("0-copy")
+    copied.mkdir()
+    shutil.copy(pinned, copied)
+    assert Path(catalogue(scene).find(ids[1]).disk("d0").path).parent == copied
+    INTACT.run("prune", scene.store, "--keep-last", 1).succeeded()
+    assert _ids(scene) == ids[1:]
+    INTACT.run("unpin", scene.store, ids[1]).succeeded()
+    INTACT.run("prune", scene.store, "--keep-last", 1).succeeded()
+    assert _ids(scene) == ids[2:]
+    scene.check_exact()
+
+
+def test_a_folder_that_somebody_put_into_a_points_is_not_dropped(scene: Scene) -> None:
+    ids = [*history(scene, 3)]
+    notes = Path(catalogue(scene).find(ids[0]).disk("d0").path).with_name("notes")
+    notes.mkdir()
+    ran = INTACT.run("prune", scene.store, "--keep-last", 1)
+    ran.failed(5, "a folder in the folder of a point", str(notes))
+    assert _ids(scene) == ids
+    notes.rmdir()
+    INTACT.run("prune", scene.store, "--keep-last", 1).succeeded()
+    assert _ids(scene) == ids[2:]
 
 
 def test_a_listing_that_fails_is_never_an_empty_one(scene: Scene) -> None:
