@@ -20,7 +20,7 @@ from fleece.errors import ExitCode, FleeceError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    output = Output("--json" in argv, "-" in argv or "--output=-" in argv)
+    output = Output.of_words(argv)
     cancel = CancelToken()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_process()
     try:
         options = vars(parser().parse_args(argv))
-        options.pop("machine")
+        output = Output.of_options(options)
+        del options["machine"]
         if "key_file" in options:
             from fleece.cli.secret import secret_of
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fleece import events
@@ -45,6 +46,17 @@ class Output:
         self._bar: tqdm[Any] | None = None
         self._phase: tuple[str, str] | None = None
         self._stream = sys.stderr if spare_stdout else sys.stdout
+
+    @staticmethod
+    def of_words(words: Sequence[str]) -> Output:
+        """For a command line that is not understood, or not yet: what it may ask for."""
+        return Output("--json" in words, any(f"={word}".endswith("=-") for word in words))
+
+    @staticmethod
+    def of_options(options: Mapping[str, object]) -> Output:
+        """As the options of a verb ask for it."""
+        takes_data = "-" in (options.get("stream"), options.get("target"))
+        return Output(bool(options["machine"]), takes_data)
 
     def listen(self, event: events.Event) -> None:
         """A listener for the library's events."""

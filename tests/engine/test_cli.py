@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
@@ -93,17 +94,42 @@ def test_version() -> None:
         ("verify", "--against", "x"),
         ("list", "a", "b"),
         ("root", "x", "--fast"),
+        ("backup", "qmp:x", "s", "--out=-"),
+        ("backup", "qmp:x", "s", "--outp", "-"),
+        ("list", "s", "--jso"),
+        ("files", "s", "latest", "d0", "ls", "--vol", "1"),
     ],
     ids=lambda words: " ".join(words) or "nothing",
 )
 def test_a_wrong_command_line_is_a_usage_error(words: tuple[str, ...]) -> None:
-    INTACT.run(*words).failed(2)
+    assert INTACT.run(*words).failed(2).out == ""
 
 
 def test_a_wrong_command_line_with_json_is_a_result(tmp_path: Path) -> None:
     ran = INTACT.run("fly", "--json").failed(2, "fly")
     assert ran.result["ok"] is False
     INTACT.run("backup", "--json", "qmp:x", tmp_path, "--level", "99").failed(2, "--level")
+
+
+def test_a_wrong_command_line_that_may_stream_keeps_its_output_free(tmp_path: Path) -> None:
+    for words in (("--out=-",), ("--output", "-", "--fly"), ("--output=-", "--level", "x")):
+        ran = INTACT.run("backup", "--json", "qmp:x", tmp_path, *words)
+        assert (ran.code, ran.out) == (2, "")
+        assert json.loads(ran.err)["exit_code"] == 2
+
+
+def test_a_dash_is_the_output_only_where_the_verb_takes_it_so(kept: Scene) -> None:
+    ran = INTACT.run("verify", kept.store, "latest", "--guest", "-", "--json").failed(5)
+    assert ran.result["ok"] is False
+    target = kept.folder / "new"
+    words = ("restore", kept.store, "latest", "d0", target, "--guest", "-", "--json")
+    assert INTACT.run(*words).failed(5).result["ok"] is False
+
+
+def test_json_may_be_asked_for_before_an_inner_verb_and_behind_it(kept: Scene) -> None:
+    words = (kept.store, "latest", "d0", "ls", "-l")
+    for ran in (INTACT.run("files", "--json", *words), INTACT.run("files", *words, "--json")):
+        assert ran.failed(2, "PATH").result["ok"] is False
 
 
 # ---- backup, list, info, clean, doctor ----------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fleece.cli.grammar.files import files_verbs
 from fleece.cli.grammar.keep import keep_verbs
@@ -15,7 +15,11 @@ from fleece.version import VERSION
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line as an error of the usage family."""
+    """Reports a bad command line as an error of the usage family, and guesses no option."""
+
+    def __init__(self, **words: Any) -> None:
+        # What is an abbreviation today is ambiguous with the next option that is added.
+        super().__init__(**words, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see '{self.prog} --help'")

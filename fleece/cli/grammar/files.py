@@ -48,6 +48,7 @@ def _add_common(made: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         dest="machine",
+        default=argparse.SUPPRESS,  # it may have been given before the inner verb
         help="print one JSON object a line; the last one is the result",
     )
     add_guest(made)
