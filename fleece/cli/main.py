@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -12,14 +13,15 @@ from types import FrameType
 
 from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
-from fleece.cli.output import Output
-from fleece.cli.process import set_up_process
+from fleece.cli.output import Output, OutputError, printing
+from fleece.cli.process import fill_standard_streams, set_up_process
 from fleece.errors import ExitCode, FleeceError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    fill_standard_streams()
     output = Output.of_words(argv)
     cancel = CancelToken()
 
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, stop)
     set_up_process()
     try:
-        options = vars(parser().parse_args(argv))
+        with printing(sys.stdout):
+            options = vars(parser().parse_args(argv))
         output = Output.of_options(options)
         del options["machine"]
         if "key_file" in options:
@@ -48,11 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FleeceError as error:
         output.fail(error, **error.fields)
         return int(error.code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return int(ExitCode.INTERNAL)
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OutputError), printing(sys.stderr):
+            traceback.print_exc()
         output.fail(FleeceError(f"a bug in fleece: {error!r}", hint="please report it"))
         return int(ExitCode.INTERNAL)
     return int(ExitCode.OK)

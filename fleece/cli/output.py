@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from fleece import events
+from fleece.errors import FleeceError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-    from fleece.errors import FleeceError
 
 
 def human(count: int) -> str:
@@ -33,6 +34,47 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+class OutputError(FleeceError):
+    """Standard output or standard error takes no more.
+
+    Attributes:
+        unread: because nobody reads it any more.
+    """
+
+    def __init__(self, stream: TextIO, error: OSError) -> None:
+        name = "error" if stream is sys.stderr else "output"
+        self.unread = isinstance(error, BrokenPipeError)
+        super().__init__(
+            f"standard {name} takes no more ({error.strerror})",
+            hint="the run ended there; make room where it goes",
+        )
+
+
+@contextlib.contextmanager
+def printing(stream: TextIO) -> Iterator[None]:
+    """A context in which something is printed; it is out afterwards.
+
+    Raises:
+        OutputError: it cannot be.
+    """
+    try:
+        try:
+            yield
+        finally:
+            stream.flush()
+    except OSError as error:
+        failed = OutputError(stream, error)
+        _let_go(stream)
+        raise failed from error
+
+
+def _let_go(stream: TextIO) -> None:
+    """Have all else that a stream is given vanish: Python tries once more when it ends, aloud."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class Output:
     """Prints events, then one result. Results and listings go to stdout, the rest to stderr.
 
@@ -46,6 +88,7 @@ class Output:
         self._bar: tqdm[Any] | None = None
         self._phase: tuple[str, str] | None = None
         self._stream = sys.stderr if spare_stdout else sys.stdout
+        self._lost = False
 
     @staticmethod
     def of_words(words: Sequence[str]) -> Output:
@@ -69,19 +112,19 @@ class Output:
 
     def emit(self, data: dict[str, object]) -> None:
         """One JSON line."""
-        print(json.dumps(data), file=self._stream, flush=True)
+        self._print(json.dumps(data), self._stream)
 
     def row(self, event: str, text: str, **fields: object) -> None:
         """One line of a listing."""
         if self.machine:
             self.emit({"event": event} | fields)
         else:
-            print(text, file=self._stream, flush=True)
+            self._print(text, self._stream)
 
     def say(self, text: str) -> None:
         """One line for people, beside the results."""
         self._end_bar()
-        print(text, file=sys.stderr, flush=True)
+        self._print(text, sys.stderr)
 
     def succeed(self, text: str, **fields: object) -> None:
         """The last line of a run that did what it was asked."""
@@ -89,18 +132,29 @@ class Output:
         if self.machine:
             self.emit({"event": "result", "ok": True} | fields)
         elif text:
-            print(text, file=self._stream, flush=True)
+            self._print(text, self._stream)
 
     def fail(self, error: FleeceError, **fields: object) -> None:
-        """The last line of a run that did not."""
-        self._end_bar()
-        if self.machine:
-            self.emit(
-                {"event": "result", "ok": False, "error": str(error), "exit_code": int(error.code)}
-                | fields
-            )
-        else:
-            print(f"fleece: {error}", file=sys.stderr, flush=True)
+        """The last line of a run that did not; on stderr if stdout takes no more."""
+        if isinstance(error, OutputError) and error.unread:
+            return
+        result = {"event": "result", "ok": False, "error": str(error), "exit_code": int(error.code)}
+        with contextlib.suppress(OutputError):
+            self._end_bar()
+        with contextlib.suppress(OutputError):
+            if self.machine and not self._lost:
+                self.emit(result | fields)
+                return
+        with contextlib.suppress(OutputError):
+            self._print(f"fleece: {error}", sys.stderr)
+
+    def _print(self, text: str, stream: TextIO) -> None:
+        try:
+            with printing(stream):
+                print(text, file=stream)
+        except OutputError:
+            self._lost = True
+            raise
 
     def _progress(self, event: events.Progress) -> None:
         if not sys.stderr.isatty():
@@ -111,20 +165,23 @@ class Output:
 
             self._end_bar()
             self._phase = phase
-            self._bar = tqdm(
-                total=event.total,
-                desc=f"{event.phase} {event.subject}",
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-            )
-        self._bar.update(event.done - self._bar.n)
+            with printing(sys.stderr):
+                self._bar = tqdm(
+                    total=event.total,
+                    desc=f"{event.phase} {event.subject}",
+                    unit="B",
+                    unit_scale=True,
+                    unit_divisor=1024,
+                    leave=False,
+                )
+        with printing(sys.stderr):
+            self._bar.update(event.done - self._bar.n)
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with printing(sys.stderr):
+                bar.close()
 
 
 def _text(event: events.Event) -> str | None:

@@ -6,11 +6,30 @@ import atexit
 import ctypes
 import gc
 import os
+import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MIB = 1 << 20
 _NEW_OBJECTS = 100_000
+
+
+def fill_standard_streams() -> None:
+    """Put something in the place of standard input, output and error that are closed.
+
+    Else the next file that is opened, here or by QEMU's tools, would have such a number: what is
+    printed would go into an image or a delta. Text goes nowhere then; data is refused, because the
+    descriptors are open the wrong way round.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
+            os.set_inheritable(number, True)
+    # Python's print without a standard error is one to standard output.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
 
 
 def set_up_process() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ def data_output(what: str) -> Iterator[BinaryIO]:
     """Standard output for a delta or a disk; if it is a file, it is durable afterwards.
 
     Raises:
-        UsageError: it is a terminal.
+        UsageError: it is a terminal, or closed.
     """
+    if _way(_STDOUT) == os.O_RDONLY:
+        raise UsageError("standard output is closed", hint="pipe it, or write it to a file")
     if os.isatty(_STDOUT):
         raise UsageError(
             f"{what} on a terminal is of no use", hint="pipe it, or write it to a file"
@@ -37,11 +40,16 @@ def data_output(what: str) -> Iterator[BinaryIO]:
                 raise StoreError(f"the output cannot be made durable ({error.strerror})") from error
 
 
+def _way(number: int) -> int:
+    """Whether a descriptor is open for reading, writing or both, as `os.open` says it."""
+    return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+
+
 def import_delta(
     output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
 ) -> None:
     """`fleece import STORE < FILE`."""
-    if os.isatty(_STDIN):
+    if os.isatty(_STDIN) or _way(_STDIN) == os.O_WRONLY:
         raise UsageError("a delta is read from standard input", hint="fleece import STORE < FILE")
     with open(_STDIN, "rb", buffering=0, closefd=False) as stream:
         result = fleece.import_delta(store, stream.read, secret, output.listen, cancel)
