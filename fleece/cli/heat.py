@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -80,12 +81,15 @@ def write_svg(path: str, picture: fleece.Picture, title: str) -> None:
         TargetError: it cannot be written.
     """
     final = Path(path)
-    partial = final.with_name(f".{final.name}.partial")
+    if not final.name:
+        raise TargetError("is no name of a file", where=repr(path), hint="--svg FILE makes FILE")
+    partial = final.with_name(f".{final.name[:200]}.partial")
     try:
         partial.write_text("\n".join([*_svg(picture, title), ""]), "utf-8")
         partial.replace(final)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise TargetError(error.strerror or str(error), where=path) from error
 
 

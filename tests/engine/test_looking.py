@@ -226,3 +226,15 @@ def test_an_svg_that_cannot_be_written_is_a_target_error(small: Guest, tmp_path:
 def test_map_refuses_what_is_not_there(small: Guest) -> None:
     INTACT.run("map", small.store, "latest", "vdz").failed(2, "has no disk vdz")
     INTACT.run("map", small.store, "cafe", "vda", "--json").failed(5, "no such point: cafe")
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "..", "file/disk.svg", "long/" + "n" * 300])
+def test_an_svg_under_an_impossible_name_is_a_target_error(
+    name: str, small: Guest, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "long").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    target = name if len(name) < 3 else tmp_path / name
+    INTACT.run("map", small.store, "latest", "vda", "--svg", target).failed(7)
+    assert sorted(tmp_path.rglob("*")) == before
