@@ -12,7 +12,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
-from fleece.errors import StoreError, UsageError
+from fleece.errors import StoreError, TargetError, UsageError
 
 _TYPES = {
     fleece.FileKind.FILE: stat.S_IFREG,
@@ -158,7 +158,7 @@ def cp(
         _warn(output, files, chosen)
         if target == "-":
             entry = files.find(chosen, paths[0])
-            with data_output("a file") as sink:
+            with data_output("a file", TargetError) as sink:
                 size = fleece.copy_stream(files, entry, sink, cancel=cancel)
             output.succeed("", point=files.point, disk=disk, volume=chosen.number, bytes=size)
             return

@@ -13,14 +13,18 @@ from typing import BinaryIO
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.errors import StoreError, UsageError
+from fleece.errors import FleeceError, UsageError
 
 _STDIN, _STDOUT = 0, 1
 
 
 @contextlib.contextmanager
-def data_output(what: str) -> Iterator[BinaryIO]:
-    """Standard output for a delta or a disk; if it is a file, it is durable afterwards.
+def data_output(what: str, family: type[FleeceError]) -> Iterator[BinaryIO]:
+    """Standard output for a delta or a disk; if it is a file or a device, it is durable afterwards.
+
+    Args:
+        what: goes there.
+        family: of the error if it cannot be made durable.
 
     Raises:
         UsageError: it is a terminal, or closed.
@@ -33,11 +37,12 @@ def data_output(what: str) -> Iterator[BinaryIO]:
         )
     with open(_STDOUT, "wb", buffering=0, closefd=False) as stream:
         yield stream
-        if stat.S_ISREG(os.fstat(_STDOUT).st_mode):
+        mode = os.fstat(_STDOUT).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
             try:
                 os.fsync(_STDOUT)
             except OSError as error:
-                raise StoreError(f"the output cannot be made durable ({error.strerror})") from error
+                raise family(f"the output cannot be made durable ({error.strerror})") from error
 
 
 def _way(number: int) -> int:

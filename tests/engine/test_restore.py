@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fleece
-from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Scene, daemon, wait_until
+from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Scene, daemon, small_tmpfs, wait_until
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
@@ -250,6 +250,46 @@ def test_standard_output_that_closes_early_is_an_error(kept: Scene) -> None:
     piped.wait()
     assert done.returncode == fleece.ExitCode.TARGET
     assert b"the output takes no more" in done.stderr
+
+
+def test_a_device_as_standard_output_that_loses_what_it_took_is_an_error(kept: Scene) -> None:
+    """The device takes all into the page cache; only its fsync tells that it cannot keep it."""
+    command = [sys.executable, "-m", "fleece", "restore", str(kept.store), "latest", "d0", "-"]
+    with small_tmpfs(1) as small:
+        with (small / "backing").open("wb") as file:
+            file.truncate(SIZE)
+        with _loop_device(small / "backing") as device, device.open("wb") as stream:
+            done = subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.PIPE)
+    assert done.returncode == fleece.ExitCode.TARGET, done.stderr
+    assert b"the output cannot be made durable" in done.stderr
+
+
+def test_a_device_as_standard_output_holds_the_disk(kept: Scene, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fleece", "restore", str(kept.store), "latest", "d0", "-"]
+    backing = _garbage(tmp_path / "backing")
+    with _loop_device(backing) as device, device.open("wb") as stream:
+        subprocess.run(command, cwd=ROOT, stdout=stream, check=True)
+    kept.same_as_live("d0", backing)
+
+
+@pytest.mark.parametrize("verb", ["restore", "backup"])
+def test_a_file_as_standard_output_that_is_not_durable_is_an_error(
+    kept: Scene, tmp_path: Path, verb: str
+) -> None:
+    words: tuple[object, ...] = ("restore", kept.store, "latest", "d0", "-", "--json")
+    if verb == "backup":
+        words = kept.words("--output", "-", store=tmp_path / "other")
+    out = tmp_path / "out"
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(out)]
+    trace += ["-e", "trace=fsync", "-e", "inject=fsync:error=EIO"]
+    command = [*trace, sys.executable, "-m", "fleece", *map(str, words)]
+    with out.open("wb") as file:
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.PIPE)
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert "the output cannot be made durable (Input/output error)" in said["error"]
+    family = fleece.ExitCode.TARGET if verb == "restore" else fleece.ExitCode.STORE
+    assert said["exit_code"] == done.returncode == family
+    kept.nothing_left()
 
 
 def test_a_backing_chain_needs_no_fleece_any_more(kept: Scene, tmp_path: Path) -> None:
