@@ -171,7 +171,7 @@ class FolderStore:
             patience: seconds to wait for another holder.
 
         Raises:
-            StoreError: another process holds it.
+            StoreError: another process holds it, or the file system cannot lock.
         """
         with store_errors(self.path):
             folder = self._guest_folder(guest)
@@ -186,8 +186,12 @@ class FolderStore:
                     f"(process {holder or 'unknown'})",
                     where=self.where,
                 ) from error
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            except OSError as error:
+                raise _store_error(error, folder / _LOCK) from error
+            # For messages alone: a full store must not keep prune from making room.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -638,6 +642,7 @@ def _store_error(error: OSError, where: Path) -> StoreError:
         errno.ENOSPC: "make room in the store; nothing was committed",
         errno.EDQUOT: "the quota is used up; nothing was committed",
         errno.EACCES: "the user that runs fleece must be able to write there",
+        errno.ENOLCK: "the store's file system must be able to lock files",
     }
     text = os.strerror(error.errno) if error.errno else str(error)
     return StoreError(text, where=error.filename or where, hint=hints.get(error.errno or 0))

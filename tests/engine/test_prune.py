@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,8 +16,22 @@ from hypothesis import strategies as st
 
 import fleece
 from fleece.engine.keep import KeepRules
-from tests.engine.scene import _DIE, GUEST, INTACT, KIB64, ROOT, Moment, Scene
+from tests.engine.scene import (
+    _DIE,
+    GUEST,
+    INTACT,
+    KIB64,
+    MIB,
+    ROOT,
+    Moment,
+    Ran,
+    Scene,
+    daemon,
+    small_tmpfs,
+)
 from tests.engine.test_merge import catalogue, history, same
+from tests.rig import images
+from tests.rig.disk import Disk
 
 NOW = datetime(2024, 3, 31, 12, tzinfo=UTC)
 
@@ -138,6 +153,43 @@ def test_a_listing_that_fails_is_never_an_empty_one(scene: Scene) -> None:
         assert b"Input/output error" in done.stderr
         assert _ids(scene) == [*known]
     same(scene, known)
+
+
+def _fill(folder: Path) -> None:
+    """Take the last byte of a small file system."""
+    with (folder / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(KIB64)):
+            pass
+    assert os.statvfs(folder).f_bfree == 0
+
+
+def test_a_full_store_can_be_pruned(tmp_path: Path) -> None:
+    image = images.random_image(tmp_path / "d0.qcow2", MIB, seed=1)
+    with small_tmpfs(6) as small, daemon(tmp_path, Disk(image, "d0")) as scene:
+        scene.store = small / "store"
+        for _ in range(3):
+            scene.take("full")
+        (lock,) = small.rglob(".lock")
+        lock.write_bytes(b"")  # or the process id would fit into the place of the last one's
+        _fill(small)
+        INTACT.run("pin", scene.store, "latest").failed(5, "No space left")
+        ran = INTACT.run("prune", scene.store, "--keep-last", 1, "--json").succeeded()
+        assert len(ran.named("dropped")) == 2
+        assert scene.points() == 1
+        INTACT.run("pin", scene.store, "latest").succeeded()
+        scene.check_exact()
+        scene.verify()
+
+
+def test_a_store_whose_file_system_cannot_lock_is_told(scene: Scene) -> None:
+    """As an NFS server without its lock manager."""
+    scene.take()
+    (lock,) = scene.store.rglob(".lock")
+    words = [sys.executable, "-m", "fleece", "prune", str(scene.store), "--keep-last", "1"]
+    fault = ["-P", str(lock), "-e", "trace=flock", "-e", "inject=flock:error=ENOLCK"]
+    traced = ["strace", "-f", "-qq", "-o", "/dev/null", *fault, *words]
+    done = subprocess.run(traced, cwd=ROOT, capture_output=True, text=True, check=False)
+    Ran(done.returncode, done.stdout, done.stderr).failed(5, "No locks available", "lock files")
 
 
 def test_a_base_of_several_stays(scene: Scene) -> None:
