@@ -7,6 +7,7 @@ disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from fleece.delta.layout import INDEX_ROW
 from fleece.delta.pages import IndexRows
+from fleece.errors import StoreError
 from fleece.extents import Int64Array
 from fleece.tree import HashArray, NodeWindow, joined
 
@@ -30,6 +32,22 @@ _BATCH = 4096
 _Rows = npt.NDArray[np.void]
 
 
+class SpoolError(StoreError):
+    """The temporary file cannot be written or read. It says nothing of any delta."""
+
+
+@contextlib.contextmanager
+def _spool_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(
+            f"no temporary file for a delta's rows ({error.strerror})",
+            where=tempfile.tempdir or "$TMPDIR",
+            hint="name a folder with more room by TMPDIR",
+        ) from error
+
+
 class Spool:
     """Structured rows, given back by ascending key.
 
@@ -38,6 +56,8 @@ class Spool:
         key: the field that is the key.
         span: keys in a window.
         memory: bytes to keep before the file is used.
+
+    Every method raises SpoolError if the file cannot be used.
     """
 
     def __init__(self, row: np.dtype[np.void], key: str, span: int, memory: int = MEMORY) -> None:
@@ -72,15 +92,16 @@ class Spool:
             self._file_all()
 
     def _file_all(self) -> None:
-        if self._file is None:
-            with tempfile.TemporaryFile(prefix="fleece-") as file:
-                self._file = os.dup(file.fileno())
-        for number, parts in self._held.items():
-            data = memoryview(np.concatenate(parts).tobytes())
-            self._filed.setdefault(number, []).append((self._end, len(data)))
-            while data:
-                done = os.pwrite(self._file, data, self._end)
-                data, self._end = data[done:], self._end + done
+        with _spool_errors():
+            if self._file is None:
+                with tempfile.TemporaryFile(prefix="fleece-") as file:
+                    self._file = os.dup(file.fileno())
+            for number, parts in self._held.items():
+                data = memoryview(np.concatenate(parts).tobytes())
+                self._filed.setdefault(number, []).append((self._end, len(data)))
+                while data:
+                    done = os.pwrite(self._file, data, self._end)
+                    data, self._end = data[done:], self._end + done
         self._held.clear()
         self._bytes = 0
 
@@ -93,7 +114,8 @@ class Spool:
 
     def _read(self, position: int, length: int) -> _Rows:
         assert self._file is not None
-        return np.frombuffer(os.pread(self._file, length, position), self._row)
+        with _spool_errors():
+            return np.frombuffer(os.pread(self._file, length, position), self._row)
 
 
 class RowSpool:

@@ -17,6 +17,7 @@ from fleece.delta.chain import Chain
 from fleece.delta.check import Placed, Walk
 from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
+from fleece.delta.spool import SpoolError
 from fleece.disk.base import ReadableDisk
 from fleece.engine.pool import Counter, run_workers
 from fleece.engine.scan import REGION_LEVEL, Region, region_top, regions, root_from
@@ -217,6 +218,8 @@ class Checker:
                 chain = Chain(opened)
                 older = Chain(opened[1:]) if parents else None
                 check_delta(chain.deltas[0], older, self._counter, self._cancel)
+        except SpoolError:
+            raise
         except StoreError as error:
             self._failed(entry, parents, state, error)
             return False

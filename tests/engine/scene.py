@@ -592,3 +592,13 @@ def small_tmpfs(mebibytes: int) -> Iterator[Path]:
             run_checked("umount", "-l", folder)
     finally:
         folder.rmdir()
+
+
+def fill(folder: Path, leave: int = 0) -> None:
+    """Fill a small file system, but for so many pages."""
+    with (folder / "fill").open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while file.write(bytes(KIB64)):
+                pass
+        file.truncate(file.tell() - leave * os.sysconf("SC_PAGESIZE"))
+    assert os.statvfs(folder).f_bfree == leave

@@ -25,8 +25,10 @@ from tests.engine.scene import (
     INTACT,
     KIB64,
     MIB,
+    Mutation,
     Scene,
     daemon,
+    fill,
     flip,
     is_nbd_server,
     reasons,
@@ -425,6 +427,48 @@ def test_a_store_on_a_full_disk(tmp_path: Path) -> None:
         assert scene.take("incremental").disks[0].dirty_bytes == 8 * MIB
         scene.check_exact()
         scene.only_newest_segment()
+
+
+NO_MEMORY = Mutation("no memory", (("delta/spool.py", "MEMORY = 16 * 1024 * 1024", "MEMORY = 0"),))
+"""Rows and hashes go to the temporary file at once, and not from 16 MiB on."""
+
+
+@pytest.fixture
+def full_tmpdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A TMPDIR that takes one page more, which is enough to be chosen."""
+    with small_tmpfs(1) as small:
+        fill(small, leave=1)
+        monkeypatch.setenv("TMPDIR", str(small))
+        yield small
+
+
+def test_a_full_temporary_folder_costs_a_backup(
+    full_tmpdir: Path, scene: Scene, tmp_path: Path
+) -> None:
+    scene.take()
+    scene.writer().write(0, os.urandom(MIB))
+    scene.engine = NO_MEMORY.engine(tmp_path)
+    told = f"{full_tmpdir}: no temporary file", "No space left on device", "TMPDIR"
+    scene.backup().failed(5, *told)
+    scene.nothing_left()
+    assert scene.points() == 1
+    assert scene.take("incremental").disks[0].dirty_bytes == MIB
+    merged = scene.engine.run("merge", scene.store, "latest", "--json")
+    merged.failed(5, *told)
+    scene.check_exact()
+    scene.verify()
+
+
+def test_a_full_temporary_folder_makes_no_delta_a_damaged_one(
+    full_tmpdir: Path, scene: Scene, tmp_path: Path
+) -> None:
+    scene.take()
+    engine = NO_MEMORY.engine(tmp_path)
+    for words in (("--json",), ("--max-age", "1d", "--json")):
+        ran = engine.run("verify", scene.store, *words).failed(5, "TMPDIR")
+        assert ran.named("problem") == []
+    assert [*tmp_path.rglob("*.verified.json")] == []
+    INTACT.run("status", scene.store).succeeded()
 
 
 def _entries(scene: Scene) -> list[str]:

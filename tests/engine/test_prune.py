@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from tests.engine.scene import (
     Ran,
     Scene,
     daemon,
+    fill,
     small_tmpfs,
 )
 from tests.engine.test_merge import catalogue, history, same
@@ -155,14 +155,6 @@ def test_a_listing_that_fails_is_never_an_empty_one(scene: Scene) -> None:
     same(scene, known)
 
 
-def _fill(folder: Path) -> None:
-    """Take the last byte of a small file system."""
-    with (folder / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(KIB64)):
-            pass
-    assert os.statvfs(folder).f_bfree == 0
-
-
 def test_a_full_store_can_be_pruned(tmp_path: Path) -> None:
     image = images.random_image(tmp_path / "d0.qcow2", MIB, seed=1)
     with small_tmpfs(6) as small, daemon(tmp_path, Disk(image, "d0")) as scene:
@@ -171,7 +163,7 @@ def test_a_full_store_can_be_pruned(tmp_path: Path) -> None:
             scene.take("full")
         (lock,) = small.rglob(".lock")
         lock.write_bytes(b"")  # or the process id would fit into the place of the last one's
-        _fill(small)
+        fill(small)
         INTACT.run("pin", scene.store, "latest").failed(5, "No space left")
         ran = INTACT.run("prune", scene.store, "--keep-last", 1, "--json").succeeded()
         assert len(ran.named("dropped")) == 2
