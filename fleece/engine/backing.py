@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.disk.part import Part
 from fleece.engine.pool import Counter
 from fleece.engine.restore import RestoreResult, check_unread, prove, write_chain, write_zeros
-from fleece.engine.target import sync
+from fleece.engine.target import is_there, sync
 from fleece.errors import TargetError
 from fleece.nbd.server import served_image
 from fleece.programs import program
@@ -102,9 +101,7 @@ def _held_by(chain: Chain, owner: int) -> Iterator[ChainMap]:
 
 @contextlib.contextmanager
 def _new_folder(final: Path) -> Iterator[Path]:
-    if not final.parent.is_dir():
-        raise TargetError("the folder does not exist", where=final.parent)
-    if os.path.lexists(final):
+    if is_there(final):
         raise TargetError("exists already", where=final, hint="choose a new name")
     partial = final.with_name(f".{final.name[:200]}.{secrets.token_hex(4)}.partial")
     try:

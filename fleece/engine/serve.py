@@ -20,6 +20,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.exports import Report, Wish
+from fleece.engine.target import is_there
 from fleece.errors import FleeceError, StoreError, TargetError, UsageError
 from fleece.nbd.server import greets
 from fleece.nbd.uri import unix_uri
@@ -167,10 +168,8 @@ def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:
         place = Path(f"{place}.{safe_name(disk)}")
     if len(os.fsencode(place)) > _LONGEST_SOCKET:
         raise TargetError(f"the socket's path is longer than {_LONGEST_SOCKET} bytes", where=place)
-    if os.path.lexists(place):
+    if is_there(place):
         raise TargetError("exists already", where=place, hint="remove it if nothing listens there")
-    if not place.parent.is_dir():
-        raise TargetError("the folder does not exist", where=place.parent)
     return place
 
 

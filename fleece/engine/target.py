@@ -64,13 +64,29 @@ def new_file(path: str, *, force: bool) -> Iterator[Path]:
 
 
 def _refuse(final: Path, force: bool) -> None:
-    if not final.parent.is_dir():
-        raise TargetError("the folder does not exist", where=final.parent)
-    if os.path.lexists(final):
+    if is_there(final):
         if not force:
             raise TargetError("exists already", where=final, hint="--force replaces it")
-        if not final.is_file():
+        with _target_errors(final):
+            regular = final.is_file()
+        if not regular:
             raise TargetError("is not a regular file", where=final)
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything has this path; if not, it can be made as far as can be told.
+
+    Raises:
+        TargetError: its folder is not there or cannot be looked into, or no file can have its name.
+    """
+    with _target_errors(path):
+        if not path.parent.is_dir():
+            raise TargetError("the folder does not exist", where=path.parent)
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            return False
+        return True
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def copy_files(
     entries = [files.find(volume, path) for path in paths]
     where = Path(target)
     run = _Copying(files, listener, cancel or CancelToken())
-    if where.is_dir():
+    if _is_folder(where):
         with Folder.open(where, force=force) as folder:
             for entry in entries:
                 run.into(folder, entry, entry.name)
@@ -84,12 +84,19 @@ def copy_files(
         return run.result
     if len(entries) != 1:
         raise UsageError("several paths go into a folder that exists", where=where)
-    if not where.parent.is_dir() or not where.name:
+    if not _is_folder(where.parent) or not where.name:
         raise TargetError("the folder does not exist", where=where.parent)
     with Folder.open(where.parent, force=force) as folder:
         run.into(folder, entries[0], where.name)
         folder.sync()
     return run.result
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise TargetError(error.strerror or str(error), where=path) from error
 
 
 class _Copying:

@@ -415,6 +415,10 @@ def test_restore_refuses_a_target_that_cannot_be(kept: Scene, tmp_path: Path) ->
     INTACT.run(*words, "/proc/out", "--json").failed(7, "/proc")
     (tmp_path / "link").symlink_to(tmp_path / "none")
     INTACT.run(*words, tmp_path / "link", "--json").failed(7, "exists already")
+    long = "n" * 256
+    for target in (tmp_path / long, tmp_path / long / "out"):
+        for more in ((), ("--force",), ("--as-chain",), ("--partial",)):
+            INTACT.run(*words, target, *more, "--json").failed(7, "File name too long", long)
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 

@@ -363,6 +363,8 @@ def test_cp_follows_the_rules_of_cp(backed: Backed, tmp_path: Path) -> None:
     assert os.readlink(tmp_path / "short") == "one"
     cp("/one", "/small", tmp_path / "none").failed(2, "several paths")
     cp("/one", tmp_path / "none/x").failed(7, "folder does not exist")
+    cp("/one", tmp_path / ("n" * 256)).failed(7, "File name too long")
+    cp("/one", tmp_path / ("n" * 256) / "x").failed(7, "File name too long")
     cp("/none", tmp_path / "x").failed(2, "/ has no none")
     ran = cp("/small", tmp_path / "other", "--force").succeeded()
     assert ran.result["bytes"] == 100
