@@ -124,7 +124,7 @@ def _name(partial: Path, final: Path, force: bool) -> None:
     except FileExistsError:
         raise TargetError("exists already", where=final, hint="--force replaces it") from None
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
         partial.rename(final)  # a file system without hard links
 

@@ -162,7 +162,7 @@ class Folder:
                     os.link(partial, name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
                     return
                 except OSError as error:
-                    if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                         raise
             os.rename(partial, name, src_dir_fd=here, dst_dir_fd=here)
 

@@ -373,6 +373,18 @@ def test_cp_follows_the_rules_of_cp(backed: Backed, tmp_path: Path) -> None:
     ]
 
 
+def test_a_file_system_without_hard_links_takes_files(backed: Backed, tmp_path: Path) -> None:
+    """ENOSYS is the answer of a FUSE file system that knows no link."""
+    (tmp_path / "out").mkdir()
+    calls = ["-e", "trace=link,linkat", "-e", "inject=link,linkat:error=ENOSYS"]
+    trace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), *calls]
+    words = ["files", str(backed.store), "latest", "ext4", "cp", "/one", str(tmp_path / "out")]
+    subprocess.run([*trace, sys.executable, "-m", "fleece", *words], cwd=ROOT, check=True)
+    assert "INJECTED" in (tmp_path / "trace").read_text()
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["one"]
+    assert (tmp_path / "out" / "one").read_text() == "x"
+
+
 def test_nothing_that_exists_is_overwritten(backed: Backed, tmp_path: Path) -> None:
     (tmp_path / "one").write_text("precious")
     (tmp_path / "short").write_text("precious")

@@ -292,6 +292,21 @@ def test_a_file_as_standard_output_that_is_not_durable_is_an_error(
     kept.nothing_left()
 
 
+@pytest.mark.parametrize("name", ["EPERM", "ENOSYS", "EOPNOTSUPP"])
+def test_a_file_system_without_hard_links_keeps_what_was_restored(
+    kept: Scene, tmp_path: Path, name: str
+) -> None:
+    """ENOSYS is the answer of a FUSE file system that knows no link."""
+    target = tmp_path / "out"
+    calls = ["-e", "trace=link,linkat", "-e", f"inject=link,linkat:error={name}"]
+    trace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), *calls]
+    words = ["restore", str(kept.store), "latest", "d0", str(target)]
+    subprocess.run([*trace, sys.executable, "-m", "fleece", *words], cwd=ROOT, check=True)
+    assert "INJECTED" in (tmp_path / "trace").read_text()
+    kept.same_as_live("d0", target)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "trace"]
+
+
 def test_a_backing_chain_needs_no_fleece_any_more(kept: Scene, tmp_path: Path) -> None:
     folder = tmp_path / "chain"
     _restore(kept, folder, "--as-chain")
