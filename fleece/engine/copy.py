@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.engine.pack import Packer
 from fleece.engine.plan import WINDOW, ReadItem, known_zeros, read_items
 from fleece.engine.pool import WORKERS, Counter, run_workers
+from fleece.engine.reading import OneReader
 from fleece.engine.rescan import HeldLeaves
 from fleece.errors import PointError
 from fleece.extents import Extents
@@ -120,13 +120,11 @@ def copy_all(
     """
 
     def work(shared: Iterator[_Item]) -> None:
-        with contextlib.ExitStack() as stack:
-            copiers: dict[int, _Copier] = {}
+        with OneReader() as one:
+            copier: _Copier | None = None
             for job, item, held in shared:
-                copier = copiers.get(id(job))
-                if copier is None:
-                    reader = stack.enter_context(job.disk.reader())
-                    copier = copiers[id(job)] = _Copier(job, reader)
+                if copier is None or copier.job is not job:
+                    copier = _Copier(job, one.of(job.disk))
                 counter.add(copier.copy(item, held))
 
     items = itertools.chain.from_iterable(_items(job, counter) for job in jobs)
@@ -159,6 +157,7 @@ class _Copier:
     """One worker's tools for one disk: a connection and a packer."""
 
     def __init__(self, job: CopyJob, reader: Reader) -> None:
+        self.job = job
         self._reader = reader
         self._leaf_size = job.geometry.leaf_size
         self._packer = Packer(job.writer, job.geometry, job.level, job.stored)

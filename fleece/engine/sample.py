@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import secrets
 import threading
@@ -18,6 +17,7 @@ from fleece.disk.base import ReadableDisk, Reader
 from fleece.engine.leaves import LeafHasher
 from fleece.engine.plan import WINDOW, ReadItem, known_zeros, read_items
 from fleece.engine.pool import WORKERS, Counter, run_workers
+from fleece.engine.reading import OneReader
 from fleece.engine.rescan import HeldLeaves, changed_runs
 from fleece.errors import VerifyError
 from fleece.extents import Extents
@@ -119,13 +119,9 @@ def compare_clean(
                     yield job, item, hashes
 
     def work(shared: Iterator[tuple[AuditJob, ReadItem, HashArray]]) -> None:
-        with contextlib.ExitStack() as stack:
-            readers: dict[int, Reader] = {}
+        with OneReader() as one:
             for job, item, held in shared:
-                reader = readers.get(id(job))
-                if reader is None:
-                    reader = readers[id(job)] = stack.enter_context(job.disk.reader())
-                wrong = list(_differing(job, item, reader, held))
+                wrong = list(_differing(job, item, one.of(job.disk), held))
                 read = sum(end - start for start, end in item.wanted)
                 with lock:
                     job.differing += wrong

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -28,6 +30,10 @@ ChunkArray: TypeAlias = npt.NDArray[np.int64]
 
 MAX_STATUS = (1 << 32) - (1 << 16)
 """The most bytes to ask the status of at once: lengths of 4 GiB are refused by libnbd 1.14."""
+
+CONNECT_LIMIT = 30.0
+"""Seconds until a server must have greeted and agreed. One that serves as many clients as it takes
+leaves the next one waiting without a word, and libnbd by itself waits for ever."""
 
 _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
@@ -58,8 +64,8 @@ class Connection:
         contexts: those that the server has.
 
     Raises:
-        SourceError: it cannot be reached. Later: `RequestRefused` if a request failed,
-            `ConnectionLost` if the whole connection did.
+        SourceError: it cannot be reached, or not within `CONNECT_LIMIT`. Later: `RequestRefused`
+            if a request failed, `ConnectionLost` if the whole connection did.
     """
 
     def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
@@ -70,10 +76,25 @@ class Connection:
         self._handle.set_pread_initialize(False)
         for context in contexts:
             self._handle.add_meta_context(context)
-        self._call(lambda: self._handle.connect_uri(uri))
+        self._connect()
         self.contexts = tuple(name for name in contexts if self._handle.can_meta_context(name))
         self.size: int = self._handle.get_size()
         self.read_only: bool = self._handle.is_read_only()
+
+    def _connect(self) -> None:
+        end = time.monotonic() + CONNECT_LIMIT
+        self._call(lambda: self._handle.aio_connect_uri(self.uri))
+        while self._handle.aio_is_connecting():
+            left = end - time.monotonic()
+            if left <= 0:
+                self._handle = None  # not `ConnectionLost`: another attempt would wait as long
+                raise SourceError(
+                    f"NBD: the server did not answer within {CONNECT_LIMIT:.0f} s",
+                    where=self.uri,
+                    hint="it hangs, or has no place for one client more (ss -xp shows them)",
+                )
+            wait = math.ceil(left * 1000)
+            self._call(lambda wait=wait: self._handle.poll(wait))  # type: ignore[misc]
 
     def __enter__(self) -> Connection:
         return self

@@ -205,7 +205,8 @@ def _start(monitor: Monitor, folder: Path, stack: contextlib.ExitStack) -> Path 
         # Only now, with the lock held, is it one that others look at.
         (folder / SERVER).write_text(str(monitor.peer.pid))
         try:
-            monitor.execute("nbd-server-start", {"addr": address})
+            # By default it takes 100 clients, and more of them wait for ever.
+            monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
         except CommandError as error:
             (folder / SERVER).unlink()
             if "already running" not in error.reason:
