@@ -175,7 +175,11 @@ class _Run:
 
     def _go_on(self, stack: contextlib.ExitStack) -> Taken | None:
         """Find what dead runs left: go on with one point of it, and take all the rest down."""
-        asked = Asked(self._guest, self._chain, self._options.mode, self._options.disks)
+        options, agent = self._options, self._options.agent
+        frozen = agent is not None and agent.required
+        asked = Asked(
+            self._guest, self._chain, options.mode, options.disks, frozen, options.transport
+        )
         begun = find_begun(
             self._candidates(), self._source, self._catalogue, asked, stack, self._tell_doubt
         )
@@ -188,6 +192,9 @@ class _Run:
             return None
         reason = f"goes on with point {begun.left.ref.id} of a dead run"
         self._tell_plan(begun.decisions, reason)
+        if agent is not None:
+            doubt = f"whether the guest was frozen for point {begun.left.ref.id} is not known"
+            self._listener(events.Warned(f"{doubt}: a dead run took it"))
         return Taken(begun.left.ref, begun.decisions, begun.living, begun.left)
 
     def _candidates(self) -> Sequence[UnfinishedPoint]:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from fleece.delta.header import Header
 from fleece.engine.decide import Decision, ModeWish, decide
+from fleece.engine.transport import TransportWish
 from fleece.errors import FleeceError, PointError
+from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.point import QemuPoint
 from fleece.source.qemu.source import QemuSource, Wanted
@@ -43,12 +45,16 @@ class Asked:
         guest, chain: whose point.
         mode: what is wanted; auto takes any.
         disks: names; empty: all writable ones.
+        frozen: the guest must have been frozen for the point.
+        transport: how it is to come out of QEMU.
     """
 
     guest: str
     chain: str
     mode: ModeWish
     disks: tuple[str, ...]
+    frozen: bool = False
+    transport: TransportWish = TransportWish.AUTO
 
 
 def find_begun(
@@ -71,6 +77,7 @@ def find_begun(
     """
     for left in candidates:
         try:
+            _check_way(source, asked)
             decisions = _decisions(left, source, catalogue, asked)
             wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
             point = source.adopt(asked.chain, left.ref.sequence, left.ref.id, wanted)
@@ -78,6 +85,19 @@ def find_begun(
         except FleeceError as error:
             doubt(left, str(error))
     return None
+
+
+def _check_way(source: QemuSource, asked: Asked) -> None:
+    """Raise `PointError` if no point that is gone on with can be what is asked for.
+
+    All of them are held by jobs and pulled, and nothing tells how a dead run's freeze went.
+    """
+    if asked.frozen:
+        raise PointError("whether the guest was frozen for it is not known, and that is required")
+    if asked.transport is TransportWish.PUSH:
+        raise PointError("push is asked for, and what is pushed is always taken anew")
+    if source.fleecing is not Fleecing.CLASSIC:
+        raise PointError("filters are asked for, and what is held by filters is always taken anew")
 
 
 def _decisions(

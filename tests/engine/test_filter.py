@@ -485,6 +485,19 @@ def test_a_dead_runs_point_is_taken_anew(full_disk: MachineScene) -> None:
     full_disk.nothing_left()
 
 
+def test_a_dead_runs_point_that_jobs_hold_is_not_what_was_asked_for(
+    full_disk: MachineScene,
+) -> None:
+    running = full_disk.slow_backup("--fleecing", "classic", milliseconds=100)
+    running.wait_event("progress")
+    running.kill()
+    ran = full_disk.backup().succeeded()
+    assert "filters are asked for" in ran.named("warning")[0]["what"]
+    assert ran.result["resumed"] is False
+    full_disk.check_exact()
+    full_disk.nothing_left()
+
+
 # ---- the scratch shrinks -------------------------------------------------------------------------
 
 

@@ -262,6 +262,39 @@ def test_no_agent_at_all(guest: Guest) -> None:
     guest.scene.nothing_left()
 
 
+_IN_MID_COPY = Moment("copying", "fleece.delta.writer", "DeltaWriter.data", "after", 2)
+
+
+def test_a_dead_runs_point_is_not_frozen_enough(guest: Guest) -> None:
+    """Nobody knows whether it was frozen: what must be is taken anew."""
+    guest.scene.killed_backup(_IN_MID_COPY)
+    result, heard = guest.take(required=True)
+    assert (result.frozen, result.resumed) == (True, False)
+    (warning,) = _warnings(heard)
+    assert "whether the guest was frozen for it is not known" in warning
+    guest.scene.check_exact()
+    guest.scene.nothing_left()
+
+
+def test_a_dead_runs_point_does_not_stand_for_one_that_cannot_be_frozen(guest: Guest) -> None:
+    guest.scene.killed_backup(_IN_MID_COPY)
+    words = "--guest-agent", guest.scene.folder / "nothing", "--require-freeze"
+    guest.scene.backup(*words).failed(4, "could not be frozen")
+    assert guest.scene.points() == 0
+    guest.scene.nothing_left()
+
+
+def test_if_no_freeze_is_required_a_dead_runs_point_is_gone_on_with_and_told(guest: Guest) -> None:
+    guest.scene.killed_backup(_IN_MID_COPY)
+    result, heard = guest.take()
+    assert (result.frozen, result.resumed) == (False, True)
+    (warning,) = _warnings(heard)
+    assert f"whether the guest was frozen for point {result.point} is not known" in warning
+    assert guest.agent.asked == [STATUS]
+    guest.scene.check_exact()
+    guest.scene.nothing_left()
+
+
 def test_the_connection_is_lost_between_freeze_and_thaw(guest: Guest) -> None:
     times = iter(range(9))
     guest.agent.behaviour = _on(THAW, lambda agent: _hang_up(agent) if next(times) < 2 else None)

@@ -417,6 +417,7 @@ def test_a_point_that_cannot_be_built_on_is_given_up(
         (("--mode", "differential"), "differential is asked for"),
         (("--disk", "d0", "--disk", "d1"), None),
         (("--disk", "d1"), "other disks"),
+        (("--transport", "push"), "push is asked for"),
     ],
 )
 def test_only_what_is_asked_for_is_gone_on_with(
