@@ -25,11 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Output.of_words(argv)
     cancel = CancelToken()
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        cancel.cancel()
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    _stop_on_signals(cancel)
     set_up_process()
     try:
         with printing(sys.stdout):
@@ -57,3 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.fail(FleeceError(f"a bug in fleece: {error!r}", hint="please report it"))
         return int(ExitCode.INTERNAL)
     return int(ExitCode.OK)
+
+
+def _stop_on_signals(cancel: CancelToken) -> None:
+    """Let a signal cancel the run. A hang-up that nohup has it ignore stays ignored."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        cancel.cancel()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, stop)

@@ -15,7 +15,7 @@ from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 def _store_files(scene: Scene) -> list[tuple[str, bytes]]:
@@ -54,6 +54,20 @@ def test_a_signal_in_the_first_backup_leaves_nothing(number: signal.Signals, sce
     assert scene.points() == 0
     scene.take("full")
     scene.check_exact()
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(scene: Scene) -> None:
+    """So a run under nohup outlives the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        running = scene.slow_backup()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    running.wait_event("progress")
+    running.signal(signal.SIGHUP)
+    running.wait().succeeded()
+    scene.check_exact()
+    scene.nothing_left()
 
 
 def test_a_signal_before_the_point_stores_none(scene: Scene) -> None:
