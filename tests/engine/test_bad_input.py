@@ -252,7 +252,7 @@ def test_a_foreign_nbd_server_is_left_alone(scene: Scene) -> None:
     scene.only_newest_segment()
 
 
-@pytest.mark.parametrize("scratch", ["none", "file", "long"])
+@pytest.mark.parametrize("scratch", ["none", "file", "long", "loop"])
 def test_a_scratch_folder_that_does_not_serve(scratch: str, scene: Scene) -> None:
     scene.take()
     place = scene.folder / ("x" * 100 if scratch == "long" else scratch)
@@ -260,11 +260,56 @@ def test_a_scratch_folder_that_does_not_serve(scratch: str, scene: Scene) -> Non
         place.write_text("")
     if scratch == "long":
         place.mkdir()
+    if scratch == "loop":
+        place.symlink_to(place)
     scene.backup("--scratch", place).failed(3, "--scratch")
     assert not place.is_dir() or not [*place.iterdir()]
     scene.nothing_left()
     scene.take("incremental")
     scene.check_exact()
+
+
+def test_a_scratch_folder_that_is_full_to_the_last_byte(tmp_path: Path) -> None:
+    """Where not even the lock's few bytes find room."""
+    image = images.make_disk(tmp_path / "d0.qcow2", MIB)
+    with small_tmpfs(1) as small, daemon(tmp_path, Disk(image, "d0")) as scene:
+        full = small / "full"
+        with full.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(KIB64)):
+                pass
+        scene.backup("--scratch", small).failed(4, str(small), "No space left", "--scratch")
+        assert [*small.iterdir()] == [full]
+        scene.nothing_left()
+        assert scene.segments() == []
+
+
+def test_a_scratch_folder_that_qemu_cannot_be_told_of(scene: Scene) -> None:
+    place = scene.folder / os.fsdecode(b"sc\xff")
+    place.mkdir()
+    link = scene.folder / "link"
+    link.symlink_to(place)
+    for scratch in (place, link):
+        scene.backup("--scratch", scratch).failed(2, "sc\\xff", "not UTF-8", "--scratch")
+        scene.engine.run("clean", scene.source, "--scratch", scratch).failed(2, "not UTF-8")
+    assert [*place.iterdir()] == []
+    scene.nothing_left()
+    assert not scene.store.exists()
+
+
+@pytest.mark.parametrize("what", ["path.is_dir()", "path.suffix == '.qcow2'"])
+def test_a_scratch_that_cannot_be_given_to_qemus_user(
+    what: str, scene: Scene, tmp_path: Path
+) -> None:
+    """The folder or the file in it: the test has the kernel refuse it."""
+    module = "source/qemu/workfolder.py"
+    edits = (
+        (module, "os.geteuid() == 0 and monitor.peer.uid != 0", what),
+        (module, "os.chown(path,", 'os.chown(path / "none",'),
+    )
+    scene.engine = Mutation("nothing is given away", edits).engine(tmp_path)
+    scene.backup().failed(3, "cannot be given to QEMU's user", "--scratch")
+    scene.nothing_left()
+    assert scene.segments() == []
 
 
 def test_without_qemu_img_there_is_one_clear_message(scene: Scene) -> None:

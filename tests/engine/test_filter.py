@@ -23,7 +23,9 @@ from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.qemu import filtered
 from fleece.source.qemu.filtered import UNIT, FilterFleecing
+from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.scratch import Room, Scratch
+from fleece.source.qemu.still import standing_still
 from fleece.store.folder import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
@@ -472,6 +474,18 @@ def test_killed_at_the_steps_that_a_filter_adds(twin: MachineScene) -> None:
             twin.check_exact()
     finally:
         nursery.close()
+
+
+def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
+    """Else nobody would let the guest go on, should the run be killed then."""
+    note = twin.folder / "nowhere" / "stopped"
+    with (
+        Monitor(str(twin.qemu.qmp_socket)) as monitor,
+        pytest.raises(fleece.SourceError, match="cannot be noted"),
+        standing_still(monitor, note),
+    ):
+        pytest.fail("it was taken for noted")
+    assert twin.status == "running"
 
 
 def test_a_dead_runs_point_is_taken_anew(full_disk: MachineScene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
 from fleece.source.qemu.still import let_go_noted
+from fleece.source.qemu.workfolder import check_path
 
 DEFAULT_SCRATCH = Path("/var/tmp")
 """On disk on most hosts, unlike /tmp: a scratch can grow to the size of what the guest writes."""
@@ -48,6 +50,7 @@ class QemuSource:
 
     Raises:
         SourceError: the monitor cannot be reached or used.
+        UsageError: QEMU cannot be told of the scratch folder, whose path is not UTF-8.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class QemuSource:
     ) -> None:
         self.where = socket
         self.scratch = scratch or DEFAULT_SCRATCH
+        check_path(self.scratch)
         self.scratch_limit = scratch_limit
         self.fleecing = fleecing
         self.monitor = Monitor(socket)
@@ -154,7 +158,8 @@ class QemuSource:
     def _work_folders(self, chain: str | None) -> list[Path]:
         """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
         try:
-            found = [path for path in self.scratch.resolve().glob(f"{PREFIX}*-*") if path.is_dir()]
+            scratch = Path(os.path.realpath(self.scratch))
+            found = [path for path in scratch.glob(f"{PREFIX}*-*") if path.is_dir()]
         except OSError:
             return []
         if chain is not None:

@@ -32,11 +32,12 @@ def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
 
     Raises:
         Entangled: somebody let it go on before the context ended.
-        SourceError: QEMU cannot be told to let it go on. The note stays.
+        SourceError: the note cannot be made, and nothing was done; or QEMU cannot be told to let it
+            go on, and the note stays.
     """
     monitor.guest_resumed()  # what was before is forgotten
     if run_state(monitor) == _RUNNING:
-        note.touch()
+        _make(note)
         try:
             monitor.execute("stop")
             yield
@@ -51,6 +52,17 @@ def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
         raise Entangled(
             "somebody let the guest go on in the moment of the point", where=monitor.path
         )
+
+
+def _make(note: Path) -> None:
+    try:
+        note.touch()
+    except OSError as error:
+        raise SourceError(
+            f"that the guest is stopped cannot be noted ({error.strerror})",
+            where=note,
+            hint="choose another folder with --scratch",
+        ) from error
 
 
 def let_go_noted(monitor: Monitor, note: Path) -> bool:
