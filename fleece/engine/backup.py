@@ -17,7 +17,7 @@ from fleece.delta.header import Header, Mode, PointRef, is_name
 from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
-from fleece.engine.decide import Decision, ModeWish, decide, impossible
+from fleece.engine.decide import Decision, ModeWish, decide, impossible, needed_since
 from fleece.engine.lost import reads_of
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
@@ -144,7 +144,7 @@ class _Run:
                 oldest = None
             else:
                 results += self._stream_point(self._output, taken)
-                oldest = self._newest_stored(taken.ref)
+                oldest = self._oldest_needed(taken)
             taken.living.close()
             for kept in taken.living.committed(oldest):
                 self._listener(events.Warned(kept))
@@ -325,10 +325,11 @@ class _Run:
         self._listener(events.Streamed(taken.ref.id))
         return results
 
-    def _newest_stored(self, point: PointRef) -> int:
-        """The sequence of the newest point that a next backup can build on for sure."""
-        stored = self._catalogue.of_guest(self._guest)
-        return stored[-1].sequence if stored else point.sequence
+    def _oldest_needed(self, taken: Taken) -> int:
+        """The sequence of the oldest segment that a next backup of the streamed disk needs."""
+        (made,) = taken.decisions
+        needed = needed_since(made.disk, self._catalogue, self._guest, self._chain)
+        return taken.ref.sequence if needed is None else needed
 
     def _fill(self, sinks: PartialPoint | Stream, taken: Taken) -> list[DiskResult]:
         with contextlib.ExitStack() as stack:

@@ -167,6 +167,22 @@ def _newest_usable(
     return first or Lost("the store has no point of this disk yet")
 
 
+def needed_since(disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str) -> int | None:
+    """The sequence of the point from which on a next backup needs the disk's segments.
+
+    It is the newest stored one that they lead back to. If they lead to none now (a bitmap is busy,
+    a file in the store is being put back), it is the newest that has the disk.
+
+    Returns:
+        None: the store has no point of the disk.
+    """
+    found = _newest_usable(disk, catalogue, guest, chain)
+    if not isinstance(found, Lost):
+        return found[0].header.point.sequence
+    stored = _newest_first(disk, catalogue, guest, chain)
+    return stored[0].sequence if stored else None
+
+
 def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
     """Why a stored delta cannot be a parent now, whatever QEMU knows."""
     if entry.header.size != disk.size:

@@ -380,10 +380,10 @@ class Scene:
         (found,) = (item for item in nodes if item["node-name"] == node)
         return [item for item in found.get("dirty-bitmaps", []) if item.get("name")]
 
-    def only_newest_segment(self) -> None:
+    def only_newest_segment(self, *nodes: str) -> None:
         """Check that each disk has one segment: the one that the newest point began."""
         newest = self.newest()
-        for node in self.qemu.disks:
+        for node in nodes or self.qemu.disks:
             (name,) = self.segments(node)
             assert name.endswith(f"-{newest}")
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import fleece
-from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Ran, Scene, daemon
+from tests.engine.scene import INTACT, KIB64, MIB, ROOT, MachineScene, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.machine import Machine
 from tests.rig.process import run_checked
 
 SIZE = 4 * MIB + 512
@@ -110,6 +111,52 @@ def test_a_stream_that_the_store_never_sees_loses_nothing(scene: Scene, tmp_path
     assert (result.mode, result.disks[0].dirty_bytes) == ("incremental", 2 * KIB64)
     scene.check_exact()
     scene.only_newest_segment()
+
+
+@pytest.mark.parametrize("mode", ["auto", "differential", "full"])
+def test_a_stream_keeps_what_its_own_disk_needs_whatever_other_disks_have(
+    mode: str, pair: Scene, tmp_path: Path
+) -> None:
+    pair.take(disks=["d0"])
+    pair.writer("d0").write(0, os.urandom(KIB64))
+    pair.take(disks=["d0"])
+    pair.take(disks=["d1"])
+    pair.writer("d0").write(MIB, os.urandom(KIB64))
+    for _ in range(2):
+        _export(pair, tmp_path / "lost", "--disk", "d0", "--mode", mode)
+    pair.writer("d0").write(2 * MIB, os.urandom(KIB64))
+    result = pair.take("incremental", disks=["d0"])
+    assert result.disks[0].dirty_bytes == 2 * KIB64
+    pair.check_exact("d0")
+    pair.only_newest_segment("d0")
+
+
+def test_a_stream_keeps_what_is_needed_where_the_newest_point_does_not_serve(
+    tmp_path: Path,
+) -> None:
+    """A disk that has its old size again: the next backup builds on the point of that size."""
+    image = images.random_image(tmp_path / "d0.qcow2", SIZE, seed=1)
+    with Machine([Disk(image, "d0")]) as qemu:
+        scene = MachineScene(qemu, tmp_path)
+        scene.take()
+        qemu.control.command("block_resize", {"node-name": "d0", "size": SIZE + MIB})
+        said = _export(scene, tmp_path / "larger")
+        assert said["mode"] == "rescan"
+        _import(scene.store, tmp_path / "larger").succeeded()
+        qemu.control.command("block_resize", {"node-name": "d0", "size": SIZE})
+        for _ in range(2):
+            _export(scene, tmp_path / "lost")
+        scene.take("incremental")
+        scene.check_exact()
+
+
+def test_the_first_stream_of_a_disk_keeps_nothing_for_other_disks_points(
+    pair: Scene, tmp_path: Path
+) -> None:
+    pair.take(disks=["d1"])
+    for _ in range(3):
+        _export(pair, tmp_path / "lost", "--disk", "d0")
+    assert len(pair.segments("d0")) == 1
 
 
 def test_streams_do_not_pile_up_bitmaps_when_no_store_has_a_point(
