@@ -12,6 +12,7 @@ from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.engine.copy import dirty_leaves, open_export
 from fleece.engine.decide import Auditable, auditable
+from fleece.engine.guest import guest_name
 from fleece.engine.lost import reads_of
 from fleece.engine.pool import Counter
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
@@ -73,8 +74,9 @@ def audit(
         VerifyError: something differs; the next backup into this store is a rescan.
         StoreError: the store has no point of the guest.
         PointError: of a disk, nothing is known to be unchanged.
+        UsageError: no point can have the guest's name.
     """
-    guest = guest or source.guest()
+    guest = guest_name(source, guest)
     if not store.catalogue().of_guest(guest):
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
     with store.locked(guest):

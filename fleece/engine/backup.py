@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
-from fleece.delta.header import Header, Mode, PointRef, is_name
+from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
 from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, ModeWish, decide, impossible, needed_since
+from fleece.engine.guest import guest_name
 from fleece.engine.lost import reads_of
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
@@ -78,9 +79,7 @@ def backup(
         FleeceError: of the family that says what failed.
     """
     options = options or BackupOptions()
-    guest = options.guest or source.guest()
-    if not is_name(guest):
-        raise UsageError("the guest's name must be printable, of 1024 characters at most")
+    guest = guest_name(source, options.guest)
     if not 0 <= options.audit <= 1:
         raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
     if options.workers < 1 or (options.rate is not None and options.rate < 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fleece.engine.guest import guest_name
 from fleece.errors import PointError, StoreError
 from fleece.source.qemu.inventory import Bitmap
 from fleece.source.qemu.names import Segment
@@ -45,8 +46,12 @@ def segments(
 
     Raises:
         StoreError: of a store it cannot be told, because a file in it is damaged.
+        UsageError: no point in a store can have the guest's name.
     """
-    needs = [(store.where, _chains(store, guest or source.guest())) for store in stores]
+    needs = []
+    if stores:
+        name = guest_name(source, guest)
+        needs = [(store.where, _chains(store, name)) for store in stores]
     found = [
         (disk.name, segment, bitmap)
         for disk in source.inventory().disks
@@ -100,6 +105,7 @@ def drop_segments(
     Raises:
         StoreError: a given store needs the chain, or it cannot be told.
         PointError: QEMU has no segment of the chain, or a point of it is there.
+        UsageError: no point in a store can have the guest's name.
     """
     mine = [kept for kept in segments(source, stores, guest) if kept.segment.chain == chain]
     if not mine:

@@ -727,11 +727,16 @@ def test_any_name_of_a_guest_is_a_name(name: str, scene: Scene) -> None:
 
 
 def test_a_name_that_no_header_can_hold_is_refused_before_the_point(scene: Scene) -> None:
-    for name in ("two\nlines", "x" * 1025):
-        words = (scene.source, scene.store, "--guest", name, "--scratch", scene.scratch, "--json")
-        ran = INTACT.run("backup", *words).failed(2, "printable")
-        assert ran.named("point") == []
-        scene.nothing_left()
+    scene.take()
+    for name in ("two\nlines", "x" * 1025, os.fsdecode(b"\xff")):
+        words = (scene.source, scene.store, "--guest", name, "--json")
+        for verb in ("backup", "audit"):
+            ran = INTACT.run(verb, *words, "--scratch", scene.scratch).failed(2, "printable")
+            assert ran.named("point") == []
+            scene.nothing_left()
+        INTACT.run("bitmap", *words).failed(2, "printable")
+        INTACT.run("bitmap", *words, "--drop", "0" * 8).failed(2, "printable")
+    assert len(scene.segments()) == 1
 
 
 def _take_or_refuse(scene: Scene) -> tuple[str | None, str | None]:

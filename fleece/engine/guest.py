@@ -1,0 +1,23 @@
+"""Whose points are meant."""
+
+from __future__ import annotations
+
+from fleece.delta.header import is_name
+from fleece.errors import UsageError
+from fleece.source.qemu.source import QemuSource
+
+
+def guest_name(source: QemuSource, wanted: str | None) -> str:
+    """The guest's name in the store.
+
+    Args:
+        source: whose own name it is, unless another one is wanted.
+        wanted: by the caller.
+
+    Raises:
+        UsageError: no header could hold it.
+    """
+    guest = wanted or source.guest()
+    if not is_name(guest):
+        raise UsageError("the guest's name must be printable, of 1024 characters at most")
+    return guest
