@@ -7,6 +7,7 @@ and writes into an overlay that goes when it ends. It has no network.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fleece import events
 from fleece.cancel import CancelToken
@@ -160,58 +162,73 @@ class _Running:
 
     Args:
         process: QEMU's.
-        folder: with its sockets and its console.
+        folder: with its sockets.
+        console: what comes on its serial console.
+        errors: what it prints.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        console: BinaryIO,
+        errors: BinaryIO,
+    ) -> None:
         self.process = process
         self.monitor = folder / "qmp"
         self.agent = GuestAgent(str(folder / "agent"), answer_limit=1.0)
-        self._console = folder / "console"
-        self._errors = folder / "errors"
+        self._console = console
+        self._errors = errors
 
     def console(self) -> str:
         """What came on the serial console."""
-        with self._console.open("rb") as file:
-            return file.read(_MOST_CONSOLE).decode(errors="replace")
+        return _content(self._console)
 
     def said(self) -> str:
         """What QEMU printed, in one line."""
-        return " ".join(self._errors.read_text(errors="replace").split())
+        return " ".join(_content(self._errors).split())
 
     def alive(self) -> bool:
         """Whether the machine still is."""
         return self.process.poll() is None
 
 
+def _content(file: BinaryIO) -> str:
+    return os.pread(file.fileno(), _MOST_CONSOLE, 0).decode(errors="replace")
+
+
 @contextlib.contextmanager
 def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
     """A machine for as long as the context lasts."""
-    (folder / "console").touch()
-    with open(folder / "errors", "wb") as errors:
+    # Files without names: what a guest said must not stay if this process is killed.
+    with tempfile.TemporaryFile() as console, tempfile.TemporaryFile() as errors:
         # A group of its own: Ctrl-C is for this process, which then ends QEMU in order.
         process = subprocess.Popen(
-            [*dies_with_parent(), *_command(machine, disks, folder)],
+            [*dies_with_parent(), *_command(machine, disks, folder, console.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
+            pass_fds=(console.fileno(),),
             process_group=0,
         )
-    try:
-        yield _Running(process, folder)
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            yield _Running(process, folder, console, errors)
+        finally:
+            process.kill()
+            process.wait()
 
 
-def _command(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> list[str]:
+def _command(
+    machine: BootMachine, disks: Sequence[ServedDisk], folder: Path, console: int
+) -> list[str]:
     words = [program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config"]
     words += ["-machine", "q35", "-cpu", "max", "-no-reboot"]
     words += [] if machine.emulated else ["-accel", "kvm"]
     words += ["-accel", "tcg"]
     words += ["-smp", str(machine.processors), "-m", str(machine.memory)]
     words += ["-nic", "none", "-display", "none", "-vga", "std"]
-    words += ["-serial", f"file:{folder}/console", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    words += ["-serial", f"file:/proc/self/fd/{console}"]
+    words += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
     words += ["-chardev", f"socket,id=agent,path={folder}/agent,server=on,wait=off"]
     words += ["-device", "virtio-serial-pci"]
     words += ["-device", f"virtserialport,chardev=agent,name={_AGENT_PORT}"]

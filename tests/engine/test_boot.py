@@ -125,11 +125,15 @@ def test_a_fault_in_boot_test_is_noticed(tmp_path: Path) -> None:
         reads_of_damage_fail(engine, tmp_path)
 
 
-def test_a_killed_boot_test_leaves_no_machine(tmp_path: Path) -> None:
+def test_a_killed_boot_test_leaves_no_machine_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guest = Guest(tmp_path / "store")
     guest.full({"vda": MIB})
-    scratch = tmp_path / "scratch"
+    scratch, temporary = tmp_path / "scratch", tmp_path / "t"
     scratch.mkdir()
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     words = ("boot-test", guest.store, "latest", "--memory", 64, "--screenshot", tmp_path / "x")
     running = INTACT.command(*words, "--scratch", scratch)
     wait_until(lambda: bool(machines(running.pid)), "a machine")
@@ -137,3 +141,7 @@ def test_a_killed_boot_test_leaves_no_machine(tmp_path: Path) -> None:
     running.kill()
     wait_until(lambda: not machine.exists(), "the machine's end")
     assert [*scratch.iterdir()] == []
+    wait_until(
+        lambda: all(item.is_dir() for item in temporary.rglob("*")),
+        "the end of what is in the temporary folder",
+    )
