@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -150,8 +151,8 @@ class Guest:
 
 
 @pytest.fixture
-def guest(scene: Scene) -> Iterator[Guest]:
-    agent = ScriptedAgent(scene.qemu.folder / "agent.sock")
+def guest(scene: Scene, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    agent = ScriptedAgent(scene.qemu.folder / getattr(request, "param", "agent.sock"))
     yield Guest(scene, agent)
     agent.close()
 
@@ -415,6 +416,9 @@ def test_a_guest_that_somebody_left_frozen_is_thawed_first(guest: Guest) -> None
     assert not guest.hangs()
 
 
+@pytest.mark.parametrize(
+    "guest", ["agent.sock", os.fsdecode(b"\xff.sock")], ids=["text", "bytes"], indirect=True
+)
 def test_a_killed_engine_leaves_a_note_that_the_next_run_follows(guest: Guest) -> None:
     """Also a run that is given no agent."""
     guest.scene.killed_backup(TAKEN, "--guest-agent", guest.agent.path)

@@ -181,7 +181,7 @@ class Freeze:
 
 def _write_note(note: Path, path: str, session: _Session) -> None:
     try:
-        note.write_text(str(Path(path).absolute()))
+        note.write_bytes(os.fsencode(Path(path).absolute()))
     except OSError as error:
         session.close()
         raise AgentError(f"cannot be noted ({error.strerror})", where=note) from error
@@ -207,8 +207,10 @@ def _read_note(note: Path) -> str | None:
         descriptor = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
-    with open(descriptor) as file:
-        return file.read() if os.fstat(descriptor).st_uid == os.geteuid() else None
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return None
+        return os.fsdecode(file.read())
 
 
 def _freeze(session: _Session, limit: float) -> bool:
