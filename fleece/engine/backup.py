@@ -142,11 +142,14 @@ class _Run:
                 results += self._store_point(taken)
                 oldest = None
             else:
-                results += self._stream_point(self._output, taken)
+                results += self._fill(Stream(self._output), taken)
                 oldest = self._oldest_needed(taken)
             taken.living.close()
             for kept in taken.living.committed(oldest):
                 self._listener(events.Warned(kept))
+        # Last: whatever the listener does, the point is stored, and QEMU tidied up.
+        told = events.Committed if self._output is None else events.Streamed
+        self._listener(told(taken.ref.id))
         freeze = taken.living.freeze
         if freeze.stuck is not None:
             raise SourceError(f"point {taken.ref.id} is stored, but {freeze.stuck}")
@@ -306,7 +309,6 @@ class _Run:
         except BaseException:
             partial.discard()
             raise
-        self._listener(events.Committed(taken.ref.id))
         self._trust(results)
         return results
 
@@ -318,11 +320,6 @@ class _Run:
                     self._store.trust(self._chain, done.disk)
                 except StoreError as error:
                     self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
-
-    def _stream_point(self, output: Sink, taken: Taken) -> list[DiskResult]:
-        results = self._fill(Stream(output), taken)
-        self._listener(events.Streamed(taken.ref.id))
-        return results
 
     def _oldest_needed(self, taken: Taken) -> int:
         """The sequence of the oldest segment that a next backup of the streamed disk needs."""

@@ -29,7 +29,8 @@ _BATCH = 64
 
 T = TypeVar("T")
 
-_EVERY = 0.1
+TELL_EVERY = 0.1
+"""Seconds between two reports of progress, at least."""
 
 
 class _Shared(Generic[T]):
@@ -55,10 +56,15 @@ class _Shared(Generic[T]):
         with self._lock:
             self.error = self.error or error
 
-    def give_up(self, error: BaseException) -> None:
-        """End the work for a reason that made others fail: this is the one to tell."""
+    def give_up(self, error: BaseException, known: BaseException | None) -> None:
+        """End the work for a reason that made others fail: this is the one to tell.
+
+        Args:
+            error: the reason.
+            known: the error that was known when it came up; if there is one, it stays.
+        """
         with self._lock:
-            self.error = error
+            self.error = known or error
 
 
 def run_workers(
@@ -67,17 +73,23 @@ def run_workers(
     cancel: CancelToken,
     count: int = WORKERS,
     watch: Callable[[], None] | None = None,
+    stop: Callable[[], None] | None = None,
 ) -> None:
     """Run `work` in `count` threads over shared items until they are used up.
 
-    The iterable itself runs under a lock, in whichever thread asks next.
+    The iterable itself runs under a lock, in whichever thread asks next. However it ends, no thread
+    is left.
 
     Args:
         items: to share out.
         work: one worker, from its first item to its last.
         cancel: ends the items.
         count: of threads.
-        watch: called in the calling thread every `WATCH_EVERY` seconds; its error ends the work.
+        watch: called in the calling thread every `WATCH_EVERY` seconds until the last worker has
+            ended, after a failure too: what it watches over is still there. Its error ends the
+            work.
+        stop: called in the calling thread after a failure, again and again: ends what workers wait
+            for.
 
     Raises:
         The first error of any worker, of the iterable or of `watch`; the other workers end at
@@ -92,22 +104,33 @@ def run_workers(
             shared.fail(error)
 
     threads = [threading.Thread(target=guarded, name=f"fleece-{n}") for n in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except BaseException as error:
+        shared.fail(error)
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(WATCH_EVERY)
-            if watch is not None and shared.error is None:
-                _watch(watch, shared)
+        _wait_for(thread, shared, watch, stop)
     if shared.error is not None:
         raise shared.error
 
 
-def _watch(watch: Callable[[], None], shared: _Shared[T]) -> None:
-    try:
-        watch()
-    except Exception as error:
-        shared.give_up(error)
+def _wait_for(
+    thread: threading.Thread,
+    shared: _Shared[T],
+    watch: Callable[[], None] | None,
+    stop: Callable[[], None] | None,
+) -> None:
+    while thread.is_alive():
+        known = shared.error
+        try:
+            thread.join(WATCH_EVERY)
+            if known is not None and stop is not None:
+                stop()
+            if watch is not None:
+                watch()
+        except BaseException as error:  # KeyboardInterrupt too: no worker outlives the call
+            shared.give_up(error, known)
 
 
 def run_beside(work: Callable[[], T], watch: Callable[[], None]) -> T:
@@ -159,14 +182,25 @@ class Counter:
         self._subject = subject
         self._total = total
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._told = 0.0
+        self._said = -1
         self.done = 0
 
     def add(self, count: int) -> None:
-        """Count `count` bytes more."""
+        """Count `count` bytes more, and tell."""
+        self.count(count)
+        self.tell()
+
+    def count(self, count: int) -> None:
+        """Count `count` bytes more, whatever the listener does."""
         with self._lock:
             self.done += count
-            now = time.monotonic()
-            if now - self._told >= _EVERY or self.done >= self._total:
-                self._told = now
-                self._listener(Progress(self._phase, self._subject, self.done, self._total))
+
+    def tell(self) -> None:
+        """Tell the listener, if it is time and there is news; the caller waits for it."""
+        with self._telling:
+            now, done = time.monotonic(), self.done
+            if done != self._said and (now - self._told >= TELL_EVERY or done >= self._total):
+                self._told, self._said = now, done
+                self._listener(Progress(self._phase, self._subject, done, self._total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from fleece.cancel import CancelToken
 from fleece.delta.layout import MAX_RECORD
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.pack import Packer
-from fleece.engine.pool import Counter, run_workers
+from fleece.engine.pool import TELL_EVERY, Counter, run_workers
 from fleece.engine.rescan import HeldLeaves
 from fleece.errors import PointError
 from fleece.extents import Extents, Gathering
@@ -125,16 +126,12 @@ def push_all(
         PointError: QEMU failed, or what came is not what had to come.
         StoreError: a delta takes no more.
     """
-    with contextlib.closing(
-        NbdSink(push.socket, [job.geometry.size for job in jobs], workers)
-    ) as sink:
+    dirty = push.dirty_bytes()
+    sizes = [job.geometry.size for job in jobs]
+    total = sum(size if known is None else known for size, known in zip(sizes, dirty, strict=True))
+    with contextlib.closing(NbdSink(push.socket, sizes, workers)) as sink:
         push.end_sink = sink.end
         sink.wait(cancel)
-        dirty = push.start()
-        sizes = [job.geometry.size for job in jobs]
-        total = sum(
-            size if known is None else known for size, known in zip(sizes, dirty, strict=True)
-        )
         _Receiver(jobs, push, sink, counter(total), cancel, watch).run()
         push.end()
     for number, job in enumerate(jobs):
@@ -142,7 +139,13 @@ def push_all(
 
 
 class _Receiver:
-    """Serves the sink's channels until QEMU's jobs are done."""
+    """Serves the sink's channels, and has QEMU push, until its jobs are done.
+
+    Three kinds of threads: one for each channel, which waits for nobody but the store; one that
+    tells the listener, who may take his time; and the calling one, which alone talks to QEMU. What
+    QEMU waits for while it drains its disks, and the guest with it, are the channels: they are
+    served before the first job can write, and whatever the others do.
+    """
 
     def __init__(
         self,
@@ -159,56 +162,70 @@ class _Receiver:
         self._counter = counter
         self._cancel = cancel
         self._watch = watch
+        self._started = False
         self._done = False
         self._failed = False
+        self._ended = threading.Event()
         self._since: dict[Channel, float] = {}
 
     def run(self) -> None:
         """Return when all jobs have ended well and all that came is stored."""
-        channels = self._sink.channels
-        run_workers(channels, self._serve, self._cancel, len(channels), self._look)
+        served = [functools.partial(self._serve, channel) for channel in self._sink.channels]
+        tasks: list[Callable[[], None]] = [*served, self._tell]
+        run_workers(tasks, self._work, self._cancel, len(tasks), self._look, self._give_up)
         if not self._done:
             self._sink.check()
             self._push.done()
             raise PointError("the sink that QEMU pushes into is gone")
 
-    def _serve(self, channels: Iterator[Channel]) -> None:
+    def _work(self, tasks: Iterator[Callable[[], None]]) -> None:
         try:
-            for channel in channels:
-                self._serve_one(channel)
+            for task in tasks:
+                task()
         except BaseException:
             # The others wait for requests. This is the error to tell, not that of the job, which
             # fails of it.
-            self._failed = True
-            self._sink.shut()
+            self._give_up()
             raise
 
-    def _serve_one(self, channel: Channel) -> None:
+    def _give_up(self) -> None:
+        self._failed = True
+        self._ended.set()
+        self._sink.shut()
+
+    def _tell(self) -> None:
+        while not self._ended.wait(TELL_EVERY):
+            self._counter.tell()
+        if self._done:
+            self._counter.tell()
+
+    def _serve(self, channel: Channel) -> None:
         packers = [Packer(job.writer, job.geometry, job.level) for job in self._jobs]
         for request in channel.requests():
             self._since[channel] = time.monotonic()
             data = None if request.zero else channel.data(request)
             self._jobs[request.disk].take(request, data, packers[request.disk])
-            del self._since[channel]
-            self._counter.add(request.length)
+            self._counter.count(request.length)
             channel.answer(True)
+            del self._since[channel]
 
     def _look(self) -> None:
         """Watch over all that can end it. Called in the thread that may talk to QEMU."""
-        try:
-            self._cancel.check()
-            self._watch()
-            if not self._failed:
-                self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
-                if self._push.done():
-                    self._done = True
-                    self._sink.shut()
-            waited = time.monotonic() - min([*self._since.values()], default=time.monotonic())
-            if waited > _PATIENCE:
-                raise PointError(
-                    f"the store took nothing for {_PATIENCE:.0f} s; the backup gave up, because "
-                    "the guest may have to wait for it"
-                )
-        except BaseException:
+        self._watch()
+        if self._failed or self._done:
+            return
+        self._cancel.check()
+        if not self._started:
+            self._push.start()
+            self._started = True
+        self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
+        if self._push.done():
+            self._done = True
+            self._ended.set()
             self._sink.shut()
-            raise
+        waited = time.monotonic() - min([*self._since.values()], default=time.monotonic())
+        if waited > _PATIENCE:
+            raise PointError(
+                f"the store took nothing for {_PATIENCE:.0f} s; the backup gave up, because "
+                "the guest may have to wait for it"
+            )

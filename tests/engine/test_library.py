@@ -10,12 +10,14 @@ import threading
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fleece
 from fleece.events import Event
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene
+from fleece.source.base import Point
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene, wait_until
 from tests.rig import images
 
 CHAIN = "01234567"
@@ -59,7 +61,7 @@ def test_points_are_taken_and_written_without_a_store(
             assert (export.disk, export.size, export.dirty_context) == ("d0", 8 * MIB, None)
             memory = io.BytesIO()
             summary = fleece.write_delta(
-                export, _header(export, 1, None), memory, listener=heard.append
+                point, export, _header(export, 1, None), memory, listener=heard.append
             )
             point.check()
             full.write_bytes(memory.getvalue())
@@ -86,7 +88,7 @@ def test_points_are_taken_and_written_without_a_store(
             (4 * MIB, 6 * MIB, True),
         ]
         parent = stack.enter_context(fleece.DeltaReader(full))
-        _write_to_pipe(export, _header(export, 2, parent), fleece.Chain([parent]), second)
+        _write_to_pipe(point, export, _header(export, 2, parent), fleece.Chain([parent]), second)
         point.check()
         point.close()
         point.committed()
@@ -105,7 +107,11 @@ def test_points_are_taken_and_written_without_a_store(
 
 
 def _write_to_pipe(
-    export: fleece.Export, head: fleece.Header, parent: fleece.Chain, target: Path
+    point: Point,
+    export: fleece.Export,
+    head: fleece.Header,
+    parent: fleece.Chain,
+    target: Path,
 ) -> None:
     """Write a delta into a pipe whose other end goes to a file."""
     read_end, write_end = os.pipe()
@@ -117,7 +123,7 @@ def _write_to_pipe(
     thread = threading.Thread(target=drain)
     thread.start()
     with os.fdopen(write_end, "wb", buffering=0) as sink:
-        fleece.write_delta(export, head, sink, parent)
+        fleece.write_delta(point, export, head, sink, parent)
     thread.join()
 
 
@@ -127,7 +133,7 @@ def test_a_delta_to_a_stream_is_the_one_in_a_store(scene: Scene) -> None:
         (disk,) = source.inventory().disks
         with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
             (export,) = point.exports
-            summary = fleece.write_delta(export, _header(export, 1, None), io.BytesIO())
+            summary = fleece.write_delta(point, export, _header(export, 1, None), io.BytesIO())
     assert summary.root.hex() == stored.root
     # A point that was not committed and that nothing builds on leaves no segment of its chain.
     assert len(scene.segments()) == 1
@@ -207,8 +213,59 @@ def test_a_sink_that_fails_fails_the_delta(scene: Scene) -> None:
         with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
             (export,) = point.exports
             with pytest.raises(OSError, match="No space left"):
-                fleece.write_delta(export, _header(export, 1, None), Full())
+                fleece.write_delta(point, export, _header(export, 1, None), Full())
     scene.nothing_left()
+
+
+def test_a_delta_on_a_disk_that_was_cut_is_refused(scene: Scene) -> None:
+    """QEMU's bitmaps do not tell that what was cut off reads as zeros now."""
+    full = scene.folder / "full.fleece"
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        (disk,) = source.inventory().disks
+        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+            (export,) = point.exports
+            with full.open("wb") as sink:
+                fleece.write_delta(point, export, _header(export, 1, None), sink)
+            point.committed()
+        for size in (4 * MIB, 8 * MIB):
+            scene.qemu.control.command("block_resize", {"node-name": "d0", "size": size})
+        (disk,) = source.inventory().disks
+        bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
+        with (
+            source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, bitmaps)]) as point,
+            fleece.DeltaReader(full) as parent,
+        ):
+            (export,) = point.exports
+            head = _header(export, 2, parent)
+            with pytest.raises(fleece.PointError, match="shrunk and grown back"):
+                fleece.write_delta(point, export, head, io.BytesIO(), fleece.Chain([parent]))
+
+
+def test_a_delta_is_given_up_before_its_scratch_is_too_large(scene: Scene) -> None:
+    """The stream stalls, and the guest goes on writing."""
+
+    class Stalls(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                scene.writer().write(0, os.urandom(6 * MIB))
+                exports = ("query-block-exports",)
+                wait_until(lambda: scene.qemu.control.command(*exports) == [], "the exports' end")
+            return super().write(data)
+
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch, 4 * MIB) as source:
+        (disk,) = source.inventory().disks
+        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+            (export,) = point.exports
+            with pytest.raises(fleece.PointError, match="the scratch has taken"):
+                fleece.write_delta(point, export, _header(export, 1, None), Stalls())
+    scene.nothing_left()
+
+
+def test_a_closed_source_is_an_error_of_its_family(scene: Scene) -> None:
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        pass
+    with pytest.raises(fleece.SourceError, match="was closed"):
+        source.inventory()
 
 
 def test_a_disk_restored_by_the_library_is_the_disk(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import fleece
 from fleece.engine import push
 from fleece.engine.pool import run_workers
+from fleece.events import Event, Listener, ignore
 from fleece.extents import Extents
 from fleece.nbd import sink
 from fleece.nbd.handover import Channel
@@ -324,12 +326,42 @@ def test_an_engine_that_stands_still_keeps_no_guest_waiting(iothreads: MachineSc
     iothreads.check_exact()
 
 
-def _pushed(scene: Scene, cancel: fleece.CancelToken | None = None) -> fleece.BackupResult:
+def test_a_listener_that_blocks_keeps_qemu_waiting_for_nothing(scene: Scene) -> None:
+    """A transaction drains all disks, and waits for what the push job has in flight."""
+    blocked, free = threading.Event(), threading.Event()
+
+    def listen(event: Event) -> None:
+        if event.name == "progress":
+            blocked.set()
+            free.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(_pushed, scene, listener=listen, rate=2 * MIB)
+        try:
+            assert blocked.wait(60)
+            added = {"node": "d0", "name": "other"}
+            action = {"type": "block-dirty-bitmap-add", "data": added}
+            for _ in range(3):
+                scene.qemu.control.command("transaction", {"actions": [action]})
+                scene.qemu.control.command("block-dirty-bitmap-remove", added)
+            assert not taken.done()
+        finally:
+            free.set()
+        taken.result()
+    scene.check_exact()
+
+
+def _pushed(
+    scene: Scene,
+    cancel: fleece.CancelToken | None = None,
+    listener: Listener = ignore,
+    rate: int | None = None,
+) -> fleece.BackupResult:
     """By the library, in this process."""
-    options = fleece.BackupOptions(transport=fleece.TransportWish.PUSH)
+    options = fleece.BackupOptions(transport=fleece.TransportWish.PUSH, rate=rate)
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         place = fleece.FolderStore.open_or_create(scene.store)
-        return fleece.backup(source, place, options, cancel=cancel)
+        return fleece.backup(source, place, options, listener, cancel)
 
 
 def test_a_store_that_stands_still_costs_the_backup(

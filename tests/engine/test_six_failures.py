@@ -468,9 +468,9 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "store/catalogue.py",
-                    "key=lambda p: (p.guest, p.sequence, p.id)",
-                    "key=lambda p: __import__('os').stat("
-                    "next(iter(p.disks.values())).path).st_mtime",
+                    "oldest_first(mine, _head)",
+                    "sorted(mine, key=lambda p: __import__('os').stat("
+                    "next(iter(p.disks.values())).path).st_mtime)",
                 ),
             ),
         ),
@@ -482,8 +482,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "store/catalogue.py",
-                    "key=lambda p: (p.guest, p.sequence, p.id)",
-                    "key=lambda p: next(iter(p.disks.values())).path",
+                    "oldest_first(mine, _head)",
+                    "sorted(mine, key=lambda p: next(iter(p.disks.values())).path)",
                 ),
             ),
         ),

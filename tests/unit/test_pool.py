@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleece.engine.pool import spread
+from fleece.cancel import CancelToken
+from fleece.engine.pool import Counter, run_workers, spread
+from fleece.events import Event, Phase, Progress
 
 MOST = 64
 
@@ -38,3 +43,91 @@ def test_both_kinds_are_evenly_spread(many: int, long: int) -> None:
         done[len(batch) == MOST] += 1
         if many and long:
             assert abs(done[True] * long - done[False] * many) <= max(many, long)
+
+
+LIMIT = 60.0
+
+
+def _workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fleece-")]
+
+
+def test_the_watch_goes_on_until_the_last_worker_has_ended() -> None:
+    """What it watches over is there for as long as somebody works on it."""
+    failed, looked = threading.Event(), threading.Event()
+    looks, both = itertools.count(), threading.Barrier(2)
+
+    def work(items: Iterator[int]) -> None:
+        number = next(items)
+        both.wait(LIMIT)
+        if number == 0:
+            failed.set()
+            raise ZeroDivisionError
+        assert looked.wait(LIMIT)
+
+    def watch() -> None:
+        if failed.is_set() and next(looks) == 5:
+            looked.set()
+
+    with pytest.raises(ZeroDivisionError):
+        run_workers(range(2), work, CancelToken(), 2, watch)
+    assert looked.is_set()
+
+
+def test_the_first_error_is_told_whatever_the_watch_says_later() -> None:
+    failed, ended = threading.Event(), threading.Event()
+    both = threading.Barrier(2)
+
+    def work(items: Iterator[int]) -> None:
+        number = next(items)
+        both.wait(LIMIT)
+        if number == 0:
+            failed.set()
+            raise ZeroDivisionError
+        assert ended.wait(LIMIT)
+
+    def watch() -> None:
+        if failed.is_set():
+            raise LookupError
+
+    with pytest.raises(ZeroDivisionError):
+        run_workers(range(2), work, CancelToken(), 2, watch, ended.set)
+
+
+def test_an_interrupt_of_the_waiting_thread_leaves_no_worker() -> None:
+    calls = itertools.count()
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            pass
+
+    def watch() -> None:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_workers(itertools.count(), work, CancelToken(), 3, watch)
+    assert _workers() == []
+
+
+def test_what_is_counted_while_the_listener_blocks_is_told_afterwards() -> None:
+    told: list[int] = []
+    entered, free = threading.Event(), threading.Event()
+
+    def listen(event: Event) -> None:
+        assert isinstance(event, Progress)
+        entered.set()
+        assert free.wait(LIMIT)
+        told.append(event.done)
+
+    counter = Counter(listen, Phase.BACKUP, "d0", 3)
+    counter.count(1)
+    teller = threading.Thread(target=counter.tell)
+    teller.start()
+    assert entered.wait(LIMIT)
+    counter.count(2)
+    free.set()
+    teller.join()
+    counter.tell()
+    counter.tell()
+    assert told == [1, 3]

@@ -115,6 +115,8 @@ class Monitor:
             CommandError: QEMU refused it.
             SourceError: the connection is lost, or QEMU did not answer in time.
         """
+        if self._loop.is_closed():
+            raise SourceError("the connection to QEMU was closed", where=self.path)
         try:
             result = self._run(
                 self._client.execute(command, dict(arguments) if arguments else None),

@@ -69,11 +69,20 @@ class PushJobs:
                 },
             )
 
-    def start(self) -> list[int | None]:
-        """Start to push to the sink, which must listen.
+    def dirty_bytes(self) -> list[int | None]:
+        """What will come of each disk: the bytes that its bitmap calls dirty, in whole bits.
 
         Returns:
-            For each disk the bytes that its bitmap calls dirty, in whole bits; None: all.
+            For each disk; None: all of it.
+        """
+        counts = self._dirty_counts()
+        return [counts[n] if more else None for n, more in enumerate(self._incremental)]
+
+    def start(self) -> None:
+        """Start to push to the sink, which must listen, and whose channels must be served already.
+
+        QEMU waits for what its jobs have in flight whenever it drains a disk: at the next
+        transaction, of whomever.
 
         Raises:
             PointError: QEMU refused it.
@@ -95,8 +104,6 @@ class PushJobs:
             raise PointError(
                 f"QEMU refused to push: {error.reason}", where=self._monitor.path
             ) from error
-        counts = self._dirty_counts()
-        return [counts[n] if more else None for n, more in enumerate(self._incremental)]
 
     def done(self) -> bool:
         """Whether all jobs have ended well.
@@ -198,13 +205,13 @@ class PushJobs:
         yield {"type": "blockdev-backup", "data": job}
 
     def _dirty_counts(self) -> dict[int, int]:
-        """The dirty bytes of each view's bitmap."""
-        views = {self._names.view(number): number for number in self._numbers}
+        """The dirty bytes of each overlay's bitmap."""
+        overlays = {self._names.overlay(number): number for number in self._numbers}
         return {
-            views[node["node-name"]]: int(bitmap["count"])
+            overlays[node["node-name"]]: int(bitmap["count"])
             for node in self._monitor.execute("query-named-block-nodes")
             for bitmap in node.get("dirty-bitmaps", [])
-            if node["node-name"] in views and bitmap.get("name") == DELTA_BITMAP
+            if node["node-name"] in overlays and bitmap.get("name") == DELTA_BITMAP
         }
 
 
