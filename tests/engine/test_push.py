@@ -25,7 +25,7 @@ from fleece.extents import Extents
 from fleece.nbd import sink
 from fleece.nbd.handover import Channel
 from fleece.source.qemu.plan import GRANULARITY
-from fleece.source.qemu.push import bitmap_hash
+from fleece.source.qemu.push import PushJobs, bitmap_hash
 from tests.engine.matrix import SIZES
 from tests.engine.scene import (
     INTACT,
@@ -326,8 +326,15 @@ def test_an_engine_that_stands_still_keeps_no_guest_waiting(iothreads: MachineSc
     iothreads.check_exact()
 
 
+def _drain(scene: Scene) -> None:
+    """A transaction drains all disks: it waits for what jobs have in flight."""
+    added = {"node": "d0", "name": "other"}
+    action = {"type": "block-dirty-bitmap-add", "data": added}
+    scene.qemu.control.command("transaction", {"actions": [action]})
+    scene.qemu.control.command("block-dirty-bitmap-remove", added)
+
+
 def test_a_listener_that_blocks_keeps_qemu_waiting_for_nothing(scene: Scene) -> None:
-    """A transaction drains all disks, and waits for what the push job has in flight."""
     blocked, free = threading.Event(), threading.Event()
 
     def listen(event: Event) -> None:
@@ -339,14 +346,34 @@ def test_a_listener_that_blocks_keeps_qemu_waiting_for_nothing(scene: Scene) -> 
         taken = pool.submit(_pushed, scene, listener=listen, rate=2 * MIB)
         try:
             assert blocked.wait(60)
-            added = {"node": "d0", "name": "other"}
-            action = {"type": "block-dirty-bitmap-add", "data": added}
             for _ in range(3):
-                scene.qemu.control.command("transaction", {"actions": [action]})
-                scene.qemu.control.command("block-dirty-bitmap-remove", added)
+                _drain(scene)
             assert not taken.done()
         finally:
             free.set()
+        taken.result()
+    scene.check_exact()
+
+
+def test_the_sink_is_served_before_qemu_begins_to_push(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second backup's transaction may come at once, and this one waits for an answer of QEMU."""
+    begun, drained = threading.Event(), threading.Event()
+    start = PushJobs.start
+
+    def held(jobs: PushJobs) -> object:
+        result: object = start(jobs)
+        begun.set()
+        assert drained.wait(60)
+        return result
+
+    monkeypatch.setattr(PushJobs, "start", held)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(_pushed, scene)
+        assert begun.wait(60)
+        _drain(scene)
+        drained.set()
         taken.result()
     scene.check_exact()
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,21 +70,6 @@ class Pair:
         nothing_left(self.qemu, self.one.scratch)
         assert [*self.two.scratch.iterdir()] == []
         assert len(self.one.segments()) == 2
-
-
-def test_two_pushes_at_once_keep_each_other_waiting_for_nothing(pair: Pair) -> None:
-    """Each one's transaction drains all disks: it waits for what the other's jobs have begun."""
-
-    def push(number: int) -> list[Ran]:
-        scene = (pair.one, pair.two)[number]
-        words = ["backup", f"qmp:{pair.qemu.qmp_sockets[number]}", scene.store, "--guest", GUEST]
-        words += ["--scratch", scene.scratch, "--transport", "push", "--mode"]
-        return [INTACT.run(*words, mode) for mode in ("full", "rescan", "full", "rescan")]
-
-    with ThreadPoolExecutor(2) as pool:
-        for ran in itertools.chain.from_iterable(pool.map(push, (0, 1))):
-            ran.succeeded()
-    pair.check()
 
 
 def _go_on(running: Running) -> Ran:
