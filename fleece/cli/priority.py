@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 
+from fleece.programs import child_environment
+
 
 def step_back() -> None:
     """Take the lowest priority for processors, and the idle class for disks where `ionice` is.
@@ -14,4 +16,5 @@ def step_back() -> None:
     """
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     if (ionice := shutil.which("ionice")) is not None:
-        subprocess.run([ionice, "-c", "3", "-p", str(os.getpid())], check=False)
+        words = [ionice, "-c", "3", "-p", str(os.getpid())]
+        subprocess.run(words, check=False, env=child_environment())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import fleece
 from fleece.errors import UsageError
+from fleece.programs import SECRET_VARIABLES
 
 
 def secret_of(
@@ -18,8 +19,7 @@ def secret_of(
     """
     given = [key_file, passphrase_file, None]
     if key_file is None and passphrase_file is None:
-        names = "FLEECE_KEY_FILE", "FLEECE_PASSPHRASE_FILE", "FLEECE_PASSPHRASE"
-        given = [environment.get(name) or None for name in names]
+        given = [environment.get(name) or None for name in SECRET_VARIABLES]
     if sum(text is not None for text in given) > 1:
         raise UsageError("more than one key is given", hint="one key file, or one passphrase")
     key, file, text = given

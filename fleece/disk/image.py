@@ -16,7 +16,7 @@ from fleece.disk.raw import RawDisk
 from fleece.errors import FleeceError, SourceError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
-from fleece.programs import program
+from fleece.programs import child_environment, program
 
 
 class ImageFormat(enum.StrEnum):
@@ -64,6 +64,7 @@ def probe_format(path: str, failure: type[FleeceError]) -> str:
         [program("qemu-img"), "info", "-U", "--output=json", "--", path],
         capture_output=True,
         check=False,
+        env=child_environment(),
     )
     if done.returncode != 0:
         raise failure(f"is no image: {done.stderr.decode(errors='replace').strip()}", where=path)

@@ -22,7 +22,7 @@ from fleece.engine.restore import RestoreResult, check_unread, prove, write_chai
 from fleece.engine.target import is_there, sync
 from fleece.errors import TargetError
 from fleece.nbd.server import served_image
-from fleece.programs import program
+from fleece.programs import child_environment, program
 from fleece.store.folder import FolderStore
 
 
@@ -126,6 +126,8 @@ def _judge(path: Path) -> None:
 
 
 def _qemu_img(path: Path, *words: str) -> None:
-    done = subprocess.run([program("qemu-img"), *words], capture_output=True, check=False)
+    done = subprocess.run(
+        [program("qemu-img"), *words], capture_output=True, check=False, env=child_environment()
+    )
     if done.returncode != 0:
         raise TargetError(" ".join(done.stderr.decode(errors="replace").split()), where=path)

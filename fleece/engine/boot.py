@@ -22,7 +22,7 @@ from fleece.cancel import CancelToken
 from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.errors import FleeceError, TargetError, VerifyError
 from fleece.nbd.server import dies_with_parent
-from fleece.programs import program
+from fleece.programs import child_environment, program
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.monitor import Monitor
 from fleece.store.folder import FolderStore
@@ -210,6 +210,7 @@ def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) ->
             stderr=errors,
             pass_fds=(console.fileno(),),
             process_group=0,
+            env=child_environment(),
         )
         try:
             yield _Running(process, folder, console, errors)

@@ -16,7 +16,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
 from fleece.nbd.server import served_image
-from fleece.programs import program
+from fleece.programs import child_environment, program
 
 
 @contextlib.contextmanager
@@ -107,6 +107,7 @@ def _blank(path: Path, image_format: ImageFormat, size: int) -> Iterator[Writabl
         [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(size)],
         capture_output=True,
         check=False,
+        env=child_environment(),
     )
     if made.returncode != 0:
         raise TargetError(made.stderr.decode(errors="replace").strip(), where=path)

@@ -15,6 +15,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.files.names import shown
 from fleece.files.wire import MOST_BLOB, Head, Wire, WireError
+from fleece.programs import child_environment
 
 _TICK = 0.2
 _SILENCE = 120.0
@@ -74,7 +75,7 @@ class Session:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "fleece.files.reader"],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+                env=child_environment(PYTHONPATH=os.pathsep.join(path)),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

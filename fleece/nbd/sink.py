@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import PointError, UsageError
 from fleece.nbd.handover import Channel, HandOver
 from fleece.nbd.server import greets
-from fleece.programs import program
+from fleece.programs import child_environment, program
 
 _PLUGIN = Path(__file__).with_name("sink_plugin.py")
 _START_LIMIT = 60.0
@@ -120,7 +119,7 @@ def _start(
         stderr=said,
         pass_fds=tuple(inherited),
         process_group=0,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
     )
 
 

@@ -29,6 +29,8 @@ _FLOORS = (
 )
 """Rooms from the lowest floor up. `fleece` itself shows what `fleece.api` names."""
 
+_STARTS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
+
 _FILES = sorted((_ROOT / "fleece").rglob("*.py"))
 
 
@@ -89,6 +91,23 @@ def test_no_import_goes_up(path: Path) -> None:
         top, _, rest = name.partition(".")
         if top == "fleece":
             assert _floor(rest.partition(".")[0] or "__init__") <= mine, f"imports {name}"
+
+
+def _started(path: Path) -> Iterator[ast.Call]:
+    """The calls that start a program."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in _STARTS:
+            yield node
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_every_program_is_started_without_the_secrets(path: Path) -> None:
+    """What a child inherits is made by `fleece.programs`, which leaves the secrets out."""
+    for call in _started(path):
+        given = [ast.unparse(word.value) for word in call.keywords if word.arg == "env"]
+        makers = [text.partition("(")[0].rpartition(".")[2] for text in given]
+        assert makers, f"line {call.lineno}"
+        assert makers[0].endswith("environment"), f"line {call.lineno}"
 
 
 def test_what_is_pure_imports_no_more_than_it_says() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
-from fleece.programs import program
+from fleece.programs import child_environment, program
 from fleece.source.base import Export
 from fleece.source.qemu.fleecing import Entangled
 from fleece.source.qemu.inventory import GuestDisk
@@ -119,6 +119,7 @@ class ClassicFleecing:
             [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
             capture_output=True,
             check=False,
+            env=child_environment(),
         )
         if done.returncode != 0:
             raise SourceError(
