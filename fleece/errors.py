@@ -49,6 +49,16 @@ class FleeceError(Exception):
         return text if self.hint is None else f"{text}; {self.hint}"
 
 
+def bug(error: Exception) -> FleeceError:
+    """The error for an exception that nobody expected.
+
+    An exception's `repr` can show more than its message: that of a text that cannot be encoded
+    shows the whole text, and it may be a secret.
+    """
+    what = f"a bug in fleece: {type(error).__name__}({str(error)!r})"
+    return FleeceError(what, hint="please report it")
+
+
 class UsageError(FleeceError):
     """The request itself makes no sense, whatever the state of the world."""
 

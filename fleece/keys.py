@@ -117,9 +117,18 @@ class Secret:
         return cls._read(Derivation.PASSPHRASE, path)
 
     @classmethod
-    def of_passphrase(cls, text: str) -> Secret:
-        """A passphrase."""
-        return cls(Derivation.PASSPHRASE, text.encode())
+    def of_passphrase(cls, text: str | bytes) -> Secret:
+        """A passphrase: its bytes, or a text, which stands for those of UTF-8.
+
+        Raises:
+            UsageError: it has no bytes.
+        """
+        try:
+            content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            # The error holds the whole text, and would be shown with what follows from it.
+            raise UsageError("a passphrase has a character that is none in UTF-8") from None
+        return cls(Derivation.PASSPHRASE, content)
 
     @classmethod
     def _read(cls, derivation: Derivation, path: str | os.PathLike[str]) -> Secret:

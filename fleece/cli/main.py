@@ -15,7 +15,7 @@ from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
 from fleece.cli.output import Output, OutputError, printing
 from fleece.cli.process import fill_standard_streams, set_up_process
-from fleece.errors import ExitCode, FleeceError
+from fleece.errors import ExitCode, FleeceError, bug
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         with contextlib.suppress(OutputError), printing(sys.stderr):
             traceback.print_exc()
-        output.fail(FleeceError(f"a bug in fleece: {error!r}", hint="please report it"))
+        output.fail(bug(error))
         return int(ExitCode.INTERNAL)
     return int(ExitCode.OK)
 

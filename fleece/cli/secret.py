@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import fleece
@@ -27,4 +28,5 @@ def secret_of(
         return fleece.Secret.of_key_file(key)
     if file is not None:
         return fleece.Secret.of_passphrase_file(file)
-    return None if text is None else fleece.Secret.of_passphrase(text)
+    # The very bytes of the environment, whatever the locale takes them for: those of a file.
+    return None if text is None else fleece.Secret.of_passphrase(os.fsencode(text))

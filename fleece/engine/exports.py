@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from fleece.delta.chain import Chain
 from fleece.disk.chain import ChainDisk
-from fleece.errors import FleeceError, UsageError
+from fleece.errors import FleeceError, UsageError, bug
 from fleece.keys import PipedSecret, Secret
 from fleece.store.folder import FolderStore
 
@@ -65,7 +65,7 @@ class Report:
     def of(kind: str, error: Exception) -> Report:
         """A report about an error."""
         if not isinstance(error, FleeceError):
-            error = FleeceError(f"a bug in fleece: {error!r}", hint="please report it")
+            error = bug(error)
         return Report(kind, error.where, error.what, error.hint, int(error.code))
 
     @staticmethod

@@ -87,6 +87,15 @@ def test_a_server_of_a_point_knows_no_secret(scene: Scene) -> None:
     end(running)
 
 
+def test_a_wrong_passphrase_that_is_not_utf_8_is_one_error_and_not_shown(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEECE_PASSPHRASE", "sesame\udcff")
+    for words in ((), ("--json",)):
+        ran = INTACT.run("list", scene.store, *words).failed(2, "not the key")
+        assert "sesame" not in ran.out + ran.err
+
+
 def test_the_callers_own_environment_stays_as_it_is(scene: Scene) -> None:
     script = (
         "import fleece, os, sys; secret = fleece.Secret.of_passphrase(sys.argv[2])\n"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
+import traceback
 import uuid
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.cli.secret import secret_of
 from fleece.delta.chain import Chain
 from fleece.delta.layout import Kind
 from fleece.delta.reader import DeltaReader
@@ -26,7 +29,7 @@ from fleece.engine.partial import restore_partial
 from fleece.engine.pool import Counter
 from fleece.engine.salvage import salvage
 from fleece.engine.verify import check_delta
-from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey
+from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey, bug
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret
 from fleece.store.folder import MARKER, FolderStore
@@ -252,6 +255,31 @@ def test_a_passphrase_file_is_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "phrase").write_bytes(b"correct horse battery staple\r\nnot this\n")
     key = PHRASE.new_key()
     assert Secret.of_passphrase_file(tmp_path / "phrase").key(key.terms, "").master == key.master
+
+
+@pytest.mark.parametrize("content", [b"p\xe4ss", "p\u00e4ss".encode(), b"\xff\xfe", b" blank "])
+def test_a_passphrase_is_the_same_in_a_file_as_in_the_environment(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "phrase").write_bytes(content)
+    key = Secret.of_passphrase_file(tmp_path / "phrase").new_key()
+    given = {"FLEECE_PASSPHRASE": os.fsdecode(content)}
+    for found in (secret_of(None, None, given), Secret.of_passphrase(content)):
+        assert found is not None
+        assert found.key(key.terms, "").master == key.master
+
+
+def test_what_cannot_be_a_passphrase_is_not_shown() -> None:
+    """The error that is the cause shows all of the text in its repr, and it must not be there."""
+    text = "sesame\ud800"
+    with pytest.raises(UsageError, match="a passphrase has a character") as caught:
+        Secret.of_passphrase(text)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "UnicodeEncodeError" not in shown
+    with pytest.raises(UnicodeEncodeError) as other:
+        text.encode()
+    assert "sesame" in repr(other.value)
+    assert "sesame" not in str(bug(other.value))
 
 
 def test_no_key_file_is_a_usage_error(tmp_path: Path) -> None:
