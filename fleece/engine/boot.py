@@ -20,7 +20,7 @@ from typing import BinaryIO
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.engine.serve import ServedDisk, Serving, serve
-from fleece.errors import FleeceError, TargetError, VerifyError
+from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
 from fleece.nbd.server import dies_with_parent
 from fleece.programs import child_environment, program
 from fleece.source.qemu.agent import GuestAgent
@@ -74,12 +74,19 @@ class BootWish:
         limit: seconds to wait for it.
         screenshot: a PNG file to make of the screen in the end, whatever the outcome.
         console: a file for all that came on the serial console.
+
+    Raises:
+        UsageError: the text is empty: it is on any console, before the machine has started.
     """
 
     text: str | None = None
     limit: float = 300.0
     screenshot: Path | None = None
     console: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.text == "":
+            raise UsageError("the text that must come on the console is empty")
 
 
 @dataclass(frozen=True)

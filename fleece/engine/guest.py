@@ -17,7 +17,7 @@ def guest_name(source: QemuSource, wanted: str | None) -> str:
     Raises:
         UsageError: no header could hold it.
     """
-    guest = wanted or source.guest()
+    guest = source.guest() if wanted is None else wanted
     if not is_name(guest):
-        raise UsageError("the guest's name must be printable, of 1024 characters at most")
+        raise UsageError("the guest's name must be printable, of 1 to 1024 characters")
     return guest

@@ -236,8 +236,10 @@ class Catalogue:
         Raises:
             StoreError: there is none, not all of its disks are there, or `latest` cannot be told
                 because a damaged file may be newer.
-            UsageError: there is more than one.
+            UsageError: there is more than one, or the text is empty.
         """
+        if not text:  # which any id begins with
+            raise UsageError("a point is named by nothing", where=self.where)
         points = [p for p in self.points if guest is None or p.guest == guest]
         if text == LATEST:
             points = [point for point in points if point.complete]

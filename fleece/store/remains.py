@@ -109,6 +109,8 @@ def _all(catalogue: Catalogue) -> Iterator[Remains]:
 
 def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:
     """The best file of the disk at the point that a text means."""
+    if not text:  # which any id begins with
+        raise UsageError("a point is named by nothing", where=where)
     ids = {r.header.point.id for r in found}
     if text == LATEST:
         if len({r.header.guest for r in found}) > 1:

@@ -708,7 +708,12 @@ def test_points_that_are_asked_for_wrongly(scene: Scene) -> None:
 
     restore("ffffffffffff", "d0", out, code=5, text="no such point")
     restore("latest", "d7", out, code=2, text="d7")
-    restore("", "d0", out, code=2, text="could be 3 points")
+    restore("", "d0", out, code=2, text="POINT: is empty")
+    store = fleece.FolderStore(scene.store)
+    with pytest.raises(fleece.UsageError, match="named by nothing"):
+        store.catalogue().find("")
+    with pytest.raises(fleece.UsageError, match="named by nothing"):
+        fleece.restore_partial(store, "", "d0", str(out))
     restore("latest", "d0", out, "--guest", "other", code=5, text="no such point")
 
 
@@ -728,6 +733,10 @@ def test_any_name_of_a_guest_is_a_name(name: str, scene: Scene) -> None:
 
 def test_a_name_that_no_header_can_hold_is_refused_before_the_point(scene: Scene) -> None:
     scene.take()
+    with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+        store = fleece.FolderStore(scene.store)
+        with pytest.raises(fleece.UsageError, match="printable, of 1 to"):
+            fleece.backup(source, store, fleece.BackupOptions(guest=""))
     for name in ("two\nlines", "x" * 1025, os.fsdecode(b"\xff")):
         words = (scene.source, scene.store, "--guest", name, "--json")
         for verb in ("backup", "audit"):

@@ -92,6 +92,11 @@ def test_what_does_not_boot_is_said(tmp_path: Path) -> None:
     INTACT.run(*words, "--timeout", 0).failed(2, "--timeout")
 
 
+def test_an_empty_text_is_no_sign(tmp_path: Path) -> None:
+    with pytest.raises(fleece.UsageError, match="is empty"):
+        fleece.BootWish("")
+
+
 def test_a_machine_that_ends_has_not_booted(load: Load, files: GuestFiles) -> None:
     words = ("--append", "console=ttyS0 panic=-1 rdinit=/nothing")
     ran = boot(load.store, files, *words)

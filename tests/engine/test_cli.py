@@ -105,6 +105,28 @@ def test_a_wrong_command_line_is_a_usage_error(words: tuple[str, ...]) -> None:
     assert INTACT.run(*words).failed(2).out == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("boot-test", "s", "latest", "--console-text="),
+        ("backup", "qmp:x", ""),
+        ("backup", "qmp:x", "s", "--guest", ""),
+        ("backup", "qmp:x", "s", "--scratch", ""),
+        ("backup", "qmp:x", "s", "--guest-agent", ""),
+        ("backup", "qmp:x", "s", "--disk", "vda", "--disk", ""),
+        ("verify", "s", ""),
+        ("merge", "s", "latest", "--from", ""),
+        ("files", "s", "latest", "vda", "cp", "/a", "", "d"),
+        ("files", "s", "latest", "vda", "cp", "/a", ""),
+        ("files", "s", "latest", "vda", "ls", "--volume", "", "/"),
+        ("list", "s", "--key-file", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_word_means_nothing(words: tuple[str, ...]) -> None:
+    assert INTACT.run(*words).failed(2, "is empty").out == ""
+
+
 def test_a_wrong_command_line_with_json_is_a_result(tmp_path: Path) -> None:
     ran = INTACT.run("fly", "--json").failed(2, "fly")
     assert ran.result["ok"] is False

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from fleece.cli.grammar.files import files_verbs
 from fleece.cli.grammar.keep import keep_verbs
+from fleece.cli.grammar.options import filled
 from fleece.cli.grammar.points import point_verbs
 from fleece.cli.grammar.source import source_verbs
 from fleece.cli.grammar.store import store_verbs
@@ -20,6 +21,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **words: Any) -> None:
         # What is an abbreviation today is ambiguous with the next option that is added.
         super().__init__(**words, allow_abbrev=False)
+        self.register("type", None, filled)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see '{self.prog} --help'")
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         help="print one JSON object a line; the last one is the result",
     )
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+    verbs.type = str  # the verb's own words pass here too
 
     def verb(name: str, function: str, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])

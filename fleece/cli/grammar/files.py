@@ -18,6 +18,7 @@ def files_verbs(verb: AddVerb) -> None:
     files.add_argument("point", metavar="POINT", help=POINT)
     files.add_argument("disk", metavar="DISK", help="the disk's name")
     verbs = files.add_subparsers(title="verbs", metavar="ls|cp", required=True)
+    verbs.type = str  # the verb's own words pass here too
     text = "list the disk's volumes, or what is at a path"
     ls = verbs.add_parser("ls", help=text, description=text)
     ls.set_defaults(verb="files:ls")

@@ -14,6 +14,18 @@ AddVerb = Callable[[str, str, str], argparse.ArgumentParser]
 text of help."""
 
 
+def filled(text: str) -> str:
+    """The type of every word of which nothing else is said.
+
+    An empty one is mostly a variable of a script that is not set. As a folder it would be the
+    working one, as a point any, as an option none: something else than what was meant. Files to
+    make are of type `str`: what makes them judges their names.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def add_scratch(made: argparse.ArgumentParser) -> None:
     """Add the option for the scratch folder."""
     made.add_argument(

@@ -85,7 +85,7 @@ def _looking_verbs(verb: AddVerb) -> None:
     picture.add_argument("store", metavar="STORE", help=STORE)
     picture.add_argument("point", metavar="POINT", help=POINT)
     picture.add_argument("disk", metavar="DISK", help="the disk's name")
-    picture.add_argument("--svg", metavar="FILE", help="write the picture there too")
+    picture.add_argument("--svg", type=str, metavar="FILE", help="write the picture there too")
     add_guest(picture)
     add_key(picture)
     serve = verb(
@@ -139,9 +139,15 @@ def _boot_verb(verb: AddVerb) -> None:
     boot.add_argument(
         "--timeout", dest="limit", type=float, default=300.0, metavar="SECONDS", help="default: 300"
     )
-    boot.add_argument("--screenshot", metavar="FILE", help="a PNG file of the screen in the end")
     boot.add_argument(
-        "--console-log", dest="console", metavar="FILE", help="for what came on the console"
+        "--screenshot", type=str, metavar="FILE", help="a PNG file of the screen in the end"
+    )
+    boot.add_argument(
+        "--console-log",
+        type=str,
+        dest="console",
+        metavar="FILE",
+        help="for what came on the console",
     )
     boot.add_argument(
         "--memory", type=int, default=1024, metavar="MIB", help="of the machine; default: 1024"
@@ -163,7 +169,7 @@ def _boot_verb(verb: AddVerb) -> None:
     boot.add_argument("--firmware", metavar="FILE", help="instead of the BIOS, like OVMF.fd (UEFI)")
     boot.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
     boot.add_argument("--initrd", metavar="FILE", help="with --kernel")
-    boot.add_argument("--append", metavar="WORDS", help="with --kernel: its command line")
+    boot.add_argument("--append", type=str, metavar="WORDS", help="with --kernel: its command line")
     boot.add_argument("--scratch", metavar="DIR", help="for what it writes; default: /var/tmp")
     add_guest(boot)
     add_key(boot)
