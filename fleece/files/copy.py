@@ -64,7 +64,8 @@ def copy_files(
         volume: of it.
         paths: from the root of the volume's file system; `/` is all that is in it.
         target: a folder, or the name of a copy in one.
-        force: replace files that exist; folders never are, nor a folder by a file.
+        force: replace files that exist; folders never are, nor a folder by a file. A file that
+            this call has made is not replaced by another of the same name: that is a `Problem`.
         listener: hears `Copied`, `Progress`, `Warned` and `Problem`.
         cancel: stops it; whole files stay.
 

@@ -2,7 +2,8 @@
 
 Every name is made relative to the descriptor of the folder that it is in (openat(2) and the like),
 and no link is ever followed below the folder that the caller has named. A file gets its name when
-it is whole. What exists is replaced only with `force`, and then by a rename.
+it is whole. What exists is replaced only with `force`, and then by a rename; what was made here is
+not even then, because two files of one name would count as copied and only one be there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import os
 import secrets
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +28,36 @@ _PERMISSIONS = 0o777
 
 
 class UnfitError(TargetError):
-    """The target's file system can hold no file of this name or size: others it can."""
+    """The target can hold no file of this name or size, or has it made already: others it can."""
+
+
+class _Made:
+    """The paths that were made in one run."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, list[str]] = {}
+
+    def add(self, path: str) -> None:
+        """Remember a path."""
+        self._paths.setdefault(_folded(path), []).append(path)
+
+    def has(self, path: str, found: os.stat_result) -> bool:
+        """Whether what was found at a path was made in this run, under this or another spelling."""
+        return any(
+            path == made or _is_at(made, found) for made in self._paths.get(_folded(path), ())
+        )
+
+
+def _folded(path: str) -> str:
+    """The same for all spellings that some file system takes for one name."""
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _is_at(path: str, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), found)
+    except OSError:
+        return False
 
 
 class Folder:
@@ -36,12 +67,12 @@ class Folder:
         descriptor: of the folder; closed in the end.
         where: its path, for messages.
         made: it is new.
-        force: replace files that exist.
+        replaces: files that exist, unless they were made in this run; None: no file at all.
     """
 
-    def __init__(self, descriptor: int, where: str, *, made: bool, force: bool) -> None:
+    def __init__(self, descriptor: int, where: str, *, made: bool, replaces: _Made | None) -> None:
         self._descriptor = descriptor
-        self._force = force
+        self._replaces = replaces
         self.where = where
         self.made = made
 
@@ -54,7 +85,7 @@ class Folder:
         """
         with _errors(path):
             descriptor = os.open(path, _FOLDER & ~os.O_NOFOLLOW)
-        return Folder(descriptor, str(path), made=False, force=force)
+        return Folder(descriptor, str(path), made=False, replaces=_Made() if force else None)
 
     def __enter__(self) -> Folder:
         return self
@@ -81,7 +112,7 @@ class Folder:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
                     raise TargetError("is there and is no folder", where=where) from error
                 raise
-        return Folder(descriptor, where, made=made, force=self._force)
+        return Folder(descriptor, where, made=made, replaces=self._replaces)
 
     def finish(self, mode: int | None, mtime: int | None) -> None:
         """Give a folder that is new its mode and time, when all is in it."""
@@ -103,6 +134,7 @@ class Folder:
 
         Raises:
             TargetError: it exists, or cannot be made.
+            UnfitError: it was made just now, or this file system can have no such file.
         """
         self.check_free(name)
         where, partial = self._path(name), _partial()
@@ -141,7 +173,12 @@ class Folder:
                 os.unlink(partial, dir_fd=self._descriptor)
 
     def check_free(self, name: str) -> None:
-        """Raise `TargetError` if something has this name, unless it may be replaced."""
+        """Raise if something has this name, unless it may be replaced.
+
+        Raises:
+            UnfitError: it was made in this run.
+            TargetError: it is there otherwise.
+        """
         where = self._path(name)
         with _errors(where):
             try:
@@ -150,14 +187,16 @@ class Folder:
                 return
         if stat.S_ISDIR(found.st_mode):
             raise TargetError("is there and is a folder", where=where)
-        if not self._force:
+        if self._replaces is None:
             raise TargetError("exists already", where=where, hint="--force replaces it")
+        if self._replaces.has(where, found):
+            raise UnfitError("another file has got this name just now", where=where)
 
     def _name(self, partial: str, name: str) -> None:
         """Give a whole file its name; without `force` even one that appeared meanwhile is kept."""
         here = self._descriptor
         with _errors(self._path(name)):
-            if not self._force:
+            if self._replaces is None:
                 try:
                     os.link(partial, name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
                     return
@@ -165,6 +204,8 @@ class Folder:
                     if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                         raise
             os.rename(partial, name, src_dir_fd=here, dst_dir_fd=here)
+        if self._replaces is not None:
+            self._replaces.add(self._path(name))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.where, name)

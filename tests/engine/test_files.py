@@ -373,6 +373,56 @@ def test_cp_follows_the_rules_of_cp(backed: Backed, tmp_path: Path) -> None:
     ]
 
 
+def _twins(folder: Path) -> Path:
+    """A store of a disk on which names are alike."""
+    for place, name in (("a", "name"), ("b", "name"), ("c", "NAME"), ("d", "other")):
+        (folder / "tree" / place / "inner").mkdir(parents=True)
+        (folder / "tree" / place / name).write_text(place)
+        (folder / "tree" / place / "inner" / name).write_text(place)
+    guest = Guest(folder / "store")
+    image = made.ext(folder / "image", 2 * MIB, folder / "tree")
+    guest.holding({"vda": image.read_bytes()})
+    return guest.store
+
+
+def _copied_twins(store: Path, out: Path, *paths: str) -> Ran:
+    return INTACT.run("files", store, "latest", "vda", "cp", *paths, out, "--force", "--json")
+
+
+def test_a_file_that_was_made_just_now_is_not_replaced(tmp_path: Path) -> None:
+    store, out = _twins(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / "name").write_text("old")
+    ran = _copied_twins(store, out, "/a/name", "/b/name", "/c/NAME", "/d/other")
+    ran.failed(5, "1 of what was asked for could not be copied")
+    (problem,) = ran.named("problem")
+    assert problem["where"] == str(out / "name")
+    assert "has got this name just now" in problem["what"]
+    assert (ran.result["files"], ran.result["failed"]) == (3, 1)
+    found = {item.name: item.read_text() for item in out.iterdir()}
+    assert found == {"name": "a", "NAME": "c", "other": "d"}
+    _copied_twins(store, out, "/b/name").succeeded()
+    assert (out / "name").read_text() == "b"
+
+
+def test_folders_of_one_name_are_joined_and_no_file_of_them_is_lost(tmp_path: Path) -> None:
+    store, out = _twins(tmp_path), tmp_path / "out"
+    out.mkdir()
+    ran = _copied_twins(store, out, "/a/inner", "/b/inner", "/d/inner").failed(5, "1 of what")
+    assert ran.named("problem")[0]["where"] == str(out / "inner/name")
+    found = {item.name: item.read_text() for item in (out / "inner").iterdir()}
+    assert found == {"name": "a", "other": "d"}
+
+
+def test_names_that_the_target_takes_for_one_are_told_apart(mounts: None, tmp_path: Path) -> None:
+    store = _twins(tmp_path)
+    with made.ignoring_case(tmp_path / "ntfs", 16 * MIB) as out:
+        (out / "name").write_text("old")
+        ran = _copied_twins(store, out, "/c/NAME", "/a/name", "/d/other").failed(5, "1 of what")
+        assert ran.named("problem")[0]["where"] == str(out / "name")
+        assert sorted(item.read_text() for item in out.iterdir()) == ["c", "d"]
+
+
 def test_a_file_system_without_hard_links_takes_files(backed: Backed, tmp_path: Path) -> None:
     """ENOSYS is the answer of a FUSE file system that knows no link."""
     (tmp_path / "out").mkdir()

@@ -97,6 +97,15 @@ def ntfs(path: Path, size: int, fill: Fill) -> Path:
     return path
 
 
+@contextmanager
+def ignoring_case(path: Path, size: int) -> Iterator[Path]:
+    """The mount point of a new file system for which `name` and `NAME` are one."""
+    blank(path, size)
+    run_checked("mkntfs", "-q", "-F", path)
+    with _mounted(path, "lowntfs-3g", "-o", "ignore_case") as folder:
+        yield folder
+
+
 def fat(path: Path, size: int, tree: Path) -> Path:
     """A FAT16 that holds a copy of a folder, by mtools."""
     blank(path, size)
