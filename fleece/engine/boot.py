@@ -20,6 +20,7 @@ from typing import BinaryIO
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.engine.serve import ServedDisk, Serving, serve
+from fleece.engine.target import is_there
 from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
 from fleece.nbd.server import dies_with_parent
 from fleece.programs import child_environment, program
@@ -129,18 +130,23 @@ def boot_test(
         wish: what to wait for, and what to keep.
         machine: to boot; None: one with a BIOS and virtio disks.
         scratch: folder for what the guest writes; None: /var/tmp.
-        listener: hears `Problem` when a read meets damage.
+        listener: hears `Problem` when a read meets damage, and `Warned` when it has not booted, or
+            was cancelled, and a file to keep could not be written.
         cancel: stops it.
 
     Raises:
         VerifyError: the sign did not come in time, the machine ended, or a read met damage; its
             `fields` have the end of the console.
-        TargetError: QEMU or nbdkit does not start, or a file to keep cannot be written.
+        TargetError: QEMU or nbdkit does not start, or a file to keep cannot be written; told at
+            once if it can be.
         StoreError: the point is not there, or a chain is broken.
         UsageError: a program is missing, or the point has no such disk.
     """
     wish, machine = wish or BootWish(), machine or BootMachine()
     cancel = cancel or CancelToken()
+    for path in (wish.console, wish.screenshot):
+        if path is not None:
+            _check_place(path)
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(
             serve(
@@ -158,8 +164,13 @@ def boot_test(
         running = stack.enter_context(_running(machine, serving.disks, folder))
         try:
             seconds = _wait(running, serving, wish, cancel)
-        finally:
-            _keep(running, wish)
+        except BaseException:
+            # What came of the machine is what the caller must hear.
+            for lost in _keep(running, wish):
+                listener(events.Warned(str(lost)))
+            raise
+        for lost in _keep(running, wish):
+            raise lost
     sign = "agent" if wish.text is None else "console"
     return BootResult(serving.guest, serving.point, serving.disks, seconds, sign)
 
@@ -297,24 +308,35 @@ def _failed(running: _Running, what: str, serving: Serving) -> VerifyError:
     return error
 
 
-def _keep(running: _Running, wish: BootWish) -> None:
-    """Keep screenshot and console, as far as they are wished for.
+def _check_place(path: Path) -> None:
+    """Refuse a file that cannot be written when the machine has run, which takes its time.
 
     Raises:
-        TargetError: that cannot be done.
+        TargetError: that can be told.
     """
+    known = is_there(path)
+    if path.is_dir():
+        raise TargetError("is a folder", where=path, hint="name a file to write")
+    if not os.access(path if known else path.parent, os.W_OK):
+        raise TargetError("cannot be written", where=path, hint="choose another place")
+
+
+def _keep(running: _Running, wish: BootWish) -> list[TargetError]:
+    """Keep screenshot and console, as far as they are wished for; gives what went wrong."""
+    wrong = []
     if wish.console is not None:
         try:
-            wish.console.write_text(running.console())
+            wish.console.write_text(running.console(), "utf-8")
         except OSError as error:
-            raise TargetError(error.strerror or str(error), where=wish.console) from error
+            wrong.append(TargetError(error.strerror or str(error), where=wish.console))
     if wish.screenshot is not None and running.alive():
         path = str(wish.screenshot.absolute())
         try:
             with _monitor(running) as monitor:
                 monitor.execute("screendump", {"filename": path, "format": "png"})
         except FleeceError as error:
-            raise TargetError(f"no screenshot: {error.what}", where=path) from error
+            wrong.append(TargetError(f"no screenshot: {error.what}", where=path))
+    return wrong
 
 
 def _monitor(running: _Running) -> Monitor:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 
 import pytest
 
 import fleece
 from tests.engine.history import Guest
-from tests.engine.scene import INTACT, MIB, Engine, Mutation, Ran, flip, wait_until
+from tests.engine.scene import (
+    INTACT,
+    MIB,
+    Engine,
+    Mutation,
+    Ran,
+    Running,
+    flip,
+    small_tmpfs,
+    wait_until,
+)
 from tests.engine.test_guest import Load, load
 from tests.rig.initramfs import GuestFiles
+from tests.rig.process import run_checked
 
 __all__ = ("load",)
 
@@ -87,9 +99,66 @@ def test_what_does_not_boot_is_said(tmp_path: Path) -> None:
     assert said.result["point"] == guest.points[0]
     shot.unlink()
     INTACT.run(*words, "--firmware", "/nothing").failed(7, "QEMU does not start")
-    INTACT.run(*words, "--screenshot", tmp_path / "no" / "such").failed(7, "no screenshot")
     INTACT.run(*words, "--append", "x").failed(2, "--kernel")
     INTACT.run(*words, "--timeout", 0).failed(2, "--timeout")
+
+
+@pytest.mark.parametrize("option", ["--screenshot", "--console-log"])
+def test_a_file_that_cannot_be_kept_is_told_before_the_machine_starts(
+    option: str, tmp_path: Path
+) -> None:
+    guest = Guest(tmp_path / "store")
+    guest.full({"vda": MIB})
+    (tmp_path / "file").touch()
+    words = ("boot-test", guest.store, "latest", "--timeout", 1000, "--emulated", option)
+    INTACT.run(*words, tmp_path / "no" / "such").failed(7, "no: the folder does not exist")
+    INTACT.run(*words, tmp_path / "file" / "x").failed(7, "the folder does not exist")
+    INTACT.run(*words, tmp_path).failed(7, "is a folder")
+    INTACT.run(*words, "").failed(7, "is a folder")
+    INTACT.run(*words, tmp_path / ("n" * 300)).failed(7, "name too long")
+    with small_tmpfs(1) as place:
+        run_checked("mount", "-o", "remount,ro", place)
+        INTACT.run(*words, place / "x").failed(7, "cannot be written")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "store"]
+
+
+def started(folder: Path, *words: object) -> Running:
+    """A boot-test whose machine runs, and whose folder for what it keeps is gone."""
+    guest, kept = Guest(folder / "store"), folder / "kept"
+    guest.full({"vda": MIB})
+    kept.mkdir()
+    files = ("--screenshot", kept / "x.png", "--console-log", kept / "x")
+    machine = ("--memory", 64, "--emulated", "--json")
+    running = INTACT.command("boot-test", guest.store, "latest", *machine, *files, *words)
+    wait_until(lambda: bool(machines(running.pid)), "a machine")
+    kept.rmdir()
+    return running
+
+
+def warnings(ran: Ran) -> list[str]:
+    return [event["what"] for event in ran.named("warning")]
+
+
+def test_what_cannot_be_kept_hides_no_signal(tmp_path: Path) -> None:
+    running = started(tmp_path)
+    running.signal(signal.SIGTERM)
+    console, screen = warnings(running.wait().failed(130, "interrupted"))
+    assert str(tmp_path / "kept/x") in console
+    assert "no screenshot" in screen
+
+
+def test_what_cannot_be_kept_hides_no_failure(tmp_path: Path) -> None:
+    ran = started(tmp_path, "--timeout", 4).wait().failed(6, "agent did not come in 4 s")
+    assert len(warnings(ran)) == 2
+
+
+def test_what_cannot_be_kept_is_an_error_of_a_point_that_has_booted(tmp_path: Path) -> None:
+    guest, kept = Guest(tmp_path / "store"), tmp_path / "kept"
+    guest.holding({"vda": bootable()})
+    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 30)
+    wanted = ("--console-text", "BOOTED", "--console-log", "/dev/full", "--screenshot", kept)
+    INTACT.run(*words, *wanted).failed(7, "/dev/full: No space left")
+    assert kept.read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_empty_text_is_no_sign(tmp_path: Path) -> None:
