@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from html import escape
@@ -83,14 +84,24 @@ def write_svg(path: str, picture: fleece.Picture, title: str) -> None:
     final = Path(path)
     if not final.name:
         raise TargetError("is no name of a file", where=repr(path), hint="--svg FILE makes FILE")
-    partial = final.with_name(f".{final.name[:200]}.partial")
     try:
-        partial.write_text("\n".join([*_svg(picture, title), ""]), "utf-8")
-        partial.replace(final)
+        if os.path.lexists(final) and not final.is_file():
+            raise TargetError("is not a regular file", where=path, hint="--svg FILE makes FILE")
+        _write_whole(final, "\n".join([*_svg(picture, title), ""]))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise TargetError(error.strerror or str(error), where=path) from error
+
+
+def _write_whole(final: Path, text: str) -> None:
+    # A name that nobody can foresee, and a file that was not there: no link is written through.
+    partial = final.with_name(f".{final.name[:50]}.{secrets.token_hex(8)}.partial")
+    try:
+        with open(partial, "x", encoding="utf-8") as file:
+            file.write(text)
+        partial.replace(final)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:

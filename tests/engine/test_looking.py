@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fleece.cli import heat
 from fleece.delta.chain import Chain
 from fleece.extents import Extents
 from tests.engine.history import Guest, deep_guest
-from tests.engine.scene import INTACT, Json, flip
+from tests.engine.scene import INTACT, Json, fill, flip, small_tmpfs
 from tests.unit.kit import LEAF, Change, OpenChain
 
 SIZES = {"vda": 300 * LEAF, "vdb": 40 * LEAF + 700}
@@ -219,8 +220,40 @@ def test_an_svg_that_cannot_be_written_is_a_target_error(small: Guest, tmp_path:
     words = ("map", small.store, "latest", "vda", "--json", "--svg")
     INTACT.run(*words, tmp_path / "no" / "disk.svg").failed(7, "No such file")
     (tmp_path / "folder").mkdir()
-    INTACT.run(*words, tmp_path / "folder").failed(7, "directory")
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["folder", "store"]
+    INTACT.run(*words, tmp_path / "folder").failed(7, "not a regular file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    INTACT.run(*words, tmp_path / "dangling").failed(7, "not a regular file")
+    os.mkfifo(tmp_path / "pipe")
+    INTACT.run(*words, tmp_path / "pipe").failed(7, "not a regular file")
+    found = sorted(item.name for item in tmp_path.iterdir())
+    assert found == ["dangling", "folder", "pipe", "store"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_no_link_leads_the_svg_to_another_file(small: Guest, tmp_path: Path) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "m.svg"
+    victim.write_text("precious")
+    trap = tmp_path / ".m.svg.partial"
+    trap.symlink_to(victim)
+    for _ in range(2):  # into a new file, and over one
+        INTACT.run("map", small.store, "latest", "vda", "--svg", target).succeeded()
+        assert target.is_file()
+        assert not target.is_symlink()
+    assert victim.read_text() == "precious"
+    assert sorted(item.name for item in tmp_path.iterdir()) == [
+        ".m.svg.partial",
+        "m.svg",
+        "store",
+        "victim",
+    ]
+
+
+def test_an_svg_on_a_full_file_system_leaves_nothing(small: Guest) -> None:
+    with small_tmpfs(1) as place:
+        fill(place)
+        words = ("map", small.store, "latest", "vda", "--svg", place / "x.svg")
+        INTACT.run(*words).failed(7, "x.svg: No space left")
+        assert not [item for item in place.iterdir() if "svg" in item.name]
 
 
 def test_map_refuses_what_is_not_there(small: Guest) -> None:
@@ -228,7 +261,9 @@ def test_map_refuses_what_is_not_there(small: Guest) -> None:
     INTACT.run("map", small.store, "cafe", "vda", "--json").failed(5, "no such point: cafe")
 
 
-@pytest.mark.parametrize("name", ["", "/", ".", "..", "file/disk.svg", "long/" + "n" * 300])
+@pytest.mark.parametrize(
+    "name", ["", "/", ".", "..", "file/disk.svg", "/etc/passwd/x.svg", "long/" + "n" * 300]
+)
 def test_an_svg_under_an_impossible_name_is_a_target_error(
     name: str, small: Guest, tmp_path: Path
 ) -> None:
