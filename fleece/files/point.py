@@ -24,6 +24,10 @@ _LATEST = 10**21
 _MOST_ENTRIES = 1 << 23
 """Entries of one folder, all of which are held in memory."""
 
+_MOST_PROBLEMS = 1 << 16
+"""Entries of one folder that cannot be told. Each is a line to somebody, and a folder can have as
+many as its volume has room for, or all of them in one block that it shows again and again."""
+
 
 @contextlib.contextmanager
 def open_files(
@@ -150,11 +154,12 @@ class PointFiles:
                 file can have; such an entry is left out.
 
         Raises:
-            FilesError: the folder is damaged.
+            FilesError: the folder is damaged, or has too many such entries.
             DeltaError: the store is.
         """
         where = self._place(folder)
         found: dict[str, FileEntry] = {}
+        problems = 0
         request = {"do": "list", "volume": folder.volume, "id": folder.id}
         with self._about(where):
             for head, _ in self._session.ask(request):
@@ -163,12 +168,26 @@ class PointFiles:
                 problem = self._trouble(head, name, found)
                 if problem is not None:
                     listener(events.Problem(f"{where}: {shown(name)}", problem))
-                    continue
-                base = folder.path.rstrip("/") + "/"
-                found[name] = _entry(told, folder.volume, base)
-                if len(found) > _MOST_ENTRIES:
-                    raise FilesError(f"a folder of more than {_MOST_ENTRIES} entries")
+                    problems += 1
+                else:
+                    base = folder.path.rstrip("/") + "/"
+                    found[name] = _entry(told, folder.volume, base)
+                self._check_count(len(found), problems)
         return [found[name] for name in sorted(found)]
+
+    def _check_count(self, found: int, problems: int) -> None:
+        """Give a folder up that has more entries than anybody wants to hear of.
+
+        Raises:
+            FilesError: it has.
+        """
+        for count, most, what in (
+            (problems, _MOST_PROBLEMS, "entries that cannot be told"),
+            (found, _MOST_ENTRIES, "entries"),
+        ):
+            if count > most:
+                self._session.give_up()
+                raise FilesError(f"a folder of more than {most} {what}; it is given up")
 
     def _trouble(self, head: Head, name: str, found: dict[str, FileEntry]) -> str | None:
         """What is wrong with an entry of a folder, if anything."""

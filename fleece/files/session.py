@@ -14,7 +14,7 @@ from typing import Protocol
 from fleece.cancel import CancelToken
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.files.names import shown
-from fleece.files.wire import MOST_BLOB, Head, Wire, WireError
+from fleece.files.wire import MOST_BLOB, PAGE, Head, Wire, WireError
 from fleece.programs import child_environment
 
 _TICK = 0.2
@@ -67,6 +67,7 @@ class Session:
         self._damage: DeltaError | None = None
         self._heard = time.monotonic()
         self._busy = False  # an answer is not read to its end: only closing is left
+        self._enough = False
         mine, theirs = socket.socketpair()
         mine.settimeout(_TICK)
         self._line = mine
@@ -132,17 +133,42 @@ class Session:
         self._busy = False
         self.check()
 
+    def give_up(self) -> None:
+        """Have the list that is being taken end where the reader next asks whether to go on.
+
+        Afterwards it can be asked again. Take no more of that list.
+
+        Raises:
+            FilesError: it does not end.
+        """
+        self._enough = True
+        try:
+            # One that a guest has taken over may never ask.
+            frames = (self._frame()[0] for _ in range(PAGE + 1))
+            self._busy = not any("end" in head for head in frames)
+        except WireError as error:
+            raise self._died(error) from error
+        finally:
+            self._enough = False
+        if self._busy:
+            raise FilesError("its reader does not end a list", where=self._disk.where)
+
     def _frame(self) -> tuple[Head, bytearray]:
         """The next frame that is for the one who asked."""
         while True:
+            # What comes out of blocks that the reader keeps comes without a pause or a wish.
+            self._cancel.check()
             head, blob = self._wire.receive()
             self._heard = time.monotonic()
             if "failed" in head:
                 self._busy = False
                 raise self._failure(head)
-            if "read" not in head:
+            if "read" in head:
+                self._give(head)
+            elif "more" in head:
+                self._wire.send({"ok": not self._enough})
+            else:
                 return head, blob
-            self._give(head)
 
     def check(self) -> None:
         """Raise if the store's damage was met since this was last asked.
@@ -158,7 +184,6 @@ class Session:
 
     def _give(self, request: Head) -> None:
         """Answer a wish for bytes of the disk; nothing else is ever given."""
-        self._cancel.check()
         offset, length = int(request["read"]), int(request["length"])
         if not (0 <= length <= MOST_BLOB and 0 <= offset <= self._disk.size - length):
             raise FilesError("its reader asked for what is not there", where=self._disk.where)

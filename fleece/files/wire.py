@@ -11,6 +11,9 @@ from typing import Any
 MOST_BLOB = 1 << 20
 """Bytes of the largest blob, and so of the largest single read of the disk."""
 
+PAGE = 4096
+"""Entries of a folder that the reader tells before it asks whether more are wanted."""
+
 _MOST_HEAD = 1 << 18
 _SIZES = struct.Struct(">II")
 

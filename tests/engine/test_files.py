@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
@@ -816,6 +817,69 @@ def test_a_time_that_no_file_can_have_is_no_crash(backed: Backed, tmp_path: Path
     assert result.files == 1
 
 
+def _repeated(folder: Path, blocks: int) -> bytes:
+    """An ext2 whose folder /evil has one block with 200 names, again and again, by pointers."""
+    names = folder / "tree/evil"
+    names.mkdir(parents=True)
+    for number in range(200):
+        (names / f"name-{number:03}").touch()
+    (folder / "tree/file").write_bytes(b"harmless")
+    image = made.ext(folder / "image", 16 * MIB, folder / "tree", 2, "-b", "4096")
+    held = int(run_checked("debugfs", "-R", "bmap /evil 0", image))
+    lists = [held]
+    for _ in range(2):
+        free = int(run_checked("debugfs", "-R", "ffb", image).split()[-1])
+        made.debugfs(image, f"setb {free}")
+        made.write_at(image, free * 4096, struct.pack("<I", lists[-1]) * 1024)
+        lists.append(free)
+    direct = [f"set_inode_field /evil block[{n}] {held}" for n in range(12)]
+    tables = [f"set_inode_field /evil block[IND] {lists[1]}"]
+    tables.append(f"set_inode_field /evil block[DIND] {lists[2]}")
+    made.debugfs(image, *direct, *tables, f"set_inode_field /evil size {blocks * 4096}")
+    return image.read_bytes()
+
+
+def test_a_folder_that_is_larger_than_its_volume_is_an_error(tmp_path: Path) -> None:
+    told, problems = _ls_all(_repeated(tmp_path, 1 << 20))
+    assert told == {"/evil", "/file", "/lost+found"}
+    (problem,) = problems
+    assert isinstance(problem, Problem)
+    assert "a folder of 4294967296 bytes" in problem.what
+
+
+def test_a_folder_of_ntfs_that_is_larger_than_its_volume_is_an_error(backed: Backed) -> None:
+    """The sizes of the index of `many`, in its attribute's header (ntfs.h of Linux)."""
+    data = bytearray((backed.store.parent / "ntfs").read_bytes())
+    header, changed = re.compile(rb"\xa0\0\0\0.{4}\x01\x04\x40\0", re.DOTALL), 0
+    for found in header.finditer(bytes(data)):
+        record = found.start() // 1024 * 1024
+        number = int.from_bytes(data[record + 44 : record + 48], "little")
+        # The root, 5, has the name in its index. The log may hold a copy of the record.
+        if number != 5 and "many".encode("utf-16-le") in data[record : record + 1024]:
+            struct.pack_into("<QQQ", data, found.start() + 40, *[1 << 50] * 3)
+            changed += 1
+    assert changed
+    _, problems = _ls_all(bytes(data))
+    (problem,) = problems
+    assert isinstance(problem, Problem)
+    assert "/many" in problem.where
+    assert "a folder of 1125899906842624 bytes" in problem.what
+
+
+def test_a_folder_of_too_many_bad_entries_is_given_up_and_the_rest_is_told(tmp_path: Path) -> None:
+    """4096 blocks, as many as the volume has, with 200 names each."""
+    data = _repeated(tmp_path, 4096)
+    told, problems = _ls_all(data)
+    assert told == {"/evil", "/file", "/lost+found"}
+    *twice, last = [event for event in problems if isinstance(event, Problem)]
+    assert len(twice) == (1 << 16) + 1
+    assert {event.what for event in twice} == {"the folder has this name twice"}
+    assert "65536 entries that cannot be told; it is given up" in last.what
+    *_, last_of_all = _cp_all(data, tmp_path / "out")
+    assert last_of_all == last.what
+    assert _all_below(tmp_path / "out") == {"evil", "file", "lost+found"}
+
+
 class _Memory:
     """A disk in memory."""
 
@@ -898,6 +962,23 @@ def test_a_copy_that_is_cancelled_leaves_whole_files_alone(backed: Backed, tmp_p
     wanted = made.hashes(backed.tree)
     assert {name: wanted[name] for name in found} == found
     assert children(os.getpid()) == before
+
+
+def test_a_folder_that_streams_without_a_pause_is_cancelled_at_once(tmp_path: Path) -> None:
+    """All of it is in blocks that the reader keeps: it wants none of the disk."""
+    cancel, heard = CancelToken(), itertools.count(1)
+    with closing(Session(cancel)) as session:
+        session.open(_Memory(_repeated(tmp_path, 4096)))
+        files = fleece.PointFiles(session, "p", "m")
+        folder = files.find(files.volume(), "/evil")
+
+        def hear(event: Event) -> None:
+            if next(heard) == 1000:
+                cancel.cancel()
+
+        with pytest.raises(fleece.Interrupted):
+            files.children(folder, hear)
+    assert next(heard) == 1001
 
 
 # ---- without the library ---------------------------------------------------------------------

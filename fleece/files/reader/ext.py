@@ -94,6 +94,8 @@ class ExtTree:
         """A folder's names."""
         folder = self._inode(number)
         self._refuse_encrypted(folder)
+        if folder.size > self._size:
+            raise DamagedError(f"a folder of {folder.size} bytes")
         # The library stops where no entry of the smallest size would end: one too early.
         folder.size = folder.size + _SMALLEST_NAME
         for child in folder.iterdir():

@@ -64,12 +64,20 @@ class NtfsTree:
 
     def children(self, number: int) -> Iterator[tuple[str, int]]:
         """A folder's names; those that only DOS needs are left out."""
-        for entry in self._record(number).iterdir(ignore_dos=True):
+        record = self._record(number)
+        self._check_index(record)
+        for entry in record.iterdir(ignore_dos=True):
             reference = entry.header.FileReference
             child, name = segment_reference(reference), entry.attribute.file_name
             # The library shows what is left in index blocks that are no longer used, too.
             if child >= _FIRST_OF_USERS and self._holds(number, name, child, reference):
                 yield name, child
+
+    def _check_index(self, record: Any) -> None:
+        """Refuse a folder whose index is larger than its volume: it would be read for days."""
+        index = record.attributes.find("$I30", ATTRIBUTE_TYPE_CODE.INDEX_ALLOCATION)
+        if index and index.size() > self._size:
+            raise DamagedError(f"a folder of {index.size()} bytes")
 
     def _holds(self, folder: int, name: str, child: int, reference: Any) -> bool:
         """Whether a record says that it has this name in this folder."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fleece.files.reader.disk import WireDisk
 from fleece.files.reader.tree import DamagedError, Tree, UnsupportedError
 from fleece.files.reader.volumes import Part, open_tree, parts_of, type_of
-from fleece.files.wire import Head, Wire
+from fleece.files.wire import PAGE, Head, Wire
 
 _LONGEST_NAME = 1024
 """Bytes: 255 characters of NTFS in UTF-8 are at most 765."""
@@ -101,7 +101,7 @@ class Service:
 
     def _list(self, request: Head) -> Head:
         tree = self._trees[request["volume"]]
-        for name, number in tree.children(request["id"]):
+        for count, (name, number) in enumerate(tree.children(request["id"]), 1):
             if len(name.encode(errors="surrogatepass")) > _LONGEST_NAME:
                 raise DamagedError(f"a name of {len(name)} characters")
             try:
@@ -109,7 +109,13 @@ class Service:
             except Exception as error:
                 told = {"bad": name, "what": _text(error)}
             self._wire.send(told)
+            if count % PAGE == 0 and not self._wants_more():
+                break
         return {"end": True}
+
+    def _wants_more(self) -> bool:
+        self._wire.send({"more": True})
+        return bool(self._wire.receive()[0]["ok"])
 
     def _data(self, request: Head) -> Head:
         for piece in self._trees[request["volume"]].pieces(request["id"]):
