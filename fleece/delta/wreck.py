@@ -7,9 +7,10 @@ own footer still proves them.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -249,15 +250,19 @@ class Wreck(RecordFile):
                 hit = nodes.nodes[at] == wanted[low:high]
                 yield np.flatnonzero(hit) + low, nodes.children[at[hit]]
 
-    def remnants(self) -> Iterator[Remnant]:
+    def remnants(self, check: Callable[[], None] = lambda: None) -> Iterator[Remnant]:
         """Every record of this file whose own hash holds, in the order of the file.
 
         After a record whose frame is whole, the next one is looked for behind it; after any
         damage, at every byte. What a frame holds is never searched if the frame is whole, and a
         record with another file's UUID is none of this file's: a disk may hold deltas as its data.
+
+        Args:
+            check: called again and again while the next record is looked for, which may take
+                hours; its error ends the search.
         """
         position, overhead = self.records_start, self.frames.overhead
-        while (place := self._next(position)) is not None:
+        while (place := self._next(position, check)) is not None:
             position, packed, found = place
             frame: bytes | None = b""
             position += len(packed) + overhead
@@ -274,28 +279,41 @@ class Wreck(RecordFile):
             return None
         return frame
 
-    def _next(self, start: int) -> tuple[int, bytes, record.Record] | None:
+    def _next(
+        self, start: int, check: Callable[[], None]
+    ) -> tuple[int, bytes, record.Record] | None:
         """The first RECORD frame of this file at or behind a position, and what it says."""
         found = self._record_from(start)
-        while found is None:
-            position = self._search(start)
-            if position is None:
-                return None
+        if found is not None:
+            return found
+        for position in self._candidates(start, check):
+            check()
             found = self._record_from(position)
-            start = position + 1
-        return found
+            if found is not None:
+                return found
+        return None
 
-    def _search(self, start: int) -> int | None:
-        """The next place that looks like the begin of a stored RECORD."""
-        while start + ENVELOPE.size <= self.length:
+    def _candidates(self, start: int, check: Callable[[], None]) -> Iterator[int]:
+        """The places, from a position on, that look like the begin of a stored RECORD."""
+        while (start := self._past_hole(start)) + ENVELOPE.size <= self.length:
+            check()
             window = self.read_at(start, min(_WINDOW, self.length - start))
             at = window.find(self.frames.magic)
             while at >= 0:
                 if self.frames.is_frame(Tag.RECORD, window[at : at + ENVELOPE.size]):
-                    return start + at
+                    yield start + at
                 at = window.find(self.frames.magic, at + 1)
             start += max(1, len(window) - ENVELOPE.size + 1)
-        return None
+
+    def _past_hole(self, position: int) -> int:
+        """Where the file next has data, at or behind a position; a hole can hold no frame.
+
+        A disk that failed is often copied with holes for what could not be read.
+        """
+        try:
+            return os.lseek(self._file.fileno(), position, os.SEEK_DATA)
+        except OSError as error:
+            return self.length if error.errno == errno.ENXIO else position
 
     def _record_from(self, position: int) -> tuple[int, bytes, record.Record] | None:
         """The RECORD frame at a position, if it is one of this file and its own hash holds."""

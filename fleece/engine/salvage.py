@@ -179,7 +179,8 @@ def survey(
                     surveyor.broken(item.record)
             counter.add(item.record.length)
 
-    run_workers(wreck.remnants(), work, cancel or CancelToken())
+    cancel = cancel or CancelToken()
+    run_workers(wreck.remnants(cancel.check), work, cancel)
     return surveyor.finish()
 
 

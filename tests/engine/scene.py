@@ -113,6 +113,10 @@ class Engine:
         """Start a Python program that sees this copy of the package."""
         return self._start("-c", code, *words)
 
+    def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
+        """Start `fleece WORDS`, each call of one function of which takes longer."""
+        return self.script(_SLOW, module, function, "before", milliseconds, *words)
+
     def _start(self, *words: object) -> Running:
         # The working directory comes first on Python's path: it must be this copy's.
         process = subprocess.Popen(
@@ -300,7 +304,7 @@ class Scene:
 
     def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
         """Start a command, each call of one function of which takes longer."""
-        return self.engine.script(_SLOW, module, function, "before", milliseconds, *words)
+        return self.engine.slow(module, function, milliseconds, *words)
 
     def killed_backup(self, moment: Moment, *words: object, may_end: bool = False) -> Ran:
         """Back up, and be killed by SIGKILL at a moment.

@@ -10,8 +10,22 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece.delta.layout import ENVELOPE, SKIPPABLE_MAGIC, Tag
+from fleece.delta.reader import RecordFile
 from fleece.events import Event, Warned
-from tests.engine.scene import GUEST, KIB64, MIB, Proxy, Scene, daemon, reasons, small_tmpfs
+from tests.engine.history import Guest
+from tests.engine.scene import (
+    GUEST,
+    INTACT,
+    KIB64,
+    MIB,
+    Proxy,
+    Scene,
+    daemon,
+    reasons,
+    small_tmpfs,
+    wait_until,
+)
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
@@ -120,6 +134,28 @@ def test_a_signal_ends_a_verification(scene: Scene) -> None:
     running.wait_event("progress")
     running.signal(signal.SIGINT)
     running.wait().failed(130)
+
+
+@pytest.mark.parametrize("verb", ["salvage", "restore"])
+def test_a_signal_ends_the_search_for_records_in_a_damaged_file(verb: str, tmp_path: Path) -> None:
+    """Behind the header are only things that look like records: all of it is one search."""
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": os.urandom(MIB)})
+    (delta,) = guest.paths["vda"]
+    with RecordFile(delta) as file:
+        start = file.records_start
+    likeness = ENVELOPE.pack(SKIPPABLE_MAGIC, 1, Tag.RECORD.value)
+    delta.write_bytes(delta.read_bytes()[:start] + 1000 * likeness)
+    words: tuple[object, ...] = ("salvage", delta, "-o", tmp_path / "new")
+    if verb == "restore":
+        words = ("restore", guest.store, "latest", "vda", tmp_path / "new", "--partial")
+    before = sorted(tmp_path.rglob("*"))
+    running = INTACT.slow("fleece.delta.wreck", "Wreck._record_from", 200, *words)
+    workers = Path(f"/proc/{running.pid}/task")
+    wait_until(lambda: len([*workers.iterdir()]) >= 4, "the workers")
+    running.signal(signal.SIGTERM)
+    running.wait().failed(130, "interrupted")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_sigkill_in_mid_copy_costs_nothing_but_the_attempt(pair: Scene) -> None:

@@ -326,6 +326,38 @@ def test_what_the_device_cannot_read_counts_as_damage(chain: list[Stored]) -> No
     assert found.lost == _leaves(3)
 
 
+def test_a_search_asks_in_every_window_whether_it_is_to_go_on(chain: list[Stored]) -> None:
+    path = chain[0].path
+    with path.open("ab") as file:
+        file.write(b"\1" * (3 << 20))
+    asked: list[int] = []
+    with Wreck(path) as wreck:
+        assert len([*wreck.remnants(lambda: asked.append(1))]) == 8
+    assert len(asked) >= 3
+
+    def stop() -> None:
+        raise fleece.Interrupted
+
+    with Wreck(path) as wreck, pytest.raises(fleece.Interrupted):
+        [*wreck.remnants(stop)]
+
+
+def test_holes_are_not_searched(chain: list[Stored], tmp_path: Path) -> None:
+    """Two records, 8 TiB of holes, the other records, and 4 TiB of holes: days, byte by byte."""
+    path = chain[0].path
+    raw, (at, _) = path.read_bytes(), _row(path, 2)
+    with path.open("r+b") as file:
+        file.truncate(at)
+        file.seek(8 << 40)
+        file.write(raw[at:])
+        file.truncate(12 << 40)
+    words = ("salvage", str(path), "-o", str(tmp_path / "new"))
+    command = [sys.executable, "-m", "fleece", *words]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    found = _survey(tmp_path / "new")
+    assert found.held() == Extents.whole(8 * LEAF)
+
+
 # ---- the salvaged file -----------------------------------------------------------------------
 
 
