@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import select
+
 from fleece.errors import Interrupted
+
+_TICK = 200
+"""Milliseconds between two looks at the flag while a descriptor is waited for."""
 
 
 class CancelToken:
@@ -29,3 +34,21 @@ class CancelToken:
         """Raise `Interrupted` if `cancel` was called."""
         if self._cancelled:
             raise Interrupted
+
+    def wait(self, descriptor: int, event: int) -> None:
+        """Wait until something can be read or written, or never can be.
+
+        A call that blocks is begun again by Python after a signal, and the flag is not asked.
+
+        Args:
+            descriptor: of a pipe, a socket, a terminal; a file is always ready.
+            event: `select.POLLIN` or `select.POLLOUT`.
+
+        Raises:
+            Interrupted: `cancel` was called.
+        """
+        poll = select.poll()
+        poll.register(descriptor, event)
+        self.check()
+        while not poll.poll(_TICK):
+            self.check()

@@ -6,12 +6,15 @@ derived by (its terms) is no secret and stands in the store's marker and in ever
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import secrets
+import select
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from fleece.cancel import CancelToken
 from fleece.errors import UsageError, WrongKey
 
 KEY_SIZE = 32
@@ -107,14 +110,26 @@ class Secret:
         self._masters: dict[tuple[int, bytes], bytes] = {}
 
     @classmethod
-    def of_key_file(cls, path: str | os.PathLike[str]) -> Secret:
-        """The content of a key file, at least 32 bytes: `head -c 32 /dev/urandom` makes one."""
-        return cls._read(Derivation.KEY_FILE, path)
+    def of_key_file(cls, path: str | os.PathLike[str], cancel: CancelToken | None = None) -> Secret:
+        """The content of a key file, at least 32 bytes: `head -c 32 /dev/urandom` makes one.
+
+        Args:
+            path: of a file, or of a pipe, which is waited for.
+            cancel: ends the waiting.
+        """
+        return cls._read(Derivation.KEY_FILE, path, cancel)
 
     @classmethod
-    def of_passphrase_file(cls, path: str | os.PathLike[str]) -> Secret:
-        """The passphrase that is a file's first line."""
-        return cls._read(Derivation.PASSPHRASE, path)
+    def of_passphrase_file(
+        cls, path: str | os.PathLike[str], cancel: CancelToken | None = None
+    ) -> Secret:
+        """The passphrase that is a file's first line.
+
+        Args:
+            path: of a file, or of a pipe, which is waited for and read to its end.
+            cancel: ends the waiting.
+        """
+        return cls._read(Derivation.PASSPHRASE, path, cancel)
 
     @classmethod
     def of_passphrase(cls, text: str | bytes) -> Secret:
@@ -131,10 +146,11 @@ class Secret:
         return cls(Derivation.PASSPHRASE, content)
 
     @classmethod
-    def _read(cls, derivation: Derivation, path: str | os.PathLike[str]) -> Secret:
+    def _read(
+        cls, derivation: Derivation, path: str | os.PathLike[str], cancel: CancelToken | None
+    ) -> Secret:
         try:
-            with open(path, "rb") as file:
-                content = file.read(_LONGEST_SECRET + 1)
+            content = _content(path, cancel or CancelToken())
         except OSError as error:
             raise UsageError(f"cannot be read ({error.strerror})", where=path) from error
         if derivation is Derivation.PASSPHRASE:
@@ -197,6 +213,24 @@ class Secret:
                 master = stretch.derive(self._content)
             self._masters[cost, salt] = master
         return self._masters[cost, salt]
+
+
+def _content(path: str | os.PathLike[str], cancel: CancelToken) -> bytes:
+    """What a file or pipe holds, and no more of it than shows that it is too long."""
+    # A pipe that nobody has opened for writing would hold up the opening itself.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content = bytearray()
+        while (room := _LONGEST_SECRET + 1 - len(content)) > 0:
+            cancel.wait(descriptor, select.POLLIN)
+            with contextlib.suppress(BlockingIOError):
+                part = os.read(descriptor, room)
+                if not part:
+                    break
+                content += part
+        return bytes(content)
+    finally:
+        os.close(descriptor)
 
 
 def _identity(master: bytes) -> bytes:

@@ -158,7 +158,7 @@ def cp(
         _warn(output, files, chosen)
         if target == "-":
             entry = files.find(chosen, paths[0])
-            with data_output("a file", TargetError) as sink:
+            with data_output("a file", TargetError, cancel) as sink:
                 size = fleece.copy_stream(files, entry, sink, cancel=cancel)
             output.succeed("", point=files.point, disk=disk, volume=chosen.number, bytes=size)
             return

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fleece.cli.secret import secret_of
 
             files = options.pop("key_file"), options.pop("passphrase_file")
-            options["secret"] = secret_of(*files, os.environ)
+            options["secret"] = secret_of(*files, os.environ, cancel)
         if options.pop("nice", False):
             from fleece.cli.priority import step_back
 

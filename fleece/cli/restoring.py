@@ -29,7 +29,7 @@ def restore(
     if target == "-":
         if force or in_place or target_format not in (None, "raw"):
             raise UsageError("a stream is raw, and takes neither --force nor --in-place")
-        with data_output("a disk", TargetError) as sink:
+        with data_output("a disk", TargetError, cancel) as sink:
             result = fleece.restore_stream(
                 place, point, disk, sink, guest=guest, listener=output.listen, cancel=cancel
             )

@@ -6,17 +6,22 @@ import os
 from collections.abc import Mapping
 
 import fleece
+from fleece.cancel import CancelToken
 from fleece.errors import UsageError
 from fleece.programs import SECRET_VARIABLES
 
 
 def secret_of(
-    key_file: str | None, passphrase_file: str | None, environment: Mapping[str, str]
+    key_file: str | None,
+    passphrase_file: str | None,
+    environment: Mapping[str, str],
+    cancel: CancelToken,
 ) -> fleece.Secret | None:
     """The one secret there is; the command line goes before the environment.
 
     Raises:
         UsageError: more than one is named, or a file cannot be read.
+        Interrupted: it was cancelled while a pipe was waited for.
     """
     given = [key_file, passphrase_file, None]
     if key_file is None and passphrase_file is None:
@@ -25,8 +30,8 @@ def secret_of(
         raise UsageError("more than one key is given", hint="one key file, or one passphrase")
     key, file, text = given
     if key is not None:
-        return fleece.Secret.of_key_file(key)
+        return fleece.Secret.of_key_file(key, cancel)
     if file is not None:
-        return fleece.Secret.of_passphrase_file(file)
+        return fleece.Secret.of_passphrase_file(file, cancel)
     # The very bytes of the environment, whatever the locale takes them for: those of a file.
     return None if text is None else fleece.Secret.of_passphrase(os.fsencode(text))

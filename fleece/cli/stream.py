@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import BinaryIO
 
 import fleece
 from fleece.cancel import CancelToken
@@ -18,13 +18,38 @@ from fleece.errors import FleeceError, UsageError
 _STDIN, _STDOUT = 0, 1
 
 
+class _Output:
+    """Standard output; a reader that takes nothing is waited for, and a signal ends that.
+
+    Args:
+        descriptor: where to write.
+        most: bytes that it takes at once without being waited for, if it takes any; None: it takes
+            what it can.
+        cancel: ends the waiting.
+    """
+
+    def __init__(self, descriptor: int, most: int | None, cancel: CancelToken) -> None:
+        self._descriptor = descriptor
+        self._most = most
+        self._cancel = cancel
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write the first bytes of `data`; gives how many."""
+        view = memoryview(data)[: self._most]
+        while True:
+            self._cancel.wait(self._descriptor, select.POLLOUT)
+            with contextlib.suppress(BlockingIOError):
+                return os.write(self._descriptor, view)
+
+
 @contextlib.contextmanager
-def data_output(what: str, family: type[FleeceError]) -> Iterator[BinaryIO]:
+def data_output(what: str, family: type[FleeceError], cancel: CancelToken) -> Iterator[_Output]:
     """Standard output for a delta or a disk; if it is a file or a device, it is durable afterwards.
 
     Args:
         what: goes there.
         family: of the error if it cannot be made durable.
+        cancel: ends the waiting for whoever reads it.
 
     Raises:
         UsageError: it is a terminal, or closed.
@@ -35,14 +60,35 @@ def data_output(what: str, family: type[FleeceError]) -> Iterator[BinaryIO]:
         raise UsageError(
             f"{what} on a terminal is of no use", hint="pipe it, or write it to a file"
         )
-    with open(_STDOUT, "wb", buffering=0, closefd=False) as stream:
-        yield stream
-        mode = os.fstat(_STDOUT).st_mode
+    mode = os.fstat(_STDOUT).st_mode
+    with _unblocked(mode) as (descriptor, most):
+        yield _Output(descriptor, most, cancel)
         if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
             try:
                 os.fsync(_STDOUT)
             except OSError as error:
                 raise family(f"the output cannot be made durable ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def _unblocked(mode: int) -> Iterator[tuple[int, int | None]]:
+    """Standard output in such a way that no write blocks, and how much one may write.
+
+    Whether a pipe blocks is a property that all who have it open share, so it is opened anew. Where
+    that cannot be (another user's pipe, a socket), writes are as short as any that is ready takes.
+    """
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        yield _STDOUT, None
+        return
+    try:
+        own = os.open(f"/proc/self/fd/{_STDOUT}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield _STDOUT, select.PIPE_BUF
+        return
+    try:
+        yield own, None
+    finally:
+        os.close(own)
 
 
 def _way(number: int) -> int:
@@ -56,8 +102,14 @@ def import_delta(
     """`fleece import STORE < FILE`."""
     if os.isatty(_STDIN) or _way(_STDIN) == os.O_WRONLY:
         raise UsageError("a delta is read from standard input", hint="fleece import STORE < FILE")
-    with open(_STDIN, "rb", buffering=0, closefd=False) as stream:
-        result = fleece.import_delta(store, stream.read, secret, output.listen, cancel)
+
+    def read(length: int) -> bytes:
+        while True:
+            cancel.wait(_STDIN, select.POLLIN)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(_STDIN, length)
+
+    result = fleece.import_delta(store, read, secret, output.listen, cancel)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"
     )

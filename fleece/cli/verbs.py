@@ -84,7 +84,9 @@ def backup(
         raise UsageError("--require-freeze goes with --guest-agent")
     wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(data_output("a delta", fleece.StoreError)) if stream else None
+        sink = None
+        if stream:
+            sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
         opened = stack.enter_context(open_source(source, scratch, scratch_limit, fleecing))
         place = fleece.FolderStore.open_or_create(store, secret, wishes)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)

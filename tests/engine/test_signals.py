@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +23,9 @@ from tests.engine.scene import (
     GUEST,
     INTACT,
     KIB64,
+    LIMIT,
     MIB,
+    ROOT,
     Proxy,
     Scene,
     daemon,
@@ -26,7 +33,7 @@ from tests.engine.scene import (
     small_tmpfs,
     wait_until,
 )
-from tests.rig import images
+from tests.rig import filesystems, images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
 
@@ -156,6 +163,107 @@ def test_a_signal_ends_the_search_for_records_in_a_damaged_file(verb: str, tmp_p
     running.signal(signal.SIGTERM)
     running.wait().failed(130, "interrupted")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- whoever is on the other side of a pipe does nothing -------------------------------------
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process hears SIGTERM, and did next to nothing in the last second."""
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15]))
+
+    (caught,) = (
+        int(line.split()[1], 16)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt")
+    )
+    before = ticks()
+    time.sleep(1)
+    return bool(caught >> signal.SIGTERM - 1 & 1) and ticks() - before < 10
+
+
+def _terminated_while_it_waits(*words: object, stdin: int | None = None, stdout: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fleece", *map(str, words)],
+        cwd=ROOT,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until(lambda: _waits(process.pid), "it to wait")
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert b"interrupted" in said
+
+
+@contextmanager
+def _full_pipe() -> Iterator[int]:
+    """A pipe that takes no more, and that nobody reads."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for size in (4096, 1):
+        while select.select([], [writing], [], 0)[1]:
+            os.write(writing, bytes(size))
+    os.set_blocking(writing, True)
+    yield writing
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_signal_ends_an_import_that_waits_for_its_stream(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    words = ("import", tmp_path / "store")
+    _terminated_while_it_waits(*words, stdin=reading, stdout=subprocess.DEVNULL)
+    os.close(reading)
+    os.close(writing)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("writer", [False, True], ids=["nobody writes", "somebody says nothing"])
+@pytest.mark.parametrize("option", ["--key-file", "--passphrase-file"])
+def test_a_signal_ends_the_waiting_for_a_key(option: str, writer: bool, tmp_path: Path) -> None:
+    fifo = tmp_path / "key"
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDWR if writer else os.O_PATH)
+    words = ("list", tmp_path / "store", option, fifo)
+    _terminated_while_it_waits(*words, stdout=subprocess.DEVNULL)
+    os.close(held)
+
+
+def test_a_signal_ends_a_backup_into_a_pipe_that_takes_no_more(scene: Scene) -> None:
+    for words in ((), ("--transport", "push")):
+        with _full_pipe() as pipe:
+            _terminated_while_it_waits(*scene.words("--output", "-", *words), stdout=pipe)
+        scene.nothing_left()
+        assert scene.segments() == []
+    scene.take("full")
+    scene.check_exact()
+
+
+def test_a_signal_ends_a_restore_into_a_pipe_that_takes_no_more(tmp_path: Path) -> None:
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": os.urandom(MIB)})
+    with _full_pipe() as pipe:
+        _terminated_while_it_waits("restore", guest.store, "latest", "vda", "-", stdout=pipe)
+
+
+def test_a_signal_ends_a_copy_of_a_file_into_a_pipe_that_takes_no_more(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(b"x")
+    image = filesystems.ext(tmp_path / "image", MIB, tmp_path / "tree")
+    guest = Guest(tmp_path / "store")
+    guest.holding({"vda": image.read_bytes()})
+    words = ("files", guest.store, "latest", "vda", "cp", "/file", "-")
+    with _full_pipe() as pipe:
+        _terminated_while_it_waits(*words, stdout=pipe)
 
 
 def test_sigkill_in_mid_copy_costs_nothing_but_the_attempt(pair: Scene) -> None:

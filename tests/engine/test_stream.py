@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import fleece
+from tests.engine.history import Guest
 from tests.engine.scene import INTACT, KIB64, MIB, ROOT, MachineScene, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
@@ -208,6 +211,20 @@ def test_a_reader_that_goes_away_fails_the_backup_and_leaves_nothing(scene: Scen
     assert b"the output takes no more (Broken pipe)" in done.stderr
     scene.nothing_left()
     assert scene.segments() == []
+
+
+def test_a_socket_takes_all_of_a_disk(tmp_path: Path) -> None:
+    """It cannot be opened anew, as a pipe is, so that no write blocks."""
+    guest = Guest(tmp_path / "store")
+    disk = os.urandom(3 * MIB + KIB64)
+    guest.holding({"vda": disk})
+    mine, theirs = socket.socketpair()
+    with mine, theirs, ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lambda: b"".join(iter(lambda: mine.recv(MIB), b"")))
+        done = _run(("restore", guest.store, "latest", "vda", "-"), stdout=theirs)
+        theirs.close()
+        assert taken.result() == disk
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("cut", [0, 1, 700, -200, -1])

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import subprocess
+import time
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -264,7 +266,7 @@ def test_a_passphrase_is_the_same_in_a_file_as_in_the_environment(
     (tmp_path / "phrase").write_bytes(content)
     key = Secret.of_passphrase_file(tmp_path / "phrase").new_key()
     given = {"FLEECE_PASSPHRASE": os.fsdecode(content)}
-    for found in (secret_of(None, None, given), Secret.of_passphrase(content)):
+    for found in (secret_of(None, None, given, CancelToken()), Secret.of_passphrase(content)):
         assert found is not None
         assert found.key(key.terms, "").master == key.master
 
@@ -280,6 +282,26 @@ def test_what_cannot_be_a_passphrase_is_not_shown() -> None:
         text.encode()
     assert "sesame" in repr(other.value)
     assert "sesame" not in str(bug(other.value))
+
+
+def test_a_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """A named one, slowly; and one as of bash's <(pass show x), whose writer is gone already."""
+    phrase, fifo = Secret.of_passphrase("open sesame"), tmp_path / "fifo"
+    terms = phrase.new_key().terms
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(Secret.of_passphrase_file, fifo)
+        with fifo.open("wb", buffering=0) as file:
+            file.write(b"open ")
+            time.sleep(0.3)
+            file.write(b"sesame\n")
+        assert found.result().key(terms, "").terms == terms
+    reading, writing = os.pipe()
+    os.write(writing, b"open sesame\nand more")
+    os.close(writing)
+    found_there = Secret.of_passphrase_file(f"/dev/fd/{reading}")
+    os.close(reading)
+    assert found_there.key(terms, "").terms == terms
 
 
 def test_no_key_file_is_a_usage_error(tmp_path: Path) -> None:
