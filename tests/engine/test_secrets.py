@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,43 +49,43 @@ def knows_no_secret(process: Path) -> None:
         assert secret not in started, (process / "cmdline").read_bytes()
 
 
-def end(running: Running) -> None:
-    running.signal(signal.SIGTERM)
-    running.close_output()
+@contextmanager
+def command(*words: object) -> Iterator[Running]:
+    """A command that runs, and is told to end whatever is found."""
+    running = INTACT.command(*words)
+    try:
+        yield running
+    finally:
+        running.signal(signal.SIGTERM)
+        running.close_output()
 
 
 def test_the_reader_of_file_systems_knows_no_secret(scene: Scene) -> None:
-    running = INTACT.command("files", scene.store, "latest", "vda", "cp", "/large", "-")
-
     def readers() -> list[Path]:
         found = [Path(f"/proc/{pid}") for pid in children(running.pid)]
         # Until it has become the other program, a child has the environment of its parent.
         return [path for path in found if b"files.reader" in (path / "cmdline").read_bytes()]
 
-    wait_until(lambda: bool(readers()), "the reader")
-    (reader,) = readers()
-    knows_no_secret(reader)
-    end(running)
+    with command("files", scene.store, "latest", "vda", "cp", "/large", "-") as running:
+        wait_until(lambda: bool(readers()), "the reader")
+        (reader,) = readers()
+        knows_no_secret(reader)
 
 
 def test_neither_the_machine_nor_its_server_knows_a_secret(scene: Scene) -> None:
     words = ("boot-test", scene.store, "latest", "--emulated", "--memory", 64, "--timeout", 50)
-    running = INTACT.command(*words)
-    wait_until(lambda: bool(machines(running.pid)), "a machine")
-    (machine,) = machines(running.pid)
-    assert len(children(running.pid)) == 2
-    for pid in children(running.pid):
-        knows_no_secret(Path(f"/proc/{pid}"))
-    knows_no_secret(machine)
-    end(running)
+    with command(*words) as running:
+        wait_until(lambda: bool(machines(running.pid)), "a machine")
+        assert len(children(running.pid)) == 2
+        for pid in children(running.pid):
+            knows_no_secret(Path(f"/proc/{pid}"))
 
 
 def test_a_server_of_a_point_knows_no_secret(scene: Scene) -> None:
-    running = INTACT.command("serve", scene.store, "latest", "--json")
-    running.wait_event("serving")
-    (server,) = children(running.pid)
-    knows_no_secret(Path(f"/proc/{server}"))
-    end(running)
+    with command("serve", scene.store, "latest", "--json") as running:
+        running.wait_event("serving")
+        (server,) = children(running.pid)
+        knows_no_secret(Path(f"/proc/{server}"))
 
 
 def test_a_wrong_passphrase_that_is_not_utf_8_is_one_error_and_not_shown(
