@@ -76,7 +76,7 @@ def test_the_watch_goes_on_until_the_last_worker_has_ended() -> None:
 
 def test_the_first_error_is_told_whatever_the_watch_says_later() -> None:
     failed, ended = threading.Event(), threading.Event()
-    both = threading.Barrier(2)
+    looks, both = itertools.count(), threading.Barrier(2)
 
     def work(items: Iterator[int]) -> None:
         number = next(items)
@@ -87,11 +87,15 @@ def test_the_first_error_is_told_whatever_the_watch_says_later() -> None:
         assert ended.wait(LIMIT)
 
     def watch() -> None:
-        if failed.is_set():
+        if failed.is_set() and next(looks) > 5:
             raise LookupError
 
+    def stop() -> None:
+        if next(looks) > 9:
+            ended.set()
+
     with pytest.raises(ZeroDivisionError):
-        run_workers(range(2), work, CancelToken(), 2, watch, ended.set)
+        run_workers(range(2), work, CancelToken(), 2, watch, stop)
 
 
 def test_an_interrupt_of_the_waiting_thread_leaves_no_worker() -> None:
