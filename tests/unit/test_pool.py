@@ -52,50 +52,52 @@ def _workers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("fleece-")]
 
 
+class OneFails:
+    """Two workers: one fails, and the other goes on until `ended` is set.
+
+    Attributes:
+        failed: is set a moment before the first one fails.
+    """
+
+    def __init__(self) -> None:
+        self.failed, self.ended = threading.Event(), threading.Event()
+        self._both = threading.Barrier(2)
+
+    def work(self, items: Iterator[int]) -> None:
+        number = next(items)
+        self._both.wait(LIMIT)
+        if number == 0:
+            self.failed.set()
+            raise ZeroDivisionError
+        assert self.ended.wait(LIMIT)
+
+
 def test_the_watch_goes_on_until_the_last_worker_has_ended() -> None:
     """What it watches over is there for as long as somebody works on it."""
-    failed, looked = threading.Event(), threading.Event()
-    looks, both = itertools.count(), threading.Barrier(2)
-
-    def work(items: Iterator[int]) -> None:
-        number = next(items)
-        both.wait(LIMIT)
-        if number == 0:
-            failed.set()
-            raise ZeroDivisionError
-        assert looked.wait(LIMIT)
+    pair, looks = OneFails(), itertools.count()
 
     def watch() -> None:
-        if failed.is_set() and next(looks) == 5:
-            looked.set()
+        if pair.failed.is_set() and next(looks) == 5:
+            pair.ended.set()
 
     with pytest.raises(ZeroDivisionError):
-        run_workers(range(2), work, CancelToken(), 2, watch)
-    assert looked.is_set()
+        run_workers(range(2), pair.work, CancelToken(), 2, watch)
+    assert pair.ended.is_set()
 
 
 def test_the_first_error_is_told_whatever_the_watch_says_later() -> None:
-    failed, ended = threading.Event(), threading.Event()
-    looks, both = itertools.count(), threading.Barrier(2)
-
-    def work(items: Iterator[int]) -> None:
-        number = next(items)
-        both.wait(LIMIT)
-        if number == 0:
-            failed.set()
-            raise ZeroDivisionError
-        assert ended.wait(LIMIT)
+    pair, looks = OneFails(), itertools.count()
 
     def watch() -> None:
-        if failed.is_set() and next(looks) > 5:
+        if pair.failed.is_set() and next(looks) > 5:
             raise LookupError
 
     def stop() -> None:
         if next(looks) > 9:
-            ended.set()
+            pair.ended.set()
 
     with pytest.raises(ZeroDivisionError):
-        run_workers(range(2), work, CancelToken(), 2, watch, stop)
+        run_workers(range(2), pair.work, CancelToken(), 2, watch, stop)
 
 
 def test_an_interrupt_of_the_waiting_thread_leaves_no_worker() -> None:
