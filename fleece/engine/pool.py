@@ -97,34 +97,42 @@ def run_workers(
     """
     shared = _Shared(items, cancel)
 
-    def guarded() -> None:
+    def guarded(end: threading.Event) -> None:
         try:
             work(shared)
         except BaseException as error:
             shared.fail(error)
+        finally:
+            end.set()
 
-    threads = [threading.Thread(target=guarded, name=f"fleece-{n}") for n in range(count)]
+    ends = [threading.Event() for _ in range(count)]
+    threads = [
+        threading.Thread(target=guarded, args=(end,), name=f"fleece-{number}")
+        for number, end in enumerate(ends)
+    ]
     try:
         for thread in threads:
             thread.start()
     except BaseException as error:
         shared.fail(error)
-    for thread in threads:
-        _wait_for(thread, shared, watch, stop)
+    for thread, end in zip(threads, ends, strict=True):
+        if thread.ident is not None:
+            _wait_for(end, shared, watch, stop)
     if shared.error is not None:
         raise shared.error
 
 
 def _wait_for(
-    thread: threading.Thread,
+    end: threading.Event,
     shared: _Shared[T],
     watch: Callable[[], None] | None,
     stop: Callable[[], None] | None,
 ) -> None:
-    while thread.is_alive():
+    # Not by `Thread.join`: a KeyboardInterrupt in it makes Python 3.11 take the thread for ended.
+    while not end.is_set():
         known = shared.error
         try:
-            thread.join(WATCH_EVERY)
+            end.wait(WATCH_EVERY)
             if known is not None and stop is not None:
                 stop()
             if watch is not None:

@@ -209,6 +209,15 @@ class _Receiver:
             channel.answer(True)
             del self._since[channel]
 
+    def _is_done(self) -> bool:
+        try:
+            self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
+            return self._push.done()
+        except PointError:
+            if self._failed:  # meanwhile, and this is what came of it
+                return False
+            raise
+
     def _look(self) -> None:
         """Watch over all that can end it. Called in the thread that may talk to QEMU."""
         self._watch()
@@ -218,8 +227,7 @@ class _Receiver:
         if not self._started:
             self._push.start()
             self._started = True
-        self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
-        if self._push.done():
+        if self._is_done():
             self._done = True
             self._ended.set()
             self._sink.shut()

@@ -30,7 +30,8 @@ def moment_of(text: str) -> datetime | None:
 def oldest_first(items: Iterable[T], head: Callable[[T], Header]) -> list[T]:
     """Put what belongs to one guest's points in order; what belongs to one point stays as it is.
 
-    A point counts as no earlier than those before it in its chain.
+    A point counts as no later than those after it in its chain: a clock that was ahead once says
+    nothing of the points since. One whose time cannot be read has that of the next.
 
     Args:
         items: points, or files of points.
@@ -41,9 +42,10 @@ def oldest_first(items: Iterable[T], head: Callable[[T], Header]) -> list[T]:
         chains.setdefault(head(item).chain, []).append(item)
     placed: list[tuple[datetime, str, int, T]] = []
     for name, line in chains.items():
-        time = _NEVER
-        for item in sorted(line, key=lambda one: head(one).point.sequence):
-            point = head(item).point
-            time = max(time, moment_of(point.time) or _NEVER)
-            placed.append((time, name, point.sequence, item))
+        newest_first = sorted(line, key=lambda one: head(one).point.sequence, reverse=True)
+        times = [moment_of(head(item).point.time) for item in newest_first]
+        time = next((known for known in times if known is not None), _NEVER)
+        for item, own in zip(newest_first, times, strict=True):
+            time = time if own is None else min(time, own)
+            placed.append((time, name, head(item).point.sequence, item))
     return [item for *_, item in sorted(placed, key=lambda one: one[:3])]

@@ -69,9 +69,17 @@ def test_chains_that_alternate_are_in_the_order_of_their_points(store: FolderSto
 
 def test_a_clock_that_went_back_changes_nothing_within_a_chain(store: FolderStore) -> None:
     _fill(store, JANUARY, 6, [5, 3, 4])
-    _fill(store, JUNE, 6, [4])
-    names = [f"{JUNE}01", f"{JANUARY}01", f"{JANUARY}02", f"{JANUARY}03"]
-    assert _ids(store.catalogue()) == names
+    _fill(store, JUNE, 6, [2, 6])
+    own = [f"{JANUARY}{number:02d}" for number in (1, 2, 3)]
+    assert _ids(store.catalogue()) == [f"{JUNE}01", *own, f"{JUNE}02"]
+
+
+def test_a_clock_that_was_ahead_once_says_nothing_of_the_points_since(store: FolderStore) -> None:
+    _fill(store, JANUARY, 6, [1, 28, 2])
+    _fill(store, JUNE, 6, [3, 4])
+    assert store.catalogue().find("latest").id == f"{JUNE}02"
+    prune(store, KeepRules(last=2))
+    assert _ids(store.catalogue()) == [f"{JANUARY}03", f"{JUNE}01", f"{JUNE}02"]
 
 
 def test_prune_keeps_the_newest_of_all_and_the_end_of_each_chain(kept: FolderStore) -> None:

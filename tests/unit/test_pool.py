@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -114,6 +117,26 @@ def test_an_interrupt_of_the_waiting_thread_leaves_no_worker() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_workers(itertools.count(), work, CancelToken(), 3, watch)
     assert _workers() == []
+
+
+def test_a_real_interrupt_leaves_no_worker_either() -> None:
+    """While the calling thread waits for the first one, which is the last to hear of it."""
+    at_work, ended = itertools.count(), itertools.count()
+
+    def work(items: Iterator[int]) -> None:
+        for _ in items:
+            if next(at_work) == 8:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.5 if threading.current_thread().name == "fleece-0" else 0.1)
+        next(ended)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_workers(itertools.count(), work, CancelToken(), 3, lambda: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert next(ended) == 3
 
 
 def test_what_is_counted_while_the_listener_blocks_is_told_afterwards() -> None:
