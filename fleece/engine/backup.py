@@ -144,12 +144,12 @@ class _Run:
             else:
                 results += self._fill(Stream(self._output), taken)
                 oldest = self._oldest_needed(taken)
+            failed = self._tell_stored(taken)
             taken.living.close()
             for kept in taken.living.committed(oldest):
                 self._listener(events.Warned(kept))
-        # Last: whatever the listener does, the point is stored, and QEMU tidied up.
-        told = events.Committed if self._output is None else events.Streamed
-        self._listener(told(taken.ref.id))
+        if failed is not None:
+            raise failed
         freeze = taken.living.freeze
         if freeze.stuck is not None:
             raise SourceError(f"point {taken.ref.id} is stored, but {freeze.stuck}")
@@ -162,6 +162,15 @@ class _Run:
             taken.left is not None,
             Transport.PULL if taken.living.push is None else Transport.PUSH,
         )
+
+    def _tell_stored(self, taken: Taken) -> BaseException | None:
+        """Tell it; gives what the listener raises, for later: QEMU is tidied up first."""
+        told = events.Committed if self._output is None else events.Streamed
+        try:
+            self._listener(told(taken.ref.id))
+        except BaseException as error:
+            return error
+        return None
 
     @contextlib.contextmanager
     def _stored_is_stored(self, results: Sequence[DiskResult]) -> Iterator[None]:

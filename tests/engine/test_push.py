@@ -264,9 +264,9 @@ def _sink_of(scene: Scene) -> int:
 
 
 def _slow_push(scene: Scene) -> Running:
-    """A backup that takes in ten requests a second on each channel, when it has begun to."""
+    """A backup that takes in a request a second on each channel, when it has begun to."""
     scene.writer().write(0, os.urandom(8 * MIB))
-    running = scene.slow("fleece.nbd.handover", "Channel.answer", 100, *scene.words(*PUSH))
+    running = scene.slow("fleece.nbd.handover", "Channel.answer", 1000, *scene.words(*PUSH))
     running.wait_event("progress")
     return running
 
