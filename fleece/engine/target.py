@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import subprocess
@@ -15,6 +14,7 @@ from fleece.disk.image import ImageFormat
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
+from fleece.naming import name_new
 from fleece.nbd.server import served_image
 from fleece.programs import child_environment, program
 
@@ -121,13 +121,9 @@ def _name(partial: Path, final: Path, force: bool) -> None:
         partial.replace(final)
         return
     try:
-        os.link(partial, final)
+        name_new(partial, final)
     except FileExistsError:
         raise TargetError("exists already", where=final, hint="--force replaces it") from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        partial.rename(final)  # a file system without hard links
 
 
 def sync(path: Path) -> None:

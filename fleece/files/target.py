@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fleece.errors import TargetError
+from fleece.naming import name_new
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -197,15 +198,10 @@ class Folder:
         here = self._descriptor
         with _errors(self._path(name)):
             if self._replaces is None:
-                try:
-                    os.link(partial, name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
-                    return
-                except OSError as error:
-                    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                        raise
+                name_new(partial, name, here)
+                return
             os.rename(partial, name, src_dir_fd=here, dst_dir_fd=here)
-        if self._replaces is not None:
-            self._replaces.add(self._path(name))
+        self._replaces.add(self._path(name))
 
     def _path(self, name: str) -> str:
         return os.path.join(self.where, name)

@@ -26,6 +26,7 @@ from fleece.delta.partial import Proven
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import Buffer
 from fleece.keys import Secret
+from fleece.naming import name_new
 from fleece.store.catalogue import Access, Catalogue, Entry
 from fleece.store.marker import Marker, StoreWishes
 
@@ -555,23 +556,13 @@ def _place_marker(folder: Path, text: str) -> None:
         _write(temporary, text)
         # If it is gone, or the name is taken, another process has placed one.
         with contextlib.suppress(FileExistsError, FileNotFoundError):
-            _link(temporary, folder / MARKER)
+            name_new(temporary, folder / MARKER)
     finally:
         temporary.unlink(missing_ok=True)
     for item in folder.iterdir():
         if item.name.startswith(_NEW_MARKER):
             item.unlink(missing_ok=True)
     sync_folder(folder)
-
-
-def _link(path: Path, name: Path) -> None:
-    try:
-        os.link(path, name)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        if not name.exists():
-            os.rename(path, name)  # a file system without hard links
 
 
 def _subfolders(folder: Path, *, hidden: bool = False) -> list[Path]:
