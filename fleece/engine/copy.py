@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def copy_all(
     """
 
     def work(shared: Iterator[_Item]) -> None:
-        with OneReader() as one:
+        with contextlib.closing(OneReader()) as one:
             copier: _Copier | None = None
             for job, item, held in shared:
                 if copier is None or copier.job is not job:

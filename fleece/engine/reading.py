@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 
 from fleece.disk.base import ReadableDisk, Reader
 
 
 class OneReader:
-    """The reader of the disk that one worker is at. Use it as a context manager.
+    """The reader of the disk that one worker is at. Close it in the end.
 
     Items of work come disk by disk, so no reader that was closed is wanted again.
     """
@@ -19,17 +18,6 @@ class OneReader:
         self._disk: ReadableDisk | None = None
         self._reader: Reader | None = None
 
-    def __enter__(self) -> OneReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._leave()
-
     def of(self, disk: ReadableDisk) -> Reader:
         """The reader of this disk; that of the disk before is closed.
 
@@ -37,11 +25,12 @@ class OneReader:
             FleeceError: the disk cannot be opened.
         """
         if self._reader is None or disk is not self._disk:
-            self._leave()
+            self.close()
             self._reader = self._stack.enter_context(disk.reader())
             self._disk = disk
         return self._reader
 
-    def _leave(self) -> None:
+    def close(self) -> None:
+        """Close the reader. Safe to repeat."""
         self._disk = self._reader = None
         self._stack.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import threading
@@ -119,7 +120,7 @@ def compare_clean(
                     yield job, item, hashes
 
     def work(shared: Iterator[tuple[AuditJob, ReadItem, HashArray]]) -> None:
-        with OneReader() as one:
+        with contextlib.closing(OneReader()) as one:
             for job, item, held in shared:
                 wrong = list(_differing(job, item, one.of(job.disk), held))
                 read = sum(end - start for start, end in item.wanted)

@@ -194,8 +194,9 @@ def test_a_guest_with_iothreads_survives_backups_while_it_writes(
 _PUSH_JOBS, _SINK = "fleece.source.qemu.push", "fleece.nbd.sink"
 _MOMENTS = (
     Moment("views added", _PUSH_JOBS, "PushJobs.add_views"),
+    Moment("dirty bytes counted", _PUSH_JOBS, "PushJobs.dirty_bytes"),
     Moment("sink started", _SINK, "NbdSink.wait"),
-    Moment("targets added", _PUSH_JOBS, "PushJobs._dirty_counts", "before"),
+    Moment("targets added", _PUSH_JOBS, "PushJobs._actions", "before"),
     Moment("jobs started", _PUSH_JOBS, "PushJobs.start"),
     *(
         Moment(f"request {nth}", "fleece.nbd.handover", "Channel.answer", "before", nth)

@@ -75,8 +75,16 @@ class PushJobs:
         Returns:
             For each disk; None: all of it.
         """
-        counts = self._dirty_counts()
-        return [counts[n] if more else None for n, more in enumerate(self._incremental)]
+        counts = {
+            node["node-name"]: int(bitmap["count"])
+            for node in self._monitor.execute("query-named-block-nodes")
+            for bitmap in node.get("dirty-bitmaps", [])
+            if bitmap.get("name") == DELTA_BITMAP
+        }
+        return [
+            counts[self._names.overlay(number)] if self._incremental[number] else None
+            for number in self._numbers
+        ]
 
     def start(self) -> None:
         """Start to push to the sink, which must listen, and whose channels must be served already.
@@ -203,16 +211,6 @@ class PushJobs:
                 "data": {"node": view, "target": DELTA_BITMAP, "bitmaps": merged},
             }
         yield {"type": "blockdev-backup", "data": job}
-
-    def _dirty_counts(self) -> dict[int, int]:
-        """The dirty bytes of each overlay's bitmap."""
-        overlays = {self._names.overlay(number): number for number in self._numbers}
-        return {
-            overlays[node["node-name"]]: int(bitmap["count"])
-            for node in self._monitor.execute("query-named-block-nodes")
-            for bitmap in node.get("dirty-bitmaps", [])
-            if node["node-name"] in overlays and bitmap.get("name") == DELTA_BITMAP
-        }
 
 
 def bitmap_hash(dirty: Extents, size: int) -> str:
