@@ -37,7 +37,7 @@ def _restore_verb(verb: AddVerb) -> None:
         choices=("raw", "qcow2"),
         dest="target_format",
         default=None,
-        help="of the target; default: by its ending, else raw; in place: probed",
+        help="of the target; default: by its ending, else raw; in place no other is guessed",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
     restore.add_argument(
