@@ -27,6 +27,11 @@ _PATIENCE = 10.0
 drains the disk, and the guest with it; a backup is given up first."""
 
 
+_LAST_WORDS = 0.5
+"""Seconds until a sink that is killed has ended, and the failure of QEMU's jobs is known for what
+it is."""
+
+
 @dataclass
 class PushJob:
     """One disk that QEMU pushes.
@@ -211,11 +216,12 @@ class _Receiver:
 
     def _is_done(self) -> bool:
         try:
-            self._sink.check()  # first: of a sink that is gone the jobs only say that they fail
+            self._sink.check()
             return self._push.done()
         except PointError:
             if self._failed:  # meanwhile, and this is what came of it
                 return False
+            self._sink.check(_LAST_WORDS)  # of a sink that is gone the jobs only say that they fail
             raise
 
     def _look(self) -> None:

@@ -68,14 +68,20 @@ class NbdSink:
                 raise PointError("nbdkit did not start in time", where=self._place)
             time.sleep(0.005)
 
-    def check(self) -> None:
+    def check(self, patience: float = 0) -> None:
         """Raise if nbdkit has ended by itself.
+
+        Args:
+            patience: seconds to wait for its end. Who is connected to a process that dies hears of
+                it before the process has ended.
 
         Raises:
             PointError: it has.
             UsageError: because it lacks its plugin.
         """
-        if self._process.poll() is None:
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
             return
         self._said.seek(0)
         text = " ".join(self._said.read(4096).decode(errors="replace").split())
