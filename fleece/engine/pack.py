@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import zstandard
 
+from fleece.delta.layout import MAX_RECORD
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.leaves import LeafHasher, Run
 from fleece.engine.rescan import changed_runs
@@ -43,10 +44,18 @@ class Packer:
 
         Args:
             offset: of the disk, at a leaf.
-            data: at most `MAX_RECORD` bytes, up to a leaf's or the disk's end.
+            data: up to a leaf's or the disk's end; cut into records at each `MAX_RECORD` of the
+                disk.
             held: the chain's hashes of the same leaves: those that are the same are not stored.
         """
-        view = memoryview(data)
+        view, at = memoryview(data), 0
+        while at < len(view):
+            end = min(len(view), at + MAX_RECORD - (offset + at) % MAX_RECORD)
+            same = None if held is None else held[at // self._geometry.leaf_size :]
+            self._store(offset + at, view[at:end], same)
+            at = end
+
+    def _store(self, offset: int, view: memoryview, held: HashArray | None) -> None:
         for run in self._wanted(offset, self._hasher.runs(offset, view), held):
             if run.hashes is None:
                 self._writer.zero(run.offset, run.length)

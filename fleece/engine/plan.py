@@ -1,4 +1,4 @@
-"""What to read of a disk: the dirty leaves, less what is known to be zero, in reads of 1 MiB."""
+"""What to read of a disk: the dirty leaves, less what is known to be zero, in reads of 2 MiB."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleece.delta.layout import MAX_RECORD
 from fleece.disk.base import ReadableDisk
 from fleece.extents import Extents
+
+MAX_READ = 2 * 1024 * 1024
+"""The most bytes of one read. Threads that wait for each other do it once for each; longer reads
+outgrow the processor's caches (docs/benchmarks.rst)."""
 
 GAP = 64 * 1024
 """Clean bytes that are read along rather than start another request."""
@@ -25,7 +28,7 @@ class ReadItem(NamedTuple):
     """One read request, and the parts of it that are wanted. A disk may have millions.
 
     Attributes:
-        start, end: in bytes of disk, at most `MAX_RECORD` apart.
+        start, end: in bytes of disk, at most `MAX_READ` apart.
         wanted: (start, end) pairs within, whole leaves each.
     """
 
@@ -65,8 +68,8 @@ def read_items(wanted: Extents, gap: int = GAP) -> Iterator[ReadItem]:
     if len(wanted) == 0:
         return
     reads = wanted.join(gap)
-    starts, ends = reads.split(MAX_RECORD)
-    parts, stops = wanted.split(MAX_RECORD)
+    starts, ends = reads.split(MAX_READ)
+    parts, stops = wanted.split(MAX_READ)
     if np.array_equal(parts, starts) and np.array_equal(stops, ends):
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             yield ReadItem(start, end, ((start, end),))

@@ -19,7 +19,7 @@ from fleece.errors import FleeceError
 from fleece.events import Listener, Phase, Progress
 from fleece.extents import Flags
 
-WORKERS = 3
+WORKERS = 4
 """Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
 
 WATCH_EVERY = 0.05

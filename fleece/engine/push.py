@@ -26,7 +26,6 @@ _PATIENCE = 10.0
 """Seconds that the store may take for one request. QEMU waits for requests in flight whenever it
 drains the disk, and the guest with it; a backup is given up first."""
 
-
 _LAST_WORDS = 0.5
 """Seconds until a sink that is killed has ended, and the failure of QEMU's jobs is known for what
 it is."""
@@ -82,7 +81,7 @@ class PushJob:
                 self.read_bytes += end - start
 
     def _store(self, start: int, data: memoryview, packer: Packer) -> None:
-        """Store bytes, cut where a pull would cut them: at each MiB of the disk."""
+        """Store bytes, cut at each MiB of the disk for the hashes that the chain holds."""
         at = 0
         while at < len(data):
             length = min(len(data) - at, MAX_RECORD - (start + at) % MAX_RECORD)

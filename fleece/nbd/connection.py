@@ -35,6 +35,10 @@ CONNECT_LIMIT = 30.0
 """Seconds until a server must have greeted and agreed. One that serves as many clients as it takes
 leaves the next one waiting without a word, and libnbd by itself waits for ever."""
 
+_MOST_BY_DEFAULT = 32 << 20
+"""Bytes at once that each server must take unless it says another limit (proto.md, "Block size
+constraints")."""
+
 _MOST_ZEROED = 1 << 30
 _BLANK = memoryview(bytes(1 << 20))
 
@@ -61,6 +65,7 @@ class Connection:
     Attributes:
         size: of the export in bytes.
         read_only: it takes no writes.
+        most: bytes that it takes or gives at once.
         contexts: those that the server has.
 
     Raises:
@@ -80,6 +85,7 @@ class Connection:
         self.contexts = tuple(name for name in contexts if self._handle.can_meta_context(name))
         self.size: int = self._handle.get_size()
         self.read_only: bool = self._handle.is_read_only()
+        self.most: int = self._handle.get_block_size(self._nbd.SIZE_MAXIMUM) or _MOST_BY_DEFAULT
 
     def _connect(self) -> None:
         end = time.monotonic() + CONNECT_LIMIT
@@ -116,12 +122,14 @@ class Connection:
                     handle.shutdown()
 
     def read(self, offset: int, length: int, unit: int | None = None) -> bytearray:
-        """Read `length` bytes (at most 32 MiB) at `offset`.
+        """Read `length` bytes at `offset`.
 
         Args:
             offset, length: in bytes.
             unit: read by requests that do not cross a multiple of it, all in flight at once.
         """
+        if unit is None and length > self.most:
+            unit = self.most
         if unit is None or offset // unit == (offset + length - 1) // unit:
             try:
                 data: bytearray = self._handle.pread(length, offset)
@@ -156,7 +164,9 @@ class Connection:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
-        self._call(lambda: self._handle.pwrite(data, offset))
+        for at in range(0, len(data), self.most):
+            piece = data[at : at + self.most]
+            self._call(lambda at=at, piece=piece: self._handle.pwrite(piece, offset + at))  # type: ignore[misc]
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, by the server's own means if it has any."""

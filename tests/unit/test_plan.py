@@ -8,13 +8,12 @@ from contextlib import AbstractContextManager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleece.delta.layout import MAX_RECORD
 from fleece.disk.base import Reader
-from fleece.engine.plan import ASK_FROM, GAP, ReadItem, known_zeros, read_items
+from fleece.engine.plan import ASK_FROM, GAP, MAX_READ, ReadItem, known_zeros, read_items
 from fleece.extents import Extents
 
 _UNIT = 4096
-_SIZE = 4 * MAX_RECORD + 1234
+_SIZE = 4 * MAX_READ + 1234
 
 
 def _cells(pairs: list[tuple[int, int]]) -> Extents:
@@ -41,10 +40,10 @@ def test_the_wanted_parts_of_all_reads_are_exactly_what_is_wanted(wanted: Extent
 
 
 @given(_wanted)
-def test_no_read_is_longer_than_a_record_or_crosses_a_multiple_of_one(wanted: Extents) -> None:
+def test_no_read_is_longer_than_allowed_or_crosses_a_multiple_of_that(wanted: Extents) -> None:
     for item in read_items(wanted):
-        assert 0 < item.length <= MAX_RECORD
-        assert item.start // MAX_RECORD == (item.end - 1) // MAX_RECORD
+        assert 0 < item.length <= MAX_READ
+        assert item.start // MAX_READ == (item.end - 1) // MAX_READ
 
 
 @given(_wanted)
@@ -68,7 +67,7 @@ def test_nothing_is_read_twice_and_only_small_gaps_are_read_along(wanted: Extent
 @given(_wanted)
 def test_a_gap_that_is_small_enough_does_not_part_reads(wanted: Extents) -> None:
     for one, other in itertools.pairwise(read_items(wanted)):
-        same_cell = one.start // MAX_RECORD == other.start // MAX_RECORD
+        same_cell = one.start // MAX_READ == other.start // MAX_READ
         assert not same_cell or other.start - one.end > GAP
 
 
