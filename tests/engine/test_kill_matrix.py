@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fleece.engine.plan import MAX_READ
 from fleece.events import Event
 from fleece.nbd.connection import Connection
 from tests.engine.matrix import control_steps, matrix
@@ -158,10 +159,10 @@ def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All connections are cut, three times, each time just before a read."""
-    image = images.random_image(tmp_path / "d0.qcow2", 24 * MIB, seed=1, fill=1.0)
+    image = images.random_image(tmp_path / "d0.qcow2", 24 * MAX_READ, seed=1, fill=1.0)
     with daemon(tmp_path, Disk(image, "d0")) as scene:
         scene.take()
-        scene.writer().write(0, os.urandom(20 * MIB))
+        scene.writer().write(0, os.urandom(20 * MAX_READ))
         behind = scene.qemu.folder / "behind.sock"
         proxies: list[Proxy] = []
         reads = itertools.count(1)
@@ -186,7 +187,7 @@ def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(
         monkeypatch.setattr(Connection, "read", cut_and_read)
         result = scene.take("incremental", listener=put_between)
         assert next(reads) > 20 + 3, "reads were not repeated"
-        assert result.disks[0].dirty_bytes == 20 * MIB
+        assert result.disks[0].dirty_bytes == 20 * MAX_READ
         scene.check_exact()
         scene.nothing_left()
         scene.verify()
