@@ -25,9 +25,8 @@ _WAITS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Seconds before each new attempt of a read whose connection was lost."""
 
 _MUCH = 128 << 20
-"""Bytes after which a disk is one of which much is read."""
-
 _LARGE = 8 << 20
+"""Bytes to read at once when `_MUCH` has been read (`_PatientReader._read_large`)."""
 
 T = TypeVar("T")
 
@@ -101,8 +100,11 @@ class NbdDisk:
             raise SourceError("the export has another size now", where=self.where)
         return opened
 
-    def much_is_read(self, length: int) -> bool:
-        """Count bytes that are read; true for one caller, once they are many and none hold back."""
+    def count_read(self, length: int) -> bool:
+        """Count bytes that are read; true once, when they have become many.
+
+        Never where a large read would not do: it keeps a pace, or must not cross units.
+        """
         if self.unit is not None or self.pace is not None:
             return False
         with self._lock:
@@ -188,7 +190,7 @@ class _PatientReader:
         connection = self._connection or self._disk.open()
         self._connection = connection
         try:
-            if self._disk.much_is_read(length):
+            if self._disk.count_read(length):
                 self._read_large(connection, offset + length)
             return connection.read(offset, length, self._disk.unit)
         except ConnectionLost:
@@ -201,7 +203,7 @@ class _PatientReader:
         QEMU allocates the buffer of each request and frees it. glibc maps large ones afresh, so
         that each page is blanked and faulted in, until it has freed a larger one: from then on it
         keeps what is up to that size, and up to twice as much in all (mallopt(3),
-        M_MMAP_THRESHOLD). That is half of what a read costs in QEMU (docs/benchmarks.rst).
+        M_MMAP_THRESHOLD). That is two fifths of what a read costs in QEMU (docs/benchmarks.rst).
         """
         length = min(_LARGE, connection.most, end)
         with contextlib.suppress(RequestRefused):  # not a byte of it is wanted

@@ -20,7 +20,7 @@ from fleece.events import Listener, Phase, Progress
 from fleece.extents import Flags
 
 WORKERS = 4
-"""Workers on two to four cores: the best of 1 to 6 (docs/benchmarks.rst)."""
+"""More gain little on two cores, and cost where records are short (docs/benchmarks.rst)."""
 
 WATCH_EVERY = 0.05
 """Seconds between two looks at what the work depends on."""
