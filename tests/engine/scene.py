@@ -212,8 +212,8 @@ class Mutation:
         return Engine(root)
 
 
-# What runs in the engine's process before `fleece.cli.main`: wraps one function so that at its
-# nth call something happens. Words: module, name, before|after, n, then those of the command line.
+# What runs in the engine's process before `fleece.cli.main`: wraps one function so that something
+# happens before its nth call begins, or after n calls of all threads have ended. Words: module, name, before|after, n, then those of the command line.
 _WRAPPER = """
 import importlib, itertools, os, signal, sys, time
 module, name, when, nth = *sys.argv[1:4], int(sys.argv[4])
@@ -223,12 +223,11 @@ for part in path:
     owner = getattr(owner, part)
 wrapped, calls = getattr(owner, last), itertools.count(1)
 def wrapper(*arguments, **named):
-    number = next(calls)
     if when == "before":
-        happen(number)
+        happen(next(calls))
     result = wrapped(*arguments, **named)
     if when == "after":
-        happen(number)
+        happen(next(calls))
     return result
 def happen(number):
     {happen}
