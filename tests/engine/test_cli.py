@@ -17,7 +17,7 @@ import pytest
 import xxhash
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Scene, daemon, small_tmpfs
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, ROOT, Scene, daemon, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
@@ -65,6 +65,13 @@ def _root(data: bytes) -> str:
 
 
 # ---- help and usage -----------------------------------------------------------------------------
+
+
+def test_help_and_manual_name_the_number_of_workers() -> None:
+    workers = fleece.BackupOptions().workers
+    printed = " ".join(INTACT.run("backup", "--help").succeeded().out.split())
+    assert f"for all disks together; default: {workers}" in printed
+    assert f"``--jobs N`` (default {workers})" in (ROOT / "docs/cli.rst").read_text()
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -71,7 +71,7 @@ def source_verbs(verb: AddVerb) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="threads that read, hash and compress, for all disks together; default: 3",
+        help="threads that read, hash and compress, for all disks together; default: 4",
     )
     backup.add_argument(
         "--rate",
