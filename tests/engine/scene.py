@@ -213,7 +213,8 @@ class Mutation:
 
 
 # What runs in the engine's process before `fleece.cli.main`: wraps one function so that something
-# happens before its nth call begins, or after n calls of all threads have ended. Words: module, name, before|after, n, then those of the command line.
+# happens before its nth call begins, or after n calls of all threads have ended.
+# Words: module, name, before|after, n, then those of the command line.
 _WRAPPER = """
 import importlib, itertools, os, signal, sys, time
 module, name, when, nth = *sys.argv[1:4], int(sys.argv[4])
