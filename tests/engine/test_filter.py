@@ -351,6 +351,24 @@ def test_a_slow_scratch_keeps_no_write_waiting_for_long(
     full_disk.check_exact()
 
 
+def test_a_point_that_was_given_up_says_so_ever_after(
+    full_disk: MachineScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's read that failed a moment before is told as the loss, not as the read."""
+    monkeypatch.setattr(filtered, "COPY_LIMIT", 1)
+    socket = str(full_disk.qemu.qmp_socket)
+    with fleece.QemuSource(socket, full_disk.scratch, None, fleece.Fleecing.FILTER) as source:
+        (disk,) = source.inventory().disks
+        with source.point("01234567", 1, "0123456789", [fleece.Wanted(disk, None)]) as point:
+            (scratch,) = full_disk.scratch.glob("*/s0.raw")
+            with _slow_writes(full_disk.qemu.pid, scratch, 6):
+                full_disk.writer().write(30 * MIB, b"new")
+            for tell in (point.watch, point.check, point.check):
+                with pytest.raises(fleece.PointError, match="or not within 1 s"):
+                    tell()
+    full_disk.nothing_left()
+
+
 def test_the_budget_is_kept(full_disk: MachineScene) -> None:
     running = full_disk.slow_backup("--scratch-limit", "4M", milliseconds=300)
     running.wait_event("point")

@@ -82,12 +82,15 @@ class QemuPoint:
         self._committed = False
         self._down = False
         self._watched = 0.0
+        self._lost: PointError | None = None
         self.reclaims = fleecing.reclaims
         self.scarce = False
         self._guest_ran = run_state(self._monitor) not in (None, STOPPED_BY_ERROR)
 
     def check(self) -> None:
         """Raise `PointError` unless all that was read until now was read of the point."""
+        if self._lost is not None:  # `watch` has taken out what would tell
+            raise self._lost
         self._fleecing.check()
 
     def watch(self) -> None:
@@ -103,7 +106,8 @@ class QemuPoint:
         self._watched = now
         try:
             self.look(crossed=crossed)
-        except PointError:
+        except PointError as error:
+            self._lost = error
             # At once: the guest goes on writing while the workers end. The first error is the one
             # to tell, and `close` does it again. The server stays: a worker that looks for its
             # lost export would hang QEMU when it stops (`server`).
