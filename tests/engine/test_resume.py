@@ -174,9 +174,9 @@ def resumed_in_mid_copy(engine: Engine, folder: Path) -> None:
         result = goes_on(scene, frozen, point)
         kept = sum(disk["resumed_bytes"] for disk in result["disks"])
         read = sum(disk["read_bytes"] for disk in result["disks"])
-        # Eight records were in the files. Records are cut at each MiB of the disk, so six of the
-        # sixteen are short: by the zeros, by the read that ends behind them, and the last ones.
-        assert kept >= 3 * MIB
+        # Eight records were in the file, each of a MiB but for the zeros among the dirt and, by
+        # chance, the short last one of each disk.
+        assert kept >= 5 * MIB
         assert read <= 2 * (DIRTY + KIB64) - kept
         next_is_exact(scene)
 
