@@ -14,6 +14,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.errors import FleeceError, UsageError
+from fleece.writeback import Writeback
 
 _STDIN, _STDOUT = 0, 1
 
@@ -32,14 +33,19 @@ class _Output:
         self._descriptor = descriptor
         self._most = most
         self._cancel = cancel
+        self._writeback = Writeback(descriptor)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write the first bytes of `data`; gives how many."""
         view = memoryview(data)[: self._most]
         while True:
             self._cancel.wait(self._descriptor, select.POLLOUT)
-            with contextlib.suppress(BlockingIOError):
-                return os.write(self._descriptor, view)
+            try:
+                taken = os.write(self._descriptor, view)
+            except BlockingIOError:
+                continue
+            self._writeback.wrote(taken)
+            return taken
 
 
 @contextlib.contextmanager

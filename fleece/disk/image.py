@@ -10,13 +10,14 @@ import stat
 import subprocess
 from collections.abc import Iterator
 
-from fleece.disk.base import ReadableDisk
+from fleece.disk.base import ReadableDisk, Writer
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
 from fleece.errors import FleeceError, SourceError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
 from fleece.programs import child_environment, program
+from fleece.writeback import Writeback
 
 
 class ImageFormat(enum.StrEnum):
@@ -48,6 +49,72 @@ def open_image(
     else:
         with served_image(image, found, writable=False, failure=failure) as uri:
             yield NbdDisk(uri, failure)
+
+
+@contextlib.contextmanager
+def open_for_writing(path: str, image_format: str, failure: type[FleeceError]) -> Iterator[NbdDisk]:
+    """Open an image file for writing, through a qemu-nbd of our own.
+
+    Args:
+        path: of the image.
+        image_format: as qemu-img names it.
+        failure: the family of errors about this image.
+    """
+    with served_image(path, image_format, writable=True, failure=failure) as uri:
+        disk = _WrittenImage(uri, failure, path)
+        try:
+            yield disk
+        finally:
+            disk.close()
+
+
+class _WrittenImage(NbdDisk):
+    """An image file that qemu-nbd writes, and that is on its way to the disk meanwhile.
+
+    Args:
+        uri: of qemu-nbd's export.
+        failure: the family of errors about this image.
+        path: of the file.
+    """
+
+    def __init__(self, uri: str, failure: type[FleeceError], path: str) -> None:
+        super().__init__(uri, failure)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise failure(os.strerror(error.errno or 0), where=path) from error
+        self._path = path
+        self._writeback = Writeback(self._file)
+
+    def close(self) -> None:
+        """Close the file; connections are closed after each use."""
+        os.close(self._file)
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[Writer]:
+        """A new connection."""
+        with super().writer() as connection:
+            yield _ImageWriter(connection, self)
+
+    def wrote(self, count: int) -> None:
+        """Count bytes that qemu-nbd has taken."""
+        try:
+            self._writeback.wrote(count)
+        except OSError as error:
+            raise self._failure(os.strerror(error.errno or 0), where=self._path) from error
+
+
+class _ImageWriter:
+    def __init__(self, connection: Writer, image: _WrittenImage) -> None:
+        self._connection = connection
+        self._image = image
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        self._connection.write(offset, data)
+        self._image.wrote(len(data))
+
+    def zero(self, offset: int, length: int) -> None:
+        self._connection.zero(offset, length)
 
 
 def probe_format(path: str, failure: type[FleeceError]) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from fleece.disk.base import Writer
 from fleece.errors import FleeceError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.connection import (
@@ -111,7 +112,7 @@ class NbdDisk:
             before, self._read_bytes = self._read_bytes, self._read_bytes + length
         return before < _MUCH <= before + length
 
-    def writer(self) -> contextlib.AbstractContextManager[Connection]:
+    def writer(self) -> contextlib.AbstractContextManager[Writer]:
         """A new connection."""
         return self._connected()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from fleece.errors import FleeceError
 from fleece.extents import Extents
+from fleece.writeback import Writeback
 
 _BUFFER = 4 * 1024 * 1024
 _SECTOR = 512
@@ -50,6 +51,7 @@ class RawDisk:
         with self._guard():
             self.size = os.lseek(self._file, 0, os.SEEK_END)
             self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+        self._writeback = Writeback(self._file)
 
     def close(self) -> None:
         """Close the file."""
@@ -89,6 +91,7 @@ class RawDisk:
             while len(view):
                 count = os.pwrite(self._file, view, offset)
                 view, offset = view[count:], offset + count
+            self._writeback.wrote(len(data))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros; a block device may do it by itself (BLKZEROOUT)."""

@@ -14,14 +14,12 @@ import numpy as np
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain, ChainMap
-from fleece.disk.image import ImageFormat
-from fleece.disk.nbd import NbdDisk
+from fleece.disk.image import ImageFormat, open_for_writing
 from fleece.disk.part import Part
 from fleece.engine.pool import Counter
 from fleece.engine.restore import RestoreResult, check_unread, prove, write_chain, write_zeros
 from fleece.engine.target import is_there, sync
 from fleece.errors import TargetError
-from fleece.nbd.server import served_image
 from fleece.programs import child_environment, program
 from fleece.store.folder import FolderStore
 
@@ -71,8 +69,7 @@ def restore_as_chain(
             path = folder / f"{head.point.sequence:06d}-{head.point.id}.qcow2"
             size = head.size
             _create(path, backing, size)
-            with served_image(str(path), "qcow2", writable=True, failure=TargetError) as uri:
-                image = NbdDisk(uri, TargetError)
+            with open_for_writing(str(path), ImageFormat.QCOW2, TargetError) as image:
                 if backing is not None:
                     write_zeros(_held_by(chain, owner), image, cancel)
                 write_chain(chain, _held_by(chain, owner), image, counter, cancel)

@@ -24,6 +24,7 @@ from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.keys import Secret
+from fleece.writeback import Writeback
 
 
 class Loss(enum.StrEnum):
@@ -214,10 +215,13 @@ class _NewFile:
             self._file = open(path, "xb", buffering=0)
         except OSError as error:
             raise TargetError(error.strerror or str(error), where=path) from error
+        self._writeback = Writeback(self._file.fileno())
 
     def write(self, data: Buffer) -> int:
         try:
-            return self._file.write(data) or 0
+            taken = self._file.write(data) or 0
+            self._writeback.wrote(taken)
+            return taken
         except OSError as error:
             raise TargetError(error.strerror or str(error), where=self._path) from error
 

@@ -10,13 +10,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from fleece.disk.base import ReadableDisk, Reader, WritableDisk, Writer
-from fleece.disk.image import ImageFormat, probe_format
+from fleece.disk.image import ImageFormat, open_for_writing, probe_format
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.part import Part
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
 from fleece.extents import Extents
-from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
 
 
@@ -52,8 +51,8 @@ def open_standing(
             yield _fitting(device, size, exact=False)
     else:
         found = image_format or _raw(target)
-        with served_image(target, found, writable=True, failure=TargetError) as uri:
-            served = _fitting(NbdDisk(uri, TargetError), size, exact=True, name=target)
+        with open_for_writing(target, found, TargetError) as image:
+            served = _fitting(image, size, exact=True, name=target)
             if found != ImageFormat.RAW:
                 yield served
                 return

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleece.disk.base import WritableDisk
-from fleece.disk.image import ImageFormat
-from fleece.disk.nbd import NbdDisk
+from fleece.disk.image import ImageFormat, open_for_writing
 from fleece.disk.raw import RawDisk
 from fleece.errors import TargetError
 from fleece.naming import name_new
-from fleece.nbd.server import served_image
 from fleece.programs import child_environment, program
 
 
@@ -111,8 +109,8 @@ def _blank(path: Path, image_format: ImageFormat, size: int) -> Iterator[Writabl
     )
     if made.returncode != 0:
         raise TargetError(made.stderr.decode(errors="replace").strip(), where=path)
-    with served_image(str(path), image_format, writable=True, failure=TargetError) as uri:
-        yield NbdDisk(uri, TargetError)
+    with open_for_writing(str(path), image_format, TargetError) as image:
+        yield image
 
 
 def _name(partial: Path, final: Path, force: bool) -> None:

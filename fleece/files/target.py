@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fleece.errors import TargetError
 from fleece.naming import name_new
+from fleece.writeback import Writeback
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -224,6 +225,7 @@ class NewFile:
     def __init__(self, descriptor: int, where: str) -> None:
         self._descriptor = descriptor
         self._where = where
+        self._writeback = Writeback(descriptor)
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
         """Write all of `data` at `offset`."""
@@ -232,6 +234,7 @@ class NewFile:
             while len(view):
                 count = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[count:], offset + count
+            self._writeback.wrote(len(data))
 
     def end_at(self, size: int) -> None:
         """Set the size; what was not written is a hole."""

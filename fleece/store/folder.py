@@ -29,6 +29,7 @@ from fleece.keys import Secret
 from fleece.naming import name_new
 from fleece.store.catalogue import Access, Catalogue, Entry
 from fleece.store.marker import Marker, StoreWishes
+from fleece.writeback import Writeback
 
 MARKER = "fleece-store.json"
 SUFFIX = ".fleece"
@@ -446,6 +447,7 @@ class DeltaFile:
             raw.truncate(keep)
             raw.seek(keep)
         self._file = io.BufferedWriter(raw, _GATHERED)
+        self._writeback = Writeback(raw.fileno())
         self._flushed = -math.inf
 
     def write(self, data: Buffer) -> int:
@@ -454,6 +456,7 @@ class DeltaFile:
             taken = self._file.write(data)
             if time.monotonic() > self._flushed + GATHERED_FOR:
                 self._flush()
+            self._writeback.wrote(taken)
             return taken
         except OSError as error:
             raise _store_error(error, self.path) from error

@@ -16,7 +16,7 @@ from fleece import api
 _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
-    {"errors", "cache", "cancel", "events", "naming", "pace", "programs", "version"},
+    {"errors", "cache", "cancel", "events", "naming", "pace", "programs", "version", "writeback"},
     {"hashing", "keys", "extents", "tree", "compare"},
     {"delta"},
     {"nbd"},
