@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fleece.cancel import CancelToken
-from fleece.delta.layout import MAX_RECORD
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.pack import Packer
 from fleece.engine.pool import TELL_EVERY, Counter, run_workers
@@ -81,17 +80,16 @@ class PushJob:
                 self.read_bytes += end - start
 
     def _store(self, start: int, data: memoryview, packer: Packer) -> None:
-        """Store bytes, cut at each MiB of the disk for the hashes that the chain holds."""
-        at = 0
-        while at < len(data):
-            length = min(len(data) - at, MAX_RECORD - (start + at) % MAX_RECORD)
-            held = None
-            if self.held is not None and start + at < self.held.end:
-                length = min(length, self.held.end - (start + at))
-                with self._lock:
-                    held = self.held.hashes(start + at, start + at + length)
-            packer.store(start + at, data[at : at + length], held)
-            at += length
+        """Store bytes: those that the chain may hold already, then the others."""
+        if self.held is None:
+            packer.store(start, data)
+            return
+        known = min(len(data), max(self.held.end - start, 0))
+        if known:
+            with self._lock:
+                held = self.held.hashes(start, start + known)
+            packer.store(start, data[:known], held)
+        packer.store(start + known, data[known:])
 
     def end(self) -> Extents:
         """All has come: store the zeros; gives what came.

@@ -20,7 +20,7 @@ from fleece.hashing import Buffer
 from fleece.tree import HashArray
 
 _BLOCK = 1 << 12
-"""Leaves whose hashes are looked up at a time: whole MiB of disk, whole nodes of any fan-out."""
+"""Leaves whose hashes are looked up at a time: whole nodes of any fan-out."""
 
 _BLOCKS = 4
 
@@ -80,16 +80,21 @@ class HeldLeaves:
         return self._chain.children(1, nodes).reshape(-1, self._shape.algorithm.size)
 
     def hashes(self, start: int, end: int) -> HashArray:
-        """The chain's hashes of the leaves in `[start, end)`, a range within one MiB of the disk.
+        """The chain's hashes of the leaves in `[start, end)`, for ranges that come one by one.
 
-        For ranges that come one by one. Not for several threads at once.
+        Not for several threads at once.
         """
         size = self._shape.leaf_size
         low, high = start // size, -(-end // size)
-        first = low - low % _BLOCK
-        count = min(_BLOCK, -(-self._shape.size // size) - first)
-        block = self._blocks.get(first, lambda: self._chain.leaf_hashes(first, count))
-        return block[low - first : high - first]
+        parts = [
+            self._block(first)[max(low - first, 0) : high - first]
+            for first in range(low - low % _BLOCK, high, _BLOCK)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _block(self, first: int) -> HashArray:
+        count = min(_BLOCK, self._shape.leaves - first)
+        return self._blocks.get(first, lambda: self._chain.leaf_hashes(first, count))
 
 
 def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iterator[Run]:
@@ -103,7 +108,7 @@ def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iter
     """
     width = len(zero)
     mine: Buffer = zero * len(held) if run.hashes is None else run.hashes
-    differs = np.any(np.frombuffer(mine, np.uint8).reshape(-1, width) != held, axis=1)
+    differs = np.any(np.frombuffer(mine, np.uint8).reshape(held.shape) != held, axis=1)
     bounds = np.flatnonzero(np.diff(differs, prepend=False, append=False))
     for first, last in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
         start = first * leaf_size
