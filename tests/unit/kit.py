@@ -92,14 +92,23 @@ class History:
 @st.composite
 def histories(draw: st.DrawFn, most_leaves: int = 12, most_steps: int = 4) -> History:
     """Histories of disks of any size, from none and one byte up to trees of several levels."""
-    sizes = st.sampled_from([0, 1, LEAF - 1, LEAF, LEAF + 1]) | st.integers(0, most_leaves * LEAF)
-    size = draw(sizes)
-    places = st.integers(0, size) | st.integers(0, size // LEAF).map(lambda leaf: leaf * LEAF)
+    size = draw(places(most_leaves * LEAF))
+    where = places(size)
     fills = st.just(0) | st.integers(1, 255)
-    change = st.builds(lambda a, b, fill: Change(min(a, b), max(a, b), fill), places, places, fills)
+    change = st.builds(lambda a, b, fill: Change(min(a, b), max(a, b), fill), where, where, fills)
     step = st.lists(change, max_size=4).map(tuple)
     steps = draw(st.lists(step, min_size=1, max_size=most_steps))
     return History(size, draw(st.sampled_from([2, 16])), tuple(steps))
+
+
+def places(end: int, unit: int = LEAF) -> st.SearchStrategy[int]:
+    """Bytes from 0 to `end`, each unit as often as the others: at its start, next to it, anywhere.
+
+    Hypothesis draws from a wide range of integers mostly small ones, from up to 128 all alike.
+    """
+    within = st.sampled_from([0, 1, unit - 1]) | st.integers(0, unit - 1)
+    units = st.integers(0, end // unit).map(lambda number: number * unit)
+    return st.builds(lambda start, more: min(start + more, end), units, within)
 
 
 def applied(disk: bytes, step: Iterable[Change]) -> tuple[bytes, Extents]:
@@ -230,7 +239,7 @@ def store_history(folder: Path, history: History, seed: int = 0, longest: int = 
 
 # ---- disks that are cut and grown -------------------------------------------------------------
 
-_SIZES = st.integers(0, 40 * LEAF) | st.integers(0, 40).map(lambda leaves: leaves * LEAF)
+_SIZES = places(40 * LEAF)
 _FILLS = st.sampled_from([b"\0", b"a", b"b"])
 """Few, so that leaves are often what they were."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fleece.disk.base import Reader
 from fleece.engine.plan import ASK_FROM, GAP, MAX_READ, ReadItem, known_zeros, read_items
 from fleece.extents import Extents
+from tests.unit.kit import places
 
 _UNIT = 4096
 _SIZE = 4 * MAX_READ + 1234
@@ -22,7 +23,7 @@ def _cells(pairs: list[tuple[int, int]]) -> Extents:
     return Extents.of(ranges).clip(0, _SIZE)
 
 
-_leaves = st.integers(0, _SIZE // _UNIT)
+_leaves = places(_SIZE, MAX_READ // 16).map(lambda place: place // _UNIT)
 _counts = st.integers(1, 20) | st.integers(1, 400)
 _wanted = st.lists(st.tuples(_leaves, _counts), max_size=10).map(_cells)
 
@@ -103,7 +104,7 @@ class _Disk:
         return self.zeros.intersect(within)
 
 
-_bytes = st.integers(0, _SIZE)
+_bytes = places(_SIZE, MAX_READ // 16)
 _zeros = st.lists(st.tuples(_bytes, _bytes), max_size=6).map(Extents.of)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fleece.engine.regrown import cut_at
 from fleece.extents import Extents
-from tests.unit.kit import LEAF, Change, History, OpenChain, applied, store_history
+from tests.unit.kit import LEAF, Change, History, OpenChain, applied, places, store_history
 
 MOST = 40
 
@@ -60,7 +60,7 @@ def _what_qemu_does(disk: bytes, happens: Sequence[Change | int]) -> tuple[bytes
     return disk, dirty
 
 
-_PLACES = st.integers(0, MOST * LEAF) | st.integers(0, MOST).map(lambda leaf: leaf * LEAF)
+_PLACES = places(MOST * LEAF)
 _WRITES = st.builds(
     lambda a, b, fill: Change(min(a, b), max(a, b), fill),
     _PLACES,
@@ -71,7 +71,7 @@ _WRITES = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    size=st.integers(1, MOST * LEAF),
+    size=places(MOST * LEAF).map(lambda size: max(size, 1)),
     fan_out=st.sampled_from([2, 16]),
     before=st.lists(_WRITES, max_size=3),
     happens=st.lists(_WRITES | _PLACES, max_size=5),

@@ -19,6 +19,7 @@ from fleece.nbd.connection import BASE_ALLOCATION, MAX_STATUS, STATE_ZERO, Chunk
 from fleece.nbd.server import greets
 from fleece.nbd.status import IN_FLIGHT, flagged, flagged_ahead
 from fleece.nbd.uri import unix_uri
+from tests.unit.kit import places
 
 GIB = 1 << 30
 _QEMUS_MOST = 131072
@@ -61,7 +62,7 @@ class _Bitmap:
         return chunks[: self._most]
 
 
-_places = st.integers(0, 20 * MAX_STATUS)
+_places = places(20 * MAX_STATUS, MAX_STATUS)
 _dirty = st.lists(st.tuples(_places, _places), max_size=8).map(Extents.of)
 
 

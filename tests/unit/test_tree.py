@@ -17,7 +17,7 @@ from fleece.tree import (
     dense_parents,
     joined,
 )
-from tests.unit.kit import LEAF, History, applied, histories, naive_levels, naive_root
+from tests.unit.kit import LEAF, History, applied, histories, naive_levels, naive_root, places
 
 TIB = 1 << 40
 
@@ -111,7 +111,7 @@ def test_the_nodes_above_every_dirty_leaf_of_data_are_all_stored(history: Histor
                     assert (level, leaf // geometry.fan_out**level) in stored
 
 
-@given(st.integers(0, 70 * LEAF), st.sampled_from([2, 4, 16]))
+@given(places(70 * LEAF), st.sampled_from([2, 4, 16]))
 def test_leaves_and_height_follow_from_the_size(size: int, fan_out: int) -> None:
     geometry = Geometry(size, LEAF, fan_out)
     levels = naive_levels(bytes(size), fan_out)
@@ -121,7 +121,7 @@ def test_leaves_and_height_follow_from_the_size(size: int, fan_out: int) -> None
     assert list(geometry.zeros) == [level[0] for level in full]
 
 
-@given(st.integers(0, 40 * LEAF), st.sampled_from([2, 16]))
+@given(places(40 * LEAF), st.sampled_from([2, 16]))
 def test_a_disk_of_zeros_has_a_root_that_needs_no_data(size: int, fan_out: int) -> None:
     geometry = Geometry(size, LEAF, fan_out)
     blank = BlankDisk(geometry)
