@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ from tests.engine.scene import (
     INTACT,
     KIB64,
     MIB,
+    ROOT,
     MachineScene,
     Moment,
     Mutation,
@@ -492,6 +495,26 @@ def test_killed_at_the_steps_that_a_filter_adds(twin: MachineScene) -> None:
             twin.check_exact()
     finally:
         nursery.close()
+
+
+def test_the_disks_are_written_out_before_the_guest_is_stopped(twin: MachineScene) -> None:
+    """QEMU flushes them in a stop, which lasts as long. One that cannot be opened is left to it."""
+    trace, images_of = twin.folder / "trace", {disk.path for disk in twin.qemu.disks.values()}
+    (hidden,) = (path for path in images_of if path.suffix == ".raw")
+    for gone in (False, True):
+        if gone:
+            hidden.rename(twin.folder / "hidden")
+        calls = ["-e", "trace=fdatasync,openat,?open"]
+        strace = ["strace", "-f", "-y", "-s", "300", "-o", str(trace), *calls]
+        words = [sys.executable, "-m", "fleece", *map(str, twin.words())]
+        subprocess.run([*strace, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        lines = trace.read_text().splitlines()
+        (noted,) = (n for n, line in enumerate(lines) if "O_CREAT" in line and "/stopped" in line)
+        found = re.findall(r"fdatasync\(\d+<(.*?)>", "\n".join(lines[:noted]))
+        synced = images_of & {Path(path) for path in found}
+        assert synced == (images_of - {hidden} if gone else images_of)
+    (twin.folder / "hidden").rename(hidden)
+    twin.check_exact()
 
 
 def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
