@@ -517,6 +517,24 @@ def test_the_disks_are_written_out_before_the_guest_is_stopped(twin: MachineScen
     twin.check_exact()
 
 
+@pytest.mark.parametrize("fleecing", ["classic", "filter"])
+def test_qemu_never_flushes_a_scratch(twin: MachineScene, fleecing: str) -> None:
+    """It would in the guest's way: when a scratch grows, and all of it when it is closed."""
+    seen: list[dict[str, Any]] = []
+
+    def look(event: Event) -> None:
+        if event.name == "point":
+            seen.extend(twin.qemu.control.command("query-named-block-nodes"))
+
+    twin.take(fleecing=fleecing, listener=look)
+    scratch = str(twin.scratch)
+    nodes = [node for node in seen if node["file"].startswith(scratch)]
+    assert len([node for node in nodes if node["drv"] == "file"]) == 2
+    assert all(node["cache"]["no-flush"] for node in nodes)
+    others = [node for node in seen if node["node-name"] in ("d0", "d1")]
+    assert [node["cache"]["no-flush"] for node in others] == [False, False]
+
+
 def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
     """Else nobody would let the guest go on, should the run be killed then."""
     note = twin.folder / "nowhere" / "stopped"

@@ -19,7 +19,7 @@ from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.plan import Action, PlannedDisk, PointPlan, action
-from fleece.source.qemu.workfolder import give_to
+from fleece.source.qemu.workfolder import NO_FLUSH, give_to
 
 _CONFLICT = "Permission conflict"
 """Another job began on a disk after its scratch was added, and came between the two.
@@ -132,6 +132,7 @@ class ClassicFleecing:
             "driver": "file",
             "filename": str(path),
             "discard": "unmap",
+            "cache": NO_FLUSH,
             "node-name": self._names.overlay_file(number),
         }
         self._monitor.execute(
@@ -140,6 +141,7 @@ class ClassicFleecing:
                 "driver": "qcow2",
                 "node-name": self._names.overlay(number),
                 "discard": "unmap",
+                "cache": NO_FLUSH,
                 "backing": disk.node,
                 "file": file,
             },

@@ -24,7 +24,7 @@ from fleece.source.qemu.plan import Action, PointPlan
 from fleece.source.qemu.runtime import plug
 from fleece.source.qemu.schema import Schema
 from fleece.source.qemu.still import standing_still
-from fleece.source.qemu.workfolder import give_to
+from fleece.source.qemu.workfolder import NO_FLUSH, give_to
 
 COPY_LIMIT = 4
 """Seconds that a guest's write may wait for a copy. QEMU before 9.1 counts them in 32 bits of
@@ -88,6 +88,7 @@ class FilterFleecing:
                 "driver": "file",
                 "filename": str(path),
                 "discard": "unmap",
+                "cache": NO_FLUSH,
                 "node-name": self._names.overlay_file(number),
             },
         )

@@ -15,6 +15,11 @@ from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import LOCK, SOCKET, PointNames
 
 _LONGEST_SOCKET = 107
+NO_FLUSH = {"no-flush": True}
+"""How QEMU treats the scratch's files (`BlockdevCacheOptions`): no flush reaches their disk. They
+are gone with the point, so nobody needs them durable; and QEMU would flush when a qcow2 one grows,
+in the guest's way, and when it is closed, with all that QEMU does waiting for it."""
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
