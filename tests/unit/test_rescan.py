@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,3 +75,11 @@ def test_only_leaves_that_differ_are_kept(same: list[bool], tail: int, zero: boo
     for part in kept:
         leaves = -(-part.length // LEAF)
         assert part.hashes == (None if zero else bytes(range(1, 17)) * leaves)
+
+
+def test_another_number_of_hashes_than_of_leaves_is_refused() -> None:
+    """numpy would hold a single one against all leaves, and call changed ones unchanged."""
+    blank = bytes(16)
+    run = Run(0, 2 * LEAF, bytes(32))
+    with pytest.raises(ValueError, match="reshape"):
+        list(changed_runs(run, np.zeros((1, 16), np.uint8), LEAF, blank))
