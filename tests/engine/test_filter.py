@@ -23,7 +23,7 @@ from fleece.events import Event
 from fleece.extents import Extents
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
-from fleece.source.qemu import filtered
+from fleece.source.qemu import filtered, still
 from fleece.source.qemu.filtered import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.scratch import Room, Scratch
@@ -514,6 +514,19 @@ def test_the_disks_are_written_out_before_the_guest_is_stopped(twin: MachineScen
         synced = images_of & {Path(path) for path in found}
         assert synced == (images_of - {hidden} if gone else images_of)
     (twin.folder / "hidden").rename(hidden)
+    twin.check_exact()
+
+
+def test_a_guest_that_its_user_stops_while_the_disks_are_written_out_stays_so(
+    twin: MachineScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(monitor: Monitor) -> None:
+        twin.qemu.control.command("stop")
+
+    monkeypatch.setattr(still, "_write_out", stopped)
+    twin.take(fleecing="filter")
+    assert twin.status == "paused"
+    twin.nothing_left()
     twin.check_exact()
 
 

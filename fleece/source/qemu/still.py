@@ -43,9 +43,10 @@ def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
         SourceError: the note cannot be made, and nothing was done; or QEMU cannot be told to let it
             go on, and the note stays.
     """
+    if run_state(monitor) == _RUNNING:
+        _write_out(monitor)  # it may last: only what is so afterwards counts
     monitor.guest_resumed()  # what was before is forgotten
     if run_state(monitor) == _RUNNING:
-        _write_out(monitor)
         _make(note)
         try:
             monitor.execute("stop")
