@@ -16,7 +16,18 @@ from fleece import api
 _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
-    {"errors", "cache", "cancel", "events", "naming", "pace", "programs", "version", "writeback"},
+    {
+        "errors",
+        "cache",
+        "cancel",
+        "events",
+        "folder",
+        "naming",
+        "pace",
+        "programs",
+        "version",
+        "writeback",
+    },
     {"hashing", "keys", "extents", "tree", "compare"},
     {"delta"},
     {"nbd"},
