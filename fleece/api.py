@@ -61,8 +61,9 @@ from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
-from fleece.store.catalogue import Catalogue, Entry, StoredPoint, read_entry
+from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import FolderStore
+from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.tree import BlankDisk, Geometry
 
@@ -170,6 +171,7 @@ __all__ = (
     "import_delta",
     "mapped_extents",
     "merge",
+    "open_delta",
     "open_export",
     "open_files",
     "open_image",

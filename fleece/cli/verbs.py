@@ -184,7 +184,8 @@ def list_points(
                 path=entry.path,
             )
     for trouble in catalogue.damaged:
-        output.row("damaged", f"DAMAGED: {trouble}", where=trouble.where, what=trouble.what)
+        error = trouble.error
+        output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
     if catalogue.damaged:
         raise fleece.StoreError(
             f"{len(catalogue.damaged)} files are damaged",
@@ -200,7 +201,7 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
     if saved is not None:
         salvage.info(output, saved)
         return
-    with fleece.DeltaReader(file, secret) as delta:
+    with fleece.open_delta(file, secret) as delta:
         head, last = delta.header, delta.footer
         parent = asdict(head.parent) if head.parent else None
         fields: dict[str, object] = {

@@ -86,7 +86,7 @@ class Chain:
         for child, parent in zip(self.deltas, self.deltas[1:], strict=False):
             check_link(child, parent)
         if self.deltas[-1].header.parent is not None:
-            raise DeltaError("its parent is missing", where=self.deltas[-1].path)
+            raise DeltaError("its parent is missing", where=self.deltas[-1].where)
         shared = page_cache(len(self.deltas))
         for delta in self.deltas:
             delta.cache = shared
@@ -156,7 +156,7 @@ class Chain:
         picture = overlay(self.deltas, wanted)
         if Extents.normal(picture.start, picture.end) != wanted:
             raise DeltaError(
-                "parts of the disk are in none of its deltas", where=self.deltas[0].path
+                "parts of the disk are in none of its deltas", where=self.deltas[0].where
             )
         return picture
 
@@ -266,11 +266,11 @@ def check_link(child: DeltaReader, parent: DeltaReader) -> None:
     said, mine, theirs = child.header.parent, child.header, parent.header
     same_disk = (mine.guest, mine.disk, mine.chain) == (theirs.guest, theirs.disk, theirs.chain)
     if said is None or not same_disk or said.point != theirs.point.id:
-        raise DeltaError(f"does not build on {parent.path}", where=child.path)
+        raise DeltaError(f"does not build on {parent.where}", where=child.where)
     if said.root != parent.footer.root.hex() or said.size != theirs.size:
         raise DeltaError(
-            f"builds on another state of the disk than {parent.path} holds", where=child.path
+            f"builds on another state of the disk than {parent.where} holds", where=child.where
         )
     shapes = child.geometry, parent.geometry
     if len({(g.leaf_size, g.fan_out, g.algorithm.name) for g in shapes}) != 1:
-        raise DeltaError(f"its tree has another shape than {parent.path}", where=child.path)
+        raise DeltaError(f"its tree has another shape than {parent.where}", where=child.where)

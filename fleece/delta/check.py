@@ -71,7 +71,7 @@ class Walk:
         previous = delta.footer.header_hash
         while position < self._end:
             packed = delta.record_frame(position, self._end)
-            found = record.parse(packed, delta.geometry, delta.path)
+            found = record.parse(packed, delta.geometry, delta.where)
             if found.file_id != delta.header.file_id:
                 raise delta.damaged("a record is of another file", found.offset)
             if found.sequence != len(self._rows) or found.previous != previous:
@@ -82,7 +82,7 @@ class Walk:
             yield Placed(found, position, data)
             position = data + (found.frame_length + overhead if found.kind is Kind.DATA else 0)
         if position != self._end or previous != delta.footer.last_record:
-            raise DeltaError("the records do not end where they must", where=delta.path)
+            raise DeltaError("the records do not end where they must", where=delta.where)
 
     def _note(self, found: Record, position: int) -> None:
         self._rows.add(found.offset, found.length, position, found.frame_length, found.kind)
@@ -107,10 +107,12 @@ class Walk:
             frames += int(rows["frame_length"].sum())
         counts = data, delta.extents(Kind.ZERO).total, frames
         if counts != (last.data_bytes, last.zero_bytes, last.frame_bytes):
-            raise DeltaError("the footer's counts are not what the records say", where=delta.path)
+            raise DeltaError("the footer's counts are not what the records say", where=delta.where)
         own = Extents.of([(delta.header.covers_from, delta.header.size)])
         if len(own.subtract(delta.extents())):
-            raise DeltaError("it lacks parts of the disk that its parent has not", where=delta.path)
+            raise DeltaError(
+                "it lacks parts of the disk that its parent has not", where=delta.where
+            )
         self._check_tree(base)
 
     def check_layout(self) -> None:
@@ -123,14 +125,14 @@ class Walk:
             ((rows,) for rows in part) for part in (self._rows.parts(), self._delta.index())
         )
         if not same or self._delta.footer.records != len(self._rows):
-            raise DeltaError("the index is not what the records say", where=self._delta.path)
+            raise DeltaError("the index is not what the records say", where=self._delta.where)
         position = self._end
         for page in self._delta.pages:
             if page.position != position:
-                raise DeltaError("bytes between the pages", where=self._delta.path)
+                raise DeltaError("bytes between the pages", where=self._delta.where)
             position += page.length + self._delta.frames.overhead
         if position != self._delta.footer.directory_position:
-            raise DeltaError("bytes before the directory", where=self._delta.path)
+            raise DeltaError("bytes before the directory", where=self._delta.where)
 
     def _check_tree(self, base: NodeSource) -> None:
         delta, shape = self._delta, self._delta.geometry
@@ -147,10 +149,10 @@ class Walk:
             same = same and _same(pairs)
         if tree.root != delta.footer.root:
             raise DeltaError(
-                "the root is not what the records and the parent give", where=delta.path
+                "the root is not what the records and the parent give", where=delta.where
             )
         if held or not same:
-            raise DeltaError("the tree is not what the records give", where=delta.path)
+            raise DeltaError("the tree is not what the records give", where=delta.where)
 
 
 def _same(sides: Iterable[Iterator[tuple[npt.NDArray[Any], ...]]]) -> bool:

@@ -52,7 +52,7 @@ class PartialDelta(RecordFile):
     """A file that begins with a delta's header; what follows may end anywhere, or be garbage.
 
     Args:
-        path: the file; only its bytes are believed, never its name.
+        blob: the file; only its bytes are believed, never its name. It is closed with this.
 
     Raises:
         DeltaError: it cannot be read, or it does not begin with a whole header.
@@ -110,7 +110,7 @@ class PartialDelta(RecordFile):
         Raises:
             DeltaError: it is not the next record of this file, or its data is not whole.
         """
-        found = record.parse(packed, self.geometry, self.path)
+        found = record.parse(packed, self.geometry, self.where)
         if (found.file_id, found.sequence, found.previous) != (
             self.header.file_id,
             sequence,

@@ -7,8 +7,6 @@ needed, each checked against a hash that leads back to the footer.
 from __future__ import annotations
 
 import functools
-import os
-import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
@@ -17,6 +15,7 @@ import numpy as np
 import zstandard
 
 from fleece.delta import footer, header, pages, protection, record
+from fleece.delta.blob import Blob
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -38,10 +37,11 @@ class RecordFile:
     """A file that begins with a delta's header, open for reading its records, whatever follows.
 
     Args:
-        path: the file; only its bytes are believed, never its name.
+        blob: the file; only its bytes are believed, never its name. It is closed with this.
         secret: what it is protected by; None: nothing.
 
     Attributes:
+        where: the file's name, for messages.
         header: what it says.
         protection: by a key; None: by none.
         frames: how frames are stored.
@@ -53,22 +53,16 @@ class RecordFile:
         WrongKey: it is protected by another key.
     """
 
-    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
-        self.path = os.fspath(path)
+    def __init__(self, blob: Blob, secret: Secret | None = None) -> None:
+        self._blob = blob
+        self.where = blob.name
+        self.length = blob.length
         try:
-            self._file = open(self.path, "rb", buffering=0, opener=_open)
-        except OSError as error:
-            raise DeltaError(f"cannot be read ({error.strerror})", where=self.path) from error
-        try:
-            found = os.fstat(self._file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise DeltaError("not a regular file", where=self.path)
-            self.length = found.st_size
             first = self.read_at(0, min(ENVELOPE.size, self.length))
             start, self.protection, self.frames = self._read_key(first, secret)
             self.header, self._header_hash, self.records_start = self._read_header(first, start)
         except BaseException:
-            self._file.close()
+            blob.close()
             raise
 
     def __enter__(self) -> Self:
@@ -84,7 +78,7 @@ class RecordFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._blob.close()
 
     @property
     def geometry(self) -> Geometry:
@@ -97,17 +91,7 @@ class RecordFile:
         Raises:
             DeltaError: the file ends before, or cannot be read.
         """
-        parts: list[bytes] = []
-        while length > 0:
-            try:
-                part = os.pread(self._file.fileno(), length, position)
-            except OSError as error:
-                raise DeltaError(f"cannot be read ({error.strerror})", where=self.path) from error
-            if not part:
-                raise DeltaError("the file is cut", where=self.path)
-            parts.append(part)
-            position, length = position + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._blob.read_at(position, length)
 
     def frame(self, tag: Tag, position: int, length: int) -> bytes:
         """The frame of `length` bytes, as it is unsealed, that is stored at a position.
@@ -116,7 +100,7 @@ class RecordFile:
             DeltaError: the file ends before, cannot be read, or the frame was altered.
         """
         stored = self.read_at(position, length + self.frames.overhead)
-        return self.frames.open(tag, stored, self.path)
+        return self.frames.open(tag, stored, self.where)
 
     def next_frame(self, tag: Tag, position: int, most: int, end: int) -> bytes:
         """The frame that is stored at a position, as long as it says itself.
@@ -132,14 +116,14 @@ class RecordFile:
         """
         start = self.read_at(position, max(0, min(1024, end - position)))
         if len(start) < ENVELOPE.size:
-            raise DeltaError(f"cut inside a {tag.name} frame", where=self.path)
+            raise DeltaError(f"cut inside a {tag.name} frame", where=self.where)
         length = ENVELOPE.unpack_from(start)[1] + 8
         if length > most + self.frames.overhead or position + length > end:
             raise DeltaError(
-                f"no {tag.name} frame where one must be (byte {position})", where=self.path
+                f"no {tag.name} frame where one must be (byte {position})", where=self.where
             )
         stored = start[:length] if length <= len(start) else self.read_at(position, length)
-        return self.frames.open(tag, stored, self.path)
+        return self.frames.open(tag, stored, self.where)
 
     def record_frame(self, position: int, end: int) -> bytes:
         """The RECORD frame that is stored at a position, before `end`."""
@@ -152,10 +136,10 @@ class RecordFile:
         if not protection.is_key_frame(first):
             return 0, None, protection.BareFrames()
         size = protection.KEY_FRAME_SIZE
-        described = protection.parse(self.read_at(0, min(size, self.length)), self.path)
+        described = protection.parse(self.read_at(0, min(size, self.length)), self.where)
         if secret is None:
-            raise need_key(self.path)
-        return size, *described.protected_by(secret.key(described.terms, self.path))
+            raise need_key(self.where)
+        return size, *described.protected_by(secret.key(described.terms, self.where))
 
     @property
     def _hash_key(self) -> bytes | None:
@@ -164,9 +148,9 @@ class RecordFile:
 
     def _read_header(self, first: bytes, start: int) -> tuple[header.Header, bytes, int]:
         if self.protection is None:
-            header.frame_length(first, self.path)
+            header.frame_length(first, self.where)
         frame = self.next_frame(Tag.HEADER, start, MAX_HEADER, self.length)
-        parsed = header.parse(frame, self.path, self._hash_key)
+        parsed = header.parse(frame, self.where, self._hash_key)
         self._geometry = parsed.geometry
         own = own_hash(frame, self._geometry.algorithm)
         return parsed, own, start + len(frame) + self.frames.overhead
@@ -187,14 +171,14 @@ class RecordFile:
         stored = size + self.frames.overhead
         data = frame_length + self.frames.overhead if kind == Kind.DATA else 0
         if size == 0 or position + stored + data > self.length:
-            raise DeltaError("the index points outside the file", where=self.path)
+            raise DeltaError("the index points outside the file", where=self.where)
         both = self.read_at(position, stored + data)
-        packed = self.frames.open(Tag.RECORD, both[:stored], self.path)
-        found = record.parse(packed, self._geometry, self.path)
-        frame = self.frames.open(Tag.DATA, both[stored:], self.path) if data else b""
+        packed = self.frames.open(Tag.RECORD, both[:stored], self.where)
+        found = record.parse(packed, self._geometry, self.where)
+        frame = self.frames.open(Tag.DATA, both[stored:], self.where) if data else b""
         said = (offset, length, frame_length, kind, self.header.file_id)
         if said != (found.offset, found.length, found.frame_length, found.kind, found.file_id):
-            raise DeltaError("a record is not what the index says", where=self.path)
+            raise DeltaError("a record is not what the index says", where=self.where)
         self.check_frame(found, frame)
         return found, frame
 
@@ -236,14 +220,14 @@ class RecordFile:
 
     def damaged(self, what: str, offset: int) -> DeltaError:
         """An error about the data at a byte offset of the disk."""
-        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.path)
+        return DeltaError(f"{what} (disk {self.header.disk}, byte {offset})", where=self.where)
 
 
 class DeltaReader(RecordFile):
     """A finished delta, open for random access from any number of threads.
 
     Args:
-        path: the file; only its bytes are believed, never its name.
+        blob: the file; only its bytes are believed, never its name. It is closed with this.
         secret: what it is protected by; None: nothing.
 
     Attributes:
@@ -256,19 +240,19 @@ class DeltaReader(RecordFile):
         WrongKey: it is protected by another key.
     """
 
-    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
-        super().__init__(path, secret)
+    def __init__(self, blob: Blob, secret: Secret | None = None) -> None:
+        super().__init__(blob, secret)
         try:
             if self.header.salvaged is not None:
                 raise DeltaError(
                     "salvaged: it holds only what was left of a damaged delta",
-                    where=self.path,
+                    where=self.where,
                     hint="'fleece restore --partial' uses it",
                 )
             self.footer = self._read_footer()
             self.pages = self._read_directory()
         except BaseException:
-            self._file.close()
+            blob.close()
             raise
         self.cache = page_cache()
         self._key = object()
@@ -279,7 +263,7 @@ class DeltaReader(RecordFile):
         self.footer_position = self.length - size - self.frames.overhead
         incomplete = DeltaError(
             "incomplete or cut: it does not end with a footer",
-            where=self.path,
+            where=self.where,
             hint="a backup that did not finish, or a damaged file",
         )
         if self.footer_position < self.records_start:
@@ -287,23 +271,23 @@ class DeltaReader(RecordFile):
         stored = self.read_at(self.footer_position, size + self.frames.overhead)
         if not self.frames.is_frame(Tag.FOOTER, stored[: ENVELOPE.size]):
             raise incomplete
-        frame = self.frames.open(Tag.FOOTER, stored, self.path)
-        last = footer.parse(frame, algorithm, self.path)
+        frame = self.frames.open(Tag.FOOTER, stored, self.where)
+        last = footer.parse(frame, algorithm, self.where)
         if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
-            raise DeltaError("header and footer are of different files", where=self.path)
+            raise DeltaError("header and footer are of different files", where=self.where)
         if self._geometry.root(last.top) != last.root:
-            raise DeltaError("the root does not follow from the top node", where=self.path)
+            raise DeltaError("the root does not follow from the top node", where=self.where)
         return last
 
     def _read_directory(self) -> list[pages.Page]:
         last = self.footer
         end = last.directory_position + last.directory_length + self.frames.overhead
         if end != self.footer_position:
-            raise DeltaError("the directory is not where it must be", where=self.path)
+            raise DeltaError("the directory is not where it must be", where=self.where)
         frame = self.frame(Tag.DIRECTORY, last.directory_position, last.directory_length)
         if own_hash(frame, self._geometry.algorithm) != last.directory_hash:
-            raise DeltaError("the directory does not match the footer", where=self.path)
-        return pages.parse_directory(frame, self._geometry, last.directory_position, self.path)
+            raise DeltaError("the directory does not match the footer", where=self.where)
+        return pages.parse_directory(frame, self._geometry, last.directory_position, self.where)
 
     def _page(self, page: pages.Page) -> Level | pages.IndexRows:
         return self.cache.get((self._key, page.position), lambda: self._load(page))
@@ -311,8 +295,8 @@ class DeltaReader(RecordFile):
     def _load(self, page: pages.Page) -> Level | pages.IndexRows:
         frame = self.frame(page.tag, page.position, page.length)
         if page.tag is Tag.TREE:
-            return pages.parse_tree(frame, page, self._geometry, self.path)
-        return pages.parse_index(frame, page, self._geometry, self.path)
+            return pages.parse_tree(frame, page, self._geometry, self.where)
+        return pages.parse_index(frame, page, self._geometry, self.where)
 
     def tree_page(self, page: pages.Page) -> Level:
         """The nodes of a TREE page of the directory."""
@@ -331,7 +315,7 @@ class DeltaReader(RecordFile):
             if page.tag is Tag.INDEX:
                 rows = self._index_page(page)
                 if page.first < end:
-                    raise DeltaError("the index has ranges that overlap", where=self.path)
+                    raise DeltaError("the index has ranges that overlap", where=self.where)
                 end = int(rows["offset"][-1]) + int(rows["length"][-1])
                 yield rows
 
@@ -343,7 +327,7 @@ class DeltaReader(RecordFile):
     @functools.cached_property
     def _index_table(self) -> pages.PageTable:
         listed = [page for page in self.pages if page.tag is Tag.INDEX]
-        return pages.PageTable(listed, self.path)
+        return pages.PageTable(listed, self.where)
 
     @functools.cached_property
     def _tree_tables(self) -> dict[int, pages.PageTable]:
@@ -351,7 +335,7 @@ class DeltaReader(RecordFile):
         for page in self.pages:
             if page.tag is Tag.TREE:
                 levels.setdefault(page.level, []).append(page)
-        return {level: pages.PageTable(listed, self.path) for level, listed in levels.items()}
+        return {level: pages.PageTable(listed, self.where) for level, listed in levels.items()}
 
     def _index_page(self, page: pages.Page) -> pages.IndexRows:
         rows = self._page(page)
@@ -369,7 +353,7 @@ class DeltaReader(RecordFile):
         for page in self._index_table.reaching(start, end):
             rows = self._index_page(page)
             if page.first < before:
-                raise DeltaError("the index has ranges that overlap", where=self.path)
+                raise DeltaError("the index has ranges that overlap", where=self.where)
             before = int(rows["offset"][-1]) + int(rows["length"][-1])
             low = np.searchsorted(rows["offset"], np.uint64(start), side="right")
             if low > 0 and int(rows["offset"][low - 1]) + int(rows["length"][low - 1]) > start:
@@ -437,11 +421,6 @@ class DeltaReader(RecordFile):
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
-
-
-def _open(path: str, flags: int) -> int:
-    """Open without waiting: what is there may be a pipe that nobody writes to."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:

@@ -7,9 +7,7 @@ own footer still proves them.
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleece.delta import footer, header, mend, pages, record
+from fleece.delta.blob import Blob
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -67,8 +66,8 @@ class Wreck(RecordFile):
         DeltaError: it cannot be read, or its header is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
-        super().__init__(path, secret)
+    def __init__(self, blob: Blob, secret: Secret | None = None) -> None:
+        super().__init__(blob, secret)
         try:
             self.footer = self._find_footer()
             self._shift = 0
@@ -108,7 +107,7 @@ class Wreck(RecordFile):
         for algorithm in ALGORITHMS if key is None else (keyed_blake3(key),):
             frame = mend.mended(found[:length], Tag.HEADER, algorithm)
             if frame is not None:
-                parsed = header.parse(frame, self.path, key)
+                parsed = header.parse(frame, self.where, key)
                 self._geometry = parsed.geometry
                 return parsed, own_hash(frame, algorithm), start + len(frame)
         return None
@@ -137,7 +136,7 @@ class Wreck(RecordFile):
             return None
         try:
             found = footer.parse(
-                mend.mended(frame, Tag.FOOTER, algorithm) or b"", algorithm, self.path
+                mend.mended(frame, Tag.FOOTER, algorithm) or b"", algorithm, self.where
             )
         except DeltaError:
             return None
@@ -158,7 +157,7 @@ class Wreck(RecordFile):
             return None
         try:
             listed = pages.parse_directory(
-                frame, self._geometry, self.footer.directory_position, self.path
+                frame, self._geometry, self.footer.directory_position, self.where
             )
         except DeltaError:
             return None
@@ -181,7 +180,7 @@ class Wreck(RecordFile):
         if frame is None:
             return None
         try:
-            unseal(frame, page.tag, self._geometry.algorithm, self.path)
+            unseal(frame, page.tag, self._geometry.algorithm, self.where)
         except DeltaError:
             return None
         return frame if own_hash(frame, self._geometry.algorithm) == page.hash else None
@@ -192,7 +191,7 @@ class Wreck(RecordFile):
         if frame is None:
             return None
         try:
-            return pages.parse_index(frame, page, self._geometry, self.path, kinds)
+            return pages.parse_index(frame, page, self._geometry, self.where, kinds)
         except DeltaError:
             return None
 
@@ -222,7 +221,7 @@ class Wreck(RecordFile):
         frame = self.page_frame(page)
         if frame is not None:
             with suppress(DeltaError):
-                return pages.parse_tree(frame, page, self._geometry, self.path)
+                return pages.parse_tree(frame, page, self._geometry, self.where)
         shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
         return Level(page.level, np.empty(0, np.int64), np.empty(shape, np.uint8))
 
@@ -295,7 +294,8 @@ class Wreck(RecordFile):
 
     def _candidates(self, start: int, check: Callable[[], None]) -> Iterator[int]:
         """The places, from a position on, that look like the begin of a stored RECORD."""
-        while (start := self._past_hole(start)) + ENVELOPE.size <= self.length:
+        # A disk that failed is often copied with holes for what could not be read.
+        while (start := self._blob.data_from(start)) + ENVELOPE.size <= self.length:
             check()
             window = self.read_at(start, min(_WINDOW, self.length - start))
             at = window.find(self.frames.magic)
@@ -304,16 +304,6 @@ class Wreck(RecordFile):
                     yield start + at
                 at = window.find(self.frames.magic, at + 1)
             start += max(1, len(window) - ENVELOPE.size + 1)
-
-    def _past_hole(self, position: int) -> int:
-        """Where the file next has data, at or behind a position; a hole can hold no frame.
-
-        A disk that failed is often copied with holes for what could not be read.
-        """
-        try:
-            return os.lseek(self._file.fileno(), position, os.SEEK_DATA)
-        except OSError as error:
-            return self.length if error.errno == errno.ENXIO else position
 
     def _record_from(self, position: int) -> tuple[int, bytes, record.Record] | None:
         """The RECORD frame at a position, if it is one of this file and its own hash holds."""
@@ -327,7 +317,7 @@ class Wreck(RecordFile):
         if packed is None:
             return None
         try:
-            found = record.parse(packed, self._geometry, self.path)
+            found = record.parse(packed, self._geometry, self.where)
         except DeltaError:
             return None
         return None if found.file_id != self.header.file_id else (position, packed, found)

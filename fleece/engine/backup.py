@@ -90,8 +90,8 @@ def backup(
         if options.agent is not None and options.agent.thaw_left():
             listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
-        for trouble in catalogue.damaged:
-            listener(events.Warned(str(trouble)))
+        for file in catalogue.damaged:
+            listener(events.Warned(str(file.error)))
         chain = store.chain_of(guest, catalogue)
         run = _Run(
             source,

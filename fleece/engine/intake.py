@@ -13,6 +13,7 @@ from fleece.delta.reader import DeltaReader
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
 from fleece.errors import StoreError
+from fleece.fileblob import stored_file
 from fleece.keys import Secret
 from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import DeltaFile, FolderStore, is_free, spooled
@@ -69,7 +70,7 @@ def import_delta(
     store = None if is_free(path) else FolderStore(path, secret)
     with spooled(path) as file:
         _spool(file, read, cancel)
-        with DeltaReader(file.path, secret) as delta:
+        with DeltaReader(stored_file(str(file.path)), secret) as delta:
             new = store is None
             if store is None:
                 if delta.header.parent is not None:
@@ -90,7 +91,7 @@ def _take_in(
     cancel: CancelToken,
 ) -> ImportResult:
     catalogue = store.catalogue()
-    entry = Entry.of(delta)
+    entry = Entry.of(delta, str(file.path))
     head = entry.header
     disks = _disks_of(catalogue, entry)
     held = disks.get(head.disk)

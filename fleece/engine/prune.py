@@ -173,7 +173,7 @@ def _all_was_read(catalogue: Catalogue) -> None:
         StoreError: there is one.
     """
     if catalogue.damaged:
-        count, first = len(catalogue.damaged), catalogue.damaged[0]
+        count, first = len(catalogue.damaged), catalogue.damaged[0].error
         raise StoreError(
             f"{count} damaged or unreadable: {first}", where=catalogue.where, hint=_HINT
         )

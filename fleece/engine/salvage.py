@@ -15,7 +15,6 @@ import zstandard
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.layout import Kind
-from fleece.delta.reader import RecordFile
 from fleece.delta.salvage import NOWHERE, Survey, Surveyor, extents_of, write_salvaged
 from fleece.delta.wreck import Remnant, Wreck
 from fleece.engine.pool import Counter, run_workers
@@ -24,6 +23,7 @@ from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.keys import Secret
+from fleece.store.loose import open_records, open_wreck
 from fleece.writeback import Writeback
 
 
@@ -100,7 +100,7 @@ def salvage(
     cancel = cancel or CancelToken()
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(path, target):
         raise UsageError("the new file must be another than the damaged one", where=target)
-    with Wreck(path, secret) as wreck, new_file(target, force=force) as partial:
+    with open_wreck(path, secret) as wreck, new_file(target, force=force) as partial:
         found = survey(wreck, listener, cancel)
         if len(found.rows) == 0 and len(found.lost) + len(found.uncertain) > 0:
             raise DeltaError("nothing in it can be proven any more", where=path)
@@ -115,14 +115,14 @@ def describe(path: str, secret: Secret | None = None) -> SalvagedFile | None:
     Raises:
         DeltaError: its header or its index is damaged.
     """
-    with RecordFile(path, secret) as file:
+    with open_records(path, secret) as file:
         if file.header.salvaged is None:
             return None
     return _described(path, path, secret)
 
 
 def _described(path: str, name: str, secret: Secret | None) -> SalvagedFile:
-    with Wreck(path, secret) as wreck:
+    with open_wreck(path, secret) as wreck:
         rows, missing = wreck.index()
         if len(missing):
             raise DeltaError(
@@ -160,7 +160,7 @@ def survey(
         listener: hears `Progress`, in bytes of disk.
         cancel: stops it.
     """
-    counter = Counter(listener, events.Phase.SALVAGE, wreck.path, wreck.header.size)
+    counter = Counter(listener, events.Phase.SALVAGE, wreck.where, wreck.header.size)
     surveyor = Surveyor(wreck)
     lock = threading.Lock()
 
@@ -199,7 +199,7 @@ def _write(
 
 
 def _read_back(path: Path, secret: Secret | None, expected: Survey, cancel: CancelToken) -> None:
-    with Wreck(path, secret) as made:
+    with open_wreck(path, secret) as made:
         found = survey(made, cancel=cancel)
     same = found.held() == expected.held() and found.lost == expected.lost
     if not same or found.uncertain != expected.uncertain:

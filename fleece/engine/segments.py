@@ -78,7 +78,7 @@ def _chains(store: FolderStore, guest: str) -> set[str]:
     if catalogue.damaged:
         raise StoreError(
             f"which chains it has cannot be told: {len(catalogue.damaged)} files are damaged "
-            f"({catalogue.damaged[0]})",
+            f"({catalogue.damaged[0].error})",
             where=store.where,
             hint="'fleece verify' shows what is whole",
         )

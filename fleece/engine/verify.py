@@ -79,8 +79,8 @@ def verify_store(
         check.noted = _Recorder(listener).note
     check.announce(_data_bytes(catalogue, points))
     good = [point.id for point in points if check.point(point)]
-    for error in damaged:
-        check.problem(error)
+    for file in damaged:
+        check.problem(file.error)
     return VerifyResult(tuple(good), tuple(check.errors), check.deltas, check.read_bytes)
 
 
@@ -102,7 +102,7 @@ def problems_of(catalogue: Catalogue, guest: str | None = None) -> Iterator[Stor
         catalogue: of the store.
         guest: whose; None: all. Nobody knows whose a damaged file is: it counts for each.
     """
-    yield from catalogue.damaged
+    yield from (file.error for file in catalogue.damaged)
     for point in catalogue.points:
         if guest not in (None, point.guest):
             continue

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
+from fleece.delta.blob import Blob
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
 from fleece.delta.partial import PartialDelta
@@ -15,6 +16,7 @@ from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, RecordFile
 from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
+from fleece.fileblob import stored_file
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
 from fleece.store.order import moment_of, oldest_first
@@ -23,6 +25,9 @@ LATEST = "latest"
 
 _File = TypeVar("_File", bound=RecordFile)
 
+Opener: TypeAlias = Callable[[str], Blob]
+"""Opens a file of a store by its path; raises `DeltaError` if it cannot be read."""
+
 
 @dataclass(frozen=True)
 class Access:
@@ -30,11 +35,18 @@ class Access:
 
     A file that is not protected as its store is, or has another hash, counts as damaged: who puts
     one there without the key shall not have it believed.
+
+    Attributes:
+        secret: the store's key file or passphrase; None: it has no key.
+        protection: what its deltas are protected by; None: nothing.
+        algorithm: the name of its deltas' hash.
+        opener: opens its files.
     """
 
     secret: Secret | None = None
     protection: Protection | None = None
     algorithm: str = XXH3_128.name
+    opener: Opener = stored_file
 
     def open(self, path: str) -> DeltaReader:
         """Open a delta of the store.
@@ -47,7 +59,7 @@ class Access:
     def header(self, path: str) -> Header | None:
         """The header of a file of which the rest may be damaged; None: that is damaged too."""
         try:
-            with RecordFile(path, self.secret) as file:
+            with RecordFile(self.opener(path), self.secret) as file:
                 return file.header
         except (DeltaError, WrongKey):
             return None
@@ -70,7 +82,7 @@ class Access:
 
     def _opened(self, kind: type[_File], path: str) -> _File:
         try:
-            file = kind(path, self.secret)
+            file = kind(self.opener(path), self.secret)
         except WrongKey as error:
             raise DeltaError("is protected by another key than its store", where=path) from error
         try:
@@ -84,7 +96,7 @@ class Access:
         """Raise `DeltaError` unless an open delta is of this store's kind."""
         if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
             raise DeltaError(
-                "is not protected as its store is, or has another hash", where=delta.path
+                "is not protected as its store is, or has another hash", where=delta.where
             )
 
     def read_entry(self, path: str) -> Entry:
@@ -94,7 +106,7 @@ class Access:
             DeltaError: as `open` does.
         """
         with self.open(path) as delta:
-            return Entry.of(delta)
+            return Entry.of(delta, path)
 
 
 @dataclass(frozen=True)
@@ -117,11 +129,11 @@ class Entry:
     stored_bytes: int
 
     @staticmethod
-    def of(delta: DeltaReader) -> Entry:
-        """Describe an open delta."""
+    def of(delta: DeltaReader, path: str) -> Entry:
+        """Describe an open delta, whose file is at a path."""
         last = delta.footer
         return Entry(
-            delta.path,
+            path,
             delta.header,
             last.root.hex(),
             last.data_bytes,
@@ -132,6 +144,19 @@ class Entry:
     def as_parent(self) -> ParentRef:
         """How a delta that builds on this one names it."""
         return ParentRef(self.header.point.id, self.root, self.header.size)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file of a store that should be a delta and is not a whole one.
+
+    Attributes:
+        path: of the file.
+        error: what is wrong with it.
+    """
+
+    path: str
+    error: DeltaError
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,7 @@ class Catalogue:
 
     Args:
         entries: the deltas that were found.
-        damaged: one error for each file that should be a delta and is not a whole one.
+        damaged: the files that should be deltas and are not whole ones.
         where: the store's name in messages.
         access: what the deltas are opened with.
     """
@@ -184,7 +209,7 @@ class Catalogue:
     def __init__(
         self,
         entries: list[Entry],
-        damaged: list[DeltaError],
+        damaged: list[Damaged],
         where: str,
         access: Access | None = None,
     ) -> None:
@@ -270,12 +295,12 @@ class Catalogue:
 
     def _check_newest(self, point: StoredPoint) -> None:
         """Refuse to guess: a damaged file may be of a newer point."""
-        for error in self.damaged:
-            head = self._access.header(error.where or "")
+        for damaged in self.damaged:
+            head = self._access.header(damaged.path)
             if head is None or _may_be_newer(head, point):
                 raise StoreError(
                     f"the latest point cannot be told: a damaged file may be newer than {point.id} "
-                    f"({error})",
+                    f"({damaged.error})",
                     where=self.where,
                     hint="name a point by its id",
                 )
@@ -329,7 +354,7 @@ class Catalogue:
         what = "is not in the store" if not other_root else "is there with another root"
         text = f"the delta that it builds on, point {parent} of disk {child.header.disk}, {what}"
         if self.damaged:
-            text += f" ({len(self.damaged)} damaged: {self.damaged[0]})"
+            text += f" ({len(self.damaged)} damaged: {self.damaged[0].error})"
         return StoreError(
             text,
             where=child.path,
@@ -365,17 +390,6 @@ class Catalogue:
             DeltaError: its header is damaged, or it is not protected as the store is.
         """
         return self._access.wreck(path)
-
-
-def read_entry(path: str, secret: Secret | None = None) -> Entry:
-    """Open a delta that may lie anywhere, and describe it.
-
-    Raises:
-        DeltaError: it is damaged, incomplete or no delta.
-        WrongKey: it is protected by another key.
-    """
-    with DeltaReader(path, secret) as delta:
-        return Entry.of(delta)
 
 
 def _head(point: StoredPoint) -> Header:

@@ -27,7 +27,7 @@ from fleece.errors import DeltaError, StoreError
 from fleece.hashing import Buffer
 from fleece.keys import Secret
 from fleece.naming import name_new
-from fleece.store.catalogue import Access, Catalogue, Entry
+from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
 from fleece.store.marker import Marker, StoreWishes
 from fleece.writeback import Writeback
 
@@ -132,13 +132,13 @@ class FolderStore:
             StoreError: the folder cannot be listed. A listing that fails is never an empty one.
         """
         entries: list[Entry] = []
-        damaged: list[DeltaError] = []
+        damaged: list[Damaged] = []
         with store_errors(self.path):
             for path in self._delta_files():
                 try:
                     entries.append(self.access.read_entry(path))
                 except DeltaError as error:
-                    damaged.append(error)
+                    damaged.append(Damaged(path, error))
         return Catalogue(entries, damaged, self.where, self.access)
 
     def _delta_files(self) -> Iterator[str]:

@@ -101,10 +101,10 @@ def opened(catalogue: Catalogue, remains: Remains) -> Iterator[Wreck]:
 def _all(catalogue: Catalogue) -> Iterator[Remains]:
     for entry in catalogue.entries:
         yield Remains(entry.path, entry.header, entry.root, whole=True)
-    for error in catalogue.damaged:
-        with contextlib.suppress(DeltaError), catalogue.wreck(error.where or "") as wreck:
+    for damaged in catalogue.damaged:
+        with contextlib.suppress(DeltaError), catalogue.wreck(damaged.path) as wreck:
             root = None if wreck.root is None else wreck.root.hex()
-            yield Remains(wreck.path, wreck.header, root, whole=False)
+            yield Remains(damaged.path, wreck.header, root, whole=False)
 
 
 def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:

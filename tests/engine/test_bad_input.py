@@ -574,7 +574,7 @@ def _chain_of_three(scene: Scene) -> list[Path]:
 
 def _places(delta: Path) -> dict[str, int]:
     """A position within each part of a delta."""
-    with fleece.DeltaReader(delta) as reader:
+    with fleece.open_delta(delta) as reader:
         row = reader.rows()[0]
         record = int(row["position"])
         pages = {page.tag.name.lower(): page.position + page.length // 2 for page in reader.pages}

@@ -177,7 +177,7 @@ def reads_of_damage_fail(engine: Engine, folder: Path) -> None:
     guest = Guest(folder / "store")
     guest.holding({"vda": bootable()})
     path = guest.paths["vda"][0]
-    with fleece.DeltaReader(str(path)) as delta:
+    with fleece.open_delta(str(path)) as delta:
         (row,) = delta.rows()[:1]
     flip(path, int(row["position"]) + int(row["frame_length"]) + 40)
     words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 5)

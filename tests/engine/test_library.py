@@ -87,14 +87,14 @@ def test_points_are_taken_and_written_without_a_store(
             (MIB, MIB + KIB64, False),
             (4 * MIB, 6 * MIB, True),
         ]
-        parent = stack.enter_context(fleece.DeltaReader(full))
+        parent = stack.enter_context(fleece.open_delta(full))
         _write_to_pipe(point, export, _header(export, 2, parent), fleece.Chain([parent]), second)
         point.check()
         point.close()
         point.committed()
     scene.nothing_left()
 
-    with fleece.DeltaReader(second) as newest, fleece.DeltaReader(full) as oldest:
+    with fleece.open_delta(second) as newest, fleece.open_delta(full) as oldest:
         chain = fleece.Chain([newest, oldest])
         live = scene.folder / "d0.qcow2"
         scene.writer().flush()
@@ -233,7 +233,7 @@ def test_a_delta_on_a_disk_that_was_cut_is_refused(scene: Scene) -> None:
         bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
         with (
             source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, bitmaps)]) as point,
-            fleece.DeltaReader(full) as parent,
+            fleece.open_delta(full) as parent,
         ):
             (export,) = point.exports
             head = _header(export, 2, parent)

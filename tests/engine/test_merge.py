@@ -87,14 +87,14 @@ def test_frames_are_copied_and_only_what_is_hidden_in_part_is_cut(scene: Scene) 
     scene.writer().write(KIB64, os.urandom(KIB64))
     scene.take()
     for entry in catalogue(scene).entries:
-        with fleece.DeltaReader(entry.path) as delta:
+        with fleece.open_delta(entry.path) as delta:
             for row in delta.rows().tolist():
                 found, frame = delta.record_at(*row)
                 images_frames[found.offset, found.length] = frame
     (disk,) = fleece.merge(fleece.FolderStore(scene.store), "latest").disks
     assert (disk.deltas, disk.frames, disk.cut) == (2, 8, 1)
     (entry,) = catalogue(scene).find("latest").disks.values()
-    with fleece.DeltaReader(entry.path) as delta:
+    with fleece.open_delta(entry.path) as delta:
         rows = delta.rows().tolist()
         same_frames = [
             delta.record_at(*row)[1] == images_frames.get((row[0], row[1])) for row in rows
@@ -144,7 +144,7 @@ def test_a_point_that_is_not_on_the_line_is_refused(scene: Scene) -> None:
 def test_a_damaged_frame_is_not_merged_in(scene: Scene) -> None:
     known = history(scene, 2)
     entry = catalogue(scene).find(next(iter(known))).disk("d0")
-    with fleece.DeltaReader(entry.path) as delta:
+    with fleece.open_delta(entry.path) as delta:
         row = delta.rows()[-1]  # of the disk's end, which no later point wrote
         place = int(row["position"]) + 500
     path = Path(entry.path)

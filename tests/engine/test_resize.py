@@ -54,7 +54,7 @@ def _resize(scene: Scene, *sizes: int) -> None:
 def _stored(scene: Scene) -> fleece.Extents:
     """What the newest delta holds."""
     newest = fleece.FolderStore(scene.store).catalogue().find("latest", GUEST)
-    with fleece.DeltaReader(newest.disks[DISK].path) as delta:
+    with fleece.open_delta(newest.disks[DISK].path) as delta:
         return delta.extents()
 
 
@@ -407,7 +407,7 @@ def test_what_was_cut_off_is_checked_all_the_same(line: Line) -> None:
     store = fleece.FolderStore(line.scene.store)
     entry = store.catalogue().find(line.points[4]).disks[DISK]
     full = store.catalogue().line(entry)[-1]
-    with fleece.DeltaReader(full.path) as delta:
+    with fleece.open_delta(full.path) as delta:
         last = delta.rows_within(full.header.size - 1, full.header.size)[0]
     assert entry.header.size < last["offset"]
     behind = int(last["position"]) + 1000  # the RECORD: in its zstd frame

@@ -16,8 +16,8 @@ import pytest
 
 import fleece
 from fleece.delta.layout import ENVELOPE, SKIPPABLE_MAGIC, Tag
-from fleece.delta.reader import RecordFile
 from fleece.events import Event, Warned
+from fleece.store.loose import open_records
 from tests.engine.history import Guest
 from tests.engine.scene import (
     GUEST,
@@ -149,7 +149,7 @@ def test_a_signal_ends_the_search_for_records_in_a_damaged_file(verb: str, tmp_p
     guest = Guest(tmp_path / "store")
     guest.holding({"vda": os.urandom(MIB)})
     (delta,) = guest.paths["vda"]
-    with RecordFile(delta) as file:
+    with open_records(delta) as file:
         start = file.records_start
     likeness = ENVELOPE.pack(SKIPPABLE_MAGIC, 1, Tag.RECORD.value)
     delta.write_bytes(delta.read_bytes()[:start] + 1000 * likeness)

@@ -12,12 +12,12 @@ import zstandard
 from fleece.delta.chain import Chain
 from fleece.delta.check import Walk
 from fleece.delta.layout import Kind, Tag
-from fleece.delta.reader import DeltaReader
 from fleece.delta.salvage import Survey, Surveyor, write_salvaged
 from fleece.delta.wreck import Wreck
 from fleece.engine.proof import Source, prove
 from fleece.errors import DeltaError, FleeceError
 from fleece.extents import Extents
+from fleece.store.loose import open_delta, open_wreck
 from fleece.tree import BlankDisk
 from tests.fuzz.repair import repaired
 
@@ -50,7 +50,7 @@ def _file(content: bytes) -> Iterator[str]:
 
 
 def _read_whole(path: str) -> None:
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         unpack = zstandard.ZstdDecompressor()
         for page in delta.pages:
             if page.tag is Tag.TREE:
@@ -70,7 +70,7 @@ def _read_whole(path: str) -> None:
 
 
 def _is_whole_to_salvage(path: str) -> None:
-    with Wreck(path) as wreck:
+    with open_wreck(path) as wreck:
         found = survey_of(wreck)
         assert found.held() == Extents.whole(wreck.geometry.size)
         proof = prove([Source(wreck, found)], [], wreck.root)
@@ -78,12 +78,12 @@ def _is_whole_to_salvage(path: str) -> None:
 
 
 def _salvage(path: str) -> None:
-    with Wreck(path) as wreck:
+    with open_wreck(path) as wreck:
         found = survey_of(wreck)
         prove([Source(wreck, found)], [], wreck.root)
         sink = io.BytesIO()
         write_salvaged(sink, wreck, found, lambda length: None)
-    with _file(sink.getvalue()) as again, Wreck(again) as saved:
+    with _file(sink.getvalue()) as again, open_wreck(again) as saved:
         kept = survey_of(saved)
         assert kept.held() == found.held()
         assert (kept.lost, kept.uncertain) == (found.lost, found.uncertain)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleece.delta.reader import DeltaReader
+from fleece.store.loose import open_delta
 from tests.fuzz.repair import repaired
 from tests.fuzz.target import one_input
 
@@ -40,7 +40,7 @@ def test_repair_leaves_a_sound_delta_as_it_is_and_mends_every_hash(name: str) ->
     path = Path(__file__).parent / "corpus" / name
     raw = path.read_bytes()
     assert repaired(raw) == raw
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         ends = [page.position + page.length for page in delta.pages]
         ends += [delta.records_start, delta.length]
     for end in ends:

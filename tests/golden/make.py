@@ -24,6 +24,7 @@ from fleece.delta.reader import DeltaReader, leaf_hashes
 from fleece.delta.writer import DeltaWriter
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, keyed_blake3
 from fleece.keys import Derivation, Key, KeyTerms, Secret
+from fleece.store.loose import open_delta
 from fleece.tree import LEAF_SIZE, BlankDisk
 
 PATTERN_A = b"The quick brown fox jumps over the lazy dog.\n"
@@ -172,7 +173,7 @@ def opened(folder: Path, name: str, stack: contextlib.ExitStack) -> Chain:
     """The chain of a case's file and those that it builds on."""
     return Chain(
         [
-            stack.enter_context(DeltaReader(folder / f"{case.name}.fleece", case.secret))
+            stack.enter_context(open_delta(folder / f"{case.name}.fleece", case.secret))
             for case in line(name)
         ]
     )

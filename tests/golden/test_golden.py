@@ -13,7 +13,6 @@ import pytest
 import xxhash
 
 from fleece.cancel import CancelToken
-from fleece.delta.reader import DeltaReader
 from fleece.disk.raw import RawDisk
 from fleece.engine.pool import Counter
 from fleece.engine.restore import write_chain
@@ -22,6 +21,7 @@ from fleece.engine.salvage import Loss, LostExtent, describe, salvage
 from fleece.engine.verify import check_delta
 from fleece.errors import TargetError
 from fleece.events import Phase, ignore
+from fleece.store.loose import open_delta
 from tests.golden.make import CASES, FULL_DISK, Case, main, opened
 
 HERE = Path(__file__).parent / "v1"
@@ -123,8 +123,8 @@ def test_the_hashes_are_those_of_xxhsum(tmp_path: Path) -> None:
     said = subprocess.run(["xxhsum", "-H2", leaf], capture_output=True, text=True, check=True)
     digest = said.stdout.split()[0]
     assert digest == xxhash.xxh3_128_hexdigest(FULL_DISK[:65536])
-    row = DeltaReader(FULL).rows()[0].tolist()
-    assert DeltaReader(FULL).record_at(*row)[0].leaves.hex() == digest
+    row = open_delta(FULL).rows()[0].tolist()
+    assert open_delta(FULL).record_at(*row)[0].leaves.hex() == digest
 
 
 def test_a_salvaged_file_is_read_and_made_again_byte_for_byte(tmp_path: Path) -> None:
@@ -139,4 +139,4 @@ def test_a_salvaged_file_is_read_and_made_again_byte_for_byte(tmp_path: Path) ->
     assert said == replace(made, path=str(golden))
     assert said.lost == (LostExtent(0, 65536, Loss.LOST),)
     assert (said.records, said.data_bytes, said.zero_bytes) == (2, 512, 65536)
-    assert said.root == DeltaReader(FULL).footer.root.hex()
+    assert said.root == open_delta(FULL).footer.root.hex()

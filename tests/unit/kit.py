@@ -35,6 +35,7 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
 from fleece.extents import Extents
+from fleece.store.loose import open_delta
 from fleece.tree import BlankDisk, Level, NodeSource
 
 LEAF = 4096
@@ -300,7 +301,7 @@ class OpenChain:
     def __enter__(self) -> Chain:
         try:
             for path in self._paths:
-                self._readers.append(DeltaReader(path))
+                self._readers.append(open_delta(path))
             return Chain(self._readers)
         except BaseException:
             self.__exit__()
@@ -348,7 +349,7 @@ def read_back(chain: Chain) -> bytes:
 def records_of(path: Path) -> list[bytes]:
     """The records of a delta with their zstd frames, in the order of the file."""
     raw = path.read_bytes()
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         placed = list(Walk(delta))
     return [raw[item.position : item.frame_position + item.record.frame_length] for item in placed]
 
@@ -374,7 +375,7 @@ def reassembled(
         fields: of the footer, to be lied about.
     """
     raw = path.read_bytes()
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         geometry, last, start = delta.geometry, delta.footer, delta.records_start
         tree = [page for page in delta.pages if page.tag is Tag.TREE]
     framed = [(raw[page.position : page.position + page.length], page) for page in tree]

@@ -43,6 +43,7 @@ from fleece.delta.writer import DeltaWriter
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.extents import Extents
 from fleece.hashing import XXH3_128, Buffer
+from fleece.store.loose import open_delta
 from fleece.tree import BlankDisk, Geometry, Level
 from tests.unit.kit import (
     LEAF,
@@ -161,7 +162,7 @@ def test_zstd_itself_tests_a_delta_and_unpacks_its_data(history: History) -> Non
 def test_footer_and_summary_count_what_the_delta_holds(history: History) -> None:
     with _folder() as folder:
         for item in store_history(folder, history):
-            with DeltaReader(item.path) as delta:
+            with open_delta(item.path) as delta:
                 last, summary = delta.footer, item.summary
                 assert (last.root, last.data_bytes, last.zero_bytes) == (
                     summary.root,
@@ -178,7 +179,7 @@ def test_footer_and_summary_count_what_the_delta_holds(history: History) -> None
 def test_zeros_are_stored_as_zeros_and_not_left_out(tmp_path: Path) -> None:
     history = History(2 * LEAF, 2, ((Change(0, 2 * LEAF, 7),), (Change(0, LEAF, 0),)))
     stored = store_history(tmp_path, history)
-    with DeltaReader(stored[1].path) as delta:
+    with open_delta(stored[1].path) as delta:
         assert list(delta.extents(Kind.ZERO)) == [(0, LEAF)]
         assert len(delta.extents(Kind.DATA)) == 0
 
@@ -190,7 +191,7 @@ def test_zero_ranges_that_touch_become_one_record(tmp_path: Path) -> None:
         for leaf in (8, 0, 4, 2, 6, 1, 3, 7, 5):
             writer.zero(leaf * LEAF, LEAF)
         writer.finish()
-    with DeltaReader(tmp_path / "d") as delta:
+    with open_delta(tmp_path / "d") as delta:
         assert delta.footer.records == 1
         assert list(delta.extents(Kind.ZERO)) == [(0, 9 * LEAF)]
 
@@ -333,13 +334,13 @@ def test_a_delta_without_its_footer_is_incomplete(tmp_path: Path) -> None:
     with path.open("wb") as sink:
         DeltaWriter(sink, head, BlankDisk(head.geometry)).zero(0, LEAF)
     with pytest.raises(DeltaError, match="incomplete"):
-        DeltaReader(path)
+        open_delta(path)
     with path.open("wb") as sink:
         _sample_delta(sink)
     raw = path.read_bytes()
     path.write_bytes(raw[: -footer.size_of(XXH3_128)])
     with pytest.raises(DeltaError, match="incomplete"):
-        DeltaReader(path)
+        open_delta(path)
 
 
 def test_what_follows_the_footer_makes_a_delta_invalid(tmp_path: Path) -> None:
@@ -347,21 +348,21 @@ def test_what_follows_the_footer_makes_a_delta_invalid(tmp_path: Path) -> None:
         _sample_delta(sink)
         sink.write(b"\0")
     with pytest.raises(DeltaError, match="incomplete or cut"):
-        DeltaReader(tmp_path / "d")
+        open_delta(tmp_path / "d")
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"QFI\xfb" + bytes(9999), bytes(9999)])
 def test_other_files_are_no_deltas(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(content)
     with pytest.raises(DeltaError, match="not a fleece delta"):
-        DeltaReader(tmp_path / "d")
+        open_delta(tmp_path / "d")
 
 
 def test_what_cannot_be_opened_is_a_delta_error(tmp_path: Path) -> None:
+    with pytest.raises(DeltaError, match="not a regular file"):
+        open_delta(tmp_path)
     with pytest.raises(DeltaError, match="cannot be read"):
-        DeltaReader(tmp_path)
-    with pytest.raises(DeltaError, match="cannot be read"):
-        DeltaReader(tmp_path / "not there")
+        open_delta(tmp_path / "not there")
 
 
 def test_a_file_that_fails_while_it_is_read_is_a_delta_error(
@@ -370,7 +371,7 @@ def test_a_file_that_fails_while_it_is_read_is_a_delta_error(
     def fail(descriptor: int, length: int, position: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(DeltaError, match=r"cannot be read \(Input/output error\)"):
             delta.rows()
@@ -391,7 +392,7 @@ def _pair(folder: Path, **changes: Any) -> tuple[DeltaReader, DeltaReader]:
     child = dataclasses.replace(child, **changes)
     with (folder / "child").open("wb") as sink:
         write_delta(sink, child, BlankDisk(child.geometry), bytes(size), Extents.whole(size))
-    return DeltaReader(folder / "child"), DeltaReader(folder / "full")
+    return open_delta(folder / "child"), open_delta(folder / "full")
 
 
 def _parent(point: str = f"{1:010x}", size: int = 2 * LEAF, root: str | None = None) -> ParentRef:
@@ -596,7 +597,7 @@ def test_a_header_from_the_future_is_refused_with_a_hint(unknown: dict[str, int]
 def test_a_header_frame_that_is_too_long_is_not_even_read(tmp_path: Path) -> None:
     (tmp_path / "d").write_bytes(_framed(b" " * (1 << 20)))
     with pytest.raises(DeltaError, match="not a fleece delta"):
-        DeltaReader(tmp_path / "d")
+        open_delta(tmp_path / "d")
 
 
 _json = st.recursive(
@@ -673,7 +674,7 @@ _index_changes = st.lists(
 def test_any_numbers_in_the_index_are_taken_or_refused(
     sample: Path, changes: list[tuple[int, str, int]], ordered: bool, page: int
 ) -> None:
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         true = delta.rows()
     rows = true.copy()
     for row, field, value in changes:
@@ -711,7 +712,7 @@ def test_any_numbers_in_the_directory_are_taken_or_refused(
     )
     with _folder() as folder:
         raw = sample.read_bytes()
-        with DeltaReader(sample) as delta:
+        with open_delta(sample) as delta:
             old = delta.footer
         last = dataclasses.replace(old, directory_length=len(listed), directory_hash=listed[-16:])
         forged = folder / "d"
@@ -734,7 +735,7 @@ def test_any_numbers_in_the_footer_are_taken_or_refused(
         "zero_bytes",
         "frame_bytes",
     )
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         true = delta.footer
     chosen: dict[str, Any] = {
         name: number for name, number, change in zip(names, numbers, changed, strict=True) if change
@@ -850,7 +851,7 @@ def test_an_index_page_must_be_the_one_that_the_directory_lists() -> None:
 
 
 def test_a_directory_that_is_too_large_is_never_read(sample: Path) -> None:
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         last = dataclasses.replace(delta.footer, directory_length=MAX_DIRECTORY + 1)
     with pytest.raises(DeltaError, match="larger than any can be"):
         footer.parse(footer.pack(last, XXH3_128), XXH3_128, "test")
@@ -858,7 +859,7 @@ def test_a_directory_that_is_too_large_is_never_read(sample: Path) -> None:
 
 def _unpacked(sample: Path, frame: bytes) -> bytes:
     """What the reader makes of a zstd frame for a record of a leaf of the letter a."""
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         found = record.Record(
             Kind.DATA,
             delta.header.file_id,
@@ -896,12 +897,12 @@ def test_what_is_not_exactly_one_zstd_frame_is_not_unpacked(frame: bytes, sample
 
 @pytest.mark.parametrize("page", [1, 65536], ids=["across pages", "within a page"])
 def test_an_index_whose_ranges_overlap_is_refused(page: int, sample: Path, tmp_path: Path) -> None:
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         rows = delta.rows().copy()
     rows["length"][0] += LEAF
     with _page_size(page):
         (tmp_path / "d").write_bytes(reassembled(sample, records_of(sample), rows))
-        with DeltaReader(tmp_path / "d") as delta, pytest.raises(DeltaError, match="overlap"):
+        with open_delta(tmp_path / "d") as delta, pytest.raises(DeltaError, match="overlap"):
             delta.rows()
 
 
@@ -921,7 +922,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     )
     stored = store_history(tmp_path_factory.mktemp("small"), history, longest=1)
     for item in stored:
-        with DeltaReader(item.path) as delta:
+        with open_delta(item.path) as delta:
             assert set(delta.rows()["kind"].tolist()) == {Kind.DATA, Kind.ZERO}
     full_check([stored[1].path, stored[0].path])
     return stored
@@ -1085,7 +1086,7 @@ def test_data_that_its_own_leaf_hashes_do_not_fit_is_found(
 def test_an_index_that_points_to_another_record_is_refused_by_every_reader(
     sample: Path, tmp_path: Path
 ) -> None:
-    with DeltaReader(sample) as delta:
+    with open_delta(sample) as delta:
         rows = delta.rows().copy()
     data = np.flatnonzero(rows["kind"] == Kind.DATA)[:2]
     for field in ("position", "frame_length"):
@@ -1112,7 +1113,7 @@ def test_a_tree_that_lies_is_found(small: list[Stored], tmp_path: Path) -> None:
     """Its pages, directory and footer sealed as they must be; the next backup would build on it."""
     harmed = tmp_path / "harmed"
     path, own = small[0].path, records_of(small[0].path)
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         tree = tuple(delta.tree_page(page) for page in delta.pages if page.tag is Tag.TREE)
     harmed.write_bytes(reassembled(path, own, levels=tree))
     full_check([harmed])

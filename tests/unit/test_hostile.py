@@ -17,10 +17,10 @@ import pytest
 from fleece.delta import header as header_module
 from fleece.delta import pages
 from fleece.delta.layout import MAX_PAGE, Tag, seal
-from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import XXH3_128
 from fleece.store.folder import MARKER, FolderStore
+from fleece.store.loose import open_delta
 from fleece.tree import Geometry, Level
 from tests.unit.kit import LEAF, header
 
@@ -49,8 +49,8 @@ def test_json_that_is_nested_too_deep_is_refused_before_it_is_parsed(
     text = _text().rstrip().removesuffix("}") + f', "more": {nested}'
     path = _with_text(text.encode(), tmp_path / "delta")
     script = (
-        "import sys; from fleece.delta.reader import DeltaReader; sys.setrecursionlimit(1 << 30)\n"
-        "DeltaReader(sys.argv[1])"
+        "import sys; from fleece.store.loose import open_delta; sys.setrecursionlimit(1 << 30)\n"
+        "open_delta(sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, path], capture_output=True, text=True, check=False
@@ -62,7 +62,7 @@ def test_brackets_in_a_text_are_no_nesting(tmp_path: Path) -> None:
     said = json.loads(_text()) | {"guest": "[" * 99 + '\\"{' * 99}
     path = _with_text(json.dumps(said).encode(), tmp_path / "delta")
     with pytest.raises(DeltaError, match="incomplete or cut"):
-        DeltaReader(path)
+        open_delta(path)
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "1e999", "NaN", "-0", "true"])
@@ -70,7 +70,7 @@ def test_numbers_that_are_none_are_refused(number: str, tmp_path: Path) -> None:
     text = _text().replace(f'"size": {LEAF}', f'"size": {number}')
     assert number in text
     with pytest.raises(DeltaError, match=r"makes no sense|incomplete or cut") as caught:
-        DeltaReader(_with_text(text.encode(), tmp_path / "delta"))
+        open_delta(_with_text(text.encode(), tmp_path / "delta"))
     assert ("incomplete" in str(caught.value)) == (number == "-0")
 
 
@@ -82,7 +82,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_pa
     elif kind == "folder":
         place.mkdir()
     with pytest.raises(DeltaError, match=r"not a regular file|directory"):
-        DeltaReader(Path("/dev/zero") if kind == "device" else place)
+        open_delta(Path("/dev/zero") if kind == "device" else place)
 
 
 def test_a_marker_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fleece.delta.layout import TREE_PAGE_NODES
 from fleece.delta.reader import DeltaReader
 from fleece.disk.chain import WINDOW, ChainDisk
 from fleece.errors import DeltaError
+from fleece.store.loose import open_delta
 from tests.unit import huge
 from tests.unit.huge import MIB
 
@@ -33,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def delta(path: Path) -> Iterator[DeltaReader]:
-    with DeltaReader(path) as opened:
+    with open_delta(path) as opened:
         yield opened
 
 

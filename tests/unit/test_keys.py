@@ -25,7 +25,6 @@ from fleece.cancel import CancelToken
 from fleece.cli.secret import secret_of
 from fleece.delta.chain import Chain
 from fleece.delta.layout import Kind
-from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.partial import restore_partial
 from fleece.engine.pool import Counter
@@ -35,6 +34,7 @@ from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, Wrong
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret
 from fleece.store.folder import MARKER, FolderStore
+from fleece.store.loose import open_delta
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.tree import BlankDisk
 from tests.unit.kit import LEAF, header, read_back, write_delta
@@ -185,7 +185,7 @@ def test_a_wrong_key_is_one_clear_error(wishes: StoreWishes, tmp_path: Path) -> 
         with pytest.raises(WrongKey, match=words):
             FolderStore(store.path, secret)
         with pytest.raises(WrongKey, match=words):
-            DeltaReader(path, secret)
+            open_delta(path, secret)
 
 
 def test_a_key_for_a_store_that_has_none_is_refused(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_key_frame_of_another_kind_is_refused_before_any_key(
     raw[100:116] = xxhash.xxh3_128_digest(raw[:100])
     path.write_bytes(raw)
     with pytest.raises(FleeceError, match=r"does not know|makes no sense") as caught:
-        DeltaReader(path, None)
+        open_delta(path, None)
     assert isinstance(caught.value, DeltaError)
 
 
@@ -371,7 +371,7 @@ def test_an_encrypted_frame_opens_as_the_format_page_says(tmp_path: Path) -> Non
 
 
 def test_the_disks_of_a_full_delta_are_all_data_or_zeros(tmp_path: Path) -> None:
-    with DeltaReader(_paths(_filled(tmp_path / "store", BOTH))[0], SECRET) as delta:
+    with open_delta(_paths(_filled(tmp_path / "store", BOTH))[0], SECRET) as delta:
         assert delta.extents(Kind.ZERO).total + delta.extents(Kind.DATA).total == len(DISK)
 
 

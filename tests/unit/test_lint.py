@@ -21,6 +21,7 @@ _FLOORS = (
         "cache",
         "cancel",
         "events",
+        "fileblob",
         "folder",
         "naming",
         "pace",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fleece.delta.partial import PartialDelta, Proven
 from fleece.errors import DeltaError
+from fleece.fileblob import named_file
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import (
     LEAF,
@@ -28,7 +29,7 @@ from tests.unit.kit import (
 
 
 def _proven(path: Path) -> Proven:
-    with PartialDelta(path) as left:
+    with PartialDelta(named_file(path)) as left:
         return left.proven()
 
 
@@ -71,7 +72,7 @@ def test_a_writer_goes_on_behind_any_cut(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     stored = store_history(tmp_path_factory.mktemp("cut"), history)
-    with PartialDelta(stored[-1].path) as whole:
+    with PartialDelta(named_file(stored[-1].path)) as whole:
         first = whole.records_start
     path = stored[-1].path
     content = path.read_bytes()
@@ -114,7 +115,7 @@ def test_a_record_of_another_file_is_not_proven(one: list[Stored], tmp_path: Pat
     other = store_history(tmp_path / "other", History(8 * LEAF, 2, ((Change(0, LEAF, 3),),)))
     end = _positions(_proven(one[0].path))[2]
     head = one[0].path.read_bytes()[:end]
-    with PartialDelta(other[0].path) as delta:
+    with PartialDelta(named_file(other[0].path)) as delta:
         start = delta.records_start
     one[0].path.write_bytes(head + other[0].path.read_bytes()[start:])
     assert len(_proven(one[0].path).rows) == 2
@@ -126,4 +127,4 @@ def test_a_file_without_a_whole_header_is_nothing(one: list[Stored]) -> None:
     for length in (0, 5, 100, _positions(_proven(one[0].path))[0] - 1):
         one[0].path.write_bytes(content[:length])
         with pytest.raises(DeltaError):
-            PartialDelta(one[0].path)
+            PartialDelta(named_file(one[0].path))

@@ -27,13 +27,12 @@ from hypothesis import strategies as st
 import fleece
 from fleece.delta import record
 from fleece.delta.layout import Kind, Tag
-from fleece.delta.reader import DeltaReader
 from fleece.delta.salvage import Survey
-from fleece.delta.wreck import Wreck
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.salvage import lost_extents, survey
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
+from fleece.store.loose import open_delta, open_wreck
 from fleece.tree import BlankDisk
 from tests.fuzz.target import survey_of
 from tests.rig.process import run_checked
@@ -78,14 +77,14 @@ def _path(store: FolderStore, number: int) -> Path:
 
 
 def _survey(path: Path) -> Survey:
-    with Wreck(path) as wreck:
+    with open_wreck(path) as wreck:
         return survey(wreck)
 
 
 def _content(path: Path, found: Survey) -> dict[tuple[int, int], bytes]:
     """What a file gives for each row that was proven."""
     given: dict[tuple[int, int], bytes] = {}
-    with Wreck(path) as wreck:
+    with open_wreck(path) as wreck:
         for row in found.rows.tolist():
             offset, length, position, _, kind = row
             data = bytes(length)
@@ -99,7 +98,7 @@ def _content(path: Path, found: Survey) -> dict[tuple[int, int], bytes]:
 
 def _harm(item: Stored, times: int, chance: random.Random) -> None:
     """Harm a delta anywhere behind its header, some times over."""
-    with DeltaReader(item.path) as delta:
+    with open_delta(item.path) as delta:
         start = delta.records_start
     raw = bytearray(item.path.read_bytes())
     if times and chance.random() < 0.2:
@@ -176,7 +175,7 @@ def _leaves(*numbers: int) -> Extents:
 
 def _row(path: Path, leaf: int) -> tuple[int, int]:
     """Where the record of a leaf and its zstd frame begin in a file."""
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         (row,) = (row for row in delta.rows().tolist() if row[0] == leaf * LEAF)
         found, _ = delta.record_at(*row)
     size = 8 + int.from_bytes(path.read_bytes()[row[2] + 4 : row[2] + 8], "little")
@@ -227,7 +226,7 @@ def test_all_records_that_the_footer_counts_leave_nothing_uncertain_even_without
     chain: list[Stored],
 ) -> None:
     path = chain[1].path
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         position = delta.footer.directory_position
     frame = _row(path, 1)[1]
     _flip(path, position + 20)
@@ -240,7 +239,7 @@ def test_a_record_that_is_gone_with_its_index_row_leaves_all_uncertain(
     chain: list[Stored],
 ) -> None:
     path = chain[1].path
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         (page,) = (page for page in delta.pages if page.tag is Tag.INDEX)
     _flip(path, _row(path, 1)[0] + 20)
     _flip(path, page.position + 30)
@@ -331,14 +330,14 @@ def test_a_search_asks_in_every_window_whether_it_is_to_go_on(chain: list[Stored
     with path.open("ab") as file:
         file.write(b"\1" * (3 << 20))
     asked: list[int] = []
-    with Wreck(path) as wreck:
+    with open_wreck(path) as wreck:
         assert len([*wreck.remnants(lambda: asked.append(1))]) == 8
     assert len(asked) >= 3
 
     def stop() -> None:
         raise fleece.Interrupted
 
-    with Wreck(path) as wreck, pytest.raises(fleece.Interrupted):
+    with open_wreck(path) as wreck, pytest.raises(fleece.Interrupted):
         [*wreck.remnants(stop)]
 
 
@@ -387,7 +386,7 @@ def test_a_salvaged_file_holds_what_the_wreck_proved_and_is_nobodys_delta(
             assert result.root in (None, item.summary.root.hex())
             subprocess.run(["zstd", "-tq", new], check=True)
             with pytest.raises(fleece.DeltaError, match="salvaged"):
-                DeltaReader(new)
+                open_delta(new)
 
 
 def test_a_salvaged_file_that_is_damaged_itself_can_be_salvaged_again(
@@ -399,7 +398,7 @@ def test_a_salvaged_file_that_is_damaged_itself_can_be_salvaged_again(
     same = tmp_path / "same"
     assert fleece.salvage(str(new), str(same)).lost == _lost_leaves(1)
     assert same.read_bytes() == new.read_bytes()
-    with Wreck(new) as wreck:
+    with open_wreck(new) as wreck:
         (place,) = (item.position for item in wreck.remnants() if item.record.offset == 2 * LEAF)
     _flip(new, place + 30)
     result = fleece.salvage(str(new), str(newer))
@@ -471,7 +470,7 @@ def test_one_wrong_bit_anywhere_costs_at_most_one_record(number: int, chain: lis
     with path.open("r+b", buffering=0) as file:
         for at, byte in [*enumerate(raw)][number::2]:
             os.pwrite(file.fileno(), bytes([byte ^ 1 << at // 2 % 8]), at)
-            with Wreck(path) as wreck:
+            with open_wreck(path) as wreck:
                 found = survey_of(wreck)
             os.pwrite(file.fileno(), bytes([byte]), at)
             lost = found.lost.total
@@ -576,7 +575,7 @@ def test_an_older_content_never_stands_in_where_no_tree_is_left_either(
 ) -> None:
     path = _path(store, 2)
     _flip(path, _row(path, 1)[1])
-    with DeltaReader(path) as delta:
+    with open_delta(path) as delta:
         first_page = delta.pages[0].position
     os.truncate(path, first_page)
     result, _ = _partial(store, tmp_path)
@@ -601,7 +600,7 @@ def test_a_damaged_tree_costs_nothing_while_the_records_give_its_root(
     store: FolderStore, tmp_path: Path
 ) -> None:
     for number in (1, 2):
-        with DeltaReader(_path(store, number)) as delta:
+        with open_delta(_path(store, number)) as delta:
             page = delta.pages[0]
         _flip(_path(store, number), page.position + 30)
     assert _partial(store, tmp_path)[0].whole

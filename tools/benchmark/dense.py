@@ -15,8 +15,8 @@ import zstandard
 
 from fleece.delta.check import Walk
 from fleece.delta.header import Header, Mode, PointRef
-from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter
+from fleece.store.loose import open_delta
 from fleece.tree import BlankDisk
 from tools.benchmark.cases import MIB, Bench
 
@@ -59,7 +59,7 @@ def measure(path: Path, size: int) -> dict[str, float]:
         written = time.monotonic() - start
         writer.finish()
     finished, peak = time.monotonic() - start, _peak()
-    with DeltaReader(str(path)) as delta:
+    with open_delta(str(path)) as delta:
         walk = Walk(delta)
         for _ in walk:
             pass

@@ -31,10 +31,10 @@ import json, resource, sys, time
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 from fleece.delta.chain import Chain
-from fleece.delta.reader import DeltaReader
 from fleece.disk.chain import ChainDisk
+from fleece.store.loose import open_delta
 before, start = peak(), time.monotonic()
-with DeltaReader(sys.argv[1]) as delta:
+with open_delta(sys.argv[1]) as delta:
     opened = time.monotonic() - start
     disk = ChainDisk(Chain([delta]))
     disk.read(0, 4096)

@@ -1,0 +1,36 @@
+"""What a delta is read out of: bytes under a name, wherever they are."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Blob(Protocol):
+    """A finished piece of bytes, open for reading by any number of threads.
+
+    Attributes:
+        name: where it is, for messages.
+        length: in bytes.
+    """
+
+    name: str
+    length: int
+
+    def read_at(self, position: int, length: int) -> bytes:
+        """Exactly `length` bytes.
+
+        Raises:
+            DeltaError: it ends before, or cannot be read.
+        """
+        ...
+
+    def data_from(self, position: int) -> int:
+        """Where it next has data, at or behind a position; `length`: it has none there.
+
+        What it cannot tell apart from data it gives as data.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let it go; safe to repeat."""
+        ...
