@@ -51,7 +51,6 @@ from fleece.errors import (
 from fleece.extents import Extents
 from fleece.files.copy import CopyResult, copy_files, copy_stream
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.names import shown
 from fleece.files.point import PointFiles, open_files
 from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
@@ -65,6 +64,7 @@ from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import FolderStore
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
+from fleece.terminal import shown
 from fleece.tree import BlankDisk, Geometry
 
 __all__ = (

@@ -31,4 +31,4 @@ def audit(
         f"point {disk.against}, as QEMU says"
         for disk in result.disks
     ]
-    output.succeed("\n".join(lines), **asdict(result))
+    output.succeed(lines, **asdict(result))

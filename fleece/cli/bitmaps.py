@@ -6,6 +6,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.verbs import open_source
+from fleece.terminal import counted
 
 
 def bitmap(
@@ -25,7 +26,7 @@ def bitmap(
             said = "" if found else "there are no segments"
         else:
             found = fleece.drop_segments(opened, drop, places, guest)
-            said = f"{len(found)} segments of chain {drop} are dropped"
+            said = f"{counted(len(found), 'segment')} of chain {drop} dropped"
     for kept in found:
         _row(output, kept, dropped=drop is not None)
     output.succeed(said, segments=len(found), dropped=len(found) if drop is not None else 0)

@@ -45,9 +45,7 @@ def boot_test(
     sign = "its agent answered" if result.sign == "agent" else f"{text!r} came on the console"
     roots = [f"{disk.disk}: root {disk.root}" for disk in result.disks]
     output.succeed(
-        "\n".join(
-            [*roots, f"point {result.point} has booted: {sign} after {result.seconds:.1f} s"]
-        ),
+        [*roots, f"point {result.point} has booted: {sign} after {result.seconds:.1f} s"],
         **(asdict(result) | {"disks": [{"disk": d.disk, "root": d.root} for d in result.disks]}),
         screenshot=screenshot,
         console_log=console,

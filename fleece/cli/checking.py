@@ -10,6 +10,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human, span
 from fleece.errors import StoreError, UsageError, VerifyError
+from fleece.terminal import counted
 
 
 def verify(
@@ -41,10 +42,10 @@ def verify(
     result = fleece.verify_store(catalogue, points, output.listen, cancel, guest=guest, record=True)
     fields = asdict(result)
     if result.errors:
-        raise _failed(f"{len(result.errors)} errors in {store}", fields, StoreError)
+        raise _failed(f"{counted(len(result.errors), 'error')} in {store}", fields, StoreError)
     output.succeed(
-        f"{len(result.points)} points and all they build on are whole: "
-        f"{result.deltas} deltas, {human(result.read_bytes)} read",
+        f"no damage in {counted(len(result.points), 'point')}: "
+        f"{counted(result.deltas, 'delta')}, {human(result.read_bytes)} read",
         **fields,
     )
 
@@ -65,10 +66,12 @@ def _scrub(
     result = fleece.scrub(catalogue, rules, output.listen, cancel)
     fields = asdict(result)
     if result.errors:
-        raise _failed(f"{len(result.errors)} errors in {catalogue.where}", fields, StoreError)
+        raise _failed(
+            f"{counted(len(result.errors), 'error')} in {catalogue.where}", fields, StoreError
+        )
     output.succeed(
-        f"{result.deltas} deltas are sound, {human(result.read_bytes)} read; "
-        f"{result.left} of {result.due} that were due are left for the next run",
+        f"{counted(result.deltas, 'delta')} checked, no damage; {human(result.read_bytes)} read; "
+        f"{result.left} of {result.due} due are left for the next run",
         **fields,
     )
 
@@ -139,7 +142,7 @@ def status(
     if prometheus:
         from fleece.cli import metrics
 
-        output.row("", metrics.text_of(found).rstrip())
+        output.row("", metrics.text_of(found).rstrip().split("\n"))
     elif output.machine:
         for guest in found.guests:
             output.row("guest", "", **asdict(guest))
@@ -150,7 +153,7 @@ def status(
         for problem in found.problems if not output.machine else ():
             output.say(f"PROBLEM: {problem}")
         fields: dict[str, object] = {"problems": found.problems}
-        raise _failed(f"{len(found.problems)} problems in {store}", fields, StoreError)
+        raise _failed(f"{counted(len(found.problems), 'problem')} in {store}", fields, StoreError)
     output.succeed("", guests=len(found.guests), problems=[])
 
 
@@ -170,9 +173,9 @@ def _table(found: fleece.StoreStatus) -> list[str]:
 
 def _row(guest: fleece.GuestStatus) -> tuple[str, ...]:
     if guest.failed:
-        checked = f"{guest.failed} deltas FAILED"
+        checked = f"{counted(guest.failed, 'delta')} FAILED"
     elif guest.unverified:
-        checked = f"{guest.unverified} deltas never"
+        checked = f"{counted(guest.unverified, 'delta')} never"
     else:
         checked = f"all since {guest.verified}"
     return (

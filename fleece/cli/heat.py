@@ -13,6 +13,7 @@ from pathlib import Path
 import fleece
 from fleece.cli.output import human
 from fleece.errors import TargetError
+from fleece.terminal import counted, shown
 
 _COLUMNS = 64
 _SHADES = "·░▒▓█"
@@ -31,12 +32,12 @@ def lines(picture: fleece.Picture) -> Iterator[str]:
         offset = human(first * picture.cell)
         yield f"{offset:>11} " + "".join(_cell(picture, number, colours) for number in row)
     yield f"a cell is {human(picture.cell)}: {_SHADES[0]} zero, {_SHADES[1]} to {_SHADES[-1]} data"
-    shown = _visible(picture)
-    for owner in shown[:_LEGEND]:
+    visible = _visible(picture)
+    for owner in visible[:_LEGEND]:
         mark = _painted("█ ", _colour(owner, len(picture.points))) if colours else ""
-        yield mark + _described(picture, owner)
-    if len(shown) > _LEGEND:
-        yield f"and {len(shown) - _LEGEND} points more; --json lists all"
+        yield mark + shown(_described(picture, owner))
+    if (more := len(visible) - _LEGEND) > 0:
+        yield f"and {counted(more, 'more point')}; --json lists all"
 
 
 def _visible(picture: fleece.Picture) -> list[int]:
@@ -105,18 +106,18 @@ def _write_whole(final: Path, text: str) -> None:
 
 
 def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:
-    cells, shown = len(picture.data), _visible(picture)
+    cells, visible = len(picture.data), _visible(picture)
     top = 2 * _LINE
     rows = -(-cells // _COLUMNS)
     legend = top + rows * _CELL + _LINE
-    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (len(shown) + 1) * _LINE
+    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (len(visible) + 1) * _LINE
     yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
     yield "<style>text { font: 12px monospace }</style>"
     yield f'<rect width="{width}" height="{height}" fill="#fff"/>'
     yield _text(_LINE, f"{title}, {human(picture.size)}; a cell is {human(picture.cell)}")
     for number in range(cells):
         yield _rectangle(picture, number, top)
-    for place, owner in enumerate(shown):
+    for place, owner in enumerate(visible):
         at = legend + place * _LINE
         fill = _hex(_colour(owner, len(picture.points)))
         yield f'<rect x="{_CELL}" y="{at}" width="{_CELL}" height="{_CELL}" fill="{fill}"/>'
@@ -140,7 +141,7 @@ def _rectangle(picture: fleece.Picture, number: int, top: int) -> str:
 
 
 def _text(y: int, text: str) -> str:
-    return f'<text x="{_CELL}" y="{y}" xml:space="preserve">{escape(text)}</text>'
+    return f'<text x="{_CELL}" y="{y}" xml:space="preserve">{escape(shown(text))}</text>'
 
 
 def _hex(colour: tuple[int, int, int]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.terminal import counted
 
 
 def merge(
@@ -28,11 +29,12 @@ def merge(
         cancel=cancel,
     )
     lines = [
-        f"{disk.disk}: stands for {disk.deltas} deltas, {disk.frames} frames copied, {disk.cut} "
+        f"{disk.disk}: stands for {counted(disk.deltas, 'delta')}, "
+        f"{counted(disk.frames, 'frame')} copied, {disk.cut} "
         f"cut, {human(disk.stored_bytes)} stored, root {disk.root}"
         for disk in result.disks
     ]
-    output.succeed("\n".join([*lines, f"point {result.point} is merged"]), **asdict(result))
+    output.succeed([*lines, f"point {result.point} is merged"], **asdict(result))
 
 
 def prune(
@@ -67,10 +69,10 @@ def prune(
         )
     fields = {name: value for name, value in asdict(result).items() if name != "points"}
     if result.freed_bytes is None:
-        text = f"would remove {result.removed} of {len(result.points)} points and free at most "
-        text += human(result.removed_bytes)
+        text = f"would remove {result.removed} of {counted(len(result.points), 'point')} "
+        text += f"and free at most {human(result.removed_bytes)}"
     else:
-        text = f"removed {result.removed} of {len(result.points)} points, the store "
+        text = f"removed {result.removed} of {counted(len(result.points), 'point')}, the store "
         text += f"shrank by {human(result.freed_bytes)}"
     output.succeed(text, points=len(result.points), **fields)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import heat
 from fleece.cli.output import Output, human
 from fleece.errors import UsageError
+from fleece.terminal import counted
 
 _SHOWN = 20
 _CELLS = 1024
@@ -60,7 +59,7 @@ def _diff_disk(
     more = f" (the first {_SHOWN} are shown; --json lists all)" if count > _SHOWN else ""
     output.row(
         "difference",
-        f"{name}: {human(total)} in {count} extents{more}{_other_size(sizes)}",
+        f"{name}: {human(total)} in {counted(count, 'extent')}{more}{_other_size(sizes)}",
         disk=name,
         extents=count,
         changed_bytes=total,
@@ -103,8 +102,9 @@ def draw(
         if output.machine:
             _extent_lines(output, cancel, chain)
         else:
-            for line in itertools.chain([title], heat.lines(picture)):
-                output.row("", line)
+            output.row("", title)
+            for line in heat.lines(picture):
+                output.drawn(line)
     points = [
         {"point": ref.id, "time": ref.time, "data_bytes": data, "zero_bytes": zeros}
         for ref, data, zeros in zip(

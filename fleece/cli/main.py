@@ -14,7 +14,7 @@ from types import FrameType
 from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
 from fleece.cli.output import Output, OutputError, printing
-from fleece.cli.process import fill_standard_streams, set_up_process
+from fleece.cli.process import fill_standard_streams, guard_terminal, set_up_process
 from fleece.errors import ExitCode, FleeceError, bug
 
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     fill_standard_streams()
+    guard_terminal()
     output = Output.of_words(argv)
     cancel = CancelToken()
 

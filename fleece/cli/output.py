@@ -1,16 +1,22 @@
-"""What the command line prints: lines for people, or one JSON object a line."""
+"""What the command line prints: lines for people, or one JSON object a line.
+
+All of it goes through here, so that no name of a guest, a store or a QEMU reaches a terminal as
+something that it obeys. JSON escapes by itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fleece import events
 from fleece.errors import FleeceError
+from fleece.terminal import counted, shown
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -75,6 +81,18 @@ def _let_go(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+class ShownStream(io.TextIOWrapper):
+    """A stream for what others print than `Output`: what a terminal would obey is escaped.
+
+    Libraries log and warn on standard error, and Python prints the errors of threads there.
+    """
+
+    def write(self, text: str) -> int:
+        """Write lines."""
+        super().write("\n".join(map(shown, text.split("\n"))))
+        return len(text)
+
+
 class Output:
     """Prints events, then one result. Results and listings go to stdout, the rest to stderr.
 
@@ -112,27 +130,31 @@ class Output:
 
     def emit(self, data: dict[str, object]) -> None:
         """One JSON line."""
-        self._print(json.dumps(data), self._stream)
+        self._print([json.dumps(data)], self._stream)
 
-    def row(self, event: str, text: str, **fields: object) -> None:
-        """One line of a listing."""
+    def row(self, event: str, text: str | Iterable[str], **fields: object) -> None:
+        """One line of a listing, or some that belong together."""
         if self.machine:
             self.emit({"event": event} | fields)
         else:
-            self._print(text, self._stream)
+            self._print(_lines(text), self._stream)
+
+    def drawn(self, line: str) -> None:
+        """One line of a picture, as it is: its colours are escape codes."""
+        self._print([line], self._stream)
 
     def say(self, text: str) -> None:
         """One line for people, beside the results."""
         self._end_bar()
-        self._print(text, sys.stderr)
+        self._print([shown(text)], sys.stderr)
 
-    def succeed(self, text: str, **fields: object) -> None:
-        """The last line of a run that did what it was asked."""
+    def succeed(self, text: str | Iterable[str], **fields: object) -> None:
+        """The last line, or lines, of a run that did what it was asked; an empty one is none."""
         self._end_bar()
         if self.machine:
             self.emit({"event": "result", "ok": True} | fields)
-        elif text:
-            self._print(text, self._stream)
+        else:
+            self._print(_lines(text) if text else [], self._stream)
 
     def fail(self, error: FleeceError, **fields: object) -> None:
         """The last line of a run that did not; on stderr if stdout takes no more."""
@@ -146,12 +168,13 @@ class Output:
                 self.emit(result | fields)
                 return
         with contextlib.suppress(OutputError):
-            self._print(f"fleece: {error}", sys.stderr)
+            self._print([shown(f"fleece: {error}")], sys.stderr)
 
-    def _print(self, text: str, stream: TextIO) -> None:
+    def _print(self, lines: Iterable[str], stream: TextIO) -> None:
         try:
             with printing(stream):
-                print(text, file=stream)
+                for line in lines:
+                    print(line, file=stream)
         except OutputError:
             self._lost = True
             raise
@@ -168,7 +191,8 @@ class Output:
             with printing(sys.stderr):
                 self._bar = tqdm(
                     total=event.total,
-                    desc=f"{event.phase} {event.subject}",
+                    desc=shown(f"{event.phase} {event.subject}"),
+                    file=sys.__stderr__,
                     unit="B",
                     unit_scale=True,
                     unit_divisor=1024,
@@ -182,6 +206,10 @@ class Output:
             bar, self._bar = self._bar, None
             with printing(sys.stderr):
                 bar.close()
+
+
+def _lines(text: str | Iterable[str]) -> list[str]:
+    return [shown(line) for line in ([text] if isinstance(text, str) else text)]
 
 
 def _text(event: events.Event) -> str | None:
@@ -214,7 +242,9 @@ def _text_of_store(event: events.Event) -> str | None:
         case events.Problem():
             return f"PROBLEM: {event.where}: {event.what}"
         case events.Merged():
-            return f"point {event.point} disk {event.disk} stands for {event.deltas} deltas"
+            return (
+                f"point {event.point} disk {event.disk} stands for {counted(event.deltas, 'delta')}"
+            )
         case events.Dropped():
             return f"dropped: point {event.point} of {event.guest}"
     return None

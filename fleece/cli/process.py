@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import io
 import os
 import sys
+
+from fleece.cli.output import ShownStream
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -30,6 +33,19 @@ def fill_standard_streams() -> None:
     # Python's print without a standard error is one to standard output.
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
+def guard_terminal() -> None:
+    """Have standard error escape what a terminal would obey, whoever prints it.
+
+    What standard output's encoding lacks is escaped too, where it would be an error.
+    """
+    if not isinstance(sys.stderr, ShownStream) and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = ShownStream(
+            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def set_up_process() -> None:

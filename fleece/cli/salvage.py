@@ -37,7 +37,7 @@ def info(output: Output, said: fleece.SalvagedFile) -> None:
     _show(output, said.lost)
     fields: dict[str, object] = {"salvaged": True} | asdict(said)
     shown = {name: value for name, value in fields.items() if name != "lost"}
-    output.succeed("\n".join(f"{name:17} {value}" for name, value in shown.items()), **fields)
+    output.succeed((f"{name:17} {value}" for name, value in shown.items()), **fields)
 
 
 def restore_partial(

@@ -42,7 +42,7 @@ def serve(
     ) as serving:
         output.row(
             "serving",
-            "\n".join(disk.uri for disk in serving.disks),
+            [disk.uri for disk in serving.disks],
             point=serving.point,
             writable=writable,
             exports=[asdict(disk) for disk in serving.disks],

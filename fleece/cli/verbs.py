@@ -13,6 +13,7 @@ from fleece.cli import salvage
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
 from fleece.errors import UsageError
+from fleece.terminal import counted
 
 
 def open_source(
@@ -99,7 +100,7 @@ def backup(
     if result.resumed:
         lines.append("it is of the time when a dead run took it; what came later is in the next")
     output.succeed(
-        "\n".join([*lines, f"point {result.point} of {result.guest} {end}"]),
+        [*lines, f"point {result.point} of {result.guest} {end}"],
         **asdict(result),
     )
 
@@ -188,7 +189,7 @@ def list_points(
         output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
     if catalogue.damaged:
         raise fleece.StoreError(
-            f"{len(catalogue.damaged)} files are damaged",
+            f"{counted(len(catalogue.damaged), 'damaged file')}",
             where=store,
             hint="'fleece verify' tells which points they take along",
         )
@@ -231,8 +232,8 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
             "stored_bytes": delta.length,
             "producer": {**head.producer},
         }
-    text = "\n".join(f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
-    output.succeed(text, **fields)
+    lines = (f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
+    output.succeed(lines, **fields)
 
 
 def root(

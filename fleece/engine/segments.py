@@ -15,6 +15,7 @@ from fleece.source.qemu.inventory import Bitmap
 from fleece.source.qemu.names import Segment
 from fleece.source.qemu.source import QemuSource
 from fleece.store.folder import FolderStore
+from fleece.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def _chains(store: FolderStore, guest: str) -> set[str]:
     catalogue = store.catalogue()
     if catalogue.damaged:
         raise StoreError(
-            f"which chains it has cannot be told: {len(catalogue.damaged)} files are damaged "
-            f"({catalogue.damaged[0].error})",
+            f"which chains it has is unknown because of "
+            f"{counted(len(catalogue.damaged), 'damaged file')} ({catalogue.damaged[0].error})",
             where=store.where,
             hint="'fleece verify' shows what is whole",
         )

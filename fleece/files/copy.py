@@ -13,10 +13,11 @@ from fleece.delta.sink import Sink
 from fleece.errors import StoreError, TargetError, UsageError
 from fleece.events import Phase, Progress
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.names import possible_link, shown
+from fleece.files.names import possible_link
 from fleece.files.point import PointFiles
 from fleece.files.session import FilesError
 from fleece.files.target import Folder, UnfitError
+from fleece.terminal import shown
 
 _ZEROS = bytes(1 << 20)
 _LARGE = 1 << 44

@@ -1,4 +1,4 @@
-"""Names that a guest has chosen: which can be a file's, and how they are shown."""
+"""Names that a guest has chosen: which can be a file's."""
 
 from __future__ import annotations
 
@@ -17,16 +17,3 @@ def possible_link(target: str) -> bool:
     except UnicodeEncodeError:
         return False
     return target != "" and "\0" not in target
-
-
-def shown(text: str) -> str:
-    """A name that a guest has chosen, for messages and terminals: what is not printable escaped."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    try:
-        raw = os.fsencode(char)
-    except UnicodeEncodeError:
-        raw = char.encode(errors="surrogatepass")
-    return "".join(f"\\x{byte:02x}" for byte in raw)

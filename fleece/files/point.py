@@ -10,10 +10,11 @@ from fleece.cancel import CancelToken
 from fleece.disk.chain import ChainDisk
 from fleece.errors import StoreError, UsageError
 from fleece.files.model import FileEntry, FileKind, Volume
-from fleece.files.names import possible, shown
+from fleece.files.names import possible
 from fleece.files.session import FilesError, MissingError, Session
 from fleece.files.wire import Head
 from fleece.store.folder import FolderStore
+from fleece.terminal import shown
 
 MOST_DEPTH = 256
 """Folders in folders; more is a loop, or meant to do harm."""

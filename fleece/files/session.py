@@ -13,9 +13,9 @@ from typing import Protocol
 
 from fleece.cancel import CancelToken
 from fleece.errors import DeltaError, StoreError, UsageError
-from fleece.files.names import shown
 from fleece.files.wire import MOST_BLOB, PAGE, Head, Wire, WireError
 from fleece.programs import child_environment
+from fleece.terminal import shown
 
 _TICK = 0.2
 _SILENCE = 120.0

@@ -26,6 +26,7 @@ _FLOORS = (
         "naming",
         "pace",
         "programs",
+        "terminal",
         "version",
         "writeback",
     },

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece.errors import PointError, SourceError
+from fleece.terminal import shown
 
 _MARK = b"\xff"
 _LONGEST_LINE = 1 << 16
@@ -386,7 +387,6 @@ class _Session:
 
 
 def _reason(error: object) -> str:
-    """The agent's own words, as far as they can be shown."""
+    """The agent's own words, in one line."""
     text = str(error.get("desc", "")) if isinstance(error, dict) else ""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shown[:_LONGEST_REASON] or "it does not say why"
+    return shown(" ".join(text.split()))[:_LONGEST_REASON] or "it does not say why"

@@ -1,0 +1,31 @@
+"""Text for people, as it is shown on a terminal."""
+
+from __future__ import annotations
+
+import os
+
+
+def shown(text: str) -> str:
+    r"""A text for one line of a terminal or a log: what is not printable is escaped as `\x1b`.
+
+    Names from a guest, a store or a QEMU, and what these say, can hold what a terminal obeys or
+    what makes a line look like another: control characters of either kind, line ends of any kind,
+    overrides of the writing direction, characters without width, bytes that are no UTF-8. These
+    are shown as their bytes. Other characters, of whatever script, stay. Shown twice is shown once.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 point`, `2 points`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _escaped(char: str) -> str:
+    try:
+        raw = os.fsencode(char)
+    except UnicodeEncodeError:
+        raw = char.encode(errors="surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in raw)
