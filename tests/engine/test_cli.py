@@ -278,7 +278,7 @@ def test_verify_names_points_and_errors(kept: Scene) -> None:
     assert newest["deltas"] == 4
     oldest = INTACT.run("verify", kept.store, points[0][:6], "--json").succeeded().result
     assert oldest["deltas"] == 2
-    assert "are whole" in INTACT.run("verify", kept.store).succeeded().out
+    assert "no damage in 2 points: 4 deltas" in INTACT.run("verify", kept.store).succeeded().out
 
 
 def test_verify_of_a_guest_that_is_not_there_proves_nothing(kept: Scene) -> None:
