@@ -100,6 +100,8 @@ class Folder:
     def make_folder(self, name: str, mode: int = PRIVATE_FOLDER) -> Folder:
         """Make a folder in this one, with just that mode whatever the umask, and open it.
 
+        It keeps the group of a folder whose files all have that (the set-group-id bit).
+
         Raises:
             FileExistsError: something has the name.
             OSError: it cannot be made.
@@ -108,7 +110,7 @@ class Folder:
             os.mkdir(name, mode, dir_fd=self.descriptor)
         made = self.folder(name)
         try:
-            os.fchmod(made.descriptor, mode)
+            _set_mode(made.descriptor, mode)
         except BaseException:
             made.close()
             raise
@@ -121,12 +123,8 @@ class Folder:
             OSError: it cannot be listed.
         """
         with self._naming(None), os.scandir(self.descriptor) as items:
-            names = sorted(item.name for item in items)
-        found = []
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
-                found.append(Found(name, Kind.of(self.stat(name).st_mode)))
-        return found
+            found = [Found(item.name, _kind(item)) for item in items]
+        return sorted(found, key=lambda one: one.name)
 
     def stat(self, name: str) -> os.stat_result:
         """What a name is (lstat(2)).
@@ -149,21 +147,26 @@ class Folder:
             return False
         return True
 
-    def file(self, name: str, flags: int = os.O_RDONLY) -> int:
+    def file(self, name: str, flags: int = os.O_RDONLY, *, sole: bool = False) -> int:
         """Open a regular file that is there; gives its descriptor.
 
         Args:
             name: of the file.
             flags: of open(2), without those that would make or cut it.
+            sole: it must have no other name (a hard link): what is written into it is then written
+                into nothing else.
 
         Raises:
             OSError: there is none, it cannot be opened, or it is no regular file.
         """
         descriptor = self._open(name, flags | os.O_NONBLOCK | os.O_NOCTTY, 0)
         try:
-            kind = Kind.of(os.fstat(descriptor).st_mode)
+            found = os.fstat(descriptor)
+            kind = Kind.of(found.st_mode)
             if kind is not Kind.FILE:
                 raise self._error(errno.EINVAL, f"is a {kind.value}, no regular file", name)
+            if sole and found.st_nlink != 1:
+                raise self._error(errno.EINVAL, "has other names, which are not to change", name)
         except BaseException:
             os.close(descriptor)
             raise
@@ -178,7 +181,7 @@ class Folder:
         """
         descriptor = self._open(name, flags | os.O_CREAT | os.O_EXCL, mode)
         try:
-            os.fchmod(descriptor, mode)
+            _set_mode(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             raise
@@ -227,7 +230,23 @@ class Folder:
             OSError: it cannot be written.
         """
         temporary = f".{name[:200]}{_TEMPORARY}{secrets.token_hex(8)}"
-        descriptor = self.new_file(temporary, mode)
+        self.put_new(temporary, data, mode)
+        try:
+            self.rename(temporary, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove(temporary)
+            raise
+        self.sync()
+
+    def put_new(self, name: str, data: bytes, mode: int = PRIVATE_FILE) -> None:
+        """Make a small file whose bytes are durable; that it has its name is not, before `sync`.
+
+        Raises:
+            FileExistsError: something has the name.
+            OSError: it cannot be written; nothing is left of it.
+        """
+        descriptor = self.new_file(name, mode)
         try:
             try:
                 with self._naming(name):
@@ -237,12 +256,10 @@ class Folder:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self.rename(temporary, name)
         except BaseException:
             with contextlib.suppress(OSError):
-                self.remove(temporary)
+                self.remove(name)
             raise
-        self.sync()
 
     def rename(self, name: str, new: str, into: Folder | None = None) -> None:
         """Rename what has a name, over whatever has the new one (rename(2)); not durable yet.
@@ -251,7 +268,7 @@ class Folder:
             OSError: it cannot be renamed.
         """
         there = self if into is None else into
-        with self._naming(name):
+        with there._naming(new), self._naming(name):
             os.rename(name, new, src_dir_fd=self.descriptor, dst_dir_fd=there.descriptor)
 
     def remove(self, name: str) -> None:
@@ -272,6 +289,14 @@ class Folder:
         with self.folder(name) as gone:
             for found in gone.entries():
                 gone.remove(found.name)
+        self.remove_empty(name)
+
+    def remove_empty(self, name: str) -> None:
+        """Remove a folder in which nothing is (rmdir(2)).
+
+        Raises:
+            OSError: it cannot be removed.
+        """
         with self._naming(name):
             os.rmdir(name, dir_fd=self.descriptor)
 
@@ -286,8 +311,6 @@ class Folder:
 
     def _open(self, name: str, flags: int, mode: int) -> int:
         with self._naming(name):
-            if not name or "/" in name or name in (".", ".."):
-                raise OSError(errno.EINVAL, "is no name of a file in a folder")
             try:
                 return os.open(name, flags | _LOOK, mode, dir_fd=self.descriptor)
             except OSError as error:
@@ -302,8 +325,10 @@ class Folder:
 
     @contextlib.contextmanager
     def _naming(self, name: str | None) -> Iterator[None]:
-        """Give an error the whole path."""
+        """Refuse what is no name; give an error the whole path."""
         try:
+            if name is not None and (not name or "/" in name or name in (".", "..")):
+                raise OSError(errno.EINVAL, "is no name of a file in a folder")
             yield
         except OSError as error:
             error.filename = str(self.path if name is None else self.path / name)
@@ -311,3 +336,28 @@ class Folder:
 
     def _error(self, number: int, text: str, name: str) -> OSError:
         return OSError(number, text, str(self.path / name))
+
+
+_NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems without modes answer: there the mount decides who may do what."""
+
+
+def _set_mode(descriptor: int, mode: int) -> None:
+    """Give what was just made its mode: so far it has at most that, less the umask."""
+    now = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    wanted = mode | (now & stat.S_ISGID)
+    if now != wanted:
+        try:
+            os.fchmod(descriptor, wanted)
+        except OSError as error:
+            if error.errno not in _NO_MODES:
+                raise
+
+
+def _kind(item: os.DirEntry[str]) -> Kind:
+    """As the folder itself tells it where that is told: without a look at each file."""
+    if item.is_symlink():
+        return Kind.LINK
+    if item.is_dir(follow_symlinks=False):
+        return Kind.FOLDER
+    return Kind.FILE if item.is_file(follow_symlinks=False) else Kind.OTHER

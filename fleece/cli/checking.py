@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import fleece
@@ -149,6 +150,8 @@ def status(
     else:
         for line in _table(found):
             output.row("", line)
+    if not prometheus:
+        _tell_foreign(output, found.foreign)
     if found.problems:
         for problem in found.problems if not output.machine else ():
             output.say(f"PROBLEM: {problem}")
@@ -157,6 +160,15 @@ def status(
     output.succeed("", guests=len(found.guests), problems=[])
 
 
+def _tell_foreign(output: Output, paths: Sequence[str]) -> None:
+    """Tell what in the store is not fleece's."""
+    for path in paths if output.machine else paths[:_SHOWN]:
+        output.row("foreign", f"not fleece's, ignored: {path}", path=path)
+    if len(paths) > _SHOWN and not output.machine:
+        output.row("", f"{len(paths) - _SHOWN} more are not fleece's; --json lists all")
+
+
+_SHOWN = 20
 _COLUMNS = "GUEST", "LAST GOOD POINT", "AGE", "POINTS", "DEPTH", "SIZE", "GROWTH", "VERIFIED"
 
 

@@ -46,7 +46,9 @@ from fleece.source.qemu.plan import GRANULARITY
 from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import DeltaFile, FolderStore, PartialPoint, UnfinishedPoint
+from fleece.store.folder import FolderStore
+from fleece.store.partial_point import PartialPoint, UnfinishedPoint
+from fleece.store.sink import DeltaFile
 from fleece.version import VERSION
 
 

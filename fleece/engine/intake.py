@@ -16,8 +16,9 @@ from fleece.errors import StoreError
 from fleece.fileblob import stored_file
 from fleece.keys import Secret
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.folder import DeltaFile, FolderStore, is_free, spooled
+from fleece.store.folder import FolderStore, is_free, spooled
 from fleece.store.marker import Marker
+from fleece.store.sink import DeltaFile
 
 _PIECE = 1 << 20
 _PATIENCE = 60.0

@@ -25,7 +25,8 @@ from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
 from fleece.store import rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.folder import DeltaFile, FolderStore
+from fleece.store.folder import FolderStore
+from fleece.store.sink import DeltaFile
 from fleece.tree import BlankDisk, NodeSource
 from fleece.version import VERSION
 
@@ -136,7 +137,7 @@ def merge_disk(
     """
     if count < 2:
         return MergedDisk(newest.header.disk, newest.root, 1, 0, 0, newest.stored_bytes)
-    new = rewrite.Replacement(newest, catalogue.read_entry)
+    new = rewrite.Replacement(newest, catalogue.read_entry, catalogue.root)
     try:
         with catalogue.chain(newest) as chain:
             work = _Merge(chain, count, new.file, listener, cancel)

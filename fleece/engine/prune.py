@@ -246,7 +246,8 @@ def _carry_out(
     for plan in plans:
         for point, folders, size in plan.drops:
             cancel.check()
-            rewrite.drop(folders)
+            for kept in rewrite.drop(catalogue.root, folders):
+                listener(events.Warned(f"{kept}: what is not fleece's of point {point.id} stays"))
             freed += size
             listener(events.Dropped(point.guest, point.id, size))
     return freed

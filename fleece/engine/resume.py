@@ -19,7 +19,7 @@ from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.point import QemuPoint
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import UnfinishedPoint
+from fleece.store.partial_point import UnfinishedPoint
 
 
 @dataclass(frozen=True)

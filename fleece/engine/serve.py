@@ -26,7 +26,8 @@ from fleece.nbd.server import greets
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program, server_environment
 from fleece.store.catalogue import StoredPoint
-from fleece.store.folder import FolderStore, safe_name
+from fleece.store.folder import FolderStore
+from fleece.store.names import safe_name
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 _START_LIMIT = 60.0

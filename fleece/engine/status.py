@@ -55,10 +55,12 @@ class StoreStatus:
     Attributes:
         guests: by name.
         problems: one line for each thing that is known to be wrong; empty: nothing is.
+        foreign: paths of what lies in the store and is not fleece's: it is ignored.
     """
 
     guests: tuple[GuestStatus, ...]
     problems: tuple[str, ...]
+    foreign: tuple[str, ...]
 
 
 def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
@@ -69,14 +71,15 @@ def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
         now: by the clock, in UTC; None: look.
     """
     now = now or datetime.now(UTC)
-    past = {entry.path: verified.last(entry.path, now) for entry in catalogue.entries}
+    root = catalogue.root
+    past = {entry.path: verified.last(root, entry.path, now) for entry in catalogue.entries}
     problems = [str(problem) for problem in problems_of(catalogue)]
     for path, last in sorted(past.items()):
         if last is not None and not last.sound:
             problems.append(f"{path}: was not sound when it was last verified, at {last.time}")
     names = sorted({point.guest for point in catalogue.points})
     guests = tuple(_guest(catalogue, name, past, now) for name in names)
-    return StoreStatus(guests, tuple(dict.fromkeys(problems)))
+    return StoreStatus(guests, tuple(dict.fromkeys(problems)), catalogue.foreign)
 
 
 _Past = dict[str, verified.Verification | None]

@@ -23,7 +23,7 @@ from fleece.hashing import Buffer
 from fleece.pace import Pace
 from fleece.source.base import Export
 from fleece.source.qemu.point import QemuPoint
-from fleece.store.folder import UnfinishedPoint
+from fleece.store.partial_point import UnfinishedPoint
 from fleece.tree import BlankDisk
 
 

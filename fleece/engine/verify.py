@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -25,7 +24,8 @@ from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.folder import store_errors
+from fleece.store.errors import store_errors
+from fleece.store.root import Root
 from fleece.tree import BlankDisk, HashArray, NodeSource
 
 
@@ -76,7 +76,7 @@ def verify_store(
     points = catalogue.named(guest) if points is None else points
     check = Checker(catalogue, listener, cancel or CancelToken())
     if record:
-        check.noted = _Recorder(listener).note
+        check.noted = _Recorder(catalogue.root, listener).note
     check.announce(_data_bytes(catalogue, points))
     good = [point.id for point in points if check.point(point)]
     for file in damaged:
@@ -125,7 +125,8 @@ def _incomplete(catalogue: Catalogue, point: StoredPoint) -> StoreError:
 class _Recorder:
     """Notes verifications of now, as far as the store can be written."""
 
-    def __init__(self, listener: events.Listener) -> None:
+    def __init__(self, root: Root, listener: events.Listener) -> None:
+        self._root = root
         self._listener = listener
         self._time = datetime.now(UTC)
         self._works = True
@@ -135,7 +136,7 @@ class _Recorder:
         if not self._works:
             return
         try:
-            verified.note(path, state, verified.Verification(self._time, sound))
+            verified.note(self._root, path, state, verified.Verification(self._time, sound))
         except StoreError as error:
             self._works = False
             self._listener(events.Warned(f"what is verified cannot be noted in the store: {error}"))
@@ -211,8 +212,8 @@ class Checker:
     def _delta(self, entry: Entry, parents: list[Entry]) -> bool:
         state: verified.FileState | None = None
         try:
-            with store_errors(Path(entry.path)):
-                state = verified.FileState.of(entry.path)
+            with store_errors(entry.path):
+                state = self._state(entry)
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(self._catalogue.open(e)) for e in (entry, *parents)]
                 chain = Chain(opened)
@@ -248,8 +249,11 @@ class Checker:
             return
         self.problem(error)
         with contextlib.suppress(OSError):
-            if state is not None and verified.FileState.of(entry.path) == state:
+            if state is not None and self._state(entry) == state:
                 self.noted(entry.path, state, False)
+
+    def _state(self, entry: Entry) -> verified.FileState:
+        return verified.FileState.of(self._catalogue.root, entry.path)
 
     def _still_there(self, entries: Sequence[Entry]) -> bool:
         """Whether some deltas are still those that the catalogue was read from."""

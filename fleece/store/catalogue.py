@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
-from fleece.delta.blob import Blob
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
 from fleece.delta.partial import PartialDelta
@@ -16,17 +16,15 @@ from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, RecordFile
 from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
-from fleece.fileblob import stored_file
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
+from fleece.store.names import SUFFIX, safe_name
 from fleece.store.order import moment_of, oldest_first
+from fleece.store.root import Root
 
 LATEST = "latest"
 
 _File = TypeVar("_File", bound=RecordFile)
-
-Opener: TypeAlias = Callable[[str], Blob]
-"""Opens a file of a store by its path; raises `DeltaError` if it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,26 @@ class Access:
     one there without the key shall not have it believed.
 
     Attributes:
+        root: of the store.
         secret: the store's key file or passphrase; None: it has no key.
         protection: what its deltas are protected by; None: nothing.
         algorithm: the name of its deltas' hash.
-        opener: opens its files.
     """
 
+    root: Root
     secret: Secret | None = None
     protection: Protection | None = None
     algorithm: str = XXH3_128.name
-    opener: Opener = stored_file
+
+    def file_name(self, name: str) -> str:
+        """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""
+        if self.protection is None or not self.protection.encrypted:
+            return safe_name(name)
+        return hmac.digest(self.protection.key.of_names, name.encode(), "sha256").hex()[:32]
+
+    def delta_name(self, disk: str) -> str:
+        """What the delta of a disk is called, in the folder of its point."""
+        return self.file_name(disk) + SUFFIX
 
     def open(self, path: str) -> DeltaReader:
         """Open a delta of the store.
@@ -59,7 +67,7 @@ class Access:
     def header(self, path: str) -> Header | None:
         """The header of a file of which the rest may be damaged; None: that is damaged too."""
         try:
-            with RecordFile(self.opener(path), self.secret) as file:
+            with RecordFile(self.root.blob(path), self.secret) as file:
                 return file.header
         except (DeltaError, WrongKey):
             return None
@@ -82,7 +90,7 @@ class Access:
 
     def _opened(self, kind: type[_File], path: str) -> _File:
         try:
-            file = kind(self.opener(path), self.secret)
+            file = kind(self.root.blob(path), self.secret)
         except WrongKey as error:
             raise DeltaError("is protected by another key than its store", where=path) from error
         try:
@@ -204,6 +212,7 @@ class Catalogue:
         damaged: the files that should be deltas and are not whole ones.
         where: the store's name in messages.
         access: what the deltas are opened with.
+        foreign: paths of what is not fleece's.
     """
 
     def __init__(
@@ -211,9 +220,12 @@ class Catalogue:
         entries: list[Entry],
         damaged: list[Damaged],
         where: str,
-        access: Access | None = None,
+        access: Access,
+        foreign: Sequence[str] = (),
     ) -> None:
-        self._access = access or Access()
+        self._access = access
+        self.root = access.root
+        self.foreign = tuple(foreign)
         self.entries = tuple(entries)
         self.damaged = tuple(damaged)
         self.where = where

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fleece.errors import DeltaError, StoreError
+from fleece.folder import Folder, Kind
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.folder import (
-    SUFFIX,
-    DeltaFile,
-    remove_folder,
-    store_errors,
-    sync_folder,
-    write_durably,
-)
-
-_UNFINISHED = ".merging"
-_DROPPED = ".dropped-"
-_PIN = ".pin.json"
+from fleece.store.errors import store_errors
+from fleece.store.names import DROPPED, MERGING, PIN, is_unfinished
+from fleece.store.removal import remove_folder
+from fleece.store.root import Root
+from fleece.store.sink import DeltaFile
 
 
 class Replacement:
@@ -36,15 +30,18 @@ class Replacement:
     Args:
         entry: what it replaces.
         read: describes a delta of the store.
+        root: of the store.
     """
 
-    def __init__(self, entry: Entry, read: Callable[[str], Entry]) -> None:
+    def __init__(self, entry: Entry, read: Callable[[str], Entry], root: Root) -> None:
         self._read = read
         self._old = entry
         self._path = Path(entry.path)
-        temporary = self._path.with_name(f".{self._path.name}{_UNFINISHED}")
-        with store_errors(temporary):
-            self.file = DeltaFile(temporary)
+        self._root = root
+        temporary = f".{self._path.name[:200]}{MERGING}-{secrets.token_hex(8)}"
+        with store_errors(self._path), root.holding(self._path) as (folder, _):
+            descriptor = folder.new_file(temporary, root.mode)
+            self.file = DeltaFile(self._path.with_name(temporary), descriptor)
 
     def commit(self) -> None:
         """Take the old file's place; when this returns, it has, durably.
@@ -62,27 +59,27 @@ class Replacement:
                 self._old.header.disk,
             ):
                 raise DeltaError("a merged delta has another root", where=self._path)
-            os.rename(self.file.path, self._path)
-            sync_folder(self._path.parent)
+            with self._root.holding(self._path) as (folder, name):
+                folder.rename(self.file.path.name, name)
+                folder.sync()
 
     def discard(self) -> None:
         """Remove what was written, as far as that is possible."""
         self.file.abandon()
-        with contextlib.suppress(OSError):
-            os.unlink(self.file.path)
+        with contextlib.suppress(OSError), self._root.holding(self.file.path) as (folder, name):
+            folder.remove(name)
 
 
 def folders_of(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
     """The folders that hold a point's deltas, copies too.
 
     Raises:
-        StoreError: one cannot be dropped at once, because a delta of another point or a folder is
-            in it, or because it does not hold all of the point's disks.
+        StoreError: one cannot be dropped at once, because a delta of another point is in it, or
+            because it does not hold all of the point's disks.
     """
     mine = _copies(catalogue, point)
     folders = sorted({Path(entry.path).parent for entry in mine})
     for folder in folders:
-        _no_folder_in(folder)
         others = [e for e in catalogue.entries if Path(e.path).parent == folder and e not in mine]
         here = {e.header.disk for e in mine if Path(e.path).parent == folder}
         if others or here != point.disks.keys():
@@ -98,64 +95,73 @@ def _copies(catalogue: Catalogue, point: StoredPoint) -> list[Entry]:
     return [copy for entry in point.disks.values() for copy in catalogue.copies(entry)]
 
 
-def _no_folder_in(folder: Path) -> None:
-    with store_errors(folder):
-        for item in os.scandir(folder):
-            if item.is_dir(follow_symlinks=False):
-                raise StoreError(
-                    "is a folder in the folder of a point, and none of fleece's",
-                    where=item.path,
-                    hint="move it away",
-                )
+def drop(root: Root, folders: Iterable[Path]) -> list[str]:
+    """Take the folders of one point out of the store: all of a folder goes at once.
 
+    Args:
+        root: of the store.
+        folders: of the point.
 
-def drop(folders: Iterable[Path]) -> None:
-    """Take the folders of one point out of the store: all of a folder goes at once."""
+    Returns:
+        Paths of folders in which what is not fleece's stays.
+    """
+    kept: list[str] = []
     for folder in folders:
-        with store_errors(folder):
-            gone = folder.with_name(_DROPPED + folder.name)
-            os.rename(folder, gone)
-            sync_folder(folder.parent)
-            remove_folder(gone)
+        with store_errors(folder), root.holding(folder) as (guest, name):
+            gone = f"{DROPPED}{name[:200]}-{secrets.token_hex(8)}"
+            guest.rename(name, gone)
+            guest.sync()
+            kept += _path(guest, remove_folder(guest, gone))
+    return kept
 
 
 def tidy(catalogue: Catalogue, guest: str) -> list[str]:
     """Remove what killed steps left in the folders of a guest's points. Gives the paths."""
-    removed = []
-    with store_errors(Path(catalogue.where)):
+    removed: list[str] = []
+    root = catalogue.root
+    with store_errors(catalogue.where):
         points = {Path(e.path).parent for e in catalogue.entries if e.header.guest == guest}
-        for folder in sorted(points):
-            for item in _listed(folder):
-                if item.name.startswith(".") and item.name.endswith(SUFFIX + _UNFINISHED):
-                    item.unlink()
-                    removed.append(str(item))
-        for parent in sorted({folder.parent for folder in points}):
-            for item in _listed(parent):
-                if item.name.startswith(_DROPPED):
-                    remove_folder(item)
-                    removed.append(str(item))
+        for point in sorted(points):
+            with root.folder(*root.names(point)) as folder:
+                removed += _tidied(folder)
+        for parent in sorted({point.parent for point in points}):
+            with root.folder(*root.names(parent)) as folder:
+                for found in folder.entries():
+                    if found.kind is Kind.FOLDER and found.name.startswith(DROPPED):
+                        remove_folder(folder, found.name)
+                        removed.append(str(folder.path / found.name))
     return removed
 
 
-def _listed(folder: Path) -> Iterator[Path]:
-    yield from sorted(Path(item.path) for item in os.scandir(folder))
+def _tidied(folder: Folder) -> Iterator[str]:
+    for found in folder.entries():
+        if is_unfinished(found):
+            with contextlib.suppress(FileNotFoundError):  # a verification's note that is done
+                folder.remove(found.name)
+                yield str(folder.path / found.name)
+
+
+def _path(folder: Folder, name: str | None) -> list[str]:
+    return [] if name is None else [str(folder.path / name)]
 
 
 def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     """Protect a point, durably. Pinning twice is once."""
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
-    marker = _pins(catalogue, point)[0]
-    with store_errors(marker):
-        write_durably(marker, said + "\n")
+    root, marker = catalogue.root, _pins(catalogue, point)[0]
+    with store_errors(marker), root.holding(marker) as (folder, name):
+        folder.put(name, f"{said}\n".encode(), root.mode)
 
 
 def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
     """End the protection; gives whether there was any."""
-    found = is_pinned(catalogue, point)
+    found = False
     for marker in _pins(catalogue, point):
-        with store_errors(marker), contextlib.suppress(FileNotFoundError):
-            os.unlink(marker)
-            sync_folder(marker.parent)
+        with store_errors(marker), catalogue.root.holding(marker) as (folder, name):
+            if folder.has(name):
+                folder.remove(name)
+                folder.sync()
+                found = True
     return found
 
 
@@ -166,12 +172,12 @@ def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
         StoreError: that cannot be told.
     """
     for marker in _pins(catalogue, point):
-        with store_errors(marker), contextlib.suppress(FileNotFoundError):
-            os.lstat(marker)
-            return True
+        with store_errors(marker):
+            if catalogue.root.has(marker):
+                return True
     return False
 
 
 def _pins(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
     folders = {Path(entry.path).parent for entry in _copies(catalogue, point)}
-    return sorted(folder / f"{point.id}{_PIN}" for folder in folders)
+    return sorted(folder / f"{point.id}{PIN}" for folder in folders)

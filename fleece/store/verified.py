@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from fleece.store.folder import store_errors, write_durably
+from fleece.folder import Folder
+from fleece.store.errors import store_errors
+from fleece.store.names import VERIFIED
+from fleece.store.root import Root
 
-_SUFFIX = ".verified.json"
 _FORMAT = {"format": "fleece verification", "version": 1}
 _LONGEST = 4096
 
@@ -48,20 +48,31 @@ class FileState:
     modified: int
 
     @staticmethod
-    def of(path: str) -> FileState:
-        """Look.
+    def of(root: Root, path: str) -> FileState:
+        """Look at a file of a store.
 
         Raises:
             OSError: nothing can be seen there.
         """
-        found = os.stat(path)
+        with root.holding(path) as (folder, name):
+            return FileState.within(folder, name)
+
+    @staticmethod
+    def within(folder: Folder, name: str) -> FileState:
+        """Look at a file of an open folder.
+
+        Raises:
+            OSError: nothing can be seen there.
+        """
+        found = folder.stat(name)
         return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def note(path: str, state: FileState, verification: Verification) -> None:
+def note(root: Root, path: str, state: FileState, verification: Verification) -> None:
     """Note a verification, durably.
 
     Args:
+        root: of the store.
         path: of the delta.
         state: of its file, from before it was read.
         verification: what came of it.
@@ -70,27 +81,30 @@ def note(path: str, state: FileState, verification: Verification) -> None:
         StoreError: it cannot be written. (A delta that is gone by now needs no note.)
     """
     said = _FORMAT | asdict(state) | {"time": verification.time.isoformat()}
-    text = json.dumps(said | {"sound": verification.sound})
-    with store_errors(_record(path)), contextlib.suppress(FileNotFoundError):
-        write_durably(_record(path), text + "\n")
+    text = json.dumps(said | {"sound": verification.sound}) + "\n"
+    with (
+        store_errors(path),
+        contextlib.suppress(FileNotFoundError),
+        root.holding(path) as (folder, name),
+    ):
+        folder.put(name + VERIFIED, text.encode(), root.mode)
 
 
-def last(path: str, now: datetime) -> Verification | None:
+def last(root: Root, path: str, now: datetime) -> Verification | None:
     """The last verification of a delta; None: none that can be relied on.
 
     Args:
+        root: of the store.
         path: of the delta.
         now: a record of the future is not relied on.
     """
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        with open(_record(path), encoding="utf-8") as file:
-            said = json.loads(file.read(_LONGEST))
+    with (
+        contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError),
+        root.holding(path) as (folder, name),
+    ):
+        said = json.loads(folder.read(name + VERIFIED, _LONGEST))
         time = datetime.fromisoformat(said["time"]).astimezone(UTC)
-        known = _FORMAT | asdict(FileState.of(path))
+        known = _FORMAT | asdict(FileState.within(folder, name))
         if known.items() <= said.items() and type(said["sound"]) is bool and time <= now:
             return Verification(time, said["sound"])
     return None
-
-
-def _record(path: str) -> Path:
-    return Path(path + _SUFFIX)

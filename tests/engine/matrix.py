@@ -40,7 +40,7 @@ import errno, io, json, os, signal, socket, sys, threading, time
 import fleece, fleece.api, fleece.cli.main, fleece.cli.verbs, fleece.nbd.binding
 import fleece.source.qemu.classic as classic, fleece.source.qemu.monitor as monitor
 import fleece.nbd.connection as connection, fleece.delta.writer as writer
-import fleece.store.folder as folder
+import fleece.store.sink as sink
 fleece.nbd.binding.libnbd()
 
 def engine(job):
@@ -81,9 +81,9 @@ def engine(job):
     wrap(classic.subprocess, "run", lambda command, *rest: os.path.basename(command[0]))
     for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate"):
         wrap(os, name, lambda *rest, name=name: name)
-    wrap(folder.DeltaFile, "__init__", lambda *rest: "open delta")
+    wrap(sink.DeltaFile, "__init__", lambda *rest: "open delta")
     wrap(writer.DeltaWriter, "finish", lambda *rest: "finish delta")
-    made = folder.DeltaFile.__init__
+    made = sink.DeltaFile.__init__
     class File:
         def __init__(self, file):
             self.__dict__["file"] = file
@@ -94,9 +94,9 @@ def engine(job):
             return self.file.write(data)
     def make(self, *arguments, **named):
         made(self, *arguments, **named)
-        gathered = 1 if names_steps else folder._GATHERED
+        gathered = 1 if names_steps else sink._GATHERED
         self._file = io.BufferedWriter(File(self._file.detach()), gathered)
-    folder.DeltaFile.__init__ = make
+    sink.DeltaFile.__init__ = make
     if job.get("slow"):
         read = connection.Connection.read
         def slowly(self, *arguments):

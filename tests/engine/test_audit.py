@@ -226,7 +226,7 @@ def test_what_an_audit_found_outlives_qemu_and_the_engine(disk: Scene) -> None:
     _unseen(disk, 3 * MIB)
     _refused(disk)
     disk.qemu.restart()
-    disk.killed_backup(Moment("about to rename", "fleece.store.folder", "os.rename", "before"))
+    disk.killed_backup(Moment("about to rename", "fleece.folder", "os.rename", "before"))
     assert len(_notes(disk)) == 1
     assert disk.take().mode == "rescan"
     disk.check_exact()

@@ -28,7 +28,7 @@ from fleece.source.qemu.filtered import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.scratch import Room, Scratch
 from fleece.source.qemu.still import standing_still
-from fleece.store.folder import DeltaFile
+from fleece.store.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
     INTACT,

@@ -197,8 +197,8 @@ MOMENTS = (
     Moment("about to copy", "fleece.engine.merge", "overlay", "before"),
     Moment("a frame is copied", "fleece.delta.writer", "DeltaWriter.data"),
     Moment("written", "fleece.delta.writer", "DeltaWriter.finish"),
-    Moment("about to rename", "fleece.store.rewrite", "os.rename", "before"),
-    Moment("renamed", "fleece.store.rewrite", "os.rename"),
+    Moment("about to rename", "fleece.folder", "os.rename", "before"),
+    Moment("renamed", "fleece.folder", "os.rename"),
     Moment("the second disk is written", "fleece.delta.writer", "DeltaWriter.finish"),
 )
 

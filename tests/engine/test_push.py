@@ -205,7 +205,7 @@ _MOMENTS = (
     Moment("all came", _PUSH_JOBS, "PushJobs.end", "before"),
     Moment("sink ended", _PUSH_JOBS, "PushJobs.end"),
     Moment("all checked", "fleece.delta.writer", "DeltaWriter.finish", "before"),
-    Moment("committed", "fleece.store.folder", "PartialPoint.commit"),
+    Moment("committed", "fleece.store.partial_point", "PartialPoint.commit"),
 )
 
 

@@ -190,7 +190,7 @@ MOMENTS = (
     Moment("all is copied", "fleece.engine.backup", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("both are finished", "fleece.delta.writer", "DeltaWriter.finish", "after", 2),
-    Moment("about to rename", "fleece.store.folder", "os.rename", "before"),
+    Moment("about to rename", "fleece.folder", "os.rename", "before"),
 )
 
 

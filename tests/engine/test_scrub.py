@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import fleece
 from fleece.events import DeltaChecked, Event
 from fleece.store import verified
+from fleece.store.root import Root
 from tests.engine.history import Guest, deep_guest
 from tests.engine.scene import INTACT, Engine, Mutation, flip
 from tests.unit.kit import LEAF
@@ -138,8 +139,9 @@ def drop(path: Path) -> None:
 
 
 def lie(path: Path) -> None:
-    state = verified.FileState.of(str(path))
-    verified.note(str(path), state, verified.Verification(NOW + timedelta(days=400), True))
+    root = Root(path.parent)
+    state = verified.FileState.of(root, str(path))
+    verified.note(root, str(path), state, verified.Verification(NOW + timedelta(days=400), True))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,13 @@ FAULTS = (
     ),
     Mutation(
         "any file may be the verified one",
-        (("store/verified.py", "known = _FORMAT | asdict(FileState.of(path))", "known = _FORMAT"),),
+        (
+            (
+                "store/verified.py",
+                "known = _FORMAT | asdict(FileState.within(folder, name))",
+                "known = _FORMAT",
+            ),
+        ),
     ),
 )
 

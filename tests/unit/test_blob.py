@@ -1,4 +1,4 @@
-"""Deltas are read out of whatever holds their bytes: no path but a store's opener leads to them."""
+"""Deltas are read out of whatever holds their bytes: no path but a store's root leads to them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fleece.errors import DeltaError, StoreError
 from fleece.fileblob import FileBlob, named_file, stored_file
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
 from fleece.store.remains import line_of
+from fleece.store.root import Root
 from tests.unit.kit import Change, History, store_history
 
 
@@ -55,7 +56,12 @@ def test_damaged_files_are_opened_by_their_keys_and_not_by_their_names_in_messag
     """A store need not call a file in messages what it opens it by."""
     held = {f"key {n}": path.read_bytes() for n, path in enumerate(_two(tmp_path))}
     held["key 1"] = held["key 1"][:-1]  # no footer
-    access = Access(opener=lambda key: Held(held[key], f"the file with {key}"))
+
+    class InMemory(Root):
+        def blob(self, path: str) -> Held:
+            return Held(held[path], f"the file with {path}")
+
+    access = Access(InMemory(Path("store")))
     entry = access.read_entry("key 0")
     with pytest.raises(DeltaError, match="the file with key 1: ") as caught:
         access.open("key 1")
@@ -79,7 +85,7 @@ def test_what_is_no_regular_file_of_the_store_is_not_opened(kind: str, tmp_path:
     else:
         place.mkdir()
     with pytest.raises(DeltaError, match=r"symbolic link|regular file") as caught:
-        Access().open(str(place))
+        Access(Root(tmp_path)).open(str(place))
     assert caught.value.where == str(place)
 
 

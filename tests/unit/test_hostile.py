@@ -19,8 +19,9 @@ from fleece.delta import pages
 from fleece.delta.layout import MAX_PAGE, Tag, seal
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import XXH3_128
-from fleece.store.folder import MARKER, FolderStore
+from fleece.store.folder import FolderStore
 from fleece.store.loose import open_delta
+from fleece.store.names import MARKER
 from fleece.tree import Geometry, Level
 from tests.unit.kit import LEAF, header
 

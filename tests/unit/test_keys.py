@@ -33,9 +33,10 @@ from fleece.engine.verify import check_delta
 from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey, bug
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret
-from fleece.store.folder import MARKER, FolderStore
+from fleece.store.folder import FolderStore
 from fleece.store.loose import open_delta
 from fleece.store.marker import HashChoice, StoreWishes
+from fleece.store.names import MARKER
 from fleece.tree import BlankDisk
 from tests.unit.kit import LEAF, header, read_back, write_delta
 

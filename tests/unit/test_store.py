@@ -25,9 +25,11 @@ from fleece.delta.header import Mode
 from fleece.engine.verify import verify_store
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
-from fleece.store import folder as store_folder
+from fleece.store import sink as store_sink
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.folder import MARKER, FolderStore, PartialPoint, safe_name
+from fleece.store.folder import FolderStore
+from fleece.store.names import MARKER, safe_name
+from fleece.store.partial_point import PartialPoint
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, naive_root, read_back, write_delta
 
@@ -254,6 +256,8 @@ def test_a_store_behind_a_closed_door_is_a_store_error(public: Path) -> None:
 def test_a_guests_folder_that_may_not_be_listed_is_an_error_and_not_empty(public: Path) -> None:
     store = FolderStore.open_or_create(public / "store")
     _fill(store, 1)
+    (public / "store").chmod(0o755)
+    (public / "store" / MARKER).chmod(0o644)
     (public / "store" / "web").chmod(0o000)
     said = _unprivileged(
         """
@@ -465,7 +469,7 @@ def test_the_header_is_in_the_file_at_once(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says whose the partial delta is that a killed run leaves."""
-    monkeypatch.setattr(store_folder, "GATHERED_FOR", 3600)
+    monkeypatch.setattr(store_sink, "GATHERED_FOR", 3600)
     partial = _begin(store, 1)
     sink = partial.create("vda")
     sink.write(b"header")
@@ -482,7 +486,7 @@ def test_what_is_gathered_does_not_wait_long(
     sink = partial.create("vda")
     sink.write(b"header")
     sink.write(b"gathered")
-    monkeypatch.setattr(store_folder, "GATHERED_FOR", 0)
+    monkeypatch.setattr(store_sink, "GATHERED_FOR", 0)
     sink.write(b"later")
     assert sink.path.read_bytes() == b"headergatheredlater"
     partial.discard()
@@ -538,8 +542,8 @@ def test_everything_is_synced_before_the_rename_and_the_name_after_it(tmp_path: 
     for line in (tmp_path / "trace").read_text().splitlines():
         if found := re.search(rf" (write|fsync)\(\d+<{where}(.*?)>", line):
             done.append((found[1], found[2]))
-        elif found := re.search(rf" (rename|link)\w*\(.*\"{where}(.*?)\".*\"{where}(.*?)\"", line):
-            done.append((found[1], found[3]))
+        elif found := re.search(rf" (rename|link)at2?\(.*<{where}(.*?)>, \"(.*?)\"", line):
+            done.append((found[1], f"{found[2]}/{found[3]}"))
     point, final = "/web/.partial-0000000001", "/web/000001-0000000001"
     renamed = done.index(("rename", final))
     before, after = done[:renamed], done[renamed + 1 :]
@@ -781,10 +785,10 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_store(
     real = os.scandir
     for broken in (store.path, store.path / "web", store.path / "web" / "000001-0000000001"):
 
-        def fail(path: Path, broken: Path = broken) -> Any:
-            if Path(path) == broken:
-                raise OSError(5, "Input/output error", str(path))
-            return real(path)
+        def fail(folder: int, broken: Path = broken) -> Any:
+            if os.readlink(f"/proc/self/fd/{folder}") == str(broken):
+                raise OSError(5, "Input/output error")
+            return real(folder)
 
         monkeypatch.setattr(os, "scandir", fail)
         with pytest.raises(StoreError, match="Input/output error"):
