@@ -35,16 +35,19 @@ def bitmap(
 def _row(output: Output, kept: fleece.KeptSegment, *, dropped: bool) -> None:
     segment, held = kept.segment, kept.bitmap
     needed = f"needed by {', '.join(kept.stores)}" if kept.stores else "needed by no STORE given"
+    own = segment.is_of(kept.disk)
+    whose = "" if own else "begun for another disk, so the next backup reads all  "
     output.row(
         "segment",
         f"{kept.disk}  chain {segment.chain}  since point {segment.point}  {held.state}, "
-        f"{human(held.count)} dirty  {'dropped' if dropped else needed}",
+        f"{human(held.count)} dirty  {whose}{'dropped' if dropped else needed}",
         disk=kept.disk,
         chain=segment.chain,
         point=segment.point,
         sequence=segment.sequence,
         bitmap=held.name,
         state=held.state,
+        own=own,
         count=held.count,
         granularity=held.granularity,
         stores=list(kept.stores),

@@ -155,11 +155,12 @@ def _newest_usable(
 ) -> tuple[Entry, tuple[str, ...]] | Lost:
     """The newest stored point that the disk's segments lead back to, or why there is none."""
     first: Lost | None = None
+    names = {name for point in catalogue.of_chain(guest, chain) for name in point.disks}
     for point in _newest_first(disk, catalogue, guest, chain):
         entry = point.disks[disk.name]
         lost = _unfit(disk, catalogue, entry)
         if lost is None:
-            known = written_since(disk, chain, point.sequence, point.id)
+            known = written_since(disk, chain, point.sequence, point.id, names)
             if not isinstance(known, Lost):
                 return entry, known.bitmaps
             lost = known

@@ -389,7 +389,7 @@ class Scene:
         newest = self.newest()
         for node in nodes or self.qemu.disks:
             (name,) = self.segments(node)
-            assert name.endswith(f"-{newest}")
+            assert f"-{newest}-" in name
 
     def newest(self, store: Path | None = None) -> str:
         """The id of the newest complete point, whatever is damaged beside it."""

@@ -14,7 +14,8 @@ _MOST_BITMAP_NAME = 1023
 _chains = st.text("0123456789abcdef", min_size=8, max_size=8)
 _points = st.text("0123456789abcdef", min_size=10, max_size=10)
 _sequences = st.integers(0, 10**12)
-_segments = st.builds(Segment, _chains, _sequences, _sequences, _points)
+_tags = st.none() | st.text("0123456789abcdef", min_size=16, max_size=16)
+_segments = st.builds(Segment, _chains, _sequences, _sequences, _points, _tags)
 
 
 @given(_segments)

@@ -10,26 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.source.qemu.inventory import Bitmap, GuestDisk
-from fleece.source.qemu.names import Segment
+from fleece.source.qemu.names import Segment, disk_tag
 from fleece.source.qemu.segments import Known, Lost, next_segment, written_since
 
 _CHAIN = "0123abcd"
 _OTHER = "deadbeef"
+_DISK = "vda"
+_TAG = disk_tag(_DISK)
 
 
 def _point(sequence: int) -> str:
     return f"{sequence:010x}"
 
 
-def _bitmap(sequence: int, previous: int, chain: str = _CHAIN, **state: Any) -> Bitmap:
+def _bitmap(
+    sequence: int, previous: int, chain: str = _CHAIN, tag: str | None = _TAG, **state: Any
+) -> Bitmap:
     """A healthy segment that records, but for `state`."""
-    name = Segment(chain, sequence, previous, _point(sequence)).bitmap
+    name = Segment(chain, sequence, previous, _point(sequence), tag).bitmap
     healthy = Bitmap(name, 65536, 0, True, False, True, False)
     return dataclasses.replace(healthy, **state)
 
 
 def _disk(*bitmaps: Bitmap) -> GuestDisk:
-    return GuestDisk("vda", "node", 1 << 30, "qcow2", False, True, None, bitmaps)
+    return GuestDisk(_DISK, "node", 1 << 30, "qcow2", False, True, None, bitmaps)
 
 
 def _since(sequence: int, *bitmaps: Bitmap) -> Known | Lost:
@@ -82,8 +86,35 @@ def test_other_chains_segments_do_not_break_a_line() -> None:
 
 
 def test_a_segment_of_the_same_number_that_began_at_another_point_is_not_taken() -> None:
-    twin = dataclasses.replace(_bitmap(3, 2), name=Segment(_CHAIN, 3, 2, "ffffffffff").bitmap)
+    twin = dataclasses.replace(_bitmap(3, 2), name=Segment(_CHAIN, 3, 2, "ffffffffff", _TAG).bitmap)
     assert _point(3) in _lost(_since(3, twin))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("tag", "names", "words"),
+    [
+        (disk_tag("vdb"), ("vda", "vdb"), "those of disk vdb: "),
+        (disk_tag("vdb"), ("vda",), "those of another disk: "),
+        (None, ("vda",), "of an early fleece"),
+    ],
+)
+def test_another_disks_segment_breaks_the_line_wherever_it_is(
+    place: int, tag: str | None, names: tuple[str, ...], words: str
+) -> None:
+    line = [_bitmap(n + 1, n, tag=tag if n == place else _TAG, recording=n == 2) for n in range(3)]
+    found = written_since(_disk(*line), _CHAIN, 1, _point(1), names)
+    assert words in _lost(found)
+
+
+def test_another_disks_older_segment_does_not_matter() -> None:
+    older, good = _bitmap(1, 0, tag=disk_tag("vdb"), recording=False), _bitmap(2, 1)
+    assert _since(2, older, good) == Known((good.name,))
+
+
+def test_a_point_that_only_another_disks_segments_are_near_is_lost_to_the_exchange() -> None:
+    found = written_since(_disk(_bitmap(1, 0, tag=disk_tag("vdb"))), _CHAIN, 2, _point(2), ("vdb",))
+    assert "exchanged" in _lost(found)
 
 
 def test_a_segment_that_was_removed_from_the_middle_is_missed() -> None:
@@ -117,7 +148,7 @@ def test_a_last_segment_that_does_not_record_has_missed_writes() -> None:
 
 def test_a_new_segment_follows_the_newest_one_that_is_there() -> None:
     disk = _disk(_bitmap(1, 0), _bitmap(4, 1), _bitmap(9, 0, chain=_OTHER))
-    assert next_segment(disk, _CHAIN, 5, _point(5)) == Segment(_CHAIN, 5, 4, _point(5))
+    assert next_segment(disk, _CHAIN, 5, _point(5)) == Segment(_CHAIN, 5, 4, _point(5), _TAG)
 
 
 def test_a_disks_first_segment_follows_none() -> None:

@@ -50,6 +50,8 @@ def adopted_disk(
     segment = None if found is None else found.segment
     if found is None or segment is None or segment.point != point:
         raise PointError(f"disk {disk.name} has no bitmap of it")
+    if not segment.is_of(disk.name):
+        raise PointError(f"disk {disk.name} has the bitmap of another disk: they were exchanged")
     if sequence != max(disk.segments(chain)):
         raise PointError(f"disk {disk.name} has a bitmap of a later point")
     if found.inconsistent or found.busy or not found.recording:

@@ -18,7 +18,7 @@ from fleece.source.qemu.doctor import Report, examine
 from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames
+from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.runtime import Removed
@@ -199,6 +199,8 @@ class QemuSource:
         """
         if transport is Transport.PULL:
             self._refuse_obstacles([want.disk for want in wanted])
+        for want in wanted:
+            _refuse_foreign(want)
         planned = [
             PlannedDisk(
                 want.disk,
@@ -248,3 +250,15 @@ class QemuSource:
                     where=self.where,
                     hint="a backup with --transport auto or push can",
                 )
+
+
+def _refuse_foreign(want: Wanted) -> None:
+    """Raise `PointError` if what changed on a disk is to be told by another disk's segment."""
+    for name in want.bitmaps or ():
+        segment = Segment.parse(name)
+        if segment is not None and not segment.is_of(want.disk.name):
+            raise PointError(
+                f"bitmap {name} was not begun for disk {want.disk.name}: the disks, or their "
+                "images, were exchanged",
+                hint="read all of it",
+            )
