@@ -6,6 +6,7 @@ from fleece.cancel import CancelToken
 from fleece.compare import TreeComparison
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
+from fleece.delta.identity import GuestIdentity
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
@@ -106,6 +107,7 @@ __all__ = (
     "Geometry",
     "GuestAgent",
     "GuestDisk",
+    "GuestIdentity",
     "GuestStatus",
     "HashAlgorithm",
     "HashChoice",

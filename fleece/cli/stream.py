@@ -103,7 +103,7 @@ def _way(number: int) -> int:
 
 
 def import_delta(
-    output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
+    output: Output, cancel: CancelToken, store: str, adopt: bool, secret: fleece.Secret | None
 ) -> None:
     """`fleece import STORE < FILE`."""
     if os.isatty(_STDIN) or _way(_STDIN) == os.O_WRONLY:
@@ -115,7 +115,7 @@ def import_delta(
             with contextlib.suppress(BlockingIOError):
                 return os.read(_STDIN, length)
 
-    result = fleece.import_delta(store, read, secret, output.listen, cancel)
+    result = fleece.import_delta(store, read, secret, output.listen, cancel, adopt=adopt)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"
     )

@@ -46,6 +46,7 @@ def backup(
     store: str,
     mode: str,
     guest: str | None,
+    adopt: bool,
     disks: list[str],
     scratch: str | None,
     level: int | None,
@@ -72,6 +73,7 @@ def backup(
         resume=resume,
         transport=fleece.TransportWish(transport),
         rate=None if rate is None else _bytes("--rate", rate),
+        adopt=adopt,
     )
     if jobs is not None:
         options = replace(options, workers=jobs)
@@ -118,11 +120,16 @@ def doctor(output: Output, cancel: CancelToken, source: str) -> None:
     """`fleece doctor SOURCE`."""
     with open_source(source, None) as opened:
         report = opened.examine()
+    who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
+    now = "a point can be taken" if report.refusal is None else f"no point: {report.refusal}"
     output.row(
         "qemu",
-        f"QEMU {report.version}, guest {report.guest}",
+        f"QEMU {report.version}, {who}; {report.state or 'no machine'}: {now}",
         version=report.version,
         guest=report.guest,
+        identity=_identity(report.identity),
+        state=report.state,
+        refusal=report.refusal,
     )
     for ability in report.abilities:
         state = "yes" if ability.present else "no"
@@ -179,6 +186,7 @@ def list_points(
                 size=head.size,
                 parent=parent,
                 gone=[*head.gone],
+                identity=_identity(head.identity),
                 root=entry.root,
                 stored_bytes=entry.stored_bytes,
                 complete=point.complete,
@@ -194,6 +202,11 @@ def list_points(
             hint="'fleece verify' tells which points they take along",
         )
     output.succeed("", points=len(catalogue.points))
+
+
+def _identity(told: fleece.GuestIdentity | None) -> dict[str, str | None] | None:
+    """A guest's identity for machine output."""
+    return None if told is None else asdict(told)
 
 
 def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret | None) -> None:
@@ -219,6 +232,7 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
             "root": last.root.hex(),
             "disks": [*head.disks],
             "gone": [*head.gone],
+            "identity": _identity(head.identity),
             "hash": head.algorithm.name,
             "encrypted": delta.protection is not None and delta.protection.encrypted,
             "leaf_size": head.leaf_size,

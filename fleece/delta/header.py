@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fleece.delta.identity import GuestIdentity
 from fleece.delta.layout import ENVELOPE, MAX_HEADER, MAX_SIZE, SKIPPABLE_MAGIC, Tag, seal, unseal
 from fleece.errors import DeltaError, UsageError
 from fleece.hashing import XXH3_128, HashAlgorithm, by_code
@@ -92,6 +93,7 @@ class Header:
         mode: how its dirty set was found.
         disks: the names of all disks of the point, this one among them.
         gone: names of disks that the guest had at the point before, and has no more.
+        identity: of the guest, as its QEMU told it; None: it told none.
         level: the zstd level.
         granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
         producer: the versions of the programs that made it.
@@ -116,6 +118,7 @@ class Header:
     algorithm: HashAlgorithm = XXH3_128
     salvaged: Salvaged | None = None
     gone: tuple[str, ...] = ()
+    identity: GuestIdentity | None = None
 
     @property
     def covers_from(self) -> int:
@@ -233,6 +236,9 @@ def _to_json(header: Header) -> dict[str, object]:
         added["salvaged"] = {"root": kept.root, "top": kept.top}
     if header.gone:
         added["gone"] = list(header.gone)
+    if header.identity is not None:
+        told = {"uuid": header.identity.uuid, "name": header.identity.name}
+        added["identity"] = {key: value for key, value in told.items() if value is not None}
     return {
         "format": "fleece delta",
         "file": str(header.file_id),
@@ -284,6 +290,7 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         algorithm=algorithm,
         salvaged=_salvaged(top.get("salvaged"), algorithm),
         gone=_names(top["gone"]) if "gone" in top else (),
+        identity=_identity(top["identity"]) if "identity" in top else None,
     )
     if header.disk not in header.disks or (header.parent is None) != (header.mode == Mode.FULL):
         raise ValueError("its parts contradict each other")
@@ -314,6 +321,16 @@ def _salvaged(raw: object, algorithm: HashAlgorithm) -> Salvaged | None:
         None if root is None else _hash(root, algorithm),
         None if top is None else _hash(top, algorithm),
     )
+
+
+def _identity(raw: object) -> GuestIdentity:
+    fields = _mapping(raw)
+    told = {key: _text(fields[key]) if key in fields else None for key in ("uuid", "name")}
+    if told["uuid"] is not None and str(uuid.UUID(told["uuid"])) != told["uuid"]:
+        raise ValueError("the guest's UUID is not written as one")
+    if told["uuid"] is None and told["name"] is None:
+        raise ValueError("the guest's identity is empty")
+    return GuestIdentity(**told)
 
 
 def _hash(raw: object, algorithm: HashAlgorithm) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
+from fleece.engine.bond import bound
 from fleece.engine.copy import dirty_leaves, open_export
 from fleece.engine.decide import Auditable, auditable
 from fleece.engine.guest import guest_name
@@ -73,15 +74,18 @@ def audit(
     Raises:
         VerifyError: something differs; the next backup into this store is a rescan.
         StoreError: the store has no point of the guest.
-        PointError: of a disk, nothing is known to be unchanged.
+        PointError: of a disk, nothing is known to be unchanged; or the points are another guest's.
+        SourceError: QEMU does not have its guest, or the guest is being migrated.
         UsageError: no point can have the guest's name.
     """
     guest = guest_name(source, guest)
+    source.check_staying()
     if not store.catalogue().of_guest(guest):
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
     with store.locked(guest):
         catalogue = store.catalogue()
         chain = store.chain_of(guest, catalogue)
+        bound(source.identity(), catalogue, guest, chain)
         for removed in source.clean(chain):
             listener(events.Leftover(removed.kind, removed.item))
         chosen = source.inventory().choose(disks)

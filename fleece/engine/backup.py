@@ -16,6 +16,7 @@ from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.sink import Sink
 from fleece.engine.audit import distrust
+from fleece.engine.bond import Bond, bound
 from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, ModeWish, decide, impossible, needed_since
 from fleece.engine.guest import guest_name
@@ -86,6 +87,7 @@ def backup(
         raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
     if options.workers < 1 or (options.rate is not None and options.rate < 1):
         raise UsageError("without a thread, or at a rate of 0, no backup ends")
+    source.check_staying()
     with store.locked(guest):
         for removed in source.let_go():
             listener(events.Leftover(removed.kind, removed.item))
@@ -95,6 +97,7 @@ def backup(
         for file in catalogue.damaged:
             listener(events.Warned(str(file.error)))
         chain = store.chain_of(guest, catalogue)
+        bond = bound(source.identity(), catalogue, guest, chain, adopt=options.adopt)
         run = _Run(
             source,
             store,
@@ -102,6 +105,7 @@ def backup(
             catalogue,
             guest,
             chain,
+            bond,
             listener,
             cancel or CancelToken(),
             output,
@@ -120,6 +124,7 @@ class _Run:
         catalogue: Catalogue,
         guest: str,
         chain: str,
+        bond: Bond,
         listener: events.Listener,
         cancel: CancelToken,
         output: Sink | None,
@@ -131,6 +136,7 @@ class _Run:
         self._catalogue = catalogue
         self._guest = guest
         self._chain = chain
+        self._bond = bond
         self._listener = listener
         self._cancel = cancel
         self._pace = None if options.rate is None else Pace(options.rate, cancel)
@@ -163,6 +169,7 @@ class _Run:
             freeze.frozen,
             taken.left is not None,
             Transport.PULL if taken.living.push is None else Transport.PUSH,
+            self._bond.adopted is not None,
         )
 
     def _tell_stored(self, taken: Taken) -> BaseException | None:
@@ -191,7 +198,13 @@ class _Run:
         options, agent = self._options, self._options.agent
         frozen = agent is not None and agent.required
         asked = Asked(
-            self._guest, self._chain, options.mode, options.disks, frozen, options.transport
+            self._guest,
+            self._chain,
+            self._bond,
+            options.mode,
+            options.disks,
+            frozen,
+            options.transport,
         )
         begun = find_begun(
             self._candidates(), self._source, self._catalogue, asked, stack, self._tell_doubt
@@ -288,7 +301,7 @@ class _Run:
         )
 
     def _decide(self, disk: GuestDisk) -> Decision:
-        distrusted = self._store.distrusted(self._chain, disk.name)
+        distrusted = self._bond.adopted or self._store.distrusted(self._chain, disk.name)
         return decide(
             disk, self._options.mode, self._catalogue, self._guest, self._chain, distrusted
         )
@@ -501,6 +514,7 @@ class _Run:
             producer=_producer(self._source),
             algorithm=self._store.algorithm,
             gone=taken.gone,
+            identity=self._bond.identity,
         )
 
 

@@ -10,9 +10,10 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.reader import DeltaReader
+from fleece.engine.bond import check_taken_in
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
-from fleece.errors import StoreError
+from fleece.errors import StoreError, UsageError
 from fleece.fileblob import stored_file
 from fleece.keys import Secret
 from fleece.store.catalogue import Catalogue, Entry
@@ -53,6 +54,8 @@ def import_delta(
     secret: Secret | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
+    *,
+    adopt: bool = False,
 ) -> ImportResult:
     """Read a delta to its end, check every byte and all that it builds on, then store it.
 
@@ -62,13 +65,18 @@ def import_delta(
         secret: the key file or passphrase of a store with a key.
         listener: hears `Progress` and `Committed`.
         cancel: stops it; nothing is left.
+        adopt: it joins the points of another guest.
 
     Raises:
         DeltaError: it is damaged, cut, no delta, or not protected as the store is.
+        PointError: it is of another guest than the points of its guest's name.
+        UsageError: there is nothing to adopt.
         StoreError: what it builds on is not in the store, or the store has another of its kind.
     """
     cancel = cancel or CancelToken()
     store = None if is_free(path) else FolderStore(path, secret)
+    if store is None and adopt:
+        raise UsageError("there is nothing to adopt: the store is new", where=path)
     with spooled(path) as file:
         _spool(file, read, cancel)
         with DeltaReader(stored_file(str(file.path)), secret) as delta:
@@ -80,7 +88,7 @@ def import_delta(
                 store = FolderStore.create(path, Marker.like(delta), secret)
             store.access.check(delta)
             with store.locked(delta.header.guest, _PATIENCE):
-                return _take_in(store, file, delta, new, listener, cancel)
+                return _take_in(store, file, delta, new, listener, cancel, adopt)
 
 
 def _take_in(
@@ -90,6 +98,7 @@ def _take_in(
     checked: bool,
     listener: events.Listener,
     cancel: CancelToken,
+    adopt: bool,
 ) -> ImportResult:
     catalogue = store.catalogue()
     entry = Entry.of(delta, str(file.path))
@@ -97,6 +106,7 @@ def _take_in(
     disks = _disks_of(catalogue, entry)
     held = disks.get(head.disk)
     if held is None:
+        check_taken_in(head, catalogue, adopt=adopt)
         parents = catalogue.line(entry)[1:]
         if parents:
             with catalogue.chain(parents[0]) as older:

@@ -33,6 +33,7 @@ class BackupOptions:
         resume: go on with a point that a dead run left, if it is whole; else always take a new one.
         transport: whether a new point is pulled or pushed.
         rate: the most bytes that are read of QEMU in a second; None: as many as it gives.
+        adopt: the chain is another guest's; from this point on it is this one's. All is read.
     """
 
     mode: ModeWish = ModeWish.AUTO
@@ -45,6 +46,7 @@ class BackupOptions:
     resume: bool = True
     transport: TransportWish = TransportWish.AUTO
     rate: int | None = None
+    adopt: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class BackupResult:
         frozen: the guest's agent held its file systems still for it.
         resumed: a dead run took it, at the time that its headers say.
         transport: how it came out of QEMU.
+        adopted: the chain was another guest's before.
     """
 
     point: str
@@ -96,6 +99,7 @@ class BackupResult:
     frozen: bool = False
     resumed: bool = False
     transport: Transport = Transport.PULL
+    adopted: bool = False
 
 
 def common_mode(results: Sequence[DiskResult]) -> PointMode:

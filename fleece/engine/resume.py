@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fleece.delta.header import Header
+from fleece.engine.bond import Bond
 from fleece.engine.decide import Decision, ModeWish, decide
 from fleece.engine.transport import TransportWish
 from fleece.errors import FleeceError, PointError
@@ -43,6 +44,7 @@ class Asked:
 
     Attributes:
         guest, chain: whose point.
+        bond: of the chain to the guest.
         mode: what is wanted; auto takes any.
         disks: names; empty: all writable ones.
         frozen: the guest must have been frozen for the point.
@@ -51,6 +53,7 @@ class Asked:
 
     guest: str
     chain: str
+    bond: Bond
     mode: ModeWish
     disks: tuple[str, ...]
     frozen: bool = False
@@ -110,6 +113,8 @@ def _decisions(
     """
     if left.chain != asked.chain:
         raise PointError("it is of another chain")
+    if any(head.identity != asked.bond.identity for head in left.heads):
+        raise PointError("it is of another guest")
     stored = [point.sequence for point in catalogue.points if point.guest == asked.guest]
     if left.ref.sequence <= max([0, *stored]):
         raise PointError("the store has a later point")
@@ -125,7 +130,7 @@ def _decided(head: Header, disk: GuestDisk, catalogue: Catalogue, asked: Asked) 
         raise PointError(f"it is {head.mode}, and {asked.mode} is asked for")
     if head.size != disk.size:
         raise PointError(f"disk {disk.name} has another size now")
-    made = decide(disk, wish, catalogue, asked.guest, asked.chain)
+    made = decide(disk, wish, catalogue, asked.guest, asked.chain, asked.bond.adopted)
     parent = None if made.parent is None else made.parent.as_parent()
     if made.mode is not head.mode or parent != head.parent:
         raise PointError(f"disk {disk.name} would build on something else now")

@@ -106,8 +106,10 @@ def drop_segments(
     Raises:
         StoreError: a given store needs the chain, or it cannot be told.
         PointError: QEMU has no segment of the chain, or a point of it is there.
+        SourceError: QEMU does not have its guest.
         UsageError: no point in a store can have the guest's name.
     """
+    source.check_present()
     mine = [kept for kept in segments(source, stores, guest) if kept.segment.chain == chain]
     if not mine:
         raise PointError(f"there is no segment of chain {chain}", where=source.where)

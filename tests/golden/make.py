@@ -19,6 +19,7 @@ import zstandard
 
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
+from fleece.delta.identity import GuestIdentity
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, leaf_hashes
 from fleece.delta.writer import DeltaWriter
@@ -74,6 +75,7 @@ class Case:
         secret: what opens it.
         purposes: keyed, encrypted.
         algorithm: if it is not keyed.
+        identity: of the guest.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Case:
     secret: Secret | None = None
     purposes: tuple[bool, bool] = (False, False)
     algorithm: HashAlgorithm = XXH3_128
+    identity: GuestIdentity | None = None
 
     @property
     def protection(self) -> Protection | None:
@@ -112,6 +115,7 @@ class Case:
             granularity=None if parent is None else LEAF_SIZE,
             producer={"fleece": "0.1.0"},
             algorithm=algorithm or self.algorithm,
+            identity=self.identity,
         )
 
 
@@ -159,6 +163,16 @@ CASES = (
         parent="sealed",
         secret=PASSPHRASE,
         purposes=(False, True),
+    ),
+    # The guest's identity: its name, then its UUID as well.
+    Case("named", FULL_DISK, _WHOLE, _HOLE, identity=GuestIdentity(None, "golden-guest")),
+    Case(
+        "identified",
+        CHILD_DISK,
+        _CHANGED,
+        _GONE,
+        parent="named",
+        identity=GuestIdentity("f1eece00-0000-4000-8000-000000000001", "golden-guest"),
     ),
 )
 

@@ -25,6 +25,7 @@ from fleece.delta import footer, pages, record
 from fleece.delta import header as header_module
 from fleece.delta.chain import Chain, check_link
 from fleece.delta.header import Header, ParentRef, PointRef
+from fleece.delta.identity import GuestIdentity
 from fleece.delta.layout import (
     INDEX_ROW,
     MAX_DIRECTORY,
@@ -465,10 +466,13 @@ def _framed(text: bytes, version: int = 1, code: int = 1, incompatible: int = 0)
     return seal(Tag.HEADER, fixed + text, XXH3_128)
 
 
+_UUID = "f1eece00-0000-4000-8000-000000000001"
+
+
 def _good() -> dict[str, Any]:
     parent = ParentRef("00000001", "ab" * 16, 99)
-    fields = header_module._to_json(header(99, 2, parent))
-    return dict(fields)
+    head = dataclasses.replace(header(99, 2, parent), identity=GuestIdentity(_UUID, "web"))
+    return dict(header_module._to_json(head))
 
 
 def test_a_header_round_trips() -> None:
@@ -477,6 +481,9 @@ def test_a_header_round_trips() -> None:
         header(1 << 60, 7, ParentRef("0123456789", "00" * 16, 5), fan_out=256),
         header(1, guest="Gästé ✓ 日本", disk="a/b c", disks=("a/b c", "x")),
         dataclasses.replace(header(1), granularity=65536, producer={"qemu": "7.2.0"}, level=-5),
+        dataclasses.replace(header(1), identity=GuestIdentity(None, "wéb")),
+        dataclasses.replace(header(1), identity=GuestIdentity(_UUID, None)),
+        dataclasses.replace(header(1), identity=GuestIdentity(_UUID, "web")),
     ):
         frame = header_module.pack(head)
         assert header_module.parse(frame, "test") == head
@@ -548,6 +555,15 @@ _WRONG: dict[str, Callable[[dict[str, Any]], None]] = {
     "a producer that is a list": _with("producer", value=[]),
     "a producer with numbers": _with("producer", value={"qemu": 7}),
     "a producer with an escape": _with("producer", value={"\x1b": "x"}),
+    "an identity that is a text": _with("identity", value="web"),
+    "an identity of nothing": _with("identity", value={}),
+    "an identity of nothing known": _with("identity", value={"serial": "1"}),
+    "a UUID that is none": _with("identity", "uuid", value="web"),
+    "a UUID without hyphens": _with("identity", "uuid", value=_UUID.replace("-", "")),
+    "a UUID in capitals": _with("identity", "uuid", value=_UUID.upper()),
+    "a UUID that is nothing": _with("identity", "uuid", value=None),
+    "a guest's own name with an escape": _with("identity", "name", value="\x1b[2J"),
+    "a guest's own name that is a number": _with("identity", "name", value=5),
 }
 
 
@@ -613,7 +629,7 @@ _json = st.recursive(
 @given(st.data())
 def test_any_value_in_any_field_of_a_header_is_taken_or_refused(data: st.DataObject) -> None:
     fields = _good()
-    where = data.draw(st.sampled_from(["", "point", "parent", "compression"]))
+    where = data.draw(st.sampled_from(["", "point", "parent", "compression", "identity"]))
     inner = fields[where] if where else fields
     inner[data.draw(st.sampled_from(sorted(inner)))] = data.draw(_json)
     _taken_or_refused(lambda: header_module.parse(_framed(json.dumps(fields).encode()), "test"))

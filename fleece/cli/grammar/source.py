@@ -49,6 +49,12 @@ def source_verbs(verb: AddVerb) -> None:
         help="the guest's name in the store; default: QEMU's name for it, else the socket's",
     )
     backup.add_argument(
+        "--adopt",
+        action="store_true",
+        help="go on with points that are of another guest (another UUID, or another name if it had "
+        "none): from now on they are this one's; everything is read",
+    )
+    backup.add_argument(
         "--disk",
         action="append",
         default=[],

@@ -31,6 +31,11 @@ def store_verbs(verb: AddVerb) -> None:
         "take a delta from standard input into a store, fully checked",
     )
     taking.add_argument("store", metavar="STORE", help=STORE)
+    taking.add_argument(
+        "--adopt",
+        action="store_true",
+        help="have it join the points of another guest of its name",
+    )
     add_key(taking)
     info = verb("info", "verbs:info", "show what a delta file says of itself")
     info.add_argument("file", metavar="FILE", help="a delta")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fleece.delta.identity import GuestIdentity
 from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
+from fleece.source.qemu.presence import absence, guest_identity, leaving
+from fleece.source.qemu.runtime import run_state
 from fleece.source.qemu.schema import Schema
 
 
@@ -28,10 +31,23 @@ class ExaminedDisk:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found."""
+    """What was found.
+
+    Attributes:
+        version: QEMU's.
+        guest: its name.
+        identity: what tells it from others of its name; None: nothing does.
+        state: QEMU's run state; None: it runs no guest (qemu-storage-daemon).
+        refusal: why no point can be taken now; None: one can.
+        abilities: what it can do.
+        disks: those that it has.
+    """
 
     version: str
     guest: str
+    identity: GuestIdentity | None
+    state: str | None
+    refusal: str | None
     abilities: tuple[Ability, ...]
     disks: tuple[ExaminedDisk, ...]
 
@@ -64,4 +80,12 @@ def examine(monitor: Monitor, guest: str) -> Report:
         )
         for disk in inventory.disks
     )
-    return Report(".".join(map(str, inventory.version)), guest, tuple(abilities), disks)
+    return Report(
+        ".".join(map(str, inventory.version)),
+        guest,
+        guest_identity(monitor),
+        run_state(monitor),
+        absence(monitor) or leaving(monitor),
+        tuple(abilities),
+        disks,
+    )

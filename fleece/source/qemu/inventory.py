@@ -160,14 +160,15 @@ def take_inventory(monitor: Monitor) -> Inventory:
         disks = [_device_disk(monitor, device, nodes, graph) for device in devices]
     else:
         disks = _daemon_disks(monitor, nodes, graph)
-    return Inventory(_guest_name(monitor), monitor.version, tuple(disks))
+    return Inventory(guest_name(monitor), monitor.version, tuple(disks))
 
 
 def _nodes(monitor: Monitor) -> dict[str, Any]:
     return {node["node-name"]: node for node in monitor.execute("query-named-block-nodes")}
 
 
-def _guest_name(monitor: Monitor) -> str | None:
+def guest_name(monitor: Monitor) -> str | None:
+    """QEMU's name of its guest, if it has one."""
     try:
         return monitor.execute("query-name").get("name") or None
     except CommandError:

@@ -23,6 +23,7 @@ from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
+from fleece.source.qemu.presence import absence
 from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
@@ -92,6 +93,7 @@ class QemuPoint:
         if self._lost is not None:  # `watch` has taken out what would tell
             raise self._lost
         self._fleecing.check()
+        self._check_guest()
 
     def watch(self) -> None:
         """Raise `PointError` before the guest suffers, or at once if it does.
@@ -126,11 +128,22 @@ class QemuPoint:
             raise self._scratch.given_up(room)
         self.scarce = room.left < _SCARCE
         self._fleecing.look(crossed=crossed)
+        self._check_guest()
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
                 "the guest was stopped by an I/O error; the backup gave up to let it go on",
                 where=self._monitor.path,
                 hint="was the scratch full? choose another folder with --scratch",
+            )
+
+    def _check_guest(self) -> None:
+        """Another QEMU that has the guest writes to the disks past what holds the point."""
+        reason = absence(self._monitor)
+        if reason is not None:
+            raise PointError(
+                f"QEMU lost its guest while the point was read: {reason}",
+                where=self._monitor.path,
+                hint="back up the QEMU that runs the guest",
             )
 
     def reclaim(self, disk: str, ranges: Extents) -> None:

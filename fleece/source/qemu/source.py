@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError
 from fleece.source.base import Transport
 from fleece.source.qemu import runtime
@@ -21,6 +22,7 @@ from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
+from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
 from fleece.source.qemu.runtime import Removed
 from fleece.source.qemu.segments import next_segment
 from fleece.source.qemu.still import let_go_noted
@@ -86,6 +88,27 @@ class QemuSource:
         """QEMU's name of the guest, else the socket's file name without its ending."""
         return self.inventory().guest or Path(self.where).stem
 
+    def identity(self) -> GuestIdentity | None:
+        """What tells the guest from others of its name; None: QEMU has neither UUID nor name."""
+        return guest_identity(self.monitor)
+
+    def check_present(self) -> None:
+        """Check that this QEMU has its guest.
+
+        Raises:
+            SourceError: the guest is yet to come, or has left.
+        """
+        refuse_absent(self.monitor)
+
+    def check_staying(self) -> None:
+        """Check that this QEMU has its guest and keeps it, so that a point can be taken.
+
+        Raises:
+            SourceError: the guest is yet to come, is leaving or has left.
+        """
+        self.check_present()
+        refuse_leaving(self.monitor)
+
     @property
     def version(self) -> str:
         """QEMU's version."""
@@ -101,7 +124,11 @@ class QemuSource:
         A guest that stopped because such a scratch was full is continued.
 
         A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
+
+        Raises:
+            SourceError: QEMU refuses, or does not have its guest.
         """
+        self.check_present()
         yield from self.let_go()
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
         folders = {path.name: path for path in self._work_folders(chain)}
@@ -140,8 +167,9 @@ class QemuSource:
         """Remove a bitmap of a disk; one that is gone already is fine.
 
         Raises:
-            SourceError: QEMU refuses.
+            SourceError: QEMU refuses, or does not have its guest.
         """
+        self.check_present()
         for found in self.inventory().disks:
             if found.name == disk and any(bitmap.name == name for bitmap in found.bitmaps):
                 self.monitor.execute(
@@ -196,7 +224,9 @@ class QemuSource:
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
+            SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
+        self.check_staying()
         if transport is Transport.PULL:
             self._refuse_obstacles([want.disk for want in wanted])
         for want in wanted:
@@ -236,7 +266,9 @@ class QemuSource:
 
         Raises:
             PointError: it is not there as it was taken, to the last part; nothing was changed.
+            SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
+        self.check_staying()
         self._refuse_obstacles([want.disk for want in wanted])
         planned = [adopted_disk(want.disk, chain, sequence, point, want.bitmaps) for want in wanted]
         names = PointNames(chain, point)

@@ -1,0 +1,108 @@
+"""Which guest is in a QEMU, and whether it is there at all: it may not have come yet, or have left.
+
+Two QEMUs have the disks of a guest that migrates, and only one of them may be read or changed. What
+each run state means for a backup is docs/cli.rst, "backup".
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from fleece.delta.header import is_name
+from fleece.delta.identity import GuestIdentity
+from fleece.errors import SourceError
+from fleece.source.qemu.inventory import guest_name
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.runtime import STOPPED_BY_ERROR, run_state
+
+_PRESENT = frozenset(
+    {
+        "debug",
+        "guest-panicked",
+        "internal-error",
+        "paused",
+        "prelaunch",
+        "running",
+        "shutdown",
+        "suspended",
+        "watchdog",
+        STOPPED_BY_ERROR,
+    }
+)
+"""The run states (QAPI `RunState`) of a QEMU that has its guest's disks, running or not."""
+
+_ABSENT = {
+    "colo": "it keeps its guest in step with another QEMU",
+    "finish-migrate": "its guest is leaving for another QEMU",
+    "inmigrate": "it waits for a guest that migrates to it",
+    "postmigrate": "its guest has migrated to another QEMU",
+    "restore-vm": "it is loading the guest's state",
+    "save-vm": "it is saving the guest's state",
+}
+"""Why a QEMU's disks are not to be touched in the other run states."""
+
+_AT_REST = frozenset({"none", "completed", "failed", "cancelled"})
+"""The states (QAPI `MigrationStatus`) of a migration that does not go on."""
+
+_NIL = uuid.UUID(int=0)
+
+
+def guest_identity(monitor: Monitor) -> GuestIdentity | None:
+    """Which guest a QEMU has; None: it tells neither UUID nor name (qemu-storage-daemon)."""
+    told, name = _uuid(monitor), guest_name(monitor)
+    if name is not None and not is_name(name):
+        name = None
+    return GuestIdentity(told, name) if told or name else None
+
+
+def _uuid(monitor: Monitor) -> str | None:
+    try:
+        told = uuid.UUID(monitor.execute("query-uuid")["UUID"])
+    except CommandError:
+        return None
+    return None if told == _NIL else str(told)  # QEMU's word for none
+
+
+def absence(monitor: Monitor) -> str | None:
+    """Why a QEMU's disks are not its guest's now, in one clause; None: they are."""
+    state = run_state(monitor)
+    if state is None or state in _PRESENT:
+        return None
+    return _ABSENT.get(state, f"it is in the state {state}, which fleece does not know")
+
+
+def leaving(monitor: Monitor) -> str | None:
+    """Why no point should be taken of a guest that is here, in one clause; None: it stays.
+
+    What holds a point keeps QEMU 7.2 from handing its disks over: the migration fails when all
+    memory is copied, and the guest stays.
+    """
+    try:
+        status = monitor.execute("query-migrate").get("status", "none")
+    except CommandError:
+        return None  # qemu-storage-daemon does not migrate
+    if status in _AT_REST:
+        return None
+    return f"it is being migrated (status {status}), and a point would make that fail"
+
+
+def refuse_absent(monitor: Monitor) -> None:
+    """Raise `SourceError` if the disks of a QEMU must be neither read nor changed through it."""
+    reason = absence(monitor)
+    if reason is not None:
+        raise SourceError(
+            f"this QEMU does not have its guest: {reason}",
+            where=monitor.path,
+            hint="name the QEMU that runs the guest",
+        )
+
+
+def refuse_leaving(monitor: Monitor) -> None:
+    """Raise `SourceError` if a guest is leaving."""
+    reason = leaving(monitor)
+    if reason is not None:
+        raise SourceError(
+            f"no point of the guest can be taken now: {reason}",
+            where=monitor.path,
+            hint="wait for the migration to end, and name the QEMU that has the guest then",
+        )
