@@ -33,6 +33,7 @@ from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salv
 from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
 from fleece.engine.segments import KeptSegment, drop_segments, segments
 from fleece.engine.serve import ServedDisk, Serving, serve
+from fleece.engine.standing import format_by_name
 from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.transport import TransportWish
 from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
@@ -170,6 +171,7 @@ __all__ = (
     "dirty_leaves",
     "disk_root",
     "drop_segments",
+    "format_by_name",
     "import_delta",
     "mapped_extents",
     "merge",

@@ -22,6 +22,7 @@ def boot_test(
     limit: float,
     screenshot: str | None,
     console: str | None,
+    permissions: int | None,
     scratch: str | None,
     secret: fleece.Secret | None,
     **machine: object,
@@ -31,12 +32,14 @@ def boot_test(
         raise UsageError("--timeout takes seconds, more than 0")
     if machine["kernel"] is None and (machine["initrd"], machine["append"]) != (None, None):
         raise UsageError("--initrd and --append go with --kernel")
+    if permissions is not None and (screenshot, console) == (None, None):
+        raise UsageError("--mode goes with --screenshot or --console-log")
     result = fleece.boot_test(
         fleece.FolderStore(store, secret),
         point,
         tuple(dict.fromkeys(disks)),
         guest=guest,
-        wish=fleece.BootWish(text, limit, _path(screenshot), _path(console)),
+        wish=fleece.BootWish(text, limit, _path(screenshot), _path(console), permissions),
         machine=fleece.BootMachine(**machine),  # type: ignore[arg-type]
         scratch=_path(scratch),
         listener=output.listen,

@@ -30,8 +30,10 @@ def verify(
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
     catalogue = fleece.FolderStore(store, secret).catalogue()
     if max_age is not None or fraction is not None:
-        if point is not None or against is not None:
-            raise UsageError("--max-age and --fraction go with no POINT and no --against")
+        if any(word is not None for word in (point, against, disk, image_format)):
+            raise UsageError(
+                "--max-age and --fraction go with no POINT, --against, --disk or --format"
+            )
         _scrub(output, cancel, catalogue, guest, max_age, fraction)
         return
     if against is not None:
@@ -106,7 +108,7 @@ def _verify_image(
     entry = found.disk(disk or next(iter(found.disks)))
     with contextlib.ExitStack() as stack:
         chain = stack.enter_context(catalogue.chain(entry))
-        opened = stack.enter_context(fleece.open_image(image, image_format))
+        opened = stack.enter_context(fleece.open_image(image, image_format, listener=output.listen))
         result = fleece.compare_image(chain, opened, output.listen, cancel)
     for start, end in result.differing:
         output.row("differs", f"differs: bytes {start} to {end - 1}", start=start, end=end)

@@ -21,31 +21,32 @@ def restore(
     target_format: str | None,
     force: bool,
     in_place: bool,
+    permissions: int | None,
     guest: str | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
     place = fleece.FolderStore(store, secret)
     if target == "-":
-        if force or in_place or target_format not in (None, "raw"):
-            raise UsageError("a stream is raw, and takes neither --force nor --in-place")
+        idle = (force, in_place, permissions is not None, target_format not in (None, "raw"))
+        if any(idle):
+            raise UsageError("a stream is raw, and takes no --force, --in-place or --mode")
         with data_output("a disk", TargetError, cancel) as sink:
             result = fleece.restore_stream(
                 place, point, disk, sink, guest=guest, listener=output.listen, cancel=cancel
             )
         what = "of what was written"
     else:
-        if target_format is None and target.endswith(".qcow2"):
-            target_format = "qcow2"
         result = fleece.restore(
             place,
             point,
             disk,
             target,
             guest=guest,
-            target_format=None if target_format is None else fleece.ImageFormat(target_format),
+            target_format=image_format(target, target_format),
             force=force,
             in_place=in_place,
+            mode=permissions,
             listener=output.listen,
             cancel=cancel,
         )
@@ -63,22 +64,33 @@ def as_chain(
     target_format: str | None,
     force: bool,
     in_place: bool,
+    permissions: int | None,
     guest: str | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET --as-chain`."""
-    if force or in_place or target_format is not None:
-        raise UsageError("--as-chain makes a new folder of qcow2 images", where=target)
+    if force or in_place or target_format is not None or target == "-":
+        raise UsageError(
+            "--as-chain makes a new folder of qcow2 images: "
+            "it takes no --force, --in-place or --format",
+            where=target,
+        )
     result = fleece.restore_as_chain(
         fleece.FolderStore(store, secret),
         point,
         disk,
         target,
         guest=guest,
+        mode=permissions,
         listener=output.listen,
         cancel=cancel,
     )
     _succeed(output, result, f"of the newest of {result.deltas} images, checked by qemu-img")
+
+
+def image_format(target: str, wished: str | None) -> fleece.ImageFormat | None:
+    """The format that was asked for, or that the target's name asks for."""
+    return fleece.format_by_name(target) if wished is None else fleece.ImageFormat(wished)
 
 
 def _succeed(output: Output, result: fleece.RestoreResult, what: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.restoring import image_format
 from fleece.errors import UsageError, VerifyError
 
 
@@ -17,11 +18,18 @@ def salvage(
     file: str,
     target: str,
     force: bool,
+    permissions: int | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece salvage FILE -o NEW`."""
     result = fleece.salvage(
-        file, target, secret=secret, force=force, listener=output.listen, cancel=cancel
+        file,
+        target,
+        secret=secret,
+        force=force,
+        mode=permissions,
+        listener=output.listen,
+        cancel=cancel,
     )
     _show(output, result.lost)
     saved = human(result.data_bytes + result.zero_bytes)
@@ -50,22 +58,22 @@ def restore_partial(
     target_format: str | None,
     force: bool,
     in_place: bool,
+    permissions: int | None,
     guest: str | None,
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET --partial`."""
     if in_place or target == "-":
         raise UsageError("--partial makes a new image", where=target)
-    if target_format is None:
-        target_format = "qcow2" if target.endswith(".qcow2") else "raw"
     result = fleece.restore_partial(
         fleece.FolderStore(store, secret),
         point,
         disk,
         target,
         guest=guest,
-        target_format=fleece.ImageFormat(target_format),
+        target_format=image_format(target, target_format) or fleece.ImageFormat.RAW,
         force=force,
+        mode=permissions,
         listener=output.listen,
         cancel=cancel,
     )

@@ -255,7 +255,7 @@ def root(
 ) -> None:
     """`fleece root IMAGE`."""
     algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[hash_name]
-    with fleece.open_image(image, image_format) as disk:
+    with fleece.open_image(image, image_format, listener=output.listen) as disk:
         geometry = fleece.Geometry(disk.size, algorithm=algorithm)
         found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size

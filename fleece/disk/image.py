@@ -10,10 +10,12 @@ import stat
 import subprocess
 from collections.abc import Iterator
 
+from fleece import events
 from fleece.disk.base import ReadableDisk, Writer
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
-from fleece.errors import FleeceError, SourceError
+from fleece.disk.use import writer_of
+from fleece.errors import FleeceError, SourceError, UsageError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
 from fleece.programs import child_environment, program
@@ -29,38 +31,73 @@ class ImageFormat(enum.StrEnum):
 
 @contextlib.contextmanager
 def open_image(
-    image: str, image_format: str | None = None, failure: type[FleeceError] = SourceError
+    image: str,
+    image_format: str | None = None,
+    failure: type[FleeceError] = SourceError,
+    listener: events.Listener = events.ignore,
 ) -> Iterator[ReadableDisk]:
     """Open an image for reading.
+
+    One that a program writes meanwhile may give what it held at no moment at all. QEMU lets nobody
+    open a qcow2 image that it writes; of a raw one it says nothing, so it is asked for here.
 
     Args:
         image: a path or an NBD URI.
         image_format: as qemu-img names it; None: probe it. A guest can write any header into a
             raw disk, so name the format of a raw image that is not to be trusted.
         failure: the family of errors about this image.
+        listener: hears `Warned` if a program is writing to it, at the begin or in the end.
+
+    Raises:
+        UsageError: a format is named for an NBD export, whose bytes are the disk's.
     """
     if is_uri(image):
+        if image_format not in (None, ImageFormat.RAW):
+            raise UsageError(f"an NBD export is raw, and cannot be read as {image_format}")
         yield NbdDisk(image, failure)
         return
     found = image_format or probe_format(image, failure)
     if found == ImageFormat.RAW:
         with contextlib.closing(RawDisk(image, failure)) as raw:
+            told = _warned_of_writer(image, listener)
             yield raw
+            if not told:
+                _warned_of_writer(image, listener)
     else:
         with served_image(image, found, writable=False, failure=failure) as uri:
             yield NbdDisk(uri, failure)
 
 
+def _warned_of_writer(image: str, listener: events.Listener) -> bool:
+    """Warn if a program has an image open to write to it; gives whether it has."""
+    try:
+        user = writer_of(image)
+    except OSError:  # it was read, and is gone
+        return False
+    if user is not None:
+        listener(
+            events.Warned(
+                f"{image} is being written by a running program ({user}): "
+                "what is read may be no single point in time"
+            )
+        )
+    return user is not None
+
+
 @contextlib.contextmanager
-def open_for_writing(path: str, image_format: str, failure: type[FleeceError]) -> Iterator[NbdDisk]:
+def open_for_writing(
+    path: str, image_format: str, failure: type[FleeceError], *, name: str | None = None
+) -> Iterator[NbdDisk]:
     """Open an image file for writing, through a qemu-nbd of our own.
 
     Args:
         path: of the image.
         image_format: as qemu-img names it.
         failure: the family of errors about this image.
+        name: of the image in messages; None: its path.
     """
-    with served_image(path, image_format, writable=True, failure=failure) as uri:
+    opened = served_image(path, image_format, writable=True, failure=failure, name=name)
+    with opened as uri:
         disk = _WrittenImage(uri, failure, path)
         try:
             yield disk

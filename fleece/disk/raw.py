@@ -29,24 +29,16 @@ class RawDisk:
         path: of the file or block device.
         failure: the family of errors about this disk.
         writable: open it for writing too.
-        alone: refuse a block device that is mounted or otherwise in use (O_EXCL, open(2)).
 
     Raises:
         FleeceError: of that family; it cannot be opened or read.
     """
 
-    def __init__(
-        self,
-        path: str,
-        failure: type[FleeceError],
-        *,
-        writable: bool = False,
-        alone: bool = False,
-    ) -> None:
+    def __init__(self, path: str, failure: type[FleeceError], *, writable: bool = False) -> None:
         self.where = path
         self._failure = failure
         with self._guard():
-            flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_EXCL if alone else 0)
+            flags = os.O_RDWR if writable else os.O_RDONLY
             self._file = os.open(path, flags | os.O_CLOEXEC)
         with self._guard():
             self.size = os.lseek(self._file, 0, os.SEEK_END)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,20 @@ from fleece.disk.image import ImageFormat, open_for_writing
 from fleece.disk.part import Part
 from fleece.engine.pool import Counter
 from fleece.engine.restore import RestoreResult, check_unread, prove, write_chain, write_zeros
-from fleece.engine.target import is_there, sync
+from fleece.engine.target import (
+    check_named,
+    create_qcow2,
+    is_there,
+    open_path,
+    qemu_img,
+    target_errors,
+)
 from fleece.errors import TargetError
-from fleece.programs import child_environment, program
+from fleece.folder import Folder
 from fleece.store.folder import FolderStore
+
+_READ, _READ_TO_SEARCH = 0o444, 2
+"""Permissions to read, and by how many bits they are above those to search a folder."""
 
 
 def restore_as_chain(
@@ -31,6 +40,7 @@ def restore_as_chain(
     target: str,
     *,
     guest: str | None = None,
+    mode: int | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> RestoreResult:
@@ -46,6 +56,7 @@ def restore_as_chain(
         disk: the disk's name.
         target: the folder to make.
         guest: which guest, if `latest` could mean several.
+        mode: of the images; the folder lets those pass who may read them. None: this user's alone.
         listener: hears `Progress`.
         cancel: stops it, leaving nothing.
 
@@ -57,19 +68,21 @@ def restore_as_chain(
     cancel = cancel or CancelToken()
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
-    with catalogue.chain(entry) as chain, _new_folder(Path(target)) as folder:
+    with catalogue.chain(entry) as chain, _new_folder(Path(target), mode) as folder:
         for delta in chain.deltas:
             if (size := delta.header.size) % 512:
                 raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
         total = sum(delta.footer.data_bytes for delta in chain.deltas)
         counter = Counter(listener, events.Phase.RESTORE, disk, total)
-        backing: Path | None = None
+        backing: str | None = None
         for owner in reversed(range(len(chain.deltas))):
             head = chain.deltas[owner].header
-            path = folder / f"{head.point.sequence:06d}-{head.point.id}.qcow2"
-            size = head.size
-            _create(path, backing, size)
-            with open_for_writing(str(path), ImageFormat.QCOW2, TargetError) as image:
+            name = f"{head.point.sequence:06d}-{head.point.id}.qcow2"
+            where, size = f"{target}/{name}", head.size
+            path = _made(folder, name)
+            create_qcow2(path, size, where=target, backing=backing)
+            opened = open_for_writing(path, ImageFormat.QCOW2, TargetError, name=where)
+            with opened as image:
                 if backing is not None:
                     write_zeros(_held_by(chain, owner), image, cancel)
                 write_chain(chain, _held_by(chain, owner), image, counter, cancel)
@@ -77,9 +90,9 @@ def restore_as_chain(
                 if owner == 0:
                     check_unread(chain, chain.maps(), cancel)
                     prove(Part(image, size), chain, entry, listener, cancel)
-            _judge(path)
-            sync(path)
-            backing = path
+            qemu_img("check", "-q", "-f", "qcow2", "--", path, where=target)
+            _finish(folder, name, mode)
+            backing = name
     return RestoreResult(
         entry.header.point.id, disk, target, size, entry.root, total, len(chain.deltas)
     )
@@ -97,34 +110,37 @@ def _held_by(chain: Chain, owner: int) -> Iterator[ChainMap]:
 
 
 @contextlib.contextmanager
-def _new_folder(final: Path) -> Iterator[Path]:
+def _new_folder(final: Path, mode: int | None) -> Iterator[Folder]:
     if is_there(final):
         raise TargetError("exists already", where=final, hint="choose a new name")
-    partial = final.with_name(f".{final.name[:200]}.{secrets.token_hex(4)}.partial")
+    partial = f".fleece-{secrets.token_hex(8)}.partial"
+    with target_errors(final), Folder.open(final.parent) as parent:
+        try:
+            with parent.make_folder(partial) as made:
+                yield made
+                if mode is not None:
+                    os.fchmod(made.descriptor, mode | (mode & _READ) >> _READ_TO_SEARCH)
+                made.sync()
+                parent.rename(partial, final.name)
+                check_named(parent, made.descriptor, final)
+            parent.sync()
+        finally:
+            with contextlib.suppress(OSError):
+                parent.remove_folder(partial)
+
+
+def _made(folder: Folder, name: str) -> str:
+    """Make an empty file for an image; gives a path to it that nobody can lead elsewhere."""
+    os.close(folder.new_file(name))
+    return f"{open_path(folder.descriptor)}/{name}"
+
+
+def _finish(folder: Folder, name: str, mode: int | None) -> None:
+    """Give an image its mode, and make it durable."""
+    descriptor = folder.file(name)
     try:
-        partial.mkdir()
-        yield partial
-        sync(partial)
-        partial.rename(final)
-        sync(final.parent)
-    except OSError as error:
-        raise TargetError(error.strerror or str(error), where=final) from error
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _create(path: Path, backing: Path | None, size: int) -> None:
-    words = ["-b", backing.name, "-F", ImageFormat.QCOW2.value] if backing else []
-    _qemu_img(path, "create", "-q", "-f", "qcow2", *words, "--", str(path), str(size))
-
-
-def _judge(path: Path) -> None:
-    _qemu_img(path, "check", "-q", "-f", "qcow2", "--", str(path))
-
-
-def _qemu_img(path: Path, *words: str) -> None:
-    done = subprocess.run(
-        [program("qemu-img"), *words], capture_output=True, check=False, env=child_environment()
-    )
-    if done.returncode != 0:
-        raise TargetError(" ".join(done.stderr.decode(errors="replace").split()), where=path)
+        os.close(descriptor)

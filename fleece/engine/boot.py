@@ -20,7 +20,13 @@ from typing import BinaryIO
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.engine.serve import ServedDisk, Serving, serve
-from fleece.engine.target import is_there
+from fleece.engine.target import (
+    Manner,
+    check_replaceable,
+    is_there,
+    new_file,
+    target_errors,
+)
 from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
 from fleece.nbd.server import dies_with_parent
 from fleece.programs import child_environment, program
@@ -75,6 +81,7 @@ class BootWish:
         limit: seconds to wait for it.
         screenshot: a PNG file to make of the screen in the end, whatever the outcome.
         console: a file for all that came on the serial console.
+        mode: permissions of both; None: this user's alone, or those of a file that is replaced.
 
     Raises:
         UsageError: the text is empty: it is on any console, before the machine has started.
@@ -84,6 +91,7 @@ class BootWish:
     limit: float = 300.0
     screenshot: Path | None = None
     console: Path | None = None
+    mode: int | None = None
 
     def __post_init__(self) -> None:
         if self.text == "":
@@ -166,10 +174,10 @@ def boot_test(
             seconds = _wait(running, serving, wish, cancel)
         except BaseException:
             # What came of the machine is what the caller must hear.
-            for lost in _keep(running, wish):
+            for lost in _keep(running, wish, listener):
                 listener(events.Warned(str(lost)))
             raise
-        for lost in _keep(running, wish):
+        for lost in _keep(running, wish, listener):
             raise lost
     sign = "agent" if wish.text is None else "console"
     return BootResult(serving.guest, serving.point, serving.disks, seconds, sign)
@@ -180,7 +188,7 @@ class _Running:
 
     Args:
         process: QEMU's.
-        folder: with its sockets.
+        folder: of its own, with its sockets.
         console: what comes on its serial console.
         errors: what it prints.
     """
@@ -193,6 +201,7 @@ class _Running:
         errors: BinaryIO,
     ) -> None:
         self.process = process
+        self.folder = folder
         self.monitor = folder / "qmp"
         self.agent = GuestAgent(str(folder / "agent"), answer_limit=1.0)
         self._console = console
@@ -314,29 +323,38 @@ def _check_place(path: Path) -> None:
     Raises:
         TargetError: that can be told.
     """
-    known = is_there(path)
-    if path.is_dir():
-        raise TargetError("is a folder", where=path, hint="name a file to write")
-    if not os.access(path if known else path.parent, os.W_OK):
+    if is_there(path):
+        check_replaceable(path)
+    if not os.access(path.parent, os.W_OK):
         raise TargetError("cannot be written", where=path, hint="choose another place")
 
 
-def _keep(running: _Running, wish: BootWish) -> list[TargetError]:
+def _keep(running: _Running, wish: BootWish, listener: events.Listener) -> list[FleeceError]:
     """Keep screenshot and console, as far as they are wished for; gives what went wrong."""
-    wrong = []
+    manner = Manner(force=True, mode=wish.mode, listener=listener)
+    wrong: list[FleeceError] = []
     if wish.console is not None:
         try:
-            wish.console.write_text(running.console(), "utf-8")
-        except OSError as error:
-            wrong.append(TargetError(error.strerror or str(error), where=wish.console))
-    if wish.screenshot is not None and running.alive():
-        path = str(wish.screenshot.absolute())
-        try:
-            with _monitor(running) as monitor:
-                monitor.execute("screendump", {"filename": path, "format": "png"})
+            with new_file(str(wish.console), manner) as file:
+                file.write(running.console().encode())
         except FleeceError as error:
-            wrong.append(TargetError(f"no screenshot: {error.what}", where=path))
+            wrong.append(error)
+    if wish.screenshot is not None and running.alive():
+        try:
+            with new_file(str(wish.screenshot), manner) as file:
+                file.write(_screen(running))
+        except FleeceError as error:
+            wrong.append(TargetError(f"no screenshot: {error.what}", where=wish.screenshot))
     return wrong
+
+
+def _screen(running: _Running) -> bytes:
+    """The screen as a PNG file."""
+    place = running.folder / "screen.png"
+    with _monitor(running) as monitor:
+        monitor.execute("screendump", {"filename": str(place), "format": "png"})
+    with target_errors(place):
+        return place.read_bytes()
 
 
 def _monitor(running: _Running) -> Monitor:

@@ -19,8 +19,9 @@ from fleece.engine.pool import Counter, run_workers
 from fleece.engine.proof import Leaves, Proof, Source, prove
 from fleece.engine.root import disk_root
 from fleece.engine.salvage import LostExtent, lost_extents, survey
-from fleece.engine.target import open_target
-from fleece.errors import VerifyError
+from fleece.engine.standing import stands
+from fleece.engine.target import Manner, open_target
+from fleece.errors import UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
 from fleece.store.remains import Line, Remains, line_of, opened
@@ -67,6 +68,7 @@ def restore_partial(
     guest: str | None = None,
     target_format: ImageFormat = ImageFormat.RAW,
     force: bool = False,
+    mode: int | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> PartialResult:
@@ -83,15 +85,20 @@ def restore_partial(
         guest: which guest, if the store holds several.
         target_format: of the image.
         force: replace a target that exists.
+        mode: the target's permissions; None: this user's alone, or those of what it replaces.
         listener: hears `Progress`.
         cancel: stops it, leaving no target.
 
     Raises:
         StoreError: no header of this disk at this point is left.
-        TargetError: the target exists or cannot be written.
+        UsageError: the target is a block device or an NBD export.
+        TargetError: the target exists, is in use, or cannot be written.
         VerifyError: the target does not hold what was written to it.
     """
     cancel = cancel or CancelToken()
+    if stands(target):
+        raise UsageError("a partial restore makes a new image", where=target)
+    manner = Manner(force, mode, listener)
     catalogue = store.catalogue()
     line = line_of(catalogue, point, disk, guest)
     shape = line.header.geometry
@@ -103,7 +110,7 @@ def restore_partial(
             wreck.cache = cache
             return Source(wreck, survey(wreck, listener, cancel))
 
-        with open_target(target, target_format, shape.size, force=force) as image:
+        with open_target(target, target_format, shape.size, manner) as image:
             members = [source(remains) for remains in line.members]
             others = [source(remains) for remains in line.others]
             root = None if line.root is None else bytes.fromhex(line.root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,15 @@ from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
+from fleece.engine.formatted import open_formatted
 from fleece.engine.pool import WORKERS, Counter, run_workers, spread
 from fleece.engine.root import disk_root
-from fleece.engine.standing import open_standing, stands
-from fleece.engine.target import open_target
+from fleece.engine.standing import is_block_device, open_standing, stands
+from fleece.engine.target import Manner, open_target
 from fleece.engine.verify import compare_image
-from fleece.errors import DeltaError, TargetError, VerifyError
+from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
+from fleece.nbd.uri import is_uri
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
 
@@ -73,6 +76,7 @@ def restore(
     target_format: ImageFormat | None = None,
     force: bool = False,
     in_place: bool = False,
+    mode: int | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> RestoreResult:
@@ -89,18 +93,22 @@ def restore(
         target: path of the image to make, or a block device, or an NBD URI.
         guest: which guest, if `latest` could mean several.
         target_format: of the image; None: raw. In place it must be given of an image that does not
-            look raw, because a guest can make a raw disk look like anything.
+            look raw, because a guest can make a raw disk look like anything. On a block device it
+            alone says what is there, or shall be.
         force: replace an image that exists; overwrite a block device or an export.
         in_place: read the target first and write only the leaves that differ.
-        listener: hears `Progress`.
+        mode: permissions of a new image; None: this user's alone, or those of what it replaces.
+        listener: hears `Progress`; `Warned` of what could not be kept of an image that is replaced.
         cancel: stops it; a new target is not left.
 
     Raises:
+        UsageError: an option has no effect on this target.
         StoreError: the point is not there, or the chain is damaged.
-        TargetError: the target exists or cannot be written.
+        TargetError: the target exists, is in use, or cannot be written.
         VerifyError: the target does not have the point's root.
     """
     cancel = cancel or CancelToken()
+    _refuse_idle(target, target_format, force, in_place, mode)
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     standing = in_place or stands(target)
@@ -112,13 +120,11 @@ def restore(
         )
     with catalogue.chain(entry) as chain:
         size = chain.geometry.size
-        opened = (
-            open_standing(target, target_format, size)
-            if standing
-            else open_target(target, target_format or ImageFormat.RAW, size, force=force)
+        opened, blank = _opened(
+            chain, target, target_format, in_place, Manner(force, mode, listener)
         )
         with opened as image:
-            wanted = Extents.whole(size) if standing else None
+            wanted = None if blank else Extents.whole(size)
             if in_place:
                 wanted = compare_image(chain, image, listener, cancel).differing
             written = _write(chain, image, wanted, listener, cancel)
@@ -126,6 +132,35 @@ def restore(
     return RestoreResult(
         entry.header.point.id, disk, target, size, entry.root, written, len(chain.deltas)
     )
+
+
+def _refuse_idle(
+    target: str, target_format: ImageFormat | None, force: bool, in_place: bool, mode: int | None
+) -> None:
+    """Refuse options that have no effect on this target.
+
+    Raises:
+        UsageError: one has none.
+    """
+    if force and in_place:
+        raise UsageError("--force and --in-place are two ways; choose one", where=target)
+    if mode is not None and (in_place or stands(target)):
+        raise UsageError("--mode is of a new file; what exists keeps its own", where=target)
+    if target_format not in (None, ImageFormat.RAW) and is_uri(target):
+        raise UsageError("an NBD export is raw: its bytes are the disk's", where=target)
+
+
+def _opened(
+    chain: Chain, target: str, target_format: ImageFormat | None, in_place: bool, manner: Manner
+) -> tuple[AbstractContextManager[WritableDisk], bool]:
+    """The target, to be opened, and whether it is blank then."""
+    size = chain.geometry.size
+    formatted = is_block_device(target) and target_format is ImageFormat.QCOW2
+    if in_place or (stands(target) and not formatted):
+        return open_standing(target, target_format, size), False
+    if formatted:
+        return open_formatted(target, chain, manner.listener), True
+    return open_target(target, target_format or ImageFormat.RAW, size, manner), True
 
 
 def _write(

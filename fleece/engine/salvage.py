@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import zstandard
 
@@ -18,8 +16,8 @@ from fleece.delta.layout import Kind
 from fleece.delta.salvage import NOWHERE, Survey, Surveyor, extents_of, write_salvaged
 from fleece.delta.wreck import Remnant, Wreck
 from fleece.engine.pool import Counter, run_workers
-from fleece.engine.target import new_file
-from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
+from fleece.engine.target import Manner, NewFile, new_file, target_errors
+from fleece.errors import DeltaError, UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.keys import Secret
@@ -77,6 +75,7 @@ def salvage(
     *,
     secret: Secret | None = None,
     force: bool = False,
+    mode: int | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> SalvagedFile:
@@ -89,6 +88,7 @@ def salvage(
         target: the file to make; protected as the damaged one is.
         secret: what it is protected by; None: nothing.
         force: replace a target that exists.
+        mode: the new file's permissions; None: this user's alone, or those of what it replaces.
         listener: hears `Progress`.
         cancel: stops it, leaving no target.
 
@@ -100,13 +100,14 @@ def salvage(
     cancel = cancel or CancelToken()
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(path, target):
         raise UsageError("the new file must be another than the damaged one", where=target)
-    with open_wreck(path, secret) as wreck, new_file(target, force=force) as partial:
+    manner = Manner(force, mode, listener)
+    with open_wreck(path, secret) as wreck, new_file(target, manner) as file:
         found = survey(wreck, listener, cancel)
         if len(found.rows) == 0 and len(found.lost) + len(found.uncertain) > 0:
             raise DeltaError("nothing in it can be proven any more", where=path)
-        _write(partial, wreck, found, listener, cancel)
-        _read_back(partial, secret, found, cancel)
-        return _described(str(partial), target, secret)
+        _write(file, wreck, found, listener, cancel)
+        _read_back(file, secret, found, cancel)
+        return _described(file.path, target, secret)
 
 
 def describe(path: str, secret: Secret | None = None) -> SalvagedFile | None:
@@ -186,44 +187,34 @@ def survey(
 
 
 def _write(
-    path: Path, wreck: Wreck, found: Survey, listener: events.Listener, cancel: CancelToken
+    file: NewFile, wreck: Wreck, found: Survey, listener: events.Listener, cancel: CancelToken
 ) -> None:
-    counter = Counter(listener, events.Phase.SALVAGE, str(path), found.held().total)
+    counter = Counter(listener, events.Phase.SALVAGE, file.where, found.held().total)
 
     def copied(length: int) -> None:
         cancel.check()
         counter.add(length)
 
-    with contextlib.closing(_NewFile(path)) as sink:
-        write_salvaged(sink, wreck, found, copied)
+    write_salvaged(_Sink(file), wreck, found, copied)
 
 
-def _read_back(path: Path, secret: Secret | None, expected: Survey, cancel: CancelToken) -> None:
-    with open_wreck(path, secret) as made:
+def _read_back(file: NewFile, secret: Secret | None, expected: Survey, cancel: CancelToken) -> None:
+    with open_wreck(file.path, secret) as made:
         found = survey(made, cancel=cancel)
     same = found.held() == expected.held() and found.lost == expected.lost
     if not same or found.uncertain != expected.uncertain:
-        raise VerifyError("what was written is not what is read back", where=path)
+        raise VerifyError("what was written is not what is read back", where=file.where)
 
 
-class _NewFile:
-    """A new file to write front to back, whose every error is the target's."""
+class _Sink:
+    """A new file to write front to back."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._file = open(path, "xb", buffering=0)
-        except OSError as error:
-            raise TargetError(error.strerror or str(error), where=path) from error
-        self._writeback = Writeback(self._file.fileno())
+    def __init__(self, file: NewFile) -> None:
+        self._file = file
+        self._writeback = Writeback(file.descriptor)
 
     def write(self, data: Buffer) -> int:
-        try:
-            taken = self._file.write(data) or 0
+        with target_errors(self._file.where):
+            taken = os.write(self._file.descriptor, data)
             self._writeback.wrote(taken)
             return taken
-        except OSError as error:
-            raise TargetError(error.strerror or str(error), where=self._path) from error
-
-    def close(self) -> None:
-        self._file.close()

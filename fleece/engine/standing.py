@@ -1,4 +1,8 @@
-"""Targets of a restore that are there already: block devices, NBD exports, images in place."""
+"""Targets of a restore that are there already: block devices, NBD exports, images in place.
+
+None of them is used by anybody else when it is opened, nor while it is written: QEMU's programs are
+kept from it by the locks that they heed, mounts by the kernel. Of an export that is its server's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from fleece.disk.image import ImageFormat, open_for_writing, probe_format
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.part import Part
 from fleece.disk.raw import RawDisk
+from fleece.disk.use import Hold, claimed
 from fleece.errors import TargetError
 from fleece.extents import Extents
 from fleece.nbd.uri import is_uri
@@ -21,7 +26,12 @@ from fleece.nbd.uri import is_uri
 
 def stands(target: str) -> bool:
     """Whether a target cannot be made anew: it is an NBD URI or a block device."""
-    return is_uri(target) or _is_block_device(target)
+    return is_uri(target) or is_block_device(target)
+
+
+def format_by_name(target: str) -> ImageFormat | None:
+    """What the name of a target says of its format; None: nothing, or it is no image file."""
+    return ImageFormat.QCOW2 if target.endswith(".qcow2") and not stands(target) else None
 
 
 @contextlib.contextmanager
@@ -30,12 +40,11 @@ def open_standing(
 ) -> Iterator[WritableDisk]:
     """Open a target that exists, to be written in place.
 
-    Image files are written through qemu-nbd, which refuses one that a QEMU uses; a block device
-    that is mounted, or part of something, is refused by the kernel.
+    Image files, and devices that hold qcow2, are written through qemu-nbd.
 
     Args:
         target: an NBD URI, a block device, or an image file.
-        image_format: of a file; None: raw, if its content does not look like anything else.
+        image_format: None: raw; of a file, if its content does not look like anything else.
         size: of the disk, in bytes. A device or an export may be larger; the rest is not touched.
 
     Raises:
@@ -46,18 +55,33 @@ def open_standing(
         if export.read_only:
             raise TargetError("the export takes no writes", where=target)
         yield _fitting(export, size, exact=False)
-    elif _is_block_device(target):
-        with contextlib.closing(RawDisk(target, TargetError, writable=True, alone=True)) as device:
+    elif is_block_device(target) and image_format is not ImageFormat.QCOW2:
+        with _raw_device(target) as device:
             yield _fitting(device, size, exact=False)
     else:
         found = image_format or _raw(target)
-        with open_for_writing(target, found, TargetError) as image:
+        with _served(target, found) as image:
             served = _fitting(image, size, exact=True, name=target)
             if found != ImageFormat.RAW:
                 yield served
                 return
             with contextlib.closing(RawDisk(target, TargetError)) as file:
                 yield _ReadDirectly(served, file)
+
+
+@contextlib.contextmanager
+def _raw_device(target: str) -> Iterator[RawDisk]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(target, TargetError, Hold.OVERWRITTEN))
+        yield stack.enter_context(contextlib.closing(RawDisk(target, TargetError, writable=True)))
+
+
+@contextlib.contextmanager
+def _served(target: str, image_format: ImageFormat) -> Iterator[WritableDisk]:
+    """An image that a qemu-nbd of our own opens, which locks it itself."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(target, TargetError, Hold.NOTHING))
+        yield stack.enter_context(open_for_writing(target, image_format, TargetError))
 
 
 def _raw(target: str) -> ImageFormat:
@@ -126,7 +150,8 @@ def _fitting(
     return Part(disk, size)
 
 
-def _is_block_device(target: str) -> bool:
+def is_block_device(target: str) -> bool:
+    """Whether a target is a block device, or a link to one."""
     try:
         return stat.S_ISBLK(os.stat(target).st_mode)
     except OSError:

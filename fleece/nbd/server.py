@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.errors import FleeceError
@@ -21,7 +22,12 @@ _START_LIMIT = 20.0
 
 @contextlib.contextmanager
 def served_image(
-    path: str, image_format: str, *, writable: bool, failure: type[FleeceError]
+    path: str,
+    image_format: str,
+    *,
+    writable: bool,
+    failure: type[FleeceError],
+    name: str | None = None,
 ) -> Iterator[str]:
     """Serve an image; gives the NBD URI, and ends qemu-nbd afterwards.
 
@@ -30,7 +36,9 @@ def served_image(
         image_format: as qemu-img names it (`qcow2`, `raw`).
         writable: else the export is read-only and the image is not locked for writing.
         failure: the family of errors about this image.
+        name: of the image in messages; None: its path.
     """
+    said = _Saying(path, name or path)
     with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
         place = Path(folder) / "nbd.sock"
         command = [
@@ -51,13 +59,25 @@ def served_image(
             env=server_environment(),
         )
         try:
-            _wait(process, place, path, failure)
+            _wait(process, place, said, failure)
             yield unix_uri(str(place))
         finally:
             process.terminate()
             _, errors = process.communicate()
         if process.returncode not in (0, -15):
-            raise failure(f"qemu-nbd failed: {_one_line(errors)}", where=path)
+            raise failure(f"qemu-nbd failed: {said.line(errors)}", where=said.name)
+
+
+@dataclass(frozen=True)
+class _Saying:
+    """How what qemu-nbd says of an image is told: in one line, under the image's own name."""
+
+    path: str
+    name: str
+
+    def line(self, text: bytes) -> str:
+        """What it said."""
+        return " ".join(text.decode(errors="replace").split()).replace(self.path, self.name)
 
 
 def dies_with_parent() -> list[str]:
@@ -66,16 +86,16 @@ def dies_with_parent() -> list[str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], place: Path, path: str, failure: type[FleeceError]
+    process: subprocess.Popen[bytes], place: Path, said: _Saying, failure: type[FleeceError]
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
     while not greets(place):
         if process.poll() is not None:
             assert process.stderr is not None
-            text = _one_line(process.stderr.read())
-            raise failure(f"cannot be opened as an image: {text}", where=path)
+            text = said.line(process.stderr.read())
+            raise failure(f"cannot be opened as an image: {text}", where=said.name)
         if time.monotonic() > limit:
-            raise failure("qemu-nbd did not start in time", where=path)
+            raise failure("qemu-nbd did not start in time", where=said.name)
         time.sleep(0.005)
 
 
@@ -88,7 +108,3 @@ def greets(place: Path) -> bool:
             return probe.recv(8) == b"NBDMAGIC"
         except OSError:
             return False
-
-
-def _one_line(text: bytes) -> str:
-    return " ".join(text.decode(errors="replace").split())

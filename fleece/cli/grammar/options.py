@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
@@ -19,7 +20,7 @@ def filled(text: str) -> str:
 
     An empty one is mostly a variable of a script that is not set. As a folder it would be the
     working one, as a point any, as an option none: something else than what was meant. Files to
-    make are of type `str`: what makes them judges their names.
+    make are of type `str` or `file_to_make`: what makes them judges their names.
     """
     if not text:
         raise argparse.ArgumentTypeError("is empty")
@@ -78,6 +79,36 @@ def add_key(made: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its first line is the store's passphrase; "
         "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
+    )
+
+
+def file_to_make(text: str) -> str:
+    """The type of a file to make, which cannot be standard output."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("takes the name of a file; ./- is one that is called -")
+    return text
+
+
+def permissions(text: str) -> int:
+    """The type of a mode, in octal digits."""
+    if re.fullmatch("[0-7]{1,4}", text) is None or int(text, 8) > 0o777:
+        raise argparse.ArgumentTypeError("takes permissions in octal digits, like 640")
+    return int(text, 8)
+
+
+def add_mode(made: argparse.ArgumentParser, what: str) -> None:
+    """Add the option for the permissions of what is made.
+
+    Args:
+        made: the verb's parser.
+        what: is made.
+    """
+    made.add_argument(
+        "--mode",
+        type=permissions,
+        dest="permissions",
+        metavar="OCTAL",
+        help=f"permissions of {what}; default: 600, or those of a file that is replaced",
     )
 
 

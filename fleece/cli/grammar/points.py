@@ -8,6 +8,8 @@ from fleece.cli.grammar.options import (
     AddVerb,
     add_guest,
     add_key,
+    add_mode,
+    file_to_make,
 )
 
 
@@ -60,6 +62,7 @@ def _restore_verb(verb: AddVerb) -> None:
         help="restore what can be proven though deltas are damaged or missing; list the rest; "
         "exit code 6 if anything is lost",
     )
+    add_mode(restore, "the new image, or of each with --as-chain")
     add_guest(restore)
     add_key(restore)
 
@@ -85,7 +88,9 @@ def _looking_verbs(verb: AddVerb) -> None:
     picture.add_argument("store", metavar="STORE", help=STORE)
     picture.add_argument("point", metavar="POINT", help=POINT)
     picture.add_argument("disk", metavar="DISK", help="the disk's name")
-    picture.add_argument("--svg", type=str, metavar="FILE", help="write the picture there too")
+    picture.add_argument(
+        "--svg", type=file_to_make, metavar="FILE", help="write the picture there too"
+    )
     add_guest(picture)
     add_key(picture)
     serve = verb(
@@ -140,15 +145,19 @@ def _boot_verb(verb: AddVerb) -> None:
         "--timeout", dest="limit", type=float, default=300.0, metavar="SECONDS", help="default: 300"
     )
     boot.add_argument(
-        "--screenshot", type=str, metavar="FILE", help="a PNG file of the screen in the end"
+        "--screenshot",
+        type=file_to_make,
+        metavar="FILE",
+        help="a PNG file of the screen in the end",
     )
     boot.add_argument(
         "--console-log",
-        type=str,
+        type=file_to_make,
         dest="console",
         metavar="FILE",
         help="for what came on the console",
     )
+    add_mode(boot, "these files")
     boot.add_argument(
         "--memory", type=int, default=1024, metavar="MIB", help="of the machine; default: 1024"
     )

@@ -9,6 +9,8 @@ from fleece.cli.grammar.options import (
     add_guest,
     add_image_format,
     add_key,
+    add_mode,
+    file_to_make,
 )
 
 
@@ -83,7 +85,14 @@ def store_verbs(verb: AddVerb) -> None:
     )
     salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
     salvage.add_argument(
-        "-o", "--output", metavar="NEW", required=True, dest="target", help="the file to make"
+        "-o",
+        "--output",
+        type=file_to_make,
+        metavar="NEW",
+        required=True,
+        dest="target",
+        help="the file to make",
     )
     salvage.add_argument("--force", action="store_true", help="replace a file that exists")
+    add_mode(salvage, "NEW")
     add_key(salvage)

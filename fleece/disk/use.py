@@ -1,0 +1,222 @@
+"""Who uses an image, and keeping others from using one.
+
+QEMU's programs lock bytes of an image that they open (block/file-posix.c), one for each kind of
+access: 100 and up stand for what a program does with it, 200 and up for what it lets no other do.
+Whoever opens the image looks at the locks of the others first. Which process holds a lock the
+kernel does not tell; it is found by what each one has open, as far as this user may see that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece.errors import FleeceError
+
+_USED = 100
+_WRITTEN = 101
+_ACCESSES = 4
+_NO_WRITER, _NO_RESIZER = 201, 203
+
+_LOCK = "hhqqi4x"
+"""struct flock (fcntl(2)) of a 64-bit Linux: type, whence, start, length, process."""
+
+
+class Hold(enum.Enum):
+    """What QEMU's programs are kept from while an image is claimed, and what they are told."""
+
+    NOTHING = frozenset[int]()
+    """Nothing is locked: a program of QEMU's own will do it."""
+    REPLACED = frozenset((_NO_WRITER, _NO_RESIZER))
+    """Nobody may write to it."""
+    OVERWRITTEN = frozenset((_WRITTEN, _NO_WRITER, _NO_RESIZER))
+    """Nobody may write to it, because it is being written."""
+
+
+@dataclass(frozen=True)
+class User:
+    """Who uses an image.
+
+    Attributes:
+        name: of the program, or what else uses it; None: it cannot be told.
+        process: its id; None: it is no process, or it cannot be told.
+    """
+
+    name: str | None = None
+    process: int | None = None
+
+    def __str__(self) -> str:
+        if self.name is None:
+            return "a program that locked it as QEMU does"
+        return self.name if self.process is None else f"{self.name}, process {self.process}"
+
+
+class Claim:
+    """An image that is claimed.
+
+    Attributes:
+        descriptor: of the image, to read.
+    """
+
+    def __init__(self, path: str, descriptor: int, failure: type[FleeceError]) -> None:
+        self.descriptor = descriptor
+        self._path = path
+        self._failure = failure
+
+    def check(self) -> None:
+        """Raise if somebody else uses it.
+
+        Raises:
+            FleeceError: somebody does.
+        """
+        user = _user(self._path, self.descriptor)
+        if user is not None:
+            raise self._failure(
+                f"is in use ({user})", where=self._path, hint="end that first, or name another"
+            )
+
+
+@contextlib.contextmanager
+def claimed(path: str, failure: type[FleeceError], hold: Hold) -> Iterator[Claim]:
+    """An image file or a block device that nobody else uses, for as long as the context lasts.
+
+    A device that is mounted, or part of something, is refused by the kernel.
+
+    Args:
+        path: of it.
+        failure: the family of errors about it.
+        hold: what others are kept from meanwhile.
+
+    Raises:
+        FleeceError: of that family; it is in use, or cannot be opened.
+    """
+    try:
+        descriptor = _opened(path)
+    except OSError as error:
+        raise failure(error.strerror or str(error), where=path) from error
+    try:
+        for byte in sorted(hold.value):
+            _lock(descriptor, byte)
+        claim = Claim(path, descriptor, failure)
+        claim.check()
+        yield claim
+    finally:
+        os.close(descriptor)
+
+
+def writer_of(path: str) -> User | None:
+    """Who has an image open to write to it; None: nobody, as far as can be told.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        locked = _locked(descriptor, _WRITTEN, 1)
+    finally:
+        os.close(descriptor)
+    return _writing_process(path) or (_any_process(path) if locked else None)
+
+
+def _opened(path: str) -> int:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    if stat.S_ISBLK(os.stat(path).st_mode):
+        flags |= os.O_EXCL
+    return os.open(path, flags)
+
+
+def _user(path: str, descriptor: int) -> User | None:
+    """Whoever locked it, writes to it without a lock, or is the loop device that it is behind."""
+    if _locked(descriptor, _USED, _ACCESSES):
+        return _any_process(path)
+    return _writing_process(path) or _loop_device(path)
+
+
+def _lock(descriptor: int, byte: int) -> None:
+    wish = struct.pack(_LOCK, fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
+    # A file system without locks has none of QEMU's either; one that is taken, `check` tells.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wish)
+
+
+def _locked(descriptor: int, first: int, count: int) -> bool:
+    """Whether anybody else has locked any of these bytes."""
+    wish = struct.pack(_LOCK, fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    try:
+        found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wish)
+    except OSError:  # a file system without locks: QEMU could set none
+        return False
+    return bool(struct.unpack(_LOCK, found)[0] != fcntl.F_UNLCK)
+
+
+def _any_process(path: str) -> User:
+    """A process that has it open, those first that may write to it."""
+    found = sorted(_processes(path), key=lambda item: not item[1])
+    return _named(found[0][0]) if found else User()
+
+
+def _writing_process(path: str) -> User | None:
+    return next((_named(process) for process, writes in _processes(path) if writes), None)
+
+
+def _named(process: int) -> User:
+    try:
+        said = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return User()
+    # A process calls itself what it likes.
+    return User("".join(letter if letter.isprintable() else "?" for letter in said), process)
+
+
+def _processes(path: str) -> Iterator[tuple[int, bool]]:
+    """The other processes that have a file open, each with whether it may write to it."""
+    wanted = os.stat(path)
+    name = os.path.basename(os.path.realpath(path))
+    for process in _numbers("/proc"):
+        if process == os.getpid():
+            continue
+        for number in _numbers(f"/proc/{process}/fd"):
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or closed it
+                place = f"/proc/{process}/fd/{number}"
+                # Names first: to ask for the state of any file at all may hang where a server does.
+                if os.path.basename(os.readlink(place)) != name:
+                    continue
+                if _same(os.stat(place), wanted):
+                    yield process, _may_write(process, number)
+
+
+def _numbers(folder: str) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _same(found: os.stat_result, wanted: os.stat_result) -> bool:
+    if stat.S_ISBLK(wanted.st_mode) and stat.S_ISBLK(found.st_mode):
+        return found.st_rdev == wanted.st_rdev
+    return os.path.samestat(found, wanted)
+
+
+def _may_write(process: int, number: int) -> bool:
+    for line in Path(f"/proc/{process}/fdinfo/{number}").read_text().splitlines():
+        if line.startswith("flags:"):
+            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
+
+
+def _loop_device(path: str) -> User | None:
+    """The loop device that a file is behind: the kernel has it open, no process."""
+    place = os.path.realpath(path)
+    for item in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it was detached meanwhile
+            if item.read_bytes().rstrip(b"\n") == os.fsencode(place):
+                return User(f"/dev/{item.parents[1].name}")
+    return None
