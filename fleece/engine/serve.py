@@ -40,9 +40,6 @@ _KEYED_MODULES = (
 )
 """What a store with a key needs besides; else loaded when it is first used."""
 
-_PRIVATE = 0o177
-"""The umask of a server: who may write to its socket can read the disks (unix(7))."""
-
 _LONGEST_SOCKET = 107
 """Bytes of a unix socket's path, by the kernel (unix(7))."""
 
@@ -114,8 +111,8 @@ def serve(
         disks: which; none: all of the point's.
         guest: which guest, if `latest` could mean several.
         socket: path of the unix socket to make; None: one in a folder of its own. Writable disks
-            have a server each: of several, each socket's name is this one and the disk's. Only this
-            user may connect.
+            have a server each: of several, each socket's name is this one and the disk's. nbdkit
+            makes it so that only this user may connect, whatever the umask (unix(7)).
         writable: clients may write; what they write is thrown away in the end. The store is never
             written.
         scratch: folder for what they write; None: /var/tmp.
@@ -225,7 +222,6 @@ class _Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             process_group=0,
-            umask=_PRIVATE,
         )
         self._hearing = threading.Thread(target=self._hear, name="fleece-serve", daemon=True)
         self._hearing.start()

@@ -17,6 +17,7 @@ from tests.engine.scene import (
     Mutation,
     Ran,
     Running,
+    fill,
     flip,
     small_tmpfs,
     wait_until,
@@ -116,10 +117,13 @@ def test_a_file_that_cannot_be_kept_is_told_before_the_machine_starts(
     INTACT.run(*words, tmp_path).failed(7, "is a folder")
     INTACT.run(*words, "").failed(7, "is a folder")
     INTACT.run(*words, tmp_path / ("n" * 300)).failed(7, "name too long")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    INTACT.run(*words, tmp_path / "link").failed(7, "link: is a symbolic link")
+    INTACT.run(*words, "/dev/null").failed(7, "is not a regular file")
     with small_tmpfs(1) as place:
         run_checked("mount", "-o", "remount,ro", place)
         INTACT.run(*words, place / "x").failed(7, "cannot be written")
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "store"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "link", "store"]
 
 
 def started(folder: Path, *words: object) -> Running:
@@ -143,7 +147,7 @@ def test_what_cannot_be_kept_hides_no_signal(tmp_path: Path) -> None:
     running = started(tmp_path)
     running.signal(signal.SIGTERM)
     console, screen = warnings(running.wait().failed(130, "interrupted"))
-    assert str(tmp_path / "kept/x") in console
+    assert f"{tmp_path / 'kept'}: the folder does not exist" in console
     assert "no screenshot" in screen
 
 
@@ -156,8 +160,12 @@ def test_what_cannot_be_kept_is_an_error_of_a_point_that_has_booted(tmp_path: Pa
     guest, kept = Guest(tmp_path / "store"), tmp_path / "kept"
     guest.holding({"vda": bootable()})
     words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 30)
-    wanted = ("--console-text", "BOOTED", "--console-log", "/dev/full", "--screenshot", kept)
-    INTACT.run(*words, *wanted).failed(7, "/dev/full: No space left")
+    with small_tmpfs(1) as place:
+        fill(place)
+        log = place / "log"
+        wanted = ("--console-text", "BOOTED", "--console-log", log, "--screenshot", kept)
+        INTACT.run(*words, *wanted).failed(7, f"{log}: No space left")
+        assert [item.name for item in place.iterdir()] == ["fill"]
     assert kept.read_bytes().startswith(b"\x89PNG")
 
 

@@ -50,7 +50,8 @@ def _garbage(path: Path, size: int = SIZE) -> Path:
 
 
 @contextmanager
-def _loop_device(path: Path) -> Iterator[Path]:
+def loop_device(path: Path) -> Iterator[Path]:
+    """A block device whose bytes are a file's."""
     done = run("losetup", "--show", "-f", path)
     if done.returncode != 0:
         pytest.skip(f"no loop devices here: {done.stderr}")
@@ -62,8 +63,8 @@ def _loop_device(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _nbd_server(path: Path, *words: str) -> Iterator[str]:
-    socket = path.with_suffix(".sock")
+def nbd_server(path: Path, socket: Path, *words: str) -> Iterator[str]:
+    """A qemu-nbd that serves a raw image on a socket, ready; gives its URI."""
     command = ["qemu-nbd", "-t", "-k", str(socket), "-f", "raw", *words, str(path)]
     with subprocess.Popen(command) as server:
         try:
@@ -76,7 +77,7 @@ def _nbd_server(path: Path, *words: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("word", ["--in-place", "--force"])
 def test_a_block_device_with_garbage_on_it(kept: Scene, tmp_path: Path, word: str) -> None:
-    with _loop_device(_garbage(tmp_path / "backing", SIZE + MIB)) as device:
+    with loop_device(_garbage(tmp_path / "backing", SIZE + MIB)) as device:
         _restore(kept, device, word)
     raw = (tmp_path / "backing").read_bytes()
     assert raw[SIZE:] == GARBAGE * MIB, "written past the disk's end"
@@ -89,7 +90,7 @@ def test_a_block_device_that_is_mounted_is_refused(kept: Scene, tmp_path: Path) 
     backing.write_bytes(bytes(SIZE))
     run_checked("mkfs.ext4", "-q", backing)
     before = backing.read_bytes()
-    with _loop_device(backing) as device:
+    with loop_device(backing) as device:
         (tmp_path / "mnt").mkdir()
         if run("mount", "-o", "ro,noload", device, tmp_path / "mnt").returncode != 0:
             pytest.skip("cannot mount here")
@@ -103,7 +104,7 @@ def test_a_block_device_that_is_mounted_is_refused(kept: Scene, tmp_path: Path) 
 
 @pytest.mark.parametrize("word", ["--in-place", "--force"])
 def test_an_nbd_export_with_garbage_in_it(kept: Scene, tmp_path: Path, word: str) -> None:
-    with _nbd_server(_garbage(tmp_path / "raw")) as uri:
+    with nbd_server(_garbage(tmp_path / "raw"), tmp_path / "s") as uri:
         _restore(kept, uri, word)
     kept.same_as_live("d0", tmp_path / "raw")
 
@@ -146,7 +147,7 @@ def test_a_server_that_knows_no_zeroing(kept: Scene, tmp_path: Path) -> None:
 
 
 def test_an_export_that_takes_no_writes_is_refused(kept: Scene, tmp_path: Path) -> None:
-    with _nbd_server(_garbage(tmp_path / "raw"), "-r") as uri:
+    with nbd_server(_garbage(tmp_path / "raw"), tmp_path / "s", "-r") as uri:
         ran = INTACT.run("restore", kept.store, "latest", "d0", uri, "--in-place")
         ran.failed(fleece.ExitCode.TARGET, "takes no writes")
 
@@ -190,7 +191,7 @@ def test_what_is_there_is_not_written_without_a_word(kept: Scene, tmp_path: Path
     target = _garbage(tmp_path / "target.raw", 512)
     ran = INTACT.run("restore", kept.store, "latest", "d0", target)
     ran.failed(fleece.ExitCode.TARGET, "exists already")
-    with _nbd_server(target) as uri:
+    with nbd_server(target, tmp_path / "s") as uri:
         ran = INTACT.run("restore", kept.store, "latest", "d0", uri)
         ran.failed(fleece.ExitCode.TARGET, "exists already", "--in-place")
         ran = INTACT.run("restore", kept.store, "latest", "d0", uri, "--force")
@@ -223,7 +224,7 @@ def test_in_place_does_not_believe_a_header_that_the_guest_wrote(
 def test_an_image_that_a_guest_uses_is_not_written(kept: Scene) -> None:
     live = kept.qemu.disks["d0"].path
     ran = INTACT.run("restore", kept.store, "latest", "d0", live, "--in-place")
-    ran.failed(fleece.ExitCode.TARGET, "lock")
+    ran.failed(fleece.ExitCode.TARGET, "in use", f"process {kept.qemu.pid}")
     kept.check_exact()
 
 
@@ -258,7 +259,7 @@ def test_a_device_as_standard_output_that_loses_what_it_took_is_an_error(kept: S
     with small_tmpfs(1) as small:
         with (small / "backing").open("wb") as file:
             file.truncate(SIZE)
-        with _loop_device(small / "backing") as device, device.open("wb") as stream:
+        with loop_device(small / "backing") as device, device.open("wb") as stream:
             done = subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.PIPE)
     assert done.returncode == fleece.ExitCode.TARGET, done.stderr
     assert b"the output cannot be made durable" in done.stderr
@@ -267,7 +268,7 @@ def test_a_device_as_standard_output_that_loses_what_it_took_is_an_error(kept: S
 def test_a_device_as_standard_output_holds_the_disk(kept: Scene, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fleece", "restore", str(kept.store), "latest", "d0", "-"]
     backing = _garbage(tmp_path / "backing")
-    with _loop_device(backing) as device, device.open("wb") as stream:
+    with loop_device(backing) as device, device.open("wb") as stream:
         subprocess.run(command, cwd=ROOT, stdout=stream, check=True)
     kept.same_as_live("d0", backing)
 

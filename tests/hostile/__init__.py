@@ -1,0 +1,1 @@
+"""What somebody else may have made, changed or taken: none of it is trusted."""

@@ -47,14 +47,15 @@ def _restore_verb(verb: AddVerb) -> None:
         action="store_true",
         help="write to a target that exists only the leaves that differ",
     )
-    restore.add_argument(
+    ways = restore.add_mutually_exclusive_group()
+    ways.add_argument(
         "--as-chain",
         action="store_const",
         dest="verb",
         const="restoring:as_chain",
         help="make TARGET a folder of qcow2 images, one for each point, each backed by the older",
     )
-    restore.add_argument(
+    ways.add_argument(
         "--partial",
         action="store_const",
         dest="verb",
