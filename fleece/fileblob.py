@@ -8,12 +8,15 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from fleece.errors import DeltaError
+from fleece.errors import DeltaError, StoreError
 from fleece.folder import Folder
+from fleece.handles import Handle, Replaced
 
 
 class FileBlob:
     """A regular file, open for reading by any number of threads.
+
+    It counts against no limit of open files: see `fleece.handles`.
 
     Args:
         name: of the file, for messages.
@@ -25,17 +28,18 @@ class FileBlob:
 
     Raises:
         DeltaError: it cannot be opened, or it is no regular file.
+        StoreError: too many files are open.
     """
 
     def __init__(self, name: str, opener: Callable[[], int]) -> None:
         self.name = name
         try:
-            self._descriptor = opener()
+            self._handle = Handle(opener)
         except OSError as error:
             raise self._error(error) from error
-        found = os.fstat(self._descriptor)
-        self.length = found.st_size
-        if not stat.S_ISREG(found.st_mode):
+        status = self._handle.status
+        self.length = status.st_size
+        if not stat.S_ISREG(status.st_mode):
             self.close()
             raise DeltaError("not a regular file", where=name)
 
@@ -44,33 +48,61 @@ class FileBlob:
 
         Raises:
             DeltaError: the file ends before, or cannot be read.
+            StoreError: it was replaced or removed meanwhile, or too many files are open.
         """
-        parts: list[bytes] = []
-        while length > 0:
-            try:
-                part = os.pread(self._descriptor, length, position)
-            except OSError as error:
-                raise self._error(error) from error
-            if not part:
-                raise DeltaError("the file is cut", where=self.name)
-            parts.append(part)
-            position, length = position + len(part), length - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        descriptor = self._take()
+        try:
+            part = os.pread(descriptor, length, position)
+            if len(part) == length:
+                return part
+            parts = [part]
+            while part and (length := length - len(part)) > 0:
+                position += len(part)
+                part = os.pread(descriptor, length, position)
+                parts.append(part)
+        except OSError as error:
+            raise self._error(error) from error
+        finally:
+            self._handle.give()
+        if length > 0:
+            raise DeltaError("the file is cut", where=self.name)
+        return b"".join(parts)
 
     def data_from(self, position: int) -> int:
-        """Where the file next has data, at or behind a position; `length`: nowhere."""
+        """Where the file next has data, at or behind a position; `length`: nowhere.
+
+        Raises:
+            StoreError: it was replaced or removed meanwhile, or too many files are open.
+        """
+        descriptor = self._take()
         try:
-            return os.lseek(self._descriptor, position, os.SEEK_DATA)
+            return os.lseek(descriptor, position, os.SEEK_DATA)
         except OSError as error:
             return self.length if error.errno == errno.ENXIO else position
+        finally:
+            self._handle.give()
 
     def close(self) -> None:
         """Close it; safe to repeat."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._handle.close()
 
-    def _error(self, error: OSError) -> DeltaError:
+    def _take(self) -> int:
+        try:
+            return self._handle.take()
+        except Replaced:
+            raise StoreError(
+                "was replaced or removed while it was read",
+                where=self.name,
+                hint="a prune or a merge does that; run it again",
+            ) from None
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> StoreError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the file
+            return StoreError(
+                "too many files are open", where=self.name, hint="raise the limit (ulimit -n)"
+            )
         return DeltaError(f"cannot be read ({error.strerror})", where=self.name)
 
 

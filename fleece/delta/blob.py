@@ -21,6 +21,7 @@ class Blob(Protocol):
 
         Raises:
             DeltaError: it ends before, or cannot be read.
+            StoreError: it was replaced or removed meanwhile.
         """
         ...
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fleece.delta.header import Header
 from fleece.delta.layout import INDEX_ROW, Kind, Tag
 from fleece.delta.pagecache import page_cache
 from fleece.delta.pages import IndexRows
@@ -87,9 +89,32 @@ class Chain:
             check_link(child, parent)
         if self.deltas[-1].header.parent is not None:
             raise DeltaError("its parent is missing", where=self.deltas[-1].where)
-        shared = page_cache(len(self.deltas))
-        for delta in self.deltas:
-            delta.cache = shared
+        if len(self.deltas) > 1:
+            shared = page_cache(len(self.deltas))
+            for delta in self.deltas:
+                delta.cache = shared
+
+    def on(self, delta: DeltaReader) -> Chain:
+        """The chain with one more delta on it.
+
+        Raises:
+            DeltaError: it does not build on the newest one.
+        """
+        check_link(delta, self.deltas[0])
+        chain = copy.copy(self)
+        chain.deltas = (delta, *self.deltas)
+        return chain
+
+    def below(self, count: int) -> Chain:
+        """The chain without its `count` newest deltas; nothing is checked again.
+
+        Args:
+            count: less than the chain has.
+        """
+        assert 0 <= count < len(self.deltas)
+        chain = copy.copy(self)
+        chain.deltas = self.deltas[count:]
+        return chain
 
     @property
     def geometry(self) -> Geometry:
@@ -263,14 +288,26 @@ def check_link(child: DeltaReader, parent: DeltaReader) -> None:
     Raises:
         DeltaError: it does not.
     """
-    said, mine, theirs = child.header.parent, child.header, parent.header
-    same_disk = (mine.guest, mine.disk, mine.chain) == (theirs.guest, theirs.disk, theirs.chain)
-    if said is None or not same_disk or said.point != theirs.point.id:
-        raise DeltaError(f"does not build on {parent.where}", where=child.where)
-    if said.root != parent.footer.root.hex() or said.size != theirs.size:
-        raise DeltaError(
-            f"builds on another state of the disk than {parent.where} holds", where=child.where
-        )
+    check_fit(child.header, parent.header, parent.footer.root.hex(), (child.where, parent.where))
+
+
+def check_fit(child: Header, parent: Header, root: str, names: tuple[str, str]) -> None:
+    """Check by headers that a delta builds on exactly the state that another one ends in.
+
+    Args:
+        child, parent: what they say of themselves.
+        root: of the disk that the parent ends in, hexadecimal.
+        names: of both files, for messages.
+
+    Raises:
+        DeltaError: it does not.
+    """
+    said, (name, other) = child.parent, names
+    same_disk = (child.guest, child.disk, child.chain) == (parent.guest, parent.disk, parent.chain)
+    if said is None or not same_disk or said.point != parent.point.id:
+        raise DeltaError(f"does not build on {other}", where=name)
+    if said.root != root or said.size != parent.size:
+        raise DeltaError(f"builds on another state of the disk than {other} holds", where=name)
     shapes = child.geometry, parent.geometry
     if len({(g.leaf_size, g.fan_out, g.algorithm.name) for g in shapes}) != 1:
-        raise DeltaError(f"its tree has another shape than {parent.where}", where=child.where)
+        raise DeltaError(f"its tree has another shape than {other}", where=name)

@@ -193,7 +193,7 @@ def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
 
 def _broken(catalogue: Catalogue, entry: Entry) -> Lost | None:
     try:
-        catalogue.line(entry)
+        catalogue.check_line(entry)
     except StoreError as error:
         return Lost(f"its chain in the store is broken: {error}")
     return None

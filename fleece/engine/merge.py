@@ -24,8 +24,9 @@ from fleece.engine.pool import Counter
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
 from fleece.store import rewrite
-from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.catalogue import Entry, StoredPoint
 from fleece.store.folder import FolderStore
+from fleece.store.lines import OpenLines
 from fleece.store.sink import DeltaFile
 from fleece.tree import BlankDisk, NodeSource
 from fleece.version import VERSION
@@ -97,10 +98,11 @@ def merge(
         counts = {name: _run_length(line, start) for name, line in lines.items()}
         if start is not None and not any(counts.values()):
             raise UsageError(f"point {chosen.id} does not build on point {start.id}")
-        done = [
-            merge_disk(catalogue, line[0], counts[name] or 1, listener, cancel)
-            for name, line in lines.items()
-        ]
+        with OpenLines(catalogue) as opened:
+            done = [
+                merge_disk(opened, line[0], counts[name] or 1, listener, cancel)
+                for name, line in lines.items()
+            ]
     return MergeResult(chosen.id, guest, tuple(done))
 
 
@@ -120,7 +122,7 @@ def _run_length(line: Sequence[Entry], start: StoredPoint | None) -> int:
 
 
 def merge_disk(
-    catalogue: Catalogue,
+    lines: OpenLines,
     newest: Entry,
     count: int,
     listener: events.Listener,
@@ -129,7 +131,7 @@ def merge_disk(
     """Put one delta in an entry's place, that stands for it and the `count - 1` ones below it.
 
     Args:
-        catalogue: of the store; what leads to the entry must still be as it says.
+        lines: of the store's catalogue; what leads to the entry must still be as that says.
         newest: the entry.
         count: of deltas to merge; with 1 nothing is done.
         listener: hears `Merged` and `Progress`.
@@ -137,11 +139,11 @@ def merge_disk(
     """
     if count < 2:
         return MergedDisk(newest.header.disk, newest.root, 1, 0, 0, newest.stored_bytes)
+    catalogue = lines.catalogue
     new = rewrite.Replacement(newest, catalogue.read_entry, catalogue.root)
     try:
-        with catalogue.chain(newest) as chain:
-            work = _Merge(chain, count, new.file, listener, cancel)
-            summary = work.run()
+        work = _Merge(lines.chain(newest), count, new.file, listener, cancel)
+        summary = work.run()
         if summary.root.hex() != newest.root:
             raise DeltaError(
                 f"merging gives root {summary.root.hex()}, the point has {newest.root}",
@@ -191,7 +193,7 @@ class _Merge:
         newest, oldest = self._run[0].header, self._run[-1].header
         base: NodeSource = BlankDisk(newest.geometry)
         if oldest.parent is not None:
-            base = Chain(chain.deltas[count:])
+            base = chain.below(count)
         self._shape = newest.geometry
         head = merged_header(newest, oldest, count)
         self._writer = DeltaWriter(sink, head, base, self._run[0].protection)

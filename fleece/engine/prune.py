@@ -9,6 +9,9 @@ next one.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,12 +19,14 @@ from pathlib import Path
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.delta.chain import check_fit
 from fleece.engine.keep import KeepRules, choose
 from fleece.engine.merge import merge_disk
 from fleece.errors import StoreError
 from fleece.store import rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import FolderStore
+from fleece.store.lines import OpenLines
 
 PINNED = "pinned"
 SHARED = "several points build on it"
@@ -108,9 +113,12 @@ def prune(
     cancel = cancel or CancelToken()
     names = sorted({point.guest for point in store.catalogue().named(guest)})
     with contextlib.ExitStack() as stack:
-        if not dry_run:
-            for name in names:
-                stack.enter_context(store.locked(name))
+        for name in names:
+            held = store.locked(name)
+            if dry_run:
+                with held:  # it would be refused: so this is, but it keeps no backup from running
+                    continue
+            stack.enter_context(held)
         catalogue = store.catalogue()
         _all_was_read(catalogue)
         plans = [_plan(catalogue, name, rules) for name in names]
@@ -124,20 +132,17 @@ def prune(
 def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
     _all_is_there(catalogue, guest)
     points = catalogue.of_guest(guest)
-    lines = {
-        (point.id, name): catalogue.line(entry)
-        for point in points
-        for name, entry in point.disks.items()
-    }
     kept = choose(points, rules, datetime.now(UTC))
     for point in points:
         if rewrite.is_pinned(catalogue, point):
             kept[point.id] = (*kept.get(point.id, ()), PINNED)
-    _keep_shared(kept, lines)
+    _keep_shared(catalogue, points, kept)
     merges = {
-        key: count
-        for key, line in lines.items()
-        if key[0] in kept and (count := 1 + len(list(_dropped(line, kept)))) > 1
+        (point.id, name): (entry, count)
+        for point in points
+        if point.id in kept
+        for name, entry in point.disks.items()
+        if (count := 1 + len(list(_dropped(catalogue, entry, kept)))) > 1
     }
     sizes = {point.id: _stored_bytes(catalogue, point) for point in points}
     planned = tuple(
@@ -147,7 +152,7 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
             point.time,
             sizes[point.id],
             kept.get(point.id, ()),
-            {name: merges[point.id, name] for name in point.disks if (point.id, name) in merges},
+            {name: merges[point.id, name][1] for name in point.disks if (point.id, name) in merges},
         )
         for point in points
     )
@@ -157,8 +162,32 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
         if point.id not in kept
     )
     # The newest first: a merged delta is not below one whose line was read before.
-    ordered = tuple((lines[key][0], count) for key, count in reversed(merges.items()))
-    return _GuestPlan(guest, planned, ordered, drops)
+    plan = _GuestPlan(guest, planned, tuple(reversed(merges.values())), drops)
+    _can_be_done(catalogue, plan)
+    return plan
+
+
+def _can_be_done(catalogue: Catalogue, plan: _GuestPlan) -> None:
+    """Find out before the first change, or without one, what would end a prune.
+
+    Raises:
+        StoreError: a folder cannot be written, or deltas that are to be merged do not fit.
+    """
+    merged = {Path(entry.path).parent for entry, _ in plan.merges}
+    gone = {folder.parent for _, folders, _ in plan.drops for folder in folders}
+    gone |= {folder for _, folders, _ in plan.drops for folder in folders}
+    for folder in sorted(merged | gone):
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise StoreError(
+                "cannot be written", where=folder, hint="nothing was deleted; look at its mode"
+            )
+    for entry, count in plan.merges:
+        child = entry
+        for _ in range(count):
+            parent = catalogue.parent(child)
+            if parent is not None:
+                check_fit(child.header, parent.header, parent.root, (child.path, parent.path))
+                child = parent
 
 
 def _stored_bytes(catalogue: Catalogue, point: StoredPoint) -> int:
@@ -185,9 +214,7 @@ def _all_is_there(catalogue: Catalogue, guest: str) -> None:
     Raises:
         StoreError: a point or a line is incomplete.
     """
-    for point in catalogue.points:
-        if point.guest != guest:
-            continue
+    for point in catalogue.named(guest):
         if point.missing:
             raise StoreError(
                 f"point {point.id} is incomplete: no delta for {', '.join(point.missing)}",
@@ -195,31 +222,54 @@ def _all_is_there(catalogue: Catalogue, guest: str) -> None:
                 hint=_HINT,
             )
         for entry in point.disks.values():
-            catalogue.line(entry)
+            catalogue.check_line(entry)
 
 
-def _dropped(line: Sequence[Entry], kept: dict[str, tuple[str, ...]]) -> Iterator[Entry]:
-    """The dropped deltas right below the newest of a line."""
-    for entry in line[1:]:
-        if entry.header.point.id in kept:
-            return
-        yield entry
+def _dropped(
+    catalogue: Catalogue, entry: Entry, kept: dict[str, tuple[str, ...]]
+) -> Iterator[Entry]:
+    """The dropped deltas right below one."""
+    below = catalogue.parent(entry)
+    while below is not None and below.header.point.id not in kept:
+        yield below
+        below = catalogue.parent(below)
 
 
 def _keep_shared(
-    kept: dict[str, tuple[str, ...]], lines: dict[tuple[str, str], list[Entry]]
+    catalogue: Catalogue, points: Sequence[StoredPoint], kept: dict[str, tuple[str, ...]]
 ) -> None:
-    """Keep, the newest first, each point that more than one kept delta would have to take in."""
-    while True:
-        takers: dict[str, list[Entry]] = {}
-        for (point, _), line in lines.items():
-            for entry in _dropped(line, kept) if point in kept else ():
-                takers.setdefault(entry.path, []).append(entry)
-        shared = [entries[0] for entries in takers.values() if len(entries) > 1]
-        if not shared:
-            return
-        newest = max(shared, key=lambda entry: entry.header.point.sequence)
-        kept[newest.header.point.id] = (SHARED,)
+    """Keep, the newest first, each point that more than one kept delta would have to take in.
+
+    A parent's sequence is below its child's, so all that builds on a delta is known before it.
+    """
+    heads = {entry.path for point in points for entry in point.disks.values()}
+    takers: Counter[str] = Counter()
+    for _, same in itertools.groupby(_newest_first(catalogue, points), key=_sequence):
+        entries = list(same)
+        for entry in entries:
+            if entry.header.point.id not in kept and takers[entry.path] > 1:
+                kept[entry.header.point.id] = (SHARED,)
+        for entry in entries:
+            stays = entry.header.point.id in kept
+            parent = catalogue.parent(entry)
+            if parent is not None:
+                takers[parent.path] += int(entry.path in heads) if stays else takers[entry.path]
+
+
+def _newest_first(catalogue: Catalogue, points: Sequence[StoredPoint]) -> list[Entry]:
+    """All deltas of some points' lines, each once, by descending sequence."""
+    found: dict[str, Entry] = {}
+    for point in points:
+        for entry in point.disks.values():
+            at: Entry | None = entry
+            while at is not None and at.path not in found:
+                found[at.path] = at
+                at = catalogue.parent(at)
+    return sorted(found.values(), key=_sequence, reverse=True)
+
+
+def _sequence(entry: Entry) -> int:
+    return entry.header.point.sequence
 
 
 def _carry_out(
@@ -235,10 +285,11 @@ def _carry_out(
             listener(events.Leftover("unfinished file", path))
     freed = 0
     for plan in plans:
-        for entry, count in plan.merges:
-            cancel.check()
-            merged = merge_disk(catalogue, entry, count, listener, cancel)
-            freed += entry.stored_bytes - merged.stored_bytes
+        with OpenLines(catalogue) as lines:
+            for entry, count in plan.merges:
+                cancel.check()
+                merged = merge_disk(lines, entry, count, listener, cancel)
+                freed += entry.stored_bytes - merged.stored_bytes
     now = store.catalogue()
     _all_was_read(now)
     for plan in plans:
@@ -261,15 +312,14 @@ def _nothing_needs(catalogue: Catalogue, plan: _GuestPlan) -> None:
     """
     _all_is_there(catalogue, plan.guest)
     going = {point.id for point, _, _ in plan.drops}
-    for point in catalogue.of_guest(plan.guest):
-        for entry in point.disks.values() if point.id not in going else ():
-            needed = going & {part.header.point.id for part in catalogue.line(entry)}
-            if needed:
-                raise StoreError(
-                    f"point {point.id} still builds on point {min(needed)}",
-                    where=entry.path,
-                    hint="nothing was deleted; run prune again",
-                )
+    staying = [point for point in catalogue.of_guest(plan.guest) if point.id not in going]
+    for entry in _newest_first(catalogue, staying):
+        if entry.header.point.id in going:
+            raise StoreError(
+                f"a point that stays still builds on point {entry.header.point.id}",
+                where=entry.path,
+                hint="nothing was deleted; run prune again",
+            )
 
 
 def set_pin(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -91,8 +92,9 @@ def scrub(
     check.announce(sum(entry.data_bytes for entry in chosen))
     for problem in problems_of(catalogue, rules.guest):
         check.problem(problem)
-    for entry in chosen:
-        check.delta(entry)
+    with contextlib.closing(check):
+        for entry in chosen:
+            check.delta(entry)
     errors = tuple(dict.fromkeys(check.errors))
     return ScrubResult(errors, check.deltas, check.read_bytes, len(due), len(due) - len(chosen))
 

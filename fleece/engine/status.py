@@ -119,13 +119,26 @@ def _last_good(
 ) -> tuple[StoredPoint | None, int]:
     """The newest good point, and the depth of its deepest line."""
 
-    def failed(entry: Entry) -> bool:
-        last = past[entry.path]
-        return last is not None and not last.sound
+    sound: set[str] = set()
+    doubtful: set[str] = set()
+
+    def good(entry: Entry) -> bool:
+        """Whether nothing of a line failed; what is known of a delta's line is not looked for."""
+        seen: list[str] = []
+        at: Entry | None = entry
+        while at is not None and at.path not in sound:
+            last = past[at.path]
+            seen.append(at.path)
+            if at.path in doubtful or (last is not None and not last.sound):
+                doubtful.update(seen)
+                return False
+            at = catalogue.parent(at)
+        sound.update(seen)
+        return True
 
     for point in reversed(points):
         with contextlib.suppress(StoreError):
-            lines = [catalogue.line(entry) for entry in point.disks.values()]
-            if not any(failed(entry) for line in lines for entry in line):
-                return point, max(len(line) for line in lines)
+            depth = max(catalogue.depth(entry) for entry in point.disks.values())
+            if all(good(entry) for entry in point.disks.values()):
+                return point, depth
     return None, 0

@@ -25,6 +25,7 @@ from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.errors import store_errors
+from fleece.store.lines import OpenLines
 from fleece.store.root import Root
 from fleece.tree import BlankDisk, HashArray, NodeSource
 
@@ -78,7 +79,8 @@ def verify_store(
     if record:
         check.noted = _Recorder(catalogue.root, listener).note
     check.announce(_data_bytes(catalogue, points))
-    good = [point.id for point in points if check.point(point)]
+    with contextlib.closing(check):
+        good = [point.id for point in points if check.point(point)]
     for file in damaged:
         check.problem(file.error)
     return VerifyResult(tuple(good), tuple(check.errors), check.deltas, check.read_bytes)
@@ -90,8 +92,11 @@ def _data_bytes(catalogue: Catalogue, points: Sequence[StoredPoint]) -> int:
     for point in points:
         for entry in point.disks.values():
             with contextlib.suppress(StoreError):
-                for part in catalogue.line(entry):
-                    wanted[part.path] = part.data_bytes
+                catalogue.check_line(entry)
+                at: Entry | None = entry
+                while at is not None and at.path not in wanted:
+                    wanted[at.path] = at.data_bytes
+                    at = catalogue.parent(at)
     return sum(wanted.values())
 
 
@@ -110,7 +115,7 @@ def problems_of(catalogue: Catalogue, guest: str | None = None) -> Iterator[Stor
             yield _incomplete(catalogue, point)
         for entry in point.disks.values():
             try:
-                catalogue.line(entry)
+                catalogue.check_line(entry)
             except StoreError as error:
                 yield error
 
@@ -147,7 +152,7 @@ def _forget(path: str, state: verified.FileState, sound: bool) -> None:
 
 
 class Checker:
-    """Checks deltas, each at most once, and goes on after a failure.
+    """Checks deltas, each at most once, and goes on after a failure. `close` it.
 
     Attributes:
         noted: is told what came of each file, with its path and its state before it was read.
@@ -161,12 +166,17 @@ class Checker:
         self._catalogue = catalogue
         self._listener = listener
         self._cancel = cancel
+        self._lines = OpenLines(catalogue)
         self._sound: dict[str, bool] = {}
         self._counter = Counter(listener, events.Phase.VERIFY, catalogue.where, 0)
         self.noted: Callable[[str, verified.FileState, bool], None] = _forget
         self.errors: list[str] = []
         self.deltas = 0
         self.read_bytes = 0
+
+    def close(self) -> None:
+        """Close the deltas."""
+        self._lines.close()
 
     def announce(self, total: int) -> None:
         """Say how many bytes of disk there are to read."""
@@ -188,41 +198,46 @@ class Checker:
     def delta(self, entry: Entry) -> None:
         """Check one delta alone; of what it builds on only the hashes that it needs."""
         try:
-            parents = self._catalogue.line(entry)[1:]
+            self._catalogue.check_line(entry)
         except StoreError as error:
             self.problem(error)
             return
-        self._delta(entry, parents)
+        self._delta(entry)
 
     def _entry(self, entry: Entry) -> bool:
         """Whether an entry and all that it builds on are sound, the oldest checked first."""
         try:
-            line = self._catalogue.line(entry)
+            self._catalogue.check_line(entry)
         except StoreError as error:
             self.problem(error)
             return False
-        sound = True
-        for at in range(len(line) - 1, -1, -1):
-            part = line[at]
-            if part.path not in self._sound:
-                self._sound[part.path] = self._delta(part, line[at + 1 :])
-            sound = sound and self._sound[part.path]
+        unchecked: list[Entry] = []
+        at: Entry | None = entry
+        while at is not None and at.path not in self._sound:
+            unchecked.append(at)
+            at = self._catalogue.parent(at)
+        sound = at is None or self._sound[at.path]
+        for part in reversed(unchecked):
+            sound = self._delta(part) and sound
+            self._sound[part.path] = sound
         return sound
 
-    def _delta(self, entry: Entry, parents: list[Entry]) -> bool:
+    def _delta(self, entry: Entry) -> bool:
         state: verified.FileState | None = None
         try:
             with store_errors(entry.path):
                 state = self._state(entry)
-            with contextlib.ExitStack() as stack:
-                opened = [stack.enter_context(self._catalogue.open(e)) for e in (entry, *parents)]
-                chain = Chain(opened)
-                older = Chain(opened[1:]) if parents else None
-                check_delta(chain.deltas[0], older, self._counter, self._cancel)
+            parent = self._catalogue.parent(entry)
+            older = None if parent is None else self._lines.chain(parent)
+            # Opened now, although it may be open as another's parent: that may be an older file.
+            with self._catalogue.open(entry) as delta:
+                if older is not None:
+                    older.on(delta)
+                check_delta(delta, older, self._counter, self._cancel)
         except SpoolError:
             raise
         except StoreError as error:
-            self._failed(entry, parents, state, error)
+            self._failed(entry, state, error)
             return False
         self.noted(entry.path, state, True)
         self.deltas += 1
@@ -234,7 +249,6 @@ class Checker:
     def _failed(
         self,
         entry: Entry,
-        parents: Sequence[Entry],
         state: verified.FileState | None,
         error: StoreError,
     ) -> None:
@@ -242,7 +256,7 @@ class Checker:
 
         A prune or a merge that runs meanwhile takes parents away, or replaces them.
         """
-        if not self._still_there(parents):
+        if not self._still_there(self._catalogue.line(entry)[1:]):
             text = "what it builds on was removed or replaced while it was verified, or is damaged"
             hint = "if a prune or a merge ran, verify again"
             self.problem(StoreError(f"{text} ({error.what})", where=entry.path, hint=hint))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hmac
+import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -204,6 +207,21 @@ class StoredPoint:
         return self.disks[name]
 
 
+@dataclass(frozen=True)
+class _Link:
+    """Where a delta stands among the others.
+
+    Attributes:
+        parent: that it builds on, the best one; None: it is a full, or there is none.
+        depth: number of deltas in the best line to it; infinite if each is broken.
+        end: the oldest delta of that line: a full, or the one whose parent is not there.
+    """
+
+    parent: Entry | None
+    depth: float
+    end: Entry
+
+
 class Catalogue:
     """All points of a store, by guest, each guest's oldest first (`fleece.store.order`).
 
@@ -230,12 +248,12 @@ class Catalogue:
         self.damaged = tuple(damaged)
         self.where = where
         self._copies: dict[tuple[str, str, str, str], list[Entry]] = {}
-        self._depth: dict[str, float] = {}
+        self._links: dict[str, _Link] = {}
         groups: dict[tuple[str, str, str], list[Entry]] = {}
         # A parent's sequence is below its child's: this order knows every parent's depth in time.
         for entry in sorted(entries, key=lambda e: e.header.point.sequence):
             head = entry.header
-            self._depth[entry.path] = self._depth_of(entry)
+            self._links[entry.path] = self._link(entry)
             key = (head.guest, head.chain, head.disk, head.point.id)
             self._copies.setdefault(key, []).append(entry)
             groups.setdefault((head.guest, head.chain, head.point.id), []).append(entry)
@@ -244,9 +262,8 @@ class Catalogue:
         guests: dict[str, list[StoredPoint]] = {}
         for point in sorted((_point(group) for group in groups.values()), key=lambda p: p.id):
             guests.setdefault(point.guest, []).append(point)
-        self.points = tuple(
-            point for _, mine in sorted(guests.items()) for point in oldest_first(mine, _head)
-        )
+        self._guests = {name: oldest_first(mine, _head) for name, mine in sorted(guests.items())}
+        self.points = tuple(itertools.chain.from_iterable(self._guests.values()))
 
     def named(self, guest: str | None) -> list[StoredPoint]:
         """The points of one guest, or all, complete or not, oldest first.
@@ -254,14 +271,15 @@ class Catalogue:
         Raises:
             StoreError: a guest is named and has none. That may be a slip of the pen.
         """
-        found = [point for point in self.points if guest in (None, point.guest)]
-        if guest is not None and not found:
+        if guest is None:
+            return list(self.points)
+        if guest not in self._guests:
             raise StoreError(f"there is no point of guest {guest}", where=self.where)
-        return found
+        return list(self._guests[guest])
 
     def of_guest(self, guest: str) -> list[StoredPoint]:
         """The complete points of a guest, of whatever chain, oldest first."""
-        return [point for point in self.points if point.guest == guest and point.complete]
+        return [point for point in self._guests.get(guest, ()) if point.complete]
 
     def of_chain(self, guest: str, chain: str) -> list[StoredPoint]:
         """The complete points of one chain of a guest, oldest first."""
@@ -277,7 +295,7 @@ class Catalogue:
         """
         if not text:  # which any id begins with
             raise UsageError("a point is named by nothing", where=self.where)
-        points = [p for p in self.points if guest is None or p.guest == guest]
+        points = self.points if guest is None else self._guests.get(guest, ())
         if text == LATEST:
             points = [point for point in points if point.complete]
             if len({point.guest for point in points}) > 1:
@@ -323,19 +341,35 @@ class Catalogue:
         Raises:
             StoreError: one is missing.
         """
+        self.check_line(entry)
         line = [entry]
-        while (parent := line[-1].header.parent) is not None:
-            head = line[-1].header
-            candidates = [
-                other
-                for other in self._copies.get((head.guest, head.chain, head.disk, parent.point), [])
-                if other.header.point.sequence < head.point.sequence
-            ]
-            fitting = [other for other in candidates if other.root == parent.root]
-            if not fitting:
-                raise self._missing(line[-1], parent.point, bool(candidates))
-            line.append(fitting[0])
+        while (parent := self.parent(line[-1])) is not None:
+            line.append(parent)
         return line
+
+    def check_line(self, entry: Entry) -> None:
+        """Check that all deltas that lead to an entry are there, at a cost that no line's length
+        adds to.
+
+        Raises:
+            StoreError: one is missing.
+        """
+        end = self._linked(entry).end
+        if end.header.parent is not None:
+            raise self._missing(end, end.header.parent.point)
+
+    def parent(self, entry: Entry) -> Entry | None:
+        """The delta that an entry builds on; None: it is a full, or that is not there."""
+        return self._linked(entry).parent
+
+    def depth(self, entry: Entry) -> int:
+        """The number of deltas in an entry's line.
+
+        Raises:
+            StoreError: one is missing.
+        """
+        self.check_line(entry)
+        return int(self._linked(entry).depth)
 
     def copies(self, entry: Entry) -> list[Entry]:
         """All deltas of an entry's point and disk, the one that is used first.
@@ -346,23 +380,46 @@ class Catalogue:
         head = entry.header
         return list(self._copies[head.guest, head.chain, head.disk, head.point.id])
 
-    def _worth(self, entry: Entry) -> tuple[float, str]:
-        return self._depth[entry.path], entry.path
+    def in_folder(self, folder: str) -> list[Entry]:
+        """The deltas whose files are in a folder."""
+        return list(self._folders.get(folder, ()))
 
-    def _depth_of(self, entry: Entry) -> float:
-        """The number of deltas in the best line to an entry; infinite if each is broken."""
+    @functools.cached_property
+    def _folders(self) -> dict[str, list[Entry]]:
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(os.path.dirname(entry.path), []).append(entry)
+        return found
+
+    def _worth(self, entry: Entry) -> tuple[float, str]:
+        return self._links[entry.path].depth, entry.path
+
+    def _linked(self, entry: Entry) -> _Link:
+        """Where an entry stands; it may be one that is not in the store."""
+        return self._links.get(entry.path) or self._link(entry)
+
+    def _link(self, entry: Entry) -> _Link:
+        """What is known already of the entry's parent decides where it stands."""
+        parent = entry.header.parent
+        if parent is None:
+            return _Link(None, 1, entry)
+        fitting = [one for one in self._candidates(entry) if one.root == parent.root]
+        if not fitting:
+            return _Link(None, math.inf, entry)
+        best = min(fitting, key=self._worth)
+        below = self._links[best.path]
+        return _Link(best, 1 + below.depth, below.end)
+
+    def _candidates(self, entry: Entry) -> list[Entry]:
+        """The deltas that may be the one that an entry builds on, whatever their root."""
         head, parent = entry.header, entry.header.parent
         if parent is None:
-            return 1
+            return []
         known = self._copies.get((head.guest, head.chain, head.disk, parent.point), [])
-        fitting = (
-            self._depth[other.path]
-            for other in known
-            if other.root == parent.root and other.header.point.sequence < head.point.sequence
-        )
-        return 1 + min(fitting, default=math.inf)
+        return [one for one in known if one.header.point.sequence < head.point.sequence]
 
-    def _missing(self, child: Entry, parent: str, other_root: bool) -> StoreError:
+    def _missing(self, child: Entry, parent: str) -> StoreError:
+        other_root = bool(self._candidates(child))
         what = "is not in the store" if not other_root else "is there with another root"
         text = f"the delta that it builds on, point {parent} of disk {child.header.disk}, {what}"
         if self.damaged:

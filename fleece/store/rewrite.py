@@ -78,11 +78,12 @@ def folders_of(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
             because it does not hold all of the point's disks.
     """
     mine = _copies(catalogue, point)
-    folders = sorted({Path(entry.path).parent for entry in mine})
+    paths = {entry.path for entry in mine}
+    folders = sorted({Path(path).parent for path in paths})
     for folder in folders:
-        others = [e for e in catalogue.entries if Path(e.path).parent == folder and e not in mine]
-        here = {e.header.disk for e in mine if Path(e.path).parent == folder}
-        if others or here != point.disks.keys():
+        held = catalogue.in_folder(str(folder))
+        here = {entry.header.disk for entry in held}
+        if any(entry.path not in paths for entry in held) or here != point.disks.keys():
             raise StoreError(
                 f"point {point.id} does not have a folder of its own",
                 where=folder,

@@ -23,6 +23,7 @@ _FLOORS = (
         "events",
         "fileblob",
         "folder",
+        "handles",
         "naming",
         "pace",
         "programs",
