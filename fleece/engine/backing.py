@@ -32,6 +32,9 @@ from fleece.store.folder import FolderStore
 _READ, _READ_TO_SEARCH = 0o444, 2
 """Permissions to read, and by how many bits they are above those to search a folder."""
 
+MOST_IMAGES = 256
+"""QEMU opens all images of a chain at once, by default with 1024 open files."""
+
 
 def restore_as_chain(
     store: FolderStore,
@@ -48,7 +51,7 @@ def restore_as_chain(
 
     They need no fleece any more: `qemu-img` and QEMU read the newest through all of them. The
     folder gets its name when all files are whole, checked by qemu-img, and the newest is proven by
-    the point's root.
+    the point's root. Of a line with more than `MOST_IMAGES` deltas, the oldest are one image.
 
     Args:
         store: to read.
@@ -57,7 +60,7 @@ def restore_as_chain(
         target: the folder to make.
         guest: which guest, if `latest` could mean several.
         mode: of the images; the folder lets those pass who may read them. None: this user's alone.
-        listener: hears `Progress`.
+        listener: hears `Progress`, and `Warned` if an image stands for several deltas.
         cancel: stops it, leaving nothing.
 
     Raises:
@@ -72,10 +75,14 @@ def restore_as_chain(
         for delta in chain.deltas:
             if (size := delta.header.size) % 512:
                 raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
-        total = sum(delta.footer.data_bytes for delta in chain.deltas)
+        first = min(len(chain.deltas), MOST_IMAGES) - 1
+        if first < len(chain.deltas) - 1:
+            listener(events.Warned(_joined(chain, first)))
+        oldest = chain.below(first)
+        total = _data_bytes(oldest) + sum(d.footer.data_bytes for d in chain.deltas[:first])
         counter = Counter(listener, events.Phase.RESTORE, disk, total)
         backing: str | None = None
-        for owner in reversed(range(len(chain.deltas))):
+        for owner in reversed(range(first + 1)):
             head = chain.deltas[owner].header
             name = f"{head.point.sequence:06d}-{head.point.id}.qcow2"
             where, size = f"{target}/{name}", head.size
@@ -83,9 +90,11 @@ def restore_as_chain(
             create_qcow2(path, size, where=target, backing=backing)
             opened = open_for_writing(path, ImageFormat.QCOW2, TargetError, name=where)
             with opened as image:
-                if backing is not None:
+                if backing is None:
+                    write_chain(oldest, oldest.maps(), image, counter, cancel)
+                else:
                     write_zeros(_held_by(chain, owner), image, cancel)
-                write_chain(chain, _held_by(chain, owner), image, counter, cancel)
+                    write_chain(chain, _held_by(chain, owner), image, counter, cancel)
                 image.flush()
                 if owner == 0:
                     check_unread(chain, chain.maps(), cancel)
@@ -95,6 +104,19 @@ def restore_as_chain(
             backing = name
     return RestoreResult(
         entry.header.point.id, disk, target, size, entry.root, total, len(chain.deltas)
+    )
+
+
+def _data_bytes(chain: Chain) -> int:
+    return sum(picture.extents(zero=False).total for picture in chain.maps())
+
+
+def _joined(chain: Chain, first: int) -> str:
+    point = chain.deltas[first].header.point.id
+    older = len(chain.deltas) - 1 - first
+    return (
+        f"the chain is long: the image of point {point} is its first, "
+        f"and the {older} older points have none"
     )
 
 

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
+import uuid
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import zstandard
 
-from fleece.delta.header import Mode, ParentRef, PointRef
-from fleece.extents import Extents, Int64Array
+from fleece.delta.header import Header, Mode, ParentRef, PointRef
+from fleece.delta.writer import DeltaWriter
+from fleece.extents import Int64Array
 from fleece.hashing import XXH3_128
 from fleece.store.folder import FolderStore
-from fleece.tree import Geometry, HashArray
-from tests.unit.kit import LEAF, header, write_delta
+from fleece.tree import LEAF_SIZE, Geometry, HashArray
 
-FAN_OUT = 16
-SIZE = FAN_OUT * LEAF
-"""Of the disk: one node above its leaves."""
+LEAVES = 16
+"""Of the disk; its tree has one node above them."""
+SIZE = LEAVES * LEAF_SIZE
+KEPT = SIZE // 2
+"""Bytes from the disk's start on that only the first point writes."""
 GUEST = "web"
 BEGIN = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-class Known:
-    """The disk's tree as it is now (`fleece.tree.NodeSource`), kept beside the disk."""
+@dataclass
+class _Disk:
+    """The disk's leaves as they are now, and their hashes (`fleece.tree.NodeSource`)."""
 
-    def __init__(self, geometry: Geometry, disk: bytes) -> None:
-        self.geometry = geometry
-        self.top = b""
-        self.disk = disk
+    geometry: Geometry
+    leaves: list[bytes]
+    hashes: list[bytes]
+    top: bytes = b""
+
+    def write(self, number: int, leaf: bytes) -> None:
+        self.leaves[number], self.hashes[number] = leaf, XXH3_128.digest(leaf)
 
     def children(self, level: int, nodes: Int64Array) -> HashArray:
-        """The leaves of the one node."""
         assert (level, nodes.tolist()) == (1, [0])
-        leaves = (self.disk[at : at + LEAF] for at in range(0, SIZE, LEAF))
-        hashes = b"".join(XXH3_128.digest(leaf) for leaf in leaves)
-        return np.frombuffer(hashes, np.uint8).reshape(1, FAN_OUT, -1)
+        return np.frombuffer(b"".join(self.hashes), np.uint8).reshape(1, LEAVES, -1)
 
 
-def content(number: int, start: bytes = bytes(SIZE)) -> bytes:
-    """The disk at the point of a number, from 1 on: each point writes one leaf after the other."""
-    disk = bytearray(start)
-    for step in range(max(1, number - FAN_OUT + 1), number + 1):
-        leaf = step % FAN_OUT
-        disk[leaf * LEAF : (leaf + 1) * LEAF] = step.to_bytes(4, "big") * (LEAF // 4)
+def content(number: int, start: bytes = b"") -> bytes:
+    """The disk at the point of a number, from 1 on."""
+    disk = bytearray(start.ljust(SIZE, b"\1"))
+    for step in range(max(2, number - LEAVES), number + 1):
+        at = _written(step) * LEAF_SIZE
+        disk[at : at + LEAF_SIZE] = _leaf(step)
     return bytes(disk)
+
+
+def _written(number: int) -> int:
+    """The leaf that the point of a number writes."""
+    return LEAVES // 2 + number % (LEAVES // 2)
+
+
+def _leaf(number: int) -> bytes:
+    return number.to_bytes(4, "big") * (LEAF_SIZE // 4)
 
 
 def point_id(number: int) -> str:
@@ -52,33 +66,59 @@ def point_id(number: int) -> str:
 
 
 def fill(
-    store: FolderStore, count: int, *, since: int = 0, disk: str = "vda", chain: str = ""
+    store: FolderStore, count: int, *, guest: str = GUEST, disk: str = "vda", start: bytes = b""
 ) -> None:
-    """Give the guest `count` points, an hour apart, each but the first an incremental.
+    """Give a guest `count` points, an hour apart, each but the first an incremental of one leaf.
 
     Args:
-        store: an empty one, or with `since` points.
-        count: of the points afterwards.
-        since: points that there are.
+        store: an empty one.
+        count: of the points.
+        guest: its name.
         disk: the disk's name.
-        chain: the chain's id; else the store's own of this guest.
+        start: of the disk, at most `KEPT` bytes.
     """
-    assert since == 0
+    head = _header(store.chain_id(guest), guest, disk)
+    now = content(1, start)
+    known = _Disk(head.geometry, [b""] * LEAVES, [b""] * LEAVES)
+    for leaf in range(LEAVES):
+        known.write(leaf, now[leaf * LEAF_SIZE : (leaf + 1) * LEAF_SIZE])
+    packer = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
     parent: ParentRef | None = None
     for number in range(1, count + 1):
-        now = content(number)
-        dirty = Extents.whole(SIZE)
-        if parent is not None:
-            leaf = number % FAN_OUT
-            dirty = Extents.of([(leaf * LEAF, (leaf + 1) * LEAF)])
-        head = dataclasses.replace(
-            header(SIZE, number, parent, fan_out=FAN_OUT, disk=disk),
-            chain=chain or store.chain_id(GUEST),
-            point=PointRef(point_id(number), number, (BEGIN + timedelta(hours=number)).isoformat()),
+        time = (BEGIN + timedelta(hours=number)).isoformat()
+        head = replace(
+            head,
+            file_id=uuid.UUID(int=number),
+            point=PointRef(point_id(number), number, time),
+            parent=parent,
             mode=Mode.FULL if parent is None else Mode.INCREMENTAL,
         )
-        folder = store.path / GUEST / f"{number:06d}-{point_id(number)}"
+        dirty = [*range(LEAVES)] if number == 1 else [_written(number)]
+        folder = store.path / guest / f"{number:06d}-{point_id(number)}"
         folder.mkdir(parents=True)
         with (folder / f"{disk}.fleece").open("wb") as sink:
-            summary, _ = write_delta(sink, head, Known(head.geometry, now), now, dirty)
-        parent = ParentRef(point_id(number), summary.root.hex(), SIZE)
+            writer = DeltaWriter(sink, head, known)
+            for leaf in dirty:
+                if number > 1:
+                    known.write(leaf, _leaf(number))
+                data, digest = known.leaves[leaf], known.hashes[leaf]
+                writer.data(leaf * LEAF_SIZE, LEAF_SIZE, digest, packer.compress(data))
+            root = writer.finish().root.hex()
+        parent = ParentRef(point_id(number), root, SIZE)
+
+
+def _header(chain: str, guest: str, disk: str) -> Header:
+    return Header(
+        file_id=uuid.UUID(int=0),
+        chain=chain,
+        guest=guest,
+        disk=disk,
+        size=SIZE,
+        point=PointRef(point_id(0), 0, BEGIN.isoformat()),
+        parent=None,
+        mode=Mode.FULL,
+        disks=(disk,),
+        level=1,
+        granularity=None,
+        producer={},
+    )
