@@ -108,13 +108,26 @@ class Folder:
         """
         with self._naming(name):
             os.mkdir(name, mode, dir_fd=self.descriptor)
-        made = self.folder(name)
         try:
-            _set_mode(made.descriptor, mode)
+            made = self.folder(name)
+        except PermissionError:
+            self._open_up(name, mode)
+            made = self.folder(name)
+        try:
+            set_mode(made.descriptor, mode)
         except BaseException:
             made.close()
             raise
         return made
+
+    def _open_up(self, name: str, mode: int) -> None:
+        """Let the owner into a folder that the umask kept even them out of."""
+        descriptor = self._open(name, os.O_PATH | os.O_DIRECTORY, 0)
+        try:
+            with self._naming(name):
+                os.chmod(f"/proc/self/fd/{descriptor}", mode)
+        finally:
+            os.close(descriptor)
 
     def entries(self) -> list[Found]:
         """All names in it, in order, but not what they lead to.
@@ -181,7 +194,7 @@ class Folder:
         """
         descriptor = self._open(name, flags | os.O_CREAT | os.O_EXCL, mode)
         try:
-            _set_mode(descriptor, mode)
+            set_mode(descriptor, mode)
         except BaseException:
             os.close(descriptor)
             raise
@@ -342,8 +355,12 @@ _NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without modes answer: there the mount decides who may do what."""
 
 
-def _set_mode(descriptor: int, mode: int) -> None:
-    """Give what was just made its mode: so far it has at most that, less the umask."""
+def set_mode(descriptor: int, mode: int) -> None:
+    """Give what is ours and has no looser mode just that mode, if the file system has modes.
+
+    Raises:
+        OSError: it cannot be given.
+    """
     now = stat.S_IMODE(os.fstat(descriptor).st_mode)
     wanted = mode | (now & stat.S_ISGID)
     if now != wanted:

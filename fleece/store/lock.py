@@ -75,7 +75,7 @@ def _check(folder: Folder, descriptor: int, allowed: int) -> None:
     if around.st_mode & stat.S_IWGRP and around.st_gid == found.st_gid:
         allowed |= 0o060
     if around.st_mode & stat.S_IWOTH:
-        allowed |= 0o006
+        allowed |= 0o066
     if found.st_mode & 0o066 & ~allowed:
         raise StoreError(
             f"can be held by users who may not write there (mode {found.st_mode & 0o777:04o}, "

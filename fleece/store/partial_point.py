@@ -13,7 +13,7 @@ from fleece.errors import DeltaError
 from fleece.folder import Folder, Kind
 from fleece.store.catalogue import Access
 from fleece.store.errors import store_errors
-from fleece.store.names import PARTIAL, SUFFIX, final_name, is_hidden
+from fleece.store.names import PARTIAL, final_name, is_delta
 from fleece.store.removal import remove_folder
 from fleece.store.sink import DeltaFile
 
@@ -62,7 +62,7 @@ def unfinished(access: Access, guest: Folder, name: str) -> UnfinishedPoint | No
         items = folder.entries()
     heads: dict[str, Header] = {}
     for item in items:
-        if is_hidden(item.name) or not item.name.endswith(SUFFIX):
+        if not is_delta(item):
             continue
         try:
             with access.partial(str(guest.path / name / item.name)) as left:

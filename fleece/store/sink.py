@@ -10,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+from fleece.folder import set_mode
 from fleece.hashing import Buffer
 from fleece.store.errors import store_error, store_errors
 from fleece.writeback import Writeback
@@ -59,7 +60,7 @@ class DeltaFile:
 
     def set_mode(self, mode: int) -> None:
         """Give it permissions."""
-        os.fchmod(self._file.fileno(), mode)
+        set_mode(self._file.fileno(), mode)
 
     def sync(self) -> None:
         """Make what was written durable."""

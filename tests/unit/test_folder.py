@@ -6,12 +6,16 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fleece.folder import Folder, Found, Kind
+
+_NOBODY = 65534
 
 
 @pytest.fixture
@@ -90,8 +94,23 @@ def test_a_link_to_a_folder_is_no_folder(folder: Folder, victim: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd"])
 def test_a_name_is_no_path(folder: Folder, name: str) -> None:
-    with pytest.raises(OSError, match="no name"):
-        folder.file(name)
+    folder.put("mine", b"x")
+    calls = (
+        lambda: folder.file(name),
+        lambda: folder.new_file(name),
+        lambda: folder.folder(name),
+        lambda: folder.make_folder(name),
+        lambda: folder.stat(name),
+        lambda: folder.has(name),
+        lambda: folder.remove(name),
+        lambda: folder.remove_empty(name),
+        lambda: folder.rename(name, "x"),
+        lambda: folder.rename("mine", name),
+    )
+    for call in calls:
+        with pytest.raises(OSError, match="no name"):
+            call()
+    assert folder.read("mine", 1) == b"x"
 
 
 def test_a_file_that_is_too_long_is_refused(folder: Folder) -> None:
@@ -113,6 +132,81 @@ def test_modes_do_not_follow_the_umask(folder: Folder, umask: int) -> None:
         os.umask(before)
     found = {name: stat.S_IMODE(folder.stat(name).st_mode) for name in "abcd"}
     assert found == {"a": 0o600, "b": 0o640, "c": 0o600, "d": 0o700}
+
+
+def test_the_umask_keeps_nobody_out_of_a_folder_of_their_own() -> None:
+    """As a user whom permissions bind."""
+    script = """
+import os, sys, tempfile
+from fleece.folder import Folder
+with tempfile.TemporaryDirectory() as place, Folder.open(place) as folder:
+    os.umask(0o777)
+    with folder.make_folder("d") as made:
+        made.put("file", b"x")
+        print(made.entries()[0].name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", script],
+        user=_NOBODY if os.geteuid() == 0 else None,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("file\n", "")
+
+
+def test_a_folder_whose_files_have_its_group_hands_that_on(folder: Folder) -> None:
+    os.fchmod(folder.descriptor, 0o2770)
+    folder.make_folder("d", 0o770).close()
+    assert stat.S_IMODE(folder.stat("d").st_mode) == 0o2770
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_a_file_system_without_modes_takes_files(
+    folder: Folder, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fchmod(descriptor: int, mode: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    before = os.umask(0o077)
+    try:
+        if error == errno.EIO:
+            with pytest.raises(OSError, match="Input/output"):
+                folder.put("x", b"1", 0o640)
+            return
+        folder.put("x", b"1", 0o640)
+        folder.make_folder("d", 0o750).close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat("x").st_mode) == 0o600
+
+
+def test_a_file_with_two_names_is_not_opened_where_that_matters(
+    folder: Folder, victim: Path
+) -> None:
+    folder.put("x", b"1")
+    os.close(folder.file("x", os.O_RDWR, sole=True))
+    os.link(folder.path / "x", folder.path / "y")
+    with pytest.raises(OSError, match="other names"):
+        folder.file("x", os.O_RDWR, sole=True)
+    assert folder.read("y", 1) == b"1"
+
+
+def test_kinds_are_told_without_following(folder: Folder, victim: Path) -> None:
+    for name in _PLANTED:
+        _plant(folder, name, victim)
+        (folder.path / "x").rename(folder.path / name)
+    folder.put("file", b"")
+    kinds = {found.name: found.kind for found in folder.entries()}
+    assert kinds == {
+        "file": Kind.FILE,
+        "folder": Kind.FOLDER,
+        "pipe": Kind.OTHER,
+        "socket": Kind.OTHER,
+        **dict.fromkeys(("link", "dangling link", "device"), Kind.LINK),
+    }
 
 
 def test_a_folder_goes_with_the_links_in_it_and_not_with_what_they_lead_to(
