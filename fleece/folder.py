@@ -27,6 +27,8 @@ PRIVATE_FOLDER = 0o700
 
 _LOOK = os.O_NOFOLLOW | os.O_CLOEXEC
 _TEMPORARY = ".new-"
+_LONGEST_STEM = 50
+"""Characters, of four bytes at most, that a temporary name has of the name that it stands for."""
 
 
 class Kind(enum.Enum):
@@ -242,7 +244,7 @@ class Folder:
         Raises:
             OSError: it cannot be written.
         """
-        temporary = f".{name[:200]}{_TEMPORARY}{secrets.token_hex(8)}"
+        temporary = f"{_temporary(name)}{secrets.token_hex(8)}"
         self.put_new(temporary, data, mode)
         try:
             self.rename(temporary, name)
@@ -251,6 +253,14 @@ class Folder:
                 self.remove(temporary)
             raise
         self.sync()
+
+    def unfinished(self, name: str) -> list[str]:
+        """What runs that were killed while they put a file under a name left of it.
+
+        What others are putting there at the moment is among it.
+        """
+        start = _temporary(name)
+        return [found.name for found in self.entries() if found.name.startswith(start)]
 
     def put_new(self, name: str, data: bytes, mode: int = PRIVATE_FILE) -> None:
         """Make a small file whose bytes are durable; that it has its name is not, before `sync`.
@@ -349,6 +359,11 @@ class Folder:
 
     def _error(self, number: int, text: str, name: str) -> OSError:
         return OSError(number, text, str(self.path / name))
+
+
+def _temporary(name: str) -> str:
+    """How the names of files begin that shall have a name: short, whatever bytes it is made of."""
+    return f".{name[:_LONGEST_STEM]}{_TEMPORARY}"
 
 
 _NO_MODES = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)

@@ -18,6 +18,7 @@ from fleece.fileblob import stored_file
 from fleece.keys import Secret
 from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import FolderStore, is_free, spooled
+from fleece.store.lock import Patience
 from fleece.store.marker import Marker
 from fleece.store.sink import DeltaFile
 
@@ -87,7 +88,7 @@ def import_delta(
                 _check(delta, None, listener, cancel)
                 store = FolderStore.create(path, Marker.like(delta), secret)
             store.access.check(delta)
-            with store.locked(delta.header.guest, _PATIENCE):
+            with store.locked(delta.header.guest, Patience(_PATIENCE, cancel)):
                 return _take_in(store, file, delta, new, listener, cancel, adopt)
 
 

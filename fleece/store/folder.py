@@ -21,7 +21,7 @@ from fleece.store import notes, spool
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
 from fleece.store.errors import store_errors
 from fleece.store.listing import look
-from fleece.store.lock import held
+from fleece.store.lock import Patience, held
 from fleece.store.marker import Marker, StoreWishes
 from fleece.store.names import MARKER, NEW_MARKER, PARTIAL, SPOOL, final_name, is_furniture
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint, partials, unfinished
@@ -133,20 +133,21 @@ class FolderStore:
         return own if own in known else [own, *known][-1]
 
     @contextlib.contextmanager
-    def locked(self, guest: str, patience: float = 0) -> Iterator[None]:
+    def locked(self, guest: str, patience: Patience | None = None) -> Iterator[None]:
         """Be the only one that writes this guest's points. The lock dies with its holder.
 
         Args:
             guest: whose points.
-            patience: seconds to wait for another holder.
+            patience: how long to wait for another holder; None: not at all.
 
         Raises:
+            Interrupted: the waiting was cancelled.
             StoreError: another process holds it, or it cannot be relied on (`fleece.store.lock`).
         """
         with contextlib.ExitStack() as stack:
             with store_errors(self.path):
                 folder = stack.enter_context(self._root.made_folder(self.file_name(guest)))
-            stack.enter_context(held(folder, self._root.mode, guest, patience))
+            stack.enter_context(held(folder, self._root.mode, guest, patience or Patience()))
             yield
 
     def unfinished(self, guest: str) -> list[UnfinishedPoint]:

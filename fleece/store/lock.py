@@ -14,7 +14,9 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+from fleece.cancel import CancelToken
 from fleece.errors import StoreError
 from fleece.folder import PRIVATE_FILE, Folder
 from fleece.store.errors import store_errors
@@ -24,17 +26,31 @@ _TRIES = 100
 """Times that the file may be replaced while it is opened."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for another holder of a lock.
+
+    Attributes:
+        seconds: so long.
+        cancel: ends the waiting.
+    """
+
+    seconds: float = 0
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
 @contextlib.contextmanager
-def held(folder: Folder, mode: int, guest: str, patience: float = 0) -> Iterator[None]:
+def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[None]:
     """Hold a guest's lock.
 
     Args:
         folder: the guest's.
         mode: permissions of the store's files.
         guest: for messages.
-        patience: seconds to wait for another holder.
+        patience: how long to wait for another holder.
 
     Raises:
+        Interrupted: the waiting was cancelled.
         StoreError: another process holds it, somebody could who may not write into the store, it is
             no plain file, or the file system cannot lock.
     """
@@ -47,7 +63,7 @@ def held(folder: Folder, mode: int, guest: str, patience: float = 0) -> Iterator
         os.close(descriptor)
 
 
-def _locked(folder: Folder, mode: int, guest: str, patience: float) -> int:
+def _locked(folder: Folder, mode: int, guest: str, patience: Patience) -> int:
     """The lock file, locked, and still the one that has the name."""
     allowed = PRIVATE_FILE | (0o060 if mode & stat.S_IWGRP else 0)
     for _ in range(_TRIES):
@@ -85,8 +101,8 @@ def _check(folder: Folder, descriptor: int, allowed: int) -> None:
         )
 
 
-def _lock(folder: Folder, descriptor: int, guest: str, patience: float) -> None:
-    limit = time.monotonic() + patience
+def _lock(folder: Folder, descriptor: int, guest: str, patience: Patience) -> None:
+    limit = time.monotonic() + patience.seconds
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,6 +113,7 @@ def _lock(folder: Folder, descriptor: int, guest: str, patience: float) -> None:
                     f"(process {_holder(descriptor)})",
                     where=folder.path.parent,
                 ) from error
+            patience.cancel.check()
             time.sleep(0.1)
 
 

@@ -29,6 +29,8 @@ VERIFIED = ".verified.json"
 PIN = ".pin.json"
 
 _LONGEST_NAME = 200
+STEM = 50
+"""Characters of a name, whatever bytes it is made of, that fit into a longer one."""
 _UNFINISHED = re.compile(r"\..+\.new-[0-9a-f]{16}")
 """What `fleece.folder.Folder.put` writes before it has its name."""
 _MERGING = re.compile(r"\..+\.merging(-[0-9a-f]{16})?")

@@ -6,7 +6,7 @@ import contextlib
 
 from fleece.folder import Folder
 from fleece.store.errors import store_errors
-from fleece.store.names import DISTRUST, is_unfinished
+from fleece.store.names import DISTRUST
 from fleece.store.root import Root
 
 _LONGEST = 4096
@@ -52,7 +52,6 @@ def trust(root: Root, subject: str) -> None:
 
 def _tidy(folder: Folder, name: str) -> None:
     """Remove what killed runs did not finish to write of a note; the guest's lock is held."""
-    for found in folder.entries():
-        if found.name.startswith(f".{name}.") and is_unfinished(found):
-            with contextlib.suppress(FileNotFoundError):
-                folder.remove(found.name)
+    for left in folder.unfinished(name):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            folder.remove(left)

@@ -7,7 +7,7 @@ import errno
 import secrets
 
 from fleece.folder import Folder, Kind
-from fleece.store.names import DROPPED, KEPT, PARTIAL, is_dropping, of_point
+from fleece.store.names import DROPPED, KEPT, PARTIAL, STEM, is_dropping, of_point
 
 _DEEPEST = 4
 """Folders within droppings that are removed with them."""
@@ -64,7 +64,7 @@ def _kept(parent: Folder, name: str) -> str | None:
     rest = name.removeprefix(PARTIAL).removeprefix(DROPPED)
     new = f"{KEPT}{rest}"
     if parent.has(new):
-        new = f"{new[:200]}-{secrets.token_hex(8)}"
+        new = f"{new[:STEM]}-{secrets.token_hex(8)}"
     parent.rename(name, new)
     parent.sync()
     return new

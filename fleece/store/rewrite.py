@@ -16,7 +16,7 @@ from fleece.errors import DeltaError, StoreError
 from fleece.folder import Folder, Kind
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.errors import store_errors
-from fleece.store.names import DROPPED, MERGING, PIN, is_unfinished
+from fleece.store.names import DROPPED, MERGING, PIN, STEM, is_unfinished
 from fleece.store.removal import remove_folder
 from fleece.store.root import Root
 from fleece.store.sink import DeltaFile
@@ -38,7 +38,7 @@ class Replacement:
         self._old = entry
         self._path = Path(entry.path)
         self._root = root
-        temporary = f".{self._path.name[:200]}{MERGING}-{secrets.token_hex(8)}"
+        temporary = f".{self._path.name[:STEM]}{MERGING}-{secrets.token_hex(8)}"
         with store_errors(self._path), root.holding(self._path) as (folder, _):
             descriptor = folder.new_file(temporary, root.mode)
             self.file = DeltaFile(self._path.with_name(temporary), descriptor)
@@ -109,7 +109,7 @@ def drop(root: Root, folders: Iterable[Path]) -> list[str]:
     kept: list[str] = []
     for folder in folders:
         with store_errors(folder), root.holding(folder) as (guest, name):
-            gone = f"{DROPPED}{name[:200]}-{secrets.token_hex(8)}"
+            gone = f"{DROPPED}{name[:STEM]}-{secrets.token_hex(8)}"
             guest.rename(name, gone)
             guest.sync()
             kept += _path(guest, remove_folder(guest, gone))

@@ -51,12 +51,11 @@ class Root:
     def made_folder(self, name: str) -> Iterator[Folder]:
         """A folder in the store's, made if nothing has the name."""
         with self.folder() as root:
-            try:
-                made = root.folder(name)
-            except FileNotFoundError:
-                made = root.make_folder(name, self.folder_mode)
-                root.sync()
-            with made:
+            with contextlib.suppress(FileExistsError):
+                if not root.has(name):
+                    root.make_folder(name, self.folder_mode).close()
+                    root.sync()
+            with root.folder(name) as made:
                 yield made
 
     @contextlib.contextmanager

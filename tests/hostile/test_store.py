@@ -26,6 +26,7 @@ from pathlib import Path
 import pytest
 
 from fleece import events
+from fleece.cancel import CancelToken
 from fleece.cli.main import main
 from fleece.engine.intake import import_delta
 from fleece.engine.keep import KeepRules
@@ -35,10 +36,12 @@ from fleece.engine.prune import prune, set_pin
 from fleece.engine.scrub import ScrubRules, scrub
 from fleece.engine.status import status
 from fleece.engine.verify import verify_store
-from fleece.errors import FleeceError, StoreError
+from fleece.errors import FleeceError, Interrupted, StoreError
 from fleece.extents import Extents
+from fleece.folder import Folder
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
+from fleece.store.lock import Patience
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, write_delta
 
@@ -716,3 +719,50 @@ def test_a_lock_that_was_replaced_while_it_was_waited_for_is_taken_anew(
         FolderStore(path).locked(GUEST),
     ):
         raise AssertionError
+
+
+def test_waiting_for_a_lock_can_be_cancelled(pattern: Path, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    shutil.copytree(pattern, path)
+    store, cancel = FolderStore(path), CancelToken()
+    cancel.cancel()
+    with (
+        store.locked(GUEST),
+        pytest.raises(Interrupted),
+        store.locked(GUEST, Patience(_NET, cancel)),
+    ):
+        raise AssertionError
+
+
+def test_of_two_first_backups_at_once_both_find_the_guests_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore.open_or_create(tmp_path / "store")
+    real = Folder.make_folder
+
+    def late(self: Folder, name: str, mode: int) -> Folder:
+        real(self, name, mode).close()  # the other one was faster
+        return real(self, name, mode)
+
+    monkeypatch.setattr(Folder, "make_folder", late)
+    with store.locked(GUEST):
+        pass
+
+
+def test_names_of_any_length_can_be_merged_pinned_and_dropped(
+    pattern: Path, tmp_path: Path
+) -> None:
+    """Whoever renames files and folders may do so: a name is for people."""
+    path = tmp_path / "store"
+    shutil.copytree(pattern, path)
+    for sequence in (1, 2, 3):
+        folder = path / _folder(sequence)
+        (folder / f"{DISK}.fleece").rename(folder / f"{'𝄞' * 62}.fleece")
+        folder.rename(folder.with_name("ä" * 120 + str(sequence)))
+    (path / GUEST).rename(path / ("ö" * 127))
+    store = FolderStore(path)
+    set_pin(store, _id(2), pinned=False)
+    set_pin(store, _id(3))
+    prune(store, KeepRules(last=1))
+    assert [point.id for point in store.catalogue().points] == [_id(3)]
+    _restored(store, 3)
