@@ -290,6 +290,21 @@ def test_bitmaps_of_an_early_fleece_are_not_believed_and_can_be_dropped(scene: E
     assert scene.segments("d0") == scene.segments("d1") == []
 
 
+def test_two_disks_of_one_name_are_refused(scene: Exchanged) -> None:
+    """One is called after its device, the other, which has no id, after its node."""
+    words = scene.qemu._disk_words
+
+    def odd(disk: Disk) -> list[str]:
+        *first, last = words(disk)
+        return [*first, last.replace("id=vd-d0", "id=d1").replace(",id=vd-d1", "")]
+
+    scene.qemu._disk_words = odd  # type: ignore[method-assign]
+    scene.qemu.start()
+    for choice in ((), ("--disk", "d1")):
+        scene.backup(*choice).failed(4, "2 disks are called d1 (nodes d0, d1)", "id=")
+    scene.nothing_left()
+
+
 def test_a_library_user_who_names_another_disks_bitmap_is_refused(scene: Exchanged) -> None:
     scene.take_apart()
     _images(scene)

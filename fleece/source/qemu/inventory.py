@@ -107,7 +107,8 @@ class Inventory:
 
         Raises:
             UsageError: a name is given twice.
-            PointError: there is no such disk, or it is read-only, or there is none at all.
+            PointError: there is no such disk, or it is read-only, or there is none at all; or two
+                are called alike.
         """
         if len(set(names)) != len(names):
             raise UsageError("a disk is named twice")
@@ -127,7 +128,18 @@ class Inventory:
         )
         if not chosen:
             raise PointError("the guest has no writable disk")
+        self._check_unlike(chosen)
         return chosen
+
+    def _check_unlike(self, chosen: tuple[GuestDisk, ...]) -> None:
+        """Raise `PointError` if a name could mean another disk too: ids and nodes may be alike."""
+        for disk in chosen:
+            alike = [other.node for other in self.disks if other.name == disk.name]
+            if len(alike) > 1:
+                raise PointError(
+                    f"{len(alike)} disks are called {disk.name} (nodes {', '.join(alike)})",
+                    hint="give each device an id= of its own",
+                )
 
 
 def pull_obstacle(disk: GuestDisk, version: tuple[int, int, int]) -> str | None:
