@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,20 @@ import pytest
 import fleece
 from fleece.source.qemu import presence
 from fleece.source.qemu.monitor import Monitor
-from tests.engine.scene import GUEST, KIB64, MIB, MachineScene, Moment, wait_until
+from tests.engine.scene import (
+    GUEST,
+    KIB64,
+    MIB,
+    MachineScene,
+    Moment,
+    fill,
+    small_tmpfs,
+    wait_until,
+)
 from tests.rig import images
 from tests.rig.disk import Disk
-from tests.rig.machine import Machine
+from tests.rig.initramfs import GuestFiles
+from tests.rig.machine import GuestMachine, Machine
 from tests.rig.process import run_checked
 
 SIZE = 8 * MIB
@@ -147,6 +158,40 @@ def test_a_guest_is_backed_up_where_it_is(pair: Pair) -> None:
         assert ran.result["mode"] == "incremental"
         pair.there.check_exact()
         pair.there.nothing_left()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_guest_that_came_and_has_not_got_its_disks_yet(way: str, pair: Pair) -> None:
+    """QEMU 7.2 shows its disks as it knew them before the guest came, and a push took that."""
+    there, ask = pair.there, pair.there.qemu.control.command
+    late = {"capability": "late-block-activate", "state": True}
+    ask("migrate-set-capabilities", {"capabilities": [late]})
+    pair.here.qemu.control.command("stop")
+    pair.begin()
+    assert pair.end() == "completed"
+    assert there.status == "paused"
+    there.backup(*WAYS[way]).failed(3, "may not have its disks yet", "continue the guest")
+    assert "may not have its disks yet" in _verdict(there)["refusal"]
+    there.clean().failed(3, "may not have its disks yet")
+    ask("cont")
+    assert there.backup(*WAYS[way]).succeeded().result["mode"] == "incremental"
+    there.check_exact()
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_a_qemu_that_tells_which_disks_are_active_is_believed(
+    active: bool, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of QEMU 10.0 on."""
+    with Machine([disk], monitors=2) as qemu, Monitor(str(qemu.qmp_socket)) as monitor:
+        execute = monitor.execute
+
+        def told(command: str) -> Any:
+            answer = execute(command)
+            return [node | {"active": active} for node in answer]
+
+        monkeypatch.setattr(monitor, "execute", told)
+        assert (presence.without_disks(monitor) is None) is active
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -293,6 +338,29 @@ def test_a_guest_that_does_not_run_is_backed_up_and_stays_as_it_is(
             assert scene.status == state
         said = _verdict(scene)
         assert (said["state"], said["refusal"]) == (state, None)
+
+
+def test_a_guest_that_an_io_error_stopped_is_backed_up_and_stays_so(
+    files: GuestFiles, tmp_path: Path
+) -> None:
+    """A real guest, whose image's file system is full. Only its owner knows when it may go on."""
+    made = images.make_disk(tmp_path / "d0.qcow2", 64 * MIB, fs="ext4")
+    with small_tmpfs(32) as small:
+        image = small / "d0.qcow2"
+        shutil.copy(made, image)
+        with GuestMachine(files, [Disk(image, "d0")], append="rig.delay=0", monitors=2) as qemu:
+            qemu.wait_acked(3)
+            fill(small)
+            scene = MachineScene(qemu, tmp_path)
+            wait_until(lambda: scene.status == "io-error", "the guest to be stopped")
+            for way in WAYS.values():
+                scene.backup(*way).succeeded()
+                restored = scene.restore("d0")
+                words = ("-U", "-f", "qcow2", "-F", "raw", image, restored)
+                run_checked("qemu-img", "compare", *words)
+                scene.nothing_left()
+                assert scene.status == "io-error"
+            qemu.kill()
 
 
 def test_a_state_that_is_not_known_is_refused(

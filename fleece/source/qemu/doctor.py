@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fleece.delta.identity import GuestIdentity
 from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.presence import absence, guest_identity, leaving
+from fleece.source.qemu.presence import absence, guest_identity, leaving, without_disks
 from fleece.source.qemu.runtime import run_state
 from fleece.source.qemu.schema import Schema
 
@@ -85,7 +85,7 @@ def examine(monitor: Monitor, guest: str) -> Report:
         guest,
         guest_identity(monitor),
         run_state(monitor),
-        absence(monitor) or leaving(monitor),
+        absence(monitor) or without_disks(monitor) or leaving(monitor),
         tuple(abilities),
         disks,
     )

@@ -15,6 +15,9 @@ from fleece.source.qemu.inventory import guest_name
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.runtime import STOPPED_BY_ERROR, run_state
 
+_RUNNING = "running"
+_COMPLETED = "completed"
+
 _PRESENT = frozenset(
     {
         "debug",
@@ -22,11 +25,11 @@ _PRESENT = frozenset(
         "internal-error",
         "paused",
         "prelaunch",
-        "running",
         "shutdown",
         "suspended",
         "watchdog",
         STOPPED_BY_ERROR,
+        _RUNNING,
     }
 )
 """The run states (QAPI `RunState`) of a QEMU that has its guest's disks, running or not."""
@@ -41,8 +44,11 @@ _ABSENT = {
 }
 """Why a QEMU's disks are not to be touched in the other run states."""
 
-_AT_REST = frozenset({"none", "completed", "failed", "cancelled"})
+_AT_REST = frozenset({"none", _COMPLETED, "failed", "cancelled"})
 """The states (QAPI `MigrationStatus`) of a migration that does not go on."""
+
+_LATE = "late-block-activate"
+"""The capability (QAPI `MigrationCapability`) that gives a guest its disks when it first runs."""
 
 _NIL = uuid.UUID(int=0)
 
@@ -71,16 +77,39 @@ def absence(monitor: Monitor) -> str | None:
     return _ABSENT.get(state, f"it is in the state {state}, which fleece does not know")
 
 
+def without_disks(monitor: Monitor) -> str | None:
+    """Why a guest that is here may not have its disks yet, in one clause; None: it has them.
+
+    One that migrated here and was not continued yet may find them inactive: QEMU holds what it
+    read of the images before the guest came, and shows that.
+    """
+    nodes = monitor.execute("query-named-block-nodes")
+    told = [node["active"] for node in nodes if "active" in node]
+    if told:  # QEMU 10.0
+        return None if all(told) else "its disks are inactive"
+    if run_state(monitor) in (None, _RUNNING) or migration(monitor) != _COMPLETED:
+        return None
+    capabilities = monitor.execute("query-migrate-capabilities")
+    if not any(item["capability"] == _LATE and item["state"] for item in capabilities):
+        return None
+    return f"it migrated here, does not run, and may not have its disks yet ({_LATE})"
+
+
+def migration(monitor: Monitor) -> str:
+    """How the last migration stands (QAPI `MigrationStatus`)."""
+    try:
+        return str(monitor.execute("query-migrate").get("status", "none"))
+    except CommandError:
+        return "none"  # qemu-storage-daemon does not migrate
+
+
 def leaving(monitor: Monitor) -> str | None:
     """Why no point should be taken of a guest that is here, in one clause; None: it stays.
 
     What holds a point keeps QEMU 7.2 from handing its disks over: the migration fails when all
     memory is copied, and the guest stays.
     """
-    try:
-        status = monitor.execute("query-migrate").get("status", "none")
-    except CommandError:
-        return None  # qemu-storage-daemon does not migrate
+    status = migration(monitor)
     if status in _AT_REST:
         return None
     return f"it is being migrated (status {status}), and a point would make that fail"
@@ -94,6 +123,13 @@ def refuse_absent(monitor: Monitor) -> None:
             f"this QEMU does not have its guest: {reason}",
             where=monitor.path,
             hint="name the QEMU that runs the guest",
+        )
+    reason = without_disks(monitor)
+    if reason is not None:
+        raise SourceError(
+            f"the guest cannot be backed up now: {reason}",
+            where=monitor.path,
+            hint="continue the guest first",
         )
 
 
