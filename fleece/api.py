@@ -22,6 +22,7 @@ from fleece.engine.export import dirty_extents, write_delta
 from fleece.engine.intake import ImportResult, import_delta
 from fleece.engine.keep import Duration, KeepRules
 from fleece.engine.merge import MergedDisk, MergeResult, merge
+from fleece.engine.needs import Need, examine_host
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult
 from fleece.engine.partial import PartialResult, restore_partial
 from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
@@ -59,6 +60,7 @@ from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import GuestAgent
+from fleece.source.qemu.doctor import ExaminedDisk, Report
 from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
@@ -96,6 +98,7 @@ __all__ = (
     "DiskResult",
     "Duration",
     "Entry",
+    "ExaminedDisk",
     "ExitCode",
     "Export",
     "Extents",
@@ -126,6 +129,7 @@ __all__ = (
     "MergedDisk",
     "Mode",
     "ModeWish",
+    "Need",
     "ParentRef",
     "PartialResult",
     "Picture",
@@ -135,6 +139,7 @@ __all__ = (
     "PointRef",
     "PruneResult",
     "QemuSource",
+    "Report",
     "RestoreResult",
     "SalvagedFile",
     "ScrubResult",
@@ -171,6 +176,7 @@ __all__ = (
     "dirty_leaves",
     "disk_root",
     "drop_segments",
+    "examine_host",
     "format_by_name",
     "import_delta",
     "mapped_extents",

@@ -116,52 +116,6 @@ def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None)
     output.succeed("" if removed else "nothing was left behind", removed=len(removed))
 
 
-def doctor(output: Output, cancel: CancelToken, source: str) -> None:
-    """`fleece doctor SOURCE`."""
-    with open_source(source, None) as opened:
-        report = opened.examine()
-    who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
-    now = "a point can be taken" if report.refusal is None else f"no point: {report.refusal}"
-    output.row(
-        "qemu",
-        f"QEMU {report.version}, {who}; {report.state or 'no machine'}: {now}",
-        version=report.version,
-        guest=report.guest,
-        identity=_identity(report.identity),
-        state=report.state,
-        refusal=report.refusal,
-    )
-    for ability in report.abilities:
-        state = "yes" if ability.present else "no"
-        output.row(
-            "ability", f"  {ability.what}: {state}", name=ability.name, present=ability.present
-        )
-    for disk in report.disks:
-        verdict = "can be pulled" if disk.obstacle is None else f"cannot be pulled: {disk.obstacle}"
-        output.row(
-            "disk",
-            f"disk {disk.disk.name} ({disk.disk.format}, {human(disk.disk.size)}, "
-            f"node {disk.disk.node}): {verdict}",
-            disk=disk.disk.name,
-            node=disk.disk.node,
-            size=disk.disk.size,
-            format=disk.disk.format,
-            pull=disk.obstacle is None,
-            obstacle=disk.obstacle,
-            persistent_bitmaps=disk.disk.persistent_bitmaps,
-        )
-        for bitmap in disk.disk.bitmaps:
-            output.row(
-                "bitmap",
-                f"  bitmap {bitmap.name}: {bitmap.state}, "
-                f"{human(bitmap.count)} dirty, granularity {human(bitmap.granularity)}",
-                disk=disk.disk.name,
-                state=bitmap.state,
-                **asdict(bitmap),
-            )
-    output.succeed("", disks=len(report.disks))
-
-
 def list_points(
     output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
 ) -> None:

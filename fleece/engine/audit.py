@@ -15,11 +15,12 @@ from fleece.engine.copy import dirty_leaves, open_export
 from fleece.engine.decide import Auditable, auditable
 from fleece.engine.guest import guest_name
 from fleece.engine.lost import reads_of
+from fleece.engine.needs import check_backup_needs
 from fleece.engine.pool import Counter
 from fleece.engine.sample import AuditJob, compare_clean, refuse_differing
 from fleece.errors import StoreError
 from fleece.extents import Extents
-from fleece.source.base import Export
+from fleece.source.base import Export, Transport
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore
@@ -82,6 +83,7 @@ def audit(
     source.check_staying()
     if not store.catalogue().of_guest(guest):
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
+    check_backup_needs(Transport.PULL, source.fleecing)
     with store.locked(guest):
         catalogue = store.catalogue()
         chain = store.chain_of(guest, catalogue)

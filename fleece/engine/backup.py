@@ -21,6 +21,7 @@ from fleece.engine.copy import CopyJob, copy_all
 from fleece.engine.decide import Decision, ModeWish, decide, impossible, needed_since
 from fleece.engine.guest import guest_name
 from fleece.engine.lost import reads_of
+from fleece.engine.needs import check_backup_needs, room_in
 from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.pool import Counter, run_beside
 from fleece.engine.push import PushJob, push_all
@@ -45,6 +46,7 @@ from fleece.source.base import Export, Point, Transport
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.plan import GRANULARITY
 from fleece.source.qemu.push import PushJobs
+from fleece.source.qemu.scratch import estimate
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.folder import FolderStore
@@ -144,6 +146,7 @@ class _Run:
     def execute(self) -> BackupResult:
         """Do it."""
         results: list[DiskResult] = []
+        self._check_needs()
         with self._stored_is_stored(results), contextlib.ExitStack() as stack:
             taken = self._go_on(stack) or self._take(stack)
             if self._output is None:
@@ -171,6 +174,22 @@ class _Run:
             Transport.PULL if taken.living.push is None else Transport.PUSH,
             self._bond.adopted is not None,
         )
+
+    def _check_needs(self) -> None:
+        """See that all is there that the point will need, before anything is changed."""
+        disks = self._source.inventory().choose(self._options.disks)
+        chosen = choose(self._source, self._options.transport, disks)
+        check_backup_needs(chosen.transport, self._source.fleecing)
+        if self._output is None:
+            room_in(self._store.path)
+
+    def _warn_of_room(self, decisions: Sequence[Decision]) -> None:
+        """Warn if the store may not take all that has changed. Of a whole disk nobody can tell."""
+        known = ((made.disk, made.bitmaps) for made in decisions if made.bitmaps is not None)
+        changed, left = estimate(known), room_in(self._store.path)
+        if left < changed:
+            text = f"{self._store.path}: the store may run out of room: {left} bytes are left, "
+            self._listener(events.Warned(f"{text}and {changed} bytes have changed"))
 
     def _tell_stored(self, taken: Taken) -> BaseException | None:
         """Tell it; gives what the listener raises, for later: QEMU is tidied up first."""
@@ -248,6 +267,8 @@ class _Run:
         if chosen.transport is Transport.PUSH:
             decisions = self._pushed(decisions, chosen.reason)
         self._tell_plan(decisions)
+        if self._output is None:
+            self._warn_of_room(decisions)
         gone = self._gone({disk.name for disk in inventory.disks})
         self._cancel.check()
         ref = self._new_point(decisions)

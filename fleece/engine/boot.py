@@ -13,12 +13,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.engine.kvm import examine_kvm
 from fleece.engine.serve import ServedDisk, Serving, serve
 from fleece.engine.target import (
     Manner,
@@ -139,7 +140,7 @@ def boot_test(
         machine: to boot; None: one with a BIOS and virtio disks.
         scratch: folder for what the guest writes; None: /var/tmp.
         listener: hears `Problem` when a read meets damage, and `Warned` when it has not booted, or
-            was cancelled, and a file to keep could not be written.
+            was cancelled, and a file to keep could not be written, or KVM does not work.
         cancel: stops it.
 
     Raises:
@@ -155,6 +156,8 @@ def boot_test(
     for path in (wish.console, wish.screenshot):
         if path is not None:
             _check_place(path)
+    _machine_program()
+    machine = _as_the_host_can(machine, listener)
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(
             serve(
@@ -181,6 +184,19 @@ def boot_test(
             raise lost
     sign = "agent" if wish.text is None else "console"
     return BootResult(serving.guest, serving.point, serving.disks, seconds, sign)
+
+
+def _machine_program() -> str:
+    return program("qemu-system-x86_64", "qemu-system-x86")
+
+
+def _as_the_host_can(machine: BootMachine, listener: events.Listener) -> BootMachine:
+    """The machine, emulated if KVM cannot run it."""
+    if machine.emulated or (kvm := examine_kvm()).works:
+        return machine
+    hint = "" if kvm.hint is None else f"; {kvm.hint}"
+    listener(events.Warned(f"{kvm}: the machine is emulated, which is slow{hint}"))
+    return replace(machine, emulated=True)
 
 
 class _Running:
@@ -249,10 +265,9 @@ def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) ->
 def _command(
     machine: BootMachine, disks: Sequence[ServedDisk], folder: Path, console: int
 ) -> list[str]:
-    words = [program("qemu-system-x86_64", "qemu-system-x86"), "-nodefaults", "-no-user-config"]
+    words = [_machine_program(), "-nodefaults", "-no-user-config"]
     words += ["-machine", "q35", "-cpu", "max", "-no-reboot"]
-    words += [] if machine.emulated else ["-accel", "kvm"]
-    words += ["-accel", "tcg"]
+    words += ["-accel", "tcg" if machine.emulated else "kvm"]
     words += ["-smp", str(machine.processors), "-m", str(machine.memory)]
     words += ["-nic", "none", "-display", "none", "-vga", "std"]
     words += ["-serial", f"file:/proc/self/fd/{console}"]

@@ -21,7 +21,8 @@ from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.exports import Report, Wish
 from fleece.engine.target import is_there
-from fleece.errors import FleeceError, StoreError, TargetError, UsageError
+from fleece.errors import FleeceError, StoreError, TargetError
+from fleece.nbd.nbdkit import lacks_plugin
 from fleece.nbd.server import greets
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program, server_environment
@@ -300,9 +301,7 @@ class _Server:
             raise _family(said.code)(said.what, where=said.where, hint=said.hint)
         text = " ".join(" ".join(self._said).split()) or f"exit code {self._process.returncode}"
         if "nbdkit-python-plugin" in text:
-            raise UsageError(
-                "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
-            )
+            raise lacks_plugin()
         raise TargetError(f"nbdkit ended: {text}", where=self._socket)
 
     def end(self) -> None:

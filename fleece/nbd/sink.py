@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleece.cancel import CancelToken
-from fleece.errors import PointError, UsageError
+from fleece.errors import PointError
 from fleece.nbd.handover import Channel, HandOver
+from fleece.nbd.nbdkit import lacks_plugin
 from fleece.nbd.server import greets
 from fleece.programs import child_environment, program
 
@@ -86,9 +87,7 @@ class NbdSink:
         self._said.seek(0)
         text = " ".join(self._said.read(4096).decode(errors="replace").split())
         if "nbdkit-python-plugin" in text:
-            raise UsageError(
-                "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
-            )
+            raise lacks_plugin()
         reason = text or f"exit code {self._process.returncode}"
         raise PointError(f"the sink that QEMU pushes into ended: {reason}", where=self._place)
 

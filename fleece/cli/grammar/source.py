@@ -150,7 +150,15 @@ def source_verbs(verb: AddVerb) -> None:
     add_scratch(clean)
     doctor = verb(
         "doctor",
-        "verbs:doctor",
-        "say what a QEMU can do, which disks can be pulled, which bitmaps exist",
+        "doctor:doctor",
+        "say what this host lacks, what a QEMU can do, and which disks and bitmaps it has",
     )
-    doctor.add_argument("source", metavar="SOURCE", help=SOURCE)
+    doctor.add_argument(
+        "source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; default: only look at this host"
+    )
+    doctor.add_argument(
+        "store", metavar="STORE", nargs="?", help="a folder: is there room for backups?"
+    )
+    doctor.add_argument(
+        "--scratch", metavar="DIR", help="folder for scratch files to look at; default: /var/tmp"
+    )

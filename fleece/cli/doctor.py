@@ -1,0 +1,90 @@
+"""The verb `doctor`: what this host lacks, what a QEMU can do, which disks and bitmaps it has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.cli.verbs import open_source
+
+
+def doctor(
+    output: Output,
+    cancel: CancelToken,
+    source: str | None,
+    store: str | None,
+    scratch: str | None,
+) -> None:
+    """`fleece doctor [SOURCE [STORE]]`."""
+    needs = fleece.examine_host(_path(scratch), _path(store))
+    for need in needs:
+        _need_row(output, need)
+    missing = [need.name for need in needs if not need.ready]
+    if source is None:
+        output.succeed("", missing=missing)
+        return
+    with open_source(source, scratch) as opened:
+        report = opened.examine()
+    _qemu_rows(output, report)
+    output.succeed("", disks=len(report.disks), missing=missing)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _need_row(output: Output, need: fleece.Need) -> None:
+    verdict = "ready" if need.trouble is None else f"NOT READY: {need.trouble}"
+    verdict += "" if need.room is None else f", {human(need.room)} left"
+    verdict += "" if need.hint is None else f"; {need.hint}"
+    text = f"{need.name} (for {need.purpose}): {verdict}"
+    output.row("need", text, ready=need.ready, **asdict(need))
+
+
+def _qemu_rows(output: Output, report: fleece.Report) -> None:
+    who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
+    now = "a point can be taken" if report.refusal is None else f"no point: {report.refusal}"
+    output.row(
+        "qemu",
+        f"QEMU {report.version}, {who}; {report.state or 'no machine'}: {now}",
+        version=report.version,
+        guest=report.guest,
+        identity=None if report.identity is None else asdict(report.identity),
+        state=report.state,
+        refusal=report.refusal,
+    )
+    for ability in report.abilities:
+        state = "yes" if ability.present else "no"
+        output.row(
+            "ability", f"  {ability.what}: {state}", name=ability.name, present=ability.present
+        )
+    for disk in report.disks:
+        _disk_rows(output, disk)
+
+
+def _disk_rows(output: Output, examined: fleece.ExaminedDisk) -> None:
+    disk, obstacle = examined.disk, examined.obstacle
+    verdict = "can be pulled" if obstacle is None else f"cannot be pulled: {obstacle}"
+    output.row(
+        "disk",
+        f"disk {disk.name} ({disk.format}, {human(disk.size)}, node {disk.node}): {verdict}",
+        disk=disk.name,
+        node=disk.node,
+        size=disk.size,
+        format=disk.format,
+        pull=obstacle is None,
+        obstacle=obstacle,
+        persistent_bitmaps=disk.persistent_bitmaps,
+    )
+    for bitmap in disk.bitmaps:
+        output.row(
+            "bitmap",
+            f"  bitmap {bitmap.name}: {bitmap.state}, "
+            f"{human(bitmap.count)} dirty, granularity {human(bitmap.granularity)}",
+            disk=disk.name,
+            state=bitmap.state,
+            **asdict(bitmap),
+        )
