@@ -76,8 +76,8 @@ def examine_kvm(device: Path = _DEVICE) -> Kvm:
         return Kvm(KvmState.BROKEN, error.strerror)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(_PROBE), str(device)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-I", str(_PROBE)],
+            input=os.fsencode(device),
             capture_output=True,
             check=False,
             timeout=_LIMIT,

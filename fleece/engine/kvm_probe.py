@@ -1,5 +1,7 @@
 """A program that has KVM run one instruction; exit code 0: it did. Standard library only.
 
+It reads the path of KVM's device from standard input.
+
 That a virtual machine can be made proves little: where KVM is itself emulated, making one can
 succeed and running it fail or hang. ioctl numbers and layouts are those of <linux/kvm.h> on x86_64.
 """
@@ -11,7 +13,6 @@ import fcntl
 import mmap
 import os
 import struct
-import sys
 
 _CREATE_VM = 0xAE01
 _GET_VCPU_MMAP_SIZE = 0xAE04
@@ -58,6 +59,7 @@ def runs(path: str) -> bool:
 
 if __name__ == "__main__":
     try:
-        sys.exit(0 if runs(sys.argv[1]) else "it did not run an instruction")
+        if not runs(os.fsdecode(os.read(0, _PAGE))):
+            raise SystemExit("it did not run an instruction")
     except OSError as error:
-        sys.exit(error.strerror or str(error))
+        raise SystemExit(error.strerror or str(error)) from error
