@@ -61,7 +61,9 @@ class ClassicFleecing:
         except CommandError as error:
             family = Entangled if _CONFLICT in error.reason else PointError
             raise family(
-                f"QEMU refused the point: {error.reason}", where=self._monitor.path
+                f"QEMU refused the point: {error.reason}",
+                where=self._monitor.path,
+                hint=error.hint,
             ) from error
 
     def export(self, number: int) -> dict[str, object]:

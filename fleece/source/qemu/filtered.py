@@ -132,7 +132,9 @@ class FilterFleecing:
         except CommandError as error:
             family = conflict if _CONFLICT in error.reason else PointError
             raise family(
-                f"QEMU refused the point: {error.reason}", where=self._monitor.path
+                f"QEMU refused the point: {error.reason}",
+                where=self._monitor.path,
+                hint=error.hint,
             ) from error
 
     def _begin_segments(self, limit: float) -> None:

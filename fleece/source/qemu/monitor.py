@@ -17,6 +17,7 @@ from qemu.qmp.events import EventListener
 from qemu.qmp.qmp_client import NegotiationError
 
 from fleece.errors import SourceError
+from fleece.source.qemu.advice import advice
 
 _CONNECT_LIMIT = 5.0
 _ATTEMPTS = 5
@@ -29,12 +30,12 @@ T = TypeVar("T")
 
 
 class CommandError(SourceError):
-    """QEMU refused a command. `reason` is QEMU's own text."""
+    """QEMU refused a command. `reason` is QEMU's own text; the hint says what to do about it."""
 
     def __init__(self, command: str, reason: str, where: str) -> None:
         self.command = command
         self.reason = reason
-        super().__init__(f"QEMU refused {command}: {reason}", where=where)
+        super().__init__(f"QEMU refused {command}: {reason}", where=where, hint=advice(reason))
 
 
 @dataclass(frozen=True)

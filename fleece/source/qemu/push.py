@@ -110,7 +110,9 @@ class PushJobs:
                 self._monitor.transaction(actions)
         except CommandError as error:
             raise PointError(
-                f"QEMU refused to push: {error.reason}", where=self._monitor.path
+                f"QEMU refused to push: {error.reason}",
+                where=self._monitor.path,
+                hint=error.hint,
             ) from error
 
     def done(self) -> bool:

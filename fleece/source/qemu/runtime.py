@@ -257,16 +257,20 @@ def _remove_nodes(
     left = ours()
     while left:
         before = len(left)
-        reason = ""
+        refusal: CommandError | None = None
         for name in left:
             try:
                 monitor.execute("blockdev-del", {"node-name": name})
                 yield Removed("node", name)
             except CommandError as error:
-                reason = error.reason
+                refusal = error
         left = ours()
         if len(left) >= before:
-            raise SourceError(f"node {left[0]} cannot be removed: {reason}", where=monitor.path)
+            raise SourceError(
+                f"node {left[0]} cannot be removed: {refusal.reason if refusal else ''}",
+                where=monitor.path,
+                hint=refusal.hint if refusal else None,
+            )
 
 
 def remove_folder(folder: Path | None) -> Iterator[Removed]:
