@@ -11,6 +11,7 @@ from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
+from fleece.disk.use import claimed_output
 from fleece.engine.audit import AuditedDisk, AuditResult, audit
 from fleece.engine.backing import restore_as_chain
 from fleece.engine.backup import backup
@@ -166,6 +167,7 @@ __all__ = (
     "audit",
     "backup",
     "boot_test",
+    "claimed_output",
     "compare_image",
     "compare_points",
     "copy_all",

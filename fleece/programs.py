@@ -29,6 +29,15 @@ def program(name: str, package: str = "qemu-utils") -> str:
     return found
 
 
+def file_name(path: str) -> str:
+    """A path as QEMU's programs take it for one.
+
+    A word with a colon before its first slash is the name of a protocol to them, and what comes
+    after it the name of a host or of another file (`nbd:`, `ssh:`, `fat:`, `json:`).
+    """
+    return path if path.startswith("/") else f"./{path}"
+
+
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of every program that is started: this process's own, less its secrets.
 

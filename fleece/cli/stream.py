@@ -52,9 +52,11 @@ class _Output:
 def data_output(what: str, family: type[FleeceError], cancel: CancelToken) -> Iterator[_Output]:
     """Standard output for a delta or a disk; if it is a file or a device, it is durable afterwards.
 
+    While it is written no program of QEMU's may write to it.
+
     Args:
         what: goes there.
-        family: of the error if it cannot be made durable.
+        family: of the error if it is in use, or cannot be made durable.
         cancel: ends the waiting for whoever reads it.
 
     Raises:
@@ -67,9 +69,13 @@ def data_output(what: str, family: type[FleeceError], cancel: CancelToken) -> It
             f"{what} on a terminal is of no use", hint="pipe it, or write it to a file"
         )
     mode = os.fstat(_STDOUT).st_mode
-    with _unblocked(mode) as (descriptor, most):
+    stays = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    with contextlib.ExitStack() as stack:
+        if stays:
+            stack.enter_context(fleece.claimed_output(_STDOUT, family))
+        descriptor, most = stack.enter_context(_unblocked(mode))
         yield _Output(descriptor, most, cancel)
-        if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        if stays:
             try:
                 os.fsync(_STDOUT)
             except OSError as error:

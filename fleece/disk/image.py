@@ -14,11 +14,11 @@ from fleece import events
 from fleece.disk.base import ReadableDisk, Writer
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
-from fleece.disk.use import writer_of
+from fleece.disk.use import NO_IMAGE, writer_of
 from fleece.errors import FleeceError, SourceError, UsageError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
-from fleece.programs import child_environment, program
+from fleece.programs import child_environment, file_name, program
 from fleece.writeback import Writeback
 
 
@@ -163,9 +163,9 @@ def probe_format(path: str, failure: type[FleeceError]) -> str:
     if stat.S_ISBLK(mode):
         return ImageFormat.RAW
     if not stat.S_ISREG(mode):
-        raise failure("is neither a file nor a block device", where=path)
+        raise failure(NO_IMAGE, where=path)
     done = subprocess.run(
-        [program("qemu-img"), "info", "-U", "--output=json", "--", path],
+        [program("qemu-img"), "info", "-U", "--output=json", "--", file_name(path)],
         capture_output=True,
         check=False,
         env=child_environment(),

@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Iterator
 
+from fleece.disk.use import NO_IMAGE, is_image
 from fleece.errors import FleeceError
 from fleece.extents import Extents
 from fleece.writeback import Writeback
@@ -39,7 +40,10 @@ class RawDisk:
         self._failure = failure
         with self._guard():
             flags = os.O_RDWR if writable else os.O_RDONLY
-            self._file = os.open(path, flags | os.O_CLOEXEC)
+            self._file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        if not is_image(self._file):
+            self.close()
+            raise failure(NO_IMAGE, where=path)
         with self._guard():
             self.size = os.lseek(self._file, 0, os.SEEK_END)
             self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)

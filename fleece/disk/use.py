@@ -25,6 +25,8 @@ _WRITTEN = 101
 _ACCESSES = 4
 _NO_WRITER, _NO_RESIZER = 201, 203
 
+NO_IMAGE = "is neither a file nor a block device"
+
 _LOCK = "hhqqi4x"
 """struct flock (fcntl(2)) of a 64-bit Linux: type, whence, start, length, process."""
 
@@ -102,6 +104,8 @@ def claimed(path: str, failure: type[FleeceError], hold: Hold) -> Iterator[Claim
     except OSError as error:
         raise failure(error.strerror or str(error), where=path) from error
     try:
+        if not is_image(descriptor):
+            raise failure(NO_IMAGE, where=path)
         for byte in sorted(hold.value):
             _lock(descriptor, byte)
         claim = Claim(path, descriptor, failure)
@@ -111,8 +115,37 @@ def claimed(path: str, failure: type[FleeceError], hold: Hold) -> Iterator[Claim
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def claimed_output(descriptor: int, failure: type[FleeceError]) -> Iterator[None]:
+    """A file or a block device that is open to be written, and that no program of QEMU's uses.
+
+    Whoever started this process may have it open as well: only locks count.
+
+    Args:
+        descriptor: of it.
+        failure: the family of errors about it.
+
+    Raises:
+        FleeceError: of that family; it is in use.
+    """
+    path = f"/proc/self/fd/{descriptor}"
+    with contextlib.ExitStack() as stack:
+        try:
+            own = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, own)
+        except OSError:  # it may be written and not read: asked it can be, and locked it cannot
+            own = descriptor
+        for byte in sorted(Hold.OVERWRITTEN.value):
+            _lock(own, byte)
+        if _locked(own, _USED, _ACCESSES):
+            raise failure(
+                f"the output is in use ({_any_process(path)})", where=os.path.realpath(path)
+            )
+        yield
+
+
 def writer_of(path: str) -> User | None:
-    """Who has an image open to write to it; None: nobody, as far as can be told.
+    """Who has an image open to write to it, or has it mounted; None: nobody, as far as is known.
 
     Raises:
         OSError: it cannot be opened.
@@ -122,7 +155,14 @@ def writer_of(path: str) -> User | None:
         locked = _locked(descriptor, _WRITTEN, 1)
     finally:
         os.close(descriptor)
-    return _writing_process(path) or (_any_process(path) if locked else None)
+    user = _writing_process(path) or (_any_process(path) if locked else None)
+    return user or _loop_device(path, writable=True) or _mount(path)
+
+
+def is_image(descriptor: int) -> bool:
+    """Whether what is open can be an image at all: a regular file or a block device."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def _opened(path: str) -> int:
@@ -157,13 +197,13 @@ def _locked(descriptor: int, first: int, count: int) -> bool:
 
 
 def _any_process(path: str) -> User:
-    """A process that has it open, those first that may write to it."""
-    found = sorted(_processes(path), key=lambda item: not item[1])
-    return _named(found[0][0]) if found else User()
+    """A process that has it open, those first that have locked it, then those that may write."""
+    found = sorted(_processes(path), key=lambda item: (item.locks, item.writes), reverse=True)
+    return _named(found[0].process) if found else User()
 
 
 def _writing_process(path: str) -> User | None:
-    return next((_named(process) for process, writes in _processes(path) if writes), None)
+    return next((_named(found.process) for found in _processes(path) if found.writes), None)
 
 
 def _named(process: int) -> User:
@@ -175,8 +215,17 @@ def _named(process: int) -> User:
     return User("".join(letter if letter.isprintable() else "?" for letter in said), process)
 
 
-def _processes(path: str) -> Iterator[tuple[int, bool]]:
-    """The other processes that have a file open, each with whether it may write to it."""
+@dataclass(frozen=True)
+class _Opener:
+    """A process that has a file open, whether it may write to it, and whether it has locked it."""
+
+    process: int
+    writes: bool
+    locks: bool
+
+
+def _processes(path: str) -> Iterator[_Opener]:
+    """The other processes that have a file open, once for each time that they have."""
     wanted = os.stat(path)
     name = os.path.basename(os.path.realpath(path))
     for process in _numbers("/proc"):
@@ -189,7 +238,7 @@ def _processes(path: str) -> Iterator[tuple[int, bool]]:
                 if os.path.basename(os.readlink(place)) != name:
                     continue
                 if _same(os.stat(place), wanted):
-                    yield process, _may_write(process, number)
+                    yield _opener(process, number)
 
 
 def _numbers(folder: str) -> list[int]:
@@ -205,18 +254,40 @@ def _same(found: os.stat_result, wanted: os.stat_result) -> bool:
     return os.path.samestat(found, wanted)
 
 
-def _may_write(process: int, number: int) -> bool:
+def _opener(process: int, number: int) -> _Opener:
+    """What proc_pid_fdinfo(5) says of a descriptor."""
+    writes = locks = False
     for line in Path(f"/proc/{process}/fdinfo/{number}").read_text().splitlines():
         if line.startswith("flags:"):
-            return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
-    return False
+            writes = int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+        locks = locks or line.startswith("lock:")
+    return _Opener(process, writes, locks)
 
 
-def _loop_device(path: str) -> User | None:
-    """The loop device that a file is behind: the kernel has it open, no process."""
+def _mount(path: str) -> User | None:
+    """The file system that is mounted from a block device, if it may be written."""
+    found = os.stat(path)
+    if not stat.S_ISBLK(found.st_mode):
+        return None
+    number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        words = line.split()
+        if words[2] == number and words[-1].split(",")[0] == "rw":
+            return User(f"the file system at {words[4]}")
+    return None
+
+
+def _loop_device(path: str, *, writable: bool = False) -> User | None:
+    """The loop device that a file is behind: the kernel has it open, no process.
+
+    Args:
+        path: of the file.
+        writable: only one that takes writes.
+    """
     place = os.path.realpath(path)
     for item in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # it was detached meanwhile
-            if item.read_bytes().rstrip(b"\n") == os.fsencode(place):
+            same = item.read_bytes().rstrip(b"\n") == os.fsencode(place)
+            if same and not (writable and (item.parents[1] / "ro").read_bytes() == b"1\n"):
                 return User(f"/dev/{item.parents[1].name}")
     return None

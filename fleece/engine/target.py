@@ -26,7 +26,7 @@ from fleece.engine.dress import dress
 from fleece.errors import TargetError
 from fleece.folder import Folder
 from fleece.naming import name_new
-from fleece.programs import child_environment, program
+from fleece.programs import child_environment, file_name, program
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def create_qcow2(path: str, size: int, *, where: str, backing: str | None = None
             hint="restore to raw",
         )
     words = [] if backing is None else ["-b", backing, "-F", ImageFormat.QCOW2.value]
-    qemu_img("create", "-q", "-f", "qcow2", *words, "--", path, str(size), where=where)
+    qemu_img("create", "-q", "-f", "qcow2", *words, "--", file_name(path), str(size), where=where)
 
 
 def qemu_img(*words: str, where: str) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import program, server_environment
+from fleece.programs import file_name, program, server_environment
 
 _START_LIMIT = 20.0
 """Seconds that qemu-nbd may take until it listens."""
@@ -52,7 +52,7 @@ def served_image(
         ]
         command += [] if writable else ["--read-only"]
         process = subprocess.Popen(
-            [*dies_with_parent(), *command, "--", path],
+            [*dies_with_parent(), *command, "--", file_name(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
