@@ -279,6 +279,32 @@ def test_a_chain_of_another_guest_is_not_imported_beside_the_own(guests: Guests)
     assert (done.returncode, new.exists()) == (2, False)
 
 
+def test_an_encrypted_store_hides_it_and_knows_it(guests: Guests) -> None:
+    first = guests.start(guests.image(1), ONE, "a-name-of-its-own")
+    key = guests.folder / "key"
+    key.write_bytes(os.urandom(32))
+    sealed = guests.folder / "sealed"
+    words = ("--key-file", key)
+    first.backup("--encrypt", *words, store=sealed).succeeded()
+    for delta in sealed.rglob("*.fleece"):
+        assert ONE.encode() not in delta.read_bytes()
+        assert b"a-name-of-its-own" not in delta.read_bytes()
+    second = guests.start(guests.image(2), OTHER)
+    second.backup(*words, store=sealed).failed(4, "of another guest", ONE)
+
+
+def test_a_merged_point_is_still_the_guests(guests: Guests) -> None:
+    first = guests.start(guests.image(1), ONE)
+    for place in range(3):
+        _write(first, place)
+        first.backup().succeeded()
+    first.engine.run("merge", first.store, "latest").succeeded()
+    first.engine.run("prune", first.store, "--keep-last", "1").succeeded()
+    assert first.points() == 1
+    assert _identity(first) == GuestIdentity(ONE, None)
+    guests.start(guests.image(2), OTHER).backup().failed(4, "of another guest", ONE)
+
+
 def test_a_point_of_a_library_user_can_have_an_identity(guests: Guests) -> None:
     scene = guests.start(guests.image(1), ONE, "web")
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:

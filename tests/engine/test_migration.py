@@ -263,9 +263,10 @@ def test_a_migration_during_a_backup_never_harms_the_point(fleecing: str, pair: 
     pair.here.check_exact()
 
 
+@pytest.mark.parametrize("state", ["postmigrate", "inmigrate", "colo", "teleported"])
 @pytest.mark.parametrize("when", ["look", "check"])
 def test_a_point_whose_guest_left_is_lost(
-    when: str, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: str, when: str, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No QEMU of today completes a migration beside a point; one that did would be noticed."""
     with Machine([disk], monitors=2) as qemu:
@@ -274,7 +275,10 @@ def test_a_point_whose_guest_left_is_lost(
             (found,) = source.inventory().disks
             wanted = [fleece.Wanted(found, None)]
             with source.point("deadbeef", 1, "0123456789", wanted) as point:
-                monkeypatch.setattr(presence, "run_state", lambda monitor: "postmigrate")
+                monkeypatch.setattr(presence, "run_state", lambda monitor: "finish-migrate")
+                point.look(crossed=False)
+                point.check()
+                monkeypatch.setattr(presence, "run_state", lambda monitor: state)
                 with pytest.raises(fleece.PointError, match="lost its guest while"):
                     point.check() if when == "check" else point.look(crossed=False)
         scene.nothing_left()

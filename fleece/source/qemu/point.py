@@ -23,7 +23,7 @@ from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
-from fleece.source.qemu.presence import absence
+from fleece.source.qemu.presence import departure
 from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
@@ -138,7 +138,7 @@ class QemuPoint:
 
     def _check_guest(self) -> None:
         """Another QEMU that has the guest writes to the disks past what holds the point."""
-        reason = absence(self._monitor)
+        reason = departure(self._monitor)
         if reason is not None:
             raise PointError(
                 f"QEMU lost its guest while the point was read: {reason}",

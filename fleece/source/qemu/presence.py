@@ -47,6 +47,10 @@ _ABSENT = {
 _AT_REST = frozenset({"none", _COMPLETED, "failed", "cancelled"})
 """The states (QAPI `MigrationStatus`) of a migration that does not go on."""
 
+_PASSING = frozenset({"finish-migrate", "save-vm"})
+"""Of these, those in which nobody else has the disks yet. A migration that cannot end, because of
+the point, passes through the first."""
+
 _LATE = "late-block-activate"
 """The capability (QAPI `MigrationCapability`) that gives a guest its disks when it first runs."""
 
@@ -71,7 +75,16 @@ def _uuid(monitor: Monitor) -> str | None:
 
 def absence(monitor: Monitor) -> str | None:
     """Why a QEMU's disks are not its guest's now, in one clause; None: they are."""
+    return _why_absent(run_state(monitor))
+
+
+def departure(monitor: Monitor) -> str | None:
+    """Why another QEMU may have written to the disks of a point by now; None: none can have."""
     state = run_state(monitor)
+    return None if state in _PASSING else _why_absent(state)
+
+
+def _why_absent(state: str | None) -> str | None:
     if state is None or state in _PRESENT:
         return None
     return _ABSENT.get(state, f"it is in the state {state}, which fleece does not know")
