@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -92,13 +93,24 @@ def _check(folder: Folder, descriptor: int, allowed: int) -> None:
         allowed |= 0o060
     if around.st_mode & stat.S_IWOTH:
         allowed |= 0o066
-    if found.st_mode & 0o066 & ~allowed:
+    if found.st_mode & 0o066 & ~allowed and not _mount_decides(folder, found):
         raise StoreError(
             f"can be held by users who may not write there (mode {found.st_mode & 0o777:04o}, "
             f"owner {found.st_uid}, {found.st_nlink} names)",
             where=folder.path / LOCK,
             hint="remove it while no backup of this guest runs",
         )
+
+
+def _mount_decides(folder: Folder, lock: os.stat_result) -> bool:
+    """Whether files have the lock's owner and mode whoever makes them: a removal would not help."""
+    name = f"{LOCK}{secrets.token_hex(8)}"
+    os.close(folder.new_file(name))
+    try:
+        made = folder.stat(name)
+    finally:
+        folder.remove(name)
+    return (made.st_uid, made.st_mode) == (lock.st_uid, lock.st_mode)
 
 
 def _lock(folder: Folder, descriptor: int, guest: str, patience: Patience) -> None:

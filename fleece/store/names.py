@@ -86,7 +86,7 @@ def of_guest(found: Found) -> bool:
     """Whether a lock, or a folder that is no finished point, is fleece's."""
     if found.kind is Kind.FOLDER:
         return found.name.startswith((PARTIAL, DROPPED))
-    return found.kind is Kind.FILE and found.name == LOCK
+    return found.kind is Kind.FILE and found.name.startswith(LOCK)
 
 
 def of_point(found: Found) -> bool:

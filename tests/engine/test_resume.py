@@ -254,6 +254,22 @@ def test_another_scratch_folder_does_not_matter(tmp_path: Path) -> None:
         goes_on(scene, frozen, point, "--scratch", elsewhere)
 
 
+def test_what_is_not_fleeces_in_the_partial_folder_does_not_matter(tmp_path: Path) -> None:
+    """A NAS looks at each file, NFS keeps what somebody has open."""
+    with dirty_pair(tmp_path) as (scene, frozen):
+        point = killed(scene)
+        (folder,) = scene.store.glob("*/.partial-*")
+        (folder / "@eaDir" / "d0.fleece").mkdir(parents=True)
+        (folder / "._d0.fleece").write_bytes(b"\0\5\x16\7")
+        (folder / ".nfs0000000000000001").write_bytes(b"")
+        (folder / "linked.fleece").symlink_to("/etc/passwd")
+        goes_on(scene, frozen, point)
+        said = scene.engine.run("status", scene.store, "--json").succeeded()
+        names = {Path(line["path"]).name for line in said.named("foreign")}
+        assert names == {"@eaDir", "._d0.fleece", ".nfs0000000000000001", "linked.fleece"}
+        next_is_exact(scene)
+
+
 def _partials(scene: Scene) -> list[Path]:
     return sorted(scene.store.glob("*/.partial-*/*.fleece"))
 

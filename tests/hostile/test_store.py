@@ -674,6 +674,25 @@ def test_a_strangers_lock_that_anybody_can_open_is_refused(readable: Path) -> No
         pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="needs bindfs")
+def test_where_the_mount_decides_who_owns_files_locks_work(pattern: Path, tmp_path: Path) -> None:
+    """As a share of a NAS that is mounted for one user, and backed up to by root."""
+    path, mounted = tmp_path / "store", tmp_path / "mounted"
+    shutil.copytree(pattern, path)
+    mounted.mkdir()
+    options = ("--force-user=1000", "--perms=0755", "--chmod-ignore", "--chown-ignore")
+    subprocess.run(["bindfs", *options, path, mounted], check=True)
+    try:
+        for _ in range(2):
+            with FolderStore(mounted).locked(GUEST):
+                assert (mounted / GUEST / ".lock").stat().st_uid == 1000
+        assert [item.name for item in path.rglob(".lock*")] == [".lock"]
+        _backup(FolderStore(mounted), b"")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
 def test_a_lock_that_has_another_name_is_not_written_to(
     pattern: Path, victim: Victim, tmp_path: Path
 ) -> None:
