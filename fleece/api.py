@@ -67,6 +67,7 @@ from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.terminal import shown
@@ -181,6 +182,7 @@ __all__ = (
     "examine_host",
     "format_by_name",
     "import_delta",
+    "init",
     "mapped_extents",
     "merge",
     "open_delta",

@@ -245,6 +245,7 @@ def demo(folder: Path, broken: str | None) -> None:
         for name, size, fmt in DISKS
     ]
     store = folder / "store"
+    fleece("init", store)
     points, copies = take_points(files, disks, folder, store)
     break_something(broken, "delta", max(store.rglob("*vd-a*.fleece"), key=_size))
     checked = fleece("verify", store)

@@ -121,7 +121,8 @@ def import_delta(
             with contextlib.suppress(BlockingIOError):
                 return os.read(_STDIN, length)
 
-    result = fleece.import_delta(store, read, secret, output.listen, cancel, adopt=adopt)
+    place = fleece.FolderStore(store, secret)
+    result = fleece.import_delta(place, read, output.listen, cancel, adopt=adopt)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"
     )

@@ -39,6 +39,32 @@ def _bytes(option: str, text: str) -> int:
     return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
 
 
+def init(
+    output: Output,
+    cancel: CancelToken,
+    store: str,
+    hash_name: str | None,
+    encrypt: bool,
+    permissions: int,
+    like: str | None,
+    secret: fleece.Secret | None,
+) -> None:
+    """`fleece init STORE`."""
+    choice = None if hash_name is None else fleece.HashChoice(hash_name)
+    made = fleece.init(store, secret, fleece.StoreWishes(choice, encrypt, permissions), like)
+    marker = made.marker
+    kind = "encrypted" if marker.encrypted else "not encrypted"
+    output.succeed(
+        f"{store} is a store now: {kind}, hash {marker.hash}, files of mode {marker.mode:04o}",
+        store=store,
+        id=made.id,
+        hash=marker.hash,
+        encrypted=marker.encrypted,
+        key=None if marker.terms is None else marker.terms.derivation.name.lower(),
+        mode=f"{marker.mode:04o}",
+    )
+
+
 def backup(
     output: Output,
     cancel: CancelToken,
@@ -59,8 +85,6 @@ def backup(
     jobs: int | None,
     rate: str | None,
     resume: bool,
-    hash_name: str | None,
-    encrypt: bool,
     secret: fleece.Secret | None,
     stream: str | None,
 ) -> None:
@@ -85,13 +109,13 @@ def backup(
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
     elif require_freeze:
         raise UsageError("--require-freeze goes with --guest-agent")
-    wishes = fleece.StoreWishes(fleece.HashChoice(hash_name) if hash_name else None, encrypt)
     with contextlib.ExitStack() as stack:
         sink = None
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        opened = stack.enter_context(open_source(source, scratch, scratch_limit, fleecing))
-        place = fleece.FolderStore.open_or_create(store, secret, wishes)
+        origin = open_source(source, scratch, scratch_limit, fleecing)
+        place = fleece.FolderStore(store, secret)
+        opened = stack.enter_context(origin)
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,14 +12,12 @@ from fleece.delta.reader import DeltaReader
 from fleece.engine.bond import check_taken_in
 from fleece.engine.pool import Counter
 from fleece.engine.verify import check_delta
-from fleece.errors import StoreError, UsageError
-from fleece.fileblob import stored_file
-from fleece.keys import Secret
+from fleece.errors import StoreError
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.folder import FolderStore, is_free, spooled
+from fleece.store.folder import FolderStore
 from fleece.store.lock import Patience
-from fleece.store.marker import Marker
 from fleece.store.sink import DeltaFile
+from fleece.store.spool import spooled
 
 _PIECE = 1 << 20
 _PATIENCE = 60.0
@@ -50,9 +47,8 @@ class ImportResult:
 
 
 def import_delta(
-    path: str | os.PathLike[str],
+    store: FolderStore,
     read: Callable[[int], bytes],
-    secret: Secret | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
     *,
@@ -61,9 +57,8 @@ def import_delta(
     """Read a delta to its end, check every byte and all that it builds on, then store it.
 
     Args:
-        path: the store; where there is none, one is made that has the delta's hash and protection.
+        store: takes it; it has the delta's hash and key (`init` can make it so: `like`).
         read: gives up to that many bytes, none at the end; `BinaryIO.read` does.
-        secret: the key file or passphrase of a store with a key.
         listener: hears `Progress` and `Committed`.
         cancel: stops it; nothing is left.
         adopt: it joins the points of another guest.
@@ -75,28 +70,19 @@ def import_delta(
         StoreError: what it builds on is not in the store, or the store has another of its kind.
     """
     cancel = cancel or CancelToken()
-    store = None if is_free(path) else FolderStore(path, secret)
-    if store is None and adopt:
-        raise UsageError("there is nothing to adopt: the store is new", where=path)
-    with spooled(path) as file:
+    with spooled(store.access.root) as file:
         _spool(file, read, cancel)
-        with DeltaReader(stored_file(str(file.path)), secret) as delta:
-            new = store is None
-            if store is None:
-                if delta.header.parent is not None:
-                    raise StoreError("is new, and the delta builds on another", where=path)
-                _check(delta, None, listener, cancel)
-                store = FolderStore.create(path, Marker.like(delta), secret)
-            store.access.check(delta)
-            with store.locked(delta.header.guest, Patience(_PATIENCE, cancel)):
-                return _take_in(store, file, delta, new, listener, cancel, adopt)
+        with (
+            store.access.open(str(file.path)) as delta,
+            store.locked(delta.header.guest, Patience(_PATIENCE, cancel)),
+        ):
+            return _take_in(store, file, delta, listener, cancel, adopt)
 
 
 def _take_in(
     store: FolderStore,
     file: DeltaFile,
     delta: DeltaReader,
-    checked: bool,
     listener: events.Listener,
     cancel: CancelToken,
     adopt: bool,
@@ -113,7 +99,7 @@ def _take_in(
             with catalogue.chain(parents[0]) as older:
                 Chain([delta, *older.deltas])
                 _check(delta, older, listener, cancel)
-        elif not checked:
+        else:
             _check(delta, None, listener, cancel)
         place = str(store.take_in(file, entry, next(iter(disks.values()), None)))
         listener(events.Committed(head.point.id))

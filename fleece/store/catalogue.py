@@ -26,6 +26,7 @@ from fleece.store.order import moment_of, oldest_first
 from fleece.store.root import Root
 
 LATEST = "latest"
+_ALIKE = "'fleece init --like' makes a store that takes the deltas of another"
 
 _File = TypeVar("_File", bound=RecordFile)
 
@@ -95,7 +96,9 @@ class Access:
         try:
             file = kind(self.root.blob(path), self.secret)
         except WrongKey as error:
-            raise DeltaError("is protected by another key than its store", where=path) from error
+            raise DeltaError(
+                "is protected by another key than its store", where=path, hint=_ALIKE
+            ) from error
         try:
             self.check(file)
         except DeltaError:
@@ -107,7 +110,9 @@ class Access:
         """Raise `DeltaError` unless an open delta is of this store's kind."""
         if delta.protection != self.protection or delta.geometry.algorithm.name != self.algorithm:
             raise DeltaError(
-                "is not protected as its store is, or has another hash", where=delta.where
+                "is not protected as its store is, or has another hash",
+                where=delta.where,
+                hint=_ALIKE,
             )
 
     def read_entry(self, path: str) -> Entry:

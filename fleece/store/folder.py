@@ -9,27 +9,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from fleece.errors import DeltaError, StoreError
-from fleece.folder import PRIVATE_FILE, PRIVATE_FOLDER, Folder, Kind
+from fleece.folder import Folder
 from fleece.keys import Secret
-from fleece.naming import name_new
 from fleece.store import notes, spool
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
 from fleece.store.errors import store_errors
 from fleece.store.listing import look
 from fleece.store.lock import Patience, held
-from fleece.store.marker import Marker, StoreWishes
-from fleece.store.names import MARKER, NEW_MARKER, PARTIAL, SPOOL, final_name, is_furniture
+from fleece.store.marker import Marker
+from fleece.store.names import MARKER, PARTIAL, final_name
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint, partials, unfinished
 from fleece.store.removal import remove_folder
 from fleece.store.root import Root
 from fleece.store.sink import DeltaFile
 
 _LONGEST_MARKER = 4096
+_HINT = "is its file system mounted? 'fleece init' makes a new store"
 
 
 class FolderStore:
@@ -56,47 +55,8 @@ class FolderStore:
         self.id = self.marker.id
         self.protection = self.marker.protection(secret, self.where)
         self.algorithm = self.marker.algorithm(self.protection)
-        self._root = Root(self.path)
+        self._root = Root(self.path, self.marker.mode)
         self.access = Access(self._root, secret, self.protection, self.algorithm.name)
-
-    @staticmethod
-    def open_or_create(
-        path: str | os.PathLike[str],
-        secret: Secret | None = None,
-        wishes: StoreWishes | None = None,
-    ) -> FolderStore:
-        """Open a store; make one where nothing or an empty folder is.
-
-        Args:
-            path: the folder.
-            secret: the key file or passphrase of a store with a key.
-            wishes: how a new store shall be; an existing one must be so.
-
-        Raises:
-            StoreError: something else is there.
-            UsageError: the wishes contradict the secret, or the store that is there.
-        """
-        wishes = wishes or StoreWishes()
-        store = (
-            FolderStore.create(path, Marker.new(wishes, secret), secret)
-            if is_free(path)
-            else FolderStore(path, secret)
-        )
-        store.marker.check(wishes, store.where)
-        return store
-
-    @staticmethod
-    def create(path: str | os.PathLike[str], marker: Marker, secret: Secret | None) -> FolderStore:
-        """Make a store where nothing is (`is_free`); if others do so too, the first one's holds."""
-        folder = Path(path)
-        with store_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with Folder.open(folder.parent) as parent, contextlib.suppress(FileExistsError):
-                parent.make_folder(folder.name).close()
-                parent.sync()
-            with Folder.open(folder) as made:
-                _place_marker(made, marker.to_text(), PRIVATE_FILE)
-        return FolderStore(folder, secret)
 
     def catalogue(self) -> Catalogue:
         """Read every delta's own words.
@@ -232,7 +192,7 @@ def _read_marker(path: Path) -> Marker:
         try:
             folder = Folder.open(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError("there is no store here", where=path) from None
+            raise StoreError("there is no store here", where=path, hint=_HINT) from None
     with folder:
         try:
             return Marker.of_text(folder.read(MARKER, _LONGEST_MARKER).decode())
@@ -240,68 +200,10 @@ def _read_marker(path: Path) -> Marker:
             raise StoreError(
                 f"this folder is no fleece store (it has no {MARKER})",
                 where=path,
-                hint="a new store is made in a folder that is empty or not there yet",
+                hint=_HINT,
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             text = error.strerror if isinstance(error, OSError) else str(error)
             raise StoreError(
                 f"the store's marker cannot be read ({text})", where=path / MARKER
             ) from error
-
-
-def is_free(path: str | os.PathLike[str]) -> bool:
-    """Whether a store can be made: nothing is there, or nothing that anybody has put there.
-
-    What file systems and NASes have in an empty folder does not count, nor what a killed attempt
-    to make a store left.
-    """
-    with store_errors(path):
-        try:
-            folder = Folder.open(path)
-        except FileNotFoundError:
-            return True
-        except NotADirectoryError:
-            return False
-        with folder:
-            return all(
-                is_furniture(found)
-                or (found.kind is Kind.FILE and found.name.startswith((NEW_MARKER, SPOOL)))
-                for found in folder.entries()
-            )
-
-
-@contextlib.contextmanager
-def spooled(path: str | os.PathLike[str]) -> Iterator[DeltaFile]:
-    """A file, in a store's folder or what shall become one, for a delta that is not known yet.
-
-    A folder that was made for it and did not become a store is gone afterwards.
-    """
-    folder = Path(path)
-    with store_errors(folder):
-        new = not folder.exists()
-        folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-    try:
-        with spool.spooled(Root(folder)) as file:
-            yield file
-    finally:
-        with contextlib.suppress(OSError):
-            if new and is_free(folder):
-                folder.rmdir()
-
-
-def _place_marker(folder: Folder, text: str, mode: int) -> None:
-    """Write the marker if none is there; another process may do so at the same time."""
-    temporary = f"{NEW_MARKER}{secrets.token_hex(8)}"
-    try:
-        folder.put_new(temporary, text.encode(), mode)
-        # If it is gone, or the name is taken, another process has placed one.
-        with contextlib.suppress(FileExistsError, FileNotFoundError):
-            name_new(temporary, MARKER, folder.descriptor)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            folder.remove(temporary)
-    for found in folder.entries():
-        if found.name.startswith(NEW_MARKER) and found.kind is Kind.FILE:
-            with contextlib.suppress(FileNotFoundError):
-                folder.remove(found.name)
-    folder.sync()

@@ -8,8 +8,8 @@ import uuid
 from dataclasses import dataclass
 
 from fleece.delta.protection import CIPHER, Protection
-from fleece.delta.reader import DeltaReader
 from fleece.errors import UsageError
+from fleece.folder import PRIVATE_FILE
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, by_name, keyed_blake3
 from fleece.keys import (
     ID_SIZE,
@@ -25,6 +25,8 @@ from fleece.keys import (
 _FORMAT = "fleece store"
 _VERSION = 1
 _KEYED = "blake3-keyed"
+_MODES = (PRIVATE_FILE, 0o640, 0o660, 0o644, 0o664)
+"""Permissions that files of a store can have: nobody but its owner and its group ever writes."""
 
 
 class HashChoice(enum.StrEnum):
@@ -36,15 +38,19 @@ class HashChoice(enum.StrEnum):
 
 @dataclass(frozen=True)
 class StoreWishes:
-    """How a new store shall be made; an existing one must be so already.
+    """How a new store shall be made.
 
     Attributes:
-        hash: None: xxh3-128, or what the store has.
+        hash: None: xxh3-128.
         encrypt: its deltas are encrypted; needs a secret.
+        mode: permissions of its files: the owner reads and writes; group and others may read, the
+            group may write. Its folders can be entered by whoever may read. A folder's mode
+            (0750) stands for that of its files (0640).
     """
 
     hash: HashChoice | None = None
     encrypt: bool = False
+    mode: int = PRIVATE_FILE
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,19 @@ class Marker:
         hash: the algorithm's name in the deltas' headers.
         encrypted: deltas are encrypted.
         terms: of the store's key; None: it has none.
+        mode: permissions of the store's files.
     """
 
     id: str
     hash: str
     encrypted: bool
     terms: KeyTerms | None
+    mode: int = PRIVATE_FILE
+
+    @property
+    def folder_mode(self) -> int:
+        """Permissions of the store's folders."""
+        return _folder_mode(self.mode)
 
     @staticmethod
     def new(wishes: StoreWishes, secret: Secret | None) -> Marker:
@@ -70,29 +83,29 @@ class Marker:
         Raises:
             UsageError: the wishes and the secret do not fit together.
         """
-        name = (wishes.hash or HashChoice.XXH3_128).value
+        name, mode = (wishes.hash or HashChoice.XXH3_128).value, _file_mode(wishes.mode)
         if secret is None:
             if wishes.encrypt:
                 raise UsageError("encryption needs a key", hint="--key-file or --passphrase-file")
-            return Marker(uuid.uuid4().hex, name, False, None)
+            return Marker(uuid.uuid4().hex, name, False, None, mode)
         if name == BLAKE3.name:
             name = _KEYED
         elif not wishes.encrypt:
             raise UsageError(
                 f"a key without a use: {name} takes none", hint="--encrypt, or --hash blake3"
             )
-        return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms)
+        return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms, mode)
 
     @staticmethod
-    def like(delta: DeltaReader) -> Marker:
-        """The marker of a new store that such a delta can live in."""
-        protection = delta.protection
-        return Marker(
-            uuid.uuid4().hex,
-            delta.geometry.algorithm.name,
-            protection is not None and protection.encrypted,
-            None if protection is None else protection.key.terms,
-        )
+    def like(algorithm: str, protection: Protection | None, mode: int) -> Marker:
+        """The marker of a new store that deltas of this hash and protection can live in.
+
+        Raises:
+            UsageError: the mode is none that files of a store can have.
+        """
+        encrypted = protection is not None and protection.encrypted
+        terms = None if protection is None else protection.key.terms
+        return Marker(uuid.uuid4().hex, algorithm, encrypted, terms, _file_mode(mode))
 
     def protection(self, secret: Secret | None, where: str) -> Protection | None:
         """What the store's deltas are protected by.
@@ -106,7 +119,7 @@ class Marker:
                 raise UsageError(
                     "a key was given, but this store has none: nothing in it is protected",
                     where=where,
-                    hint="a key is chosen when a store is made",
+                    hint="a key is chosen when a store is made, by 'fleece init'",
                 )
             return None
         if secret is None:
@@ -119,23 +132,6 @@ class Marker:
             return keyed_blake3(protection.key.of_hashes)
         return by_name(self.hash) or XXH3_128
 
-    def check(self, wishes: StoreWishes, where: str) -> None:
-        """Refuse wishes that an existing store does not fulfil.
-
-        Raises:
-            UsageError: it does not.
-        """
-        if wishes.encrypt and not self.encrypted:
-            raise UsageError(
-                "this store is not encrypted",
-                where=where,
-                hint="encryption is chosen when a store is made",
-            )
-        if wishes.hash is not None and self.hash.removesuffix("-keyed") != wishes.hash:
-            raise UsageError(
-                f"this store's hash is {self.hash}", where=where, hint="a store keeps its hash"
-            )
-
     def to_text(self) -> str:
         """The marker's JSON."""
         raw: dict[str, object] = {
@@ -145,6 +141,8 @@ class Marker:
             "hash": self.hash,
             "encryption": CIPHER if self.encrypted else None,
         }
+        if self.mode != PRIVATE_FILE:
+            raw["mode"] = _mode_text(self.mode)
         if self.terms is not None:
             raw["key"] = {
                 "derivation": self.terms.derivation.name.lower(),
@@ -174,7 +172,29 @@ class Marker:
             raise ValueError("no id")
         if not known or cipher not in (None, CIPHER) or (cipher is not None and terms is None):
             raise ValueError("a hash or a cipher that this version does not know")
-        return Marker(str(raw["id"]), str(name), cipher is not None, terms)
+        modes = {_mode_text(known): known for known in _MODES}
+        text = raw.get("mode", _mode_text(PRIVATE_FILE))
+        if not isinstance(text, str) or text not in modes:
+            raise ValueError("a mode that files of a store cannot have")
+        return Marker(str(raw["id"]), str(name), cipher is not None, terms, modes[text])
+
+
+def _file_mode(mode: int) -> int:
+    files = next((known for known in _MODES if mode in (known, _folder_mode(known))), None)
+    if files is None:
+        raise UsageError(
+            f"files of a store cannot have the mode {mode:04o}",
+            hint=f"one of {', '.join(_mode_text(known) for known in _MODES)}",
+        )
+    return files
+
+
+def _folder_mode(files: int) -> int:
+    return files | (files & 0o444) >> 2
+
+
+def _mode_text(mode: int) -> str:
+    return f"{mode:04o}"
 
 
 def _terms(raw: object) -> KeyTerms:

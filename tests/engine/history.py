@@ -12,6 +12,7 @@ from fleece.delta.header import ParentRef
 from fleece.delta.sink import Sink
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
+from fleece.store.init import init, is_free
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import LEAF, Change, OpenChain, applied, header, write_delta
 
@@ -70,7 +71,7 @@ class Guest:
 
     def _point(self, dirty: Mapping[str, Extents]) -> None:
         sequence = len(self.points) + 1
-        store = FolderStore.open_or_create(self.store)
+        store = init(self.store) if is_free(self.store) else FolderStore(self.store)
         with store.locked(self.name):
             partial = store.begin(self.name, f"{sequence:010x}", sequence)
             for name, extents in dirty.items():

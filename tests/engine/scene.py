@@ -25,6 +25,7 @@ import pytest
 
 import fleece
 from fleece.events import DiskPlanned, Event, Listener, ignore
+from fleece.store.init import is_free
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
@@ -287,9 +288,24 @@ class Scene:
             self._writers[key] = self.qemu.writer(node)
         return self._writers[key]
 
+    def init(self, *words: object, store: Path | None = None) -> None:
+        """`fleece init`, for a store that is not made as `place` makes it."""
+        INTACT.run("init", store or self.store, *words).succeeded()
+
+    def place(self, store: Path | None = None) -> Path:
+        """A store's folder; if there is no store yet, a plain one is made."""
+        path = store or self.store
+        if is_free(path):
+            fleece.init(path)
+        return path
+
+    def opened(self, store: Path | None = None) -> fleece.FolderStore:
+        """A store, opened; made if there is none yet."""
+        return fleece.FolderStore(self.place(store))
+
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
         """The words of a backup command."""
-        place = store or self.store
+        place = self.place(store)
         options = ("--guest", GUEST, "--scratch", self.scratch, "--json")
         return ("backup", self.source, place, *options, *words)
 
@@ -338,8 +354,7 @@ class Scene:
         options = fleece.BackupOptions(wish, GUEST, tuple(disks), resume=resume)
         way = fleece.Fleecing(fleecing)
         with fleece.QemuSource(str(self.qemu.qmp_socket), self.scratch, None, way) as source:
-            place = fleece.FolderStore.open_or_create(store or self.store)
-            return fleece.backup(source, place, options, listener, cancel)
+            return fleece.backup(source, self.opened(store), options, listener, cancel)
 
     def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
         """Restore a disk to a new raw file by the library."""

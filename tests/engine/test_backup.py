@@ -312,7 +312,7 @@ def test_a_machine_is_backed_up_by_its_device_names(tmp_path: Path) -> None:
     with Machine(disks, extra=["-name", "a guest/with: odd name"]) as qemu:
         scene = Scene(qemu, tmp_path)
         ran = scene.engine.run(
-            "backup", scene.source, scene.store, "--scratch", scene.scratch, "--json"
+            "backup", scene.source, scene.place(), "--scratch", scene.scratch, "--json"
         )
         result = ran.succeeded().result
         assert result["guest"] == "a guest/with: odd name"
@@ -320,7 +320,7 @@ def test_a_machine_is_backed_up_by_its_device_names(tmp_path: Path) -> None:
         scene.writer("d0").discard(0, 2 * MIB)
         scene.writer("d1").zero(MIB, MIB, unmap=True)
         ran = scene.engine.run(
-            "backup", scene.source, scene.store, "--scratch", scene.scratch, "--json"
+            "backup", scene.source, scene.place(), "--scratch", scene.scratch, "--json"
         )
         assert ran.succeeded().result["mode"] == "incremental"
         for node in qemu.disks:
@@ -388,7 +388,7 @@ def test_other_readers_see_the_point_in_the_export(scene: Scene) -> None:
 def test_the_default_scratch_folder_is_left_as_it_was(scene: Scene) -> None:
     before = sorted(Path("/var/tmp").iterdir())
     words = ("--guest", GUEST, "--json")
-    ran = scene.engine.run("backup", scene.source, scene.store, *words)
+    ran = scene.engine.run("backup", scene.source, scene.place(), *words)
     ran.succeeded()
     assert sorted(Path("/var/tmp").iterdir()) == before
 

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
 
-VERBS = ("backup", "clean", "doctor", "list", "info", "verify", "root", "restore")
+VERBS = ("init", "backup", "clean", "doctor", "list", "info", "verify", "root", "restore")
 FAN_OUT = 16
 
 
@@ -96,6 +97,8 @@ def test_version() -> None:
         ("backup", "qmp:x", "s", "--mode", "sometimes"),
         ("backup", "qmp:x", "s", "--level", "0"),
         ("backup", "qmp:x", "s", "--level", "one"),
+        ("backup", "qmp:x", "s", "--encrypt"),
+        ("backup", "qmp:x", "s", "--hash", "blake3"),
         ("restore", "s", "latest", "d0"),
         ("restore", "s", "latest", "d0", "t", "--format", "vmdk"),
         ("verify", "--against", "x"),
@@ -161,6 +164,84 @@ def test_json_may_be_asked_for_before_an_inner_verb_and_behind_it(kept: Scene) -
         assert ran.failed(2, "PATH").result["ok"] is False
 
 
+# ---- init ---------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_store_once(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    said = INTACT.run("init", store, "--json").succeeded().result
+    assert {name: said[name] for name in ("store", "hash", "encrypted", "key", "mode")} == {
+        "store": str(store),
+        "hash": "xxh3-128",
+        "encrypted": False,
+        "key": None,
+        "mode": "0600",
+    }
+    before = [(path.name, path.read_bytes()) for path in store.iterdir()]
+    INTACT.run("init", store, "--mode", "0640").failed(5, str(store), "is a store already")
+    assert [(path.name, path.read_bytes()) for path in store.iterdir()] == before
+    assert "points" in INTACT.run("list", store, "--json").succeeded().result
+
+
+def test_init_does_as_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(bytes(32))
+    words = ("--encrypt", "--hash", "blake3", "--mode", "0750", "--key-file", tmp_path / "key")
+    said = INTACT.run("init", tmp_path / "store", *words, "--json").succeeded().result
+    assert (said["hash"], said["encrypted"]) == ("blake3-keyed", True)
+    assert (said["key"], said["mode"]) == ("key_file", "0640")
+    assert "encrypted" in INTACT.run("init", tmp_path / "other", *words).succeeded().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--encrypt",), "encryption needs a key"),
+        (("--key-file", "KEY"), "a key without a use"),
+        (("--mode", "rw"), "permissions in octal digits"),
+        (("--mode", "0o640"), "permissions in octal digits"),
+        (("--mode", "0666"), "cannot have the mode 0666"),
+        (("--like", "OTHER", "--hash", "blake3"), "like another"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
+)
+def test_init_that_makes_no_sense_makes_nothing(
+    words: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(bytes(32))
+    fleece.init(tmp_path / "like")
+    real = {"KEY": tmp_path / "key", "OTHER": tmp_path / "like"}
+    ran = INTACT.run("init", tmp_path / "store", *(real.get(word, word) for word in words))
+    ran.failed(2, message)
+    assert not (tmp_path / "store").exists()
+
+
+def test_only_init_makes_a_store(scene: Scene, tmp_path: Path) -> None:
+    """An empty folder may be where a file system is not mounted."""
+    (tmp_path / "empty").mkdir()
+    for place, message in ((tmp_path / "none", "no store here"), (tmp_path / "empty", "no fleece")):
+        for words in (
+            ("backup", scene.source, place, "--scratch", scene.scratch),
+            ("backup", scene.source, place, "--scratch", scene.scratch, "--output", "-"),
+            ("audit", scene.source, place, "--scratch", scene.scratch),
+            ("list", place),
+            ("restore", place, "latest", "d0", tmp_path / "raw"),
+        ):
+            INTACT.run(*words).failed(5, message, "fleece init", "mounted?")
+        with (tmp_path / "input").open("w+b") as nothing:
+            ran = subprocess.run(
+                [sys.executable, "-m", "fleece", "import", place],
+                stdin=nothing,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert ran.returncode == 5
+        assert "fleece init" in ran.stderr
+    assert not (tmp_path / "none").exists()
+    assert not [*(tmp_path / "empty").iterdir()]
+    assert scene.segments() == []
+
+
 # ---- backup, list, info, clean, doctor ----------------------------------------------------------
 
 
@@ -198,7 +279,7 @@ def test_backup_tells_what_it_did(pair: Scene) -> None:
 
 
 def test_backup_for_people(scene: Scene) -> None:
-    words = ("backup", scene.source, scene.store, "--guest", GUEST, "--scratch", scene.scratch)
+    words = ("backup", scene.source, scene.place(), "--guest", GUEST, "--scratch", scene.scratch)
     ran = scene.engine.run(*words).succeeded()
     (root,) = re.findall(r"root ([0-9a-f]{32})", ran.out)
     assert re.search(r"point [0-9a-f]{10} of g is committed\n", ran.out)

@@ -75,7 +75,7 @@ def test_a_worker_is_one_client_however_many_disks_there_are(tmp_path: Path) -> 
         for n in range(_DISKS)
     ]
     with daemon(tmp_path, *disks) as scene:
-        store = fleece.FolderStore.open_or_create(scene.store)
+        store = fleece.init(scene.store)
         options = fleece.BackupOptions(guest=GUEST, audit=1.0)
         for _ in ("all is read", "all is audited"):
             with (

@@ -243,7 +243,7 @@ def test_a_stream_is_a_rescan(scene: Exchanged, tmp_path: Path) -> None:
         fleece.backup(source, store, options, heard.append, output=output)
     assert reasons(heard)["vd-d0"][0] == "rescan"
     with piped.open("rb") as read:
-        fleece.import_delta(scene.store, read.read)
+        fleece.import_delta(store, read.read)
     scene.exact(["vd-d0"])
 
 

@@ -729,7 +729,7 @@ def _held(scene: MachineScene, way: tuple[str, ...], number: int) -> Running:
     scratch = scene.scratch.with_name(f"scratch{number}")
     scratch.mkdir(exist_ok=True)
     socket = f"qmp:{scene.qemu.qmp_sockets[number]}"
-    store = scene.folder / f"store{number}"
+    store = scene.place(scene.folder / f"store{number}")
     words = ("backup", socket, store, "--guest", "g", "--scratch", scratch, "--json", *way)
     running = scene.slow("fleece.nbd.connection", "Connection.read", 50, *words)
     running.wait_event("point")
@@ -762,7 +762,7 @@ def test_no_filter_is_put_above_what_will_go(full_disk: MachineScene, way: tuple
     first = _held(full_disk, way, 0)
     words = ("--guest", "g", "--scratch", full_disk.scratch, "--json", *FILTER)
     second = f"qmp:{full_disk.qemu.qmp_sockets[1]}"
-    store = full_disk.folder / "other"
+    store = full_disk.place(full_disk.folder / "other")
     ran = INTACT.run("backup", second, store, *words).failed(4, "another backup or job is at work")
     assert ran.named("point") == []
     first.signal(signal.SIGCONT)

@@ -144,8 +144,7 @@ class Guest:
         scene = self.scene
         try:
             with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-                place = fleece.FolderStore.open_or_create(scene.store)
-                return fleece.backup(source, place, options, heard.append), heard
+                return fleece.backup(source, scene.opened(), options, heard.append), heard
         finally:
             self.heard = heard
 
@@ -356,8 +355,7 @@ def test_an_agent_that_comes_back_during_the_backup(guest: Guest) -> None:
 
     options = fleece.BackupOptions(guest=GUEST, agent=guest.reach)
     with fleece.QemuSource(str(guest.scene.qemu.qmp_socket), guest.scene.scratch) as source:
-        place = fleece.FolderStore.open_or_create(guest.scene.store)
-        assert fleece.backup(source, place, options, hear).frozen
+        assert fleece.backup(source, guest.scene.opened(), options, hear).frozen
     assert not guest.hangs()
     guest.scene.nothing_left()
 
@@ -450,7 +448,7 @@ def test_these_checks_can_fail(fault: Mutation, guest: Guest) -> None:
         "import fleece, sys, pathlib; "
         "s = fleece.QemuSource(sys.argv[1], pathlib.Path(sys.argv[2])); "
         "a = fleece.GuestAgent(sys.argv[4], answer_limit=.3, freeze_limit=.5, thaw_limit=1.5); "
-        "fleece.backup(s, fleece.FolderStore.open_or_create(sys.argv[3]), "
+        "fleece.backup(s, fleece.init(sys.argv[3]), "
         "fleece.BackupOptions(agent=a))"
     )
     scene = guest.scene

@@ -268,7 +268,7 @@ def test_a_chain_of_another_guest_is_not_imported_beside_the_own(guests: Guests)
     assert _import(first, delta, "--adopt")[0] == 0
     _write(first, 1)
     assert _mode(first.backup()) == "incremental"
-    new = guests.folder / "new"
+    new = fleece.init(guests.folder / "new").path
     done = subprocess.run(
         [sys.executable, "-m", "fleece", "import", str(new), "--adopt"],
         cwd=first.engine.root,
@@ -276,7 +276,7 @@ def test_a_chain_of_another_guest_is_not_imported_beside_the_own(guests: Guests)
         capture_output=True,
         check=False,
     )
-    assert (done.returncode, new.exists()) == (2, False)
+    assert (done.returncode, [*new.rglob("*.fleece")]) == (2, [])
 
 
 def test_an_encrypted_store_hides_it_and_knows_it(guests: Guests) -> None:

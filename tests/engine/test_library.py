@@ -338,7 +338,7 @@ import fleece
 warnings.simplefilter("error")
 before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 with fleece.QemuSource(sys.argv[1], Path(sys.argv[2])) as source:
-    fleece.backup(source, fleece.FolderStore.open_or_create(sys.argv[3]))
+    fleece.backup(source, fleece.init(sys.argv[3]))
 assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 assert threading.active_count() == 1, threading.enumerate()
 assert "argparse" not in sys.modules

@@ -56,7 +56,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, start: bytes) -> Path:
     """A store with the long chain, to be read alone."""
-    made = fleece.FolderStore.open_or_create(tmp_path_factory.mktemp("long") / "store")
+    made = fleece.init(tmp_path_factory.mktemp("long") / "store")
     long.fill(made, COUNT, guest=GUEST, disk=DISK, start=start)
     return made.path
 
@@ -177,7 +177,7 @@ def test_a_line_longer_than_qemu_opens_has_its_oldest_points_in_one_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     monkeypatch.setattr(backing, "MOST_IMAGES", 4)
-    store = fleece.FolderStore.open_or_create(tmp_path / "store")
+    store = fleece.init(tmp_path / "store")
     long.fill(store, 10, start=start)
     heard: list[str] = []
 
@@ -228,7 +228,7 @@ class Costs:
 
 
 def _made(folder: Path, count: int) -> fleece.FolderStore:
-    store = fleece.FolderStore.open_or_create(folder / str(count))
+    store = fleece.init(folder / str(count))
     long.fill(store, count)
     return store
 

@@ -114,7 +114,7 @@ def test_data_for_a_closed_output_is_refused(scene: Scene) -> None:
     ran = _run(*scene.words("--output", "-"), streams=">&-")
     assert ran.code == 2
     assert "standard output is closed" in json.loads(ran.err)["error"]
-    assert not scene.store.exists()
+    assert scene.segments() == []
     scene.take()
     for streams in (">&-", f"1<{os.devnull}"):
         ran = _run("restore", scene.store, "latest", "d0", "-", streams=streams)
@@ -128,6 +128,7 @@ def test_no_text_gets_into_data_when_standard_error_is_closed(
     delta, other = tmp_path / "delta", tmp_path / "other"
     taken = [word for word in scene.words("--output", "-") if word != "--json"]
     assert _run(*taken, *words, streams=f"2>&- >{delta}").code == 0
+    scene.place(other)
     assert _run("import", other, streams=f"<{delta}").code == 0
     scene.check_exact("d0", store=other)
     disk = tmp_path / "disk"

@@ -132,14 +132,15 @@ def test_deltas_are_the_same_as_those_that_are_pulled(scene: Scene, tmp_path: Pa
 def test_an_encrypted_store_takes_it(scene: Scene, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
-    scene.backup(*PUSH, "--encrypt", "--key-file", key).succeeded()
+    scene.init("--encrypt", "--key-file", key)
+    scene.backup(*PUSH, "--key-file", key).succeeded()
     scene.writer().write(0, b"y" * KIB64)
     scene.backup(*PUSH, "--key-file", key).succeeded()
     scene.engine.run("verify", scene.store, "--key-file", key).succeeded()
 
 
 def test_a_stream_takes_it(scene: Scene, tmp_path: Path) -> None:
-    words = ["backup", scene.source, scene.store, "--scratch", scene.scratch, "--output", "-"]
+    words = ["backup", scene.source, scene.place(), "--scratch", scene.scratch, "--output", "-"]
     command = [sys.executable, "-m", "fleece", *map(str, words), *PUSH]
     piped = tmp_path / "piped.fleece"
     with piped.open("wb") as output:
@@ -388,8 +389,7 @@ def _pushed(
     """By the library, in this process."""
     options = fleece.BackupOptions(transport=fleece.TransportWish.PUSH, rate=rate)
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-        place = fleece.FolderStore.open_or_create(scene.store)
-        return fleece.backup(source, place, options, listener, cancel)
+        return fleece.backup(source, scene.opened(), options, listener, cancel)
 
 
 def test_a_store_that_stands_still_costs_the_backup(

@@ -436,12 +436,12 @@ def test_a_partial_restore_brings_nothing_old_back(line: Line) -> None:
 
 def test_through_a_pipe_into_another_store(line: Line) -> None:
     """Each delta is taken in where its parent of another size is."""
-    other = line.scene.folder / "other"
+    other = fleece.init(line.scene.folder / "other")
     entry = fleece.FolderStore(line.scene.store).catalogue().find(line.points[-1]).disks[DISK]
     for part in reversed(fleece.FolderStore(line.scene.store).catalogue().line(entry)):
         with open(part.path, "rb") as file:
             fleece.import_delta(other, file.read)
-    line.scene.store = other
+    line.scene.store = other.path
     line.all_are_exact()
     assert line.scene.points() == len(HISTORY) * 2
 

@@ -29,7 +29,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     (tree / "large").write_bytes(random.Random(1).randbytes(MIB))
     phrase.write_text(PASSPHRASE)
     with daemon(folder, Disk(made.ext(folder / "ext4", 8 * MIB, tree), "vda", "raw")) as scene:
-        scene.backup("--encrypt", "--passphrase-file", phrase).succeeded()
+        scene.init("--encrypt", "--passphrase-file", phrase)
+        scene.backup("--passphrase-file", phrase).succeeded()
         yield scene
 
 

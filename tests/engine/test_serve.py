@@ -189,7 +189,8 @@ def test_an_encrypted_chain_is_served_with_its_key_alone(scene: Scene, short: Pa
     key = short / "key"
     key.write_bytes(b"k" * 32)
     words = ("--key-file", key)
-    scene.backup("--encrypt", "--hash", "blake3", *words).succeeded()
+    scene.init("--encrypt", "--hash", "blake3", *words)
+    scene.backup(*words).succeeded()
     for place in range(3):
         scene.writer().write(place << 20, b"%d" % place * LEAF)
         scene.writer().zero((place << 20) + (1 << 19), 1 << 16, unmap=False)

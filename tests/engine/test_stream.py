@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece.store.names import MARKER
 from tests.engine.history import Guest
 from tests.engine.scene import INTACT, KIB64, MIB, ROOT, MachineScene, Ran, Scene, daemon
 from tests.rig import images
@@ -78,7 +79,7 @@ def test_a_stream_is_a_delta_that_the_judges_take_and_that_restores_elsewhere(
         sys.executable, "-I", ROOT / "tools" / "read_delta.py", tmp_path / "read.raw", delta
     )
     scene.same_as_live("d0", tmp_path / "read.raw")
-    taken = _import(tmp_path / "other", delta).succeeded().result
+    taken = _import(scene.place(tmp_path / "other"), delta).succeeded().result
     assert taken["point"] == said["point"]
     scene.check_exact("d0", store=tmp_path / "other")
     assert _ids(scene.store) == []
@@ -179,7 +180,7 @@ def test_the_disks_of_a_point_come_one_by_one(tmp_path: Path) -> None:
         scene.writer("d1").write(0, os.urandom(KIB64))
         scene.take()
         points = fleece.FolderStore(scene.store).catalogue().points
-        other = tmp_path / "other"
+        other = scene.place(tmp_path / "other")
         for number, point in enumerate(points):
             first = _import(other, Path(point.disks["d1"].path)).succeeded().result
             assert first["missing"] == ["d0"]
@@ -229,22 +230,19 @@ def test_a_socket_takes_all_of_a_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 700, -200, -1])
 def test_a_cut_stream_is_refused_and_leaves_nothing(scene: Scene, tmp_path: Path, cut: int) -> None:
-    delta, store = tmp_path / "delta", tmp_path / "other"
+    delta, store = tmp_path / "delta", scene.place(tmp_path / "other")
     _export(scene, delta)
     delta.write_bytes(delta.read_bytes()[:cut])
     _import(store, delta).failed(fleece.ExitCode.STORE)
-    assert not store.exists()
+    assert [item.name for item in store.iterdir()] == [MARKER]
 
 
 def test_a_stream_with_one_bit_wrong_is_refused(scene: Scene, tmp_path: Path) -> None:
-    delta, store = tmp_path / "delta", tmp_path / "other"
+    delta, store = tmp_path / "delta", scene.place(tmp_path / "other")
     _export(scene, delta)
     raw = bytearray(delta.read_bytes())
     raw[len(raw) // 2] ^= 4
     delta.write_bytes(raw)
-    _import(store, delta).failed(fleece.ExitCode.STORE, "does not match its hash")
-    assert not store.exists()
-    fleece.FolderStore.open_or_create(store)
     _import(store, delta).failed(fleece.ExitCode.STORE, "does not match its hash")
     assert _ids(store) == []
 
@@ -254,10 +252,8 @@ def test_a_delta_whose_parent_is_not_there_is_refused(scene: Scene, tmp_path: Pa
     scene.writer().write(0, os.urandom(KIB64))
     child = tmp_path / "child"
     _export(scene, child)
-    _import(tmp_path / "new", child).failed(
-        fleece.ExitCode.STORE, "is new, and the delta builds on another"
-    )
-    fleece.FolderStore.open_or_create(tmp_path / "other")
+    _import(tmp_path / "new", child).failed(fleece.ExitCode.STORE, "no store here", "fleece init")
+    fleece.init(tmp_path / "other")
     _import(tmp_path / "other", child).failed(fleece.ExitCode.STORE, "is not in the store")
     assert not (tmp_path / "new").exists()
     assert [item.name for item in (tmp_path / "other").rglob("*.fleece")] == []
@@ -282,9 +278,8 @@ def test_something_else_is_no_store_to_import_into(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_import_left_is_removed_by_the_next(scene: Scene, tmp_path: Path) -> None:
-    delta, store = tmp_path / "delta", tmp_path / "other"
+    delta, store = tmp_path / "delta", scene.place(tmp_path / "other")
     _export(scene, delta)
-    store.mkdir()
     (store / ".import-0123456789abcdef").write_bytes(b"half a delta")
     _import(store, delta).succeeded()
     assert [item.name for item in store.iterdir() if item.name.startswith(".import")] == []
@@ -304,7 +299,8 @@ def test_everything_works_with_the_key_and_nothing_without(
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
     with_key = ("--key-file", key)
-    scene.backup(*words, *with_key).succeeded()
+    scene.init(*words, *with_key)
+    scene.backup(*with_key).succeeded()
     scene.writer().write(MIB, os.urandom(KIB64))
     assert scene.backup(*with_key).succeeded().result["mode"] == "incremental"
     scene.backup("--mode", "differential", *with_key).succeeded()
@@ -346,29 +342,51 @@ def test_everything_works_with_the_key_and_nothing_without(
 def test_a_wrong_passphrase_never_begins_a_new_chain(scene: Scene, tmp_path: Path) -> None:
     for name, text in (("right", "open sesame\n"), ("wrong", "open barley\n")):
         (tmp_path / name).write_text(text)
-    scene.backup("--encrypt", "--passphrase-file", tmp_path / "right").succeeded()
+    scene.init("--encrypt", "--passphrase-file", tmp_path / "right")
+    scene.backup("--passphrase-file", tmp_path / "right").succeeded()
     ran = scene.backup("--passphrase-file", tmp_path / "wrong")
     ran.failed(fleece.ExitCode.USAGE, "not the key that it was made with")
     assert len([*scene.store.rglob("*.fleece")]) == 1
     assert len([item for item in scene.store.iterdir() if item.is_dir()]) == 1
 
 
-def test_an_encrypted_stream_makes_a_store_of_its_kind(scene: Scene, tmp_path: Path) -> None:
+@pytest.mark.parametrize("like", ["the store", "the delta"])
+def test_an_encrypted_stream_goes_into_a_store_that_is_like_its_own(
+    scene: Scene, tmp_path: Path, like: str
+) -> None:
     key, delta, other = tmp_path / "key", tmp_path / "delta", tmp_path / "other"
     key.write_bytes(os.urandom(32))
-    _export(scene, delta, "--encrypt", "--key-file", key)
+    with_key = ("--key-file", key)
+    scene.init("--encrypt", *with_key)
+    _export(scene, delta, *with_key)
+    scene.init("--like", delta if like == "the delta" else scene.store, *with_key, store=other)
     _import(other, delta).failed(fleece.ExitCode.USAGE, "is protected by a key")
-    assert not other.exists()
-    _import(other, delta, "--key-file", key).succeeded()
-    INTACT.run("verify", other, "--key-file", key).succeeded()
-    plain = tmp_path / "plain"
-    fleece.FolderStore.open_or_create(plain)
+    _import(other, delta, *with_key).succeeded()
+    INTACT.run("verify", other, *with_key).succeeded()
+
+
+def test_an_encrypted_stream_does_not_go_into_a_store_of_another_key(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """The same secret makes another key for each store."""
+    key, delta = tmp_path / "key", tmp_path / "delta"
+    key.write_bytes(os.urandom(32))
+    scene.init("--encrypt", "--key-file", key)
+    _export(scene, delta, "--key-file", key)
+    scene.init("--encrypt", "--key-file", key, store=tmp_path / "other")
+    ran = _import(tmp_path / "other", delta, "--key-file", key)
+    ran.failed(fleece.ExitCode.STORE, "not protected as its store is", "init --like")
+    plain = scene.place(tmp_path / "plain")
+    _import(plain, delta).failed(fleece.ExitCode.STORE, "by another key than its store")
     _import(plain, delta, "--key-file", key).failed(fleece.ExitCode.USAGE, "this store has none")
+    for store in (tmp_path / "other", plain):
+        assert [item.name for item in store.iterdir()] == [MARKER]
 
 
 def test_more_than_one_key_is_refused(scene: Scene, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
-    ran = scene.backup("--encrypt", "--key-file", key, "--passphrase-file", key)
-    ran.failed(fleece.ExitCode.USAGE, "more than one key")
+    for verb in ("list", "init"):
+        ran = INTACT.run(verb, scene.store, "--key-file", key, "--passphrase-file", key)
+        ran.failed(fleece.ExitCode.USAGE, "more than one key")
     assert not scene.store.exists()

@@ -53,7 +53,7 @@ class Pair:
         """Start a slow backup by one of them, and hold it when its point is taken (`go_on`)."""
         scene = (self.one, self.two)[number]
         command = (
-            "backup", f"qmp:{self.qemu.qmp_sockets[number]}", scene.store, "--guest", GUEST,
+            "backup", f"qmp:{self.qemu.qmp_sockets[number]}", scene.place(), "--guest", GUEST,
             "--scratch", scene.scratch, "--json",
         )  # fmt: skip
         running = scene.slow("fleece.nbd.connection", "Connection.read", 100, *command)
@@ -158,8 +158,7 @@ def test_many_at_once(pair: Pair) -> None:
         try:
             for _ in range(10):
                 with fleece.QemuSource(str(pair.qemu.qmp_sockets[number]), scene.scratch) as source:
-                    place = fleece.FolderStore.open_or_create(scene.store)
-                    fleece.backup(source, place, fleece.BackupOptions(guest=GUEST))
+                    fleece.backup(source, scene.opened(), fleece.BackupOptions(guest=GUEST))
         except Exception as error:
             failed.append(error)
 

@@ -23,6 +23,7 @@ import pytest
 
 import fleece
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from tests.unit.kit import LEAF, Change, History, Stored, reassembled, records_of, store_history
 
 _HISTORY = History(
@@ -82,7 +83,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
 
 @pytest.fixture
 def small(stored: list[Stored], tmp_path: Path) -> Small:
-    store = FolderStore.open_or_create(tmp_path / "store")
+    store = init(tmp_path / "store")
     files = []
     for item in stored:
         folder = tmp_path / "store" / "web" / item.path.stem

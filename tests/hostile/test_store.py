@@ -41,6 +41,7 @@ from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.lock import Patience
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, write_delta
@@ -91,7 +92,7 @@ def _add(store: FolderStore, sequence: int, parent: Entry | None) -> None:
 
 def _made(path: Path) -> FolderStore:
     """Three points, with all notes that there are, and what a killed run left of a fourth."""
-    store = FolderStore.open_or_create(path)
+    store = init(path)
     with store.locked(GUEST):
         for sequence in (1, 2, 3):
             _add(store, sequence, _newest(store))
@@ -285,7 +286,7 @@ def _resume(store: FolderStore, incoming: bytes) -> None:
 
 
 def _import(store: FolderStore, incoming: bytes) -> None:
-    import_delta(store.path, io.BytesIO(incoming).read)
+    import_delta(store, io.BytesIO(incoming).read)
     _restored(store, 5, _id(5))
 
 
@@ -567,11 +568,11 @@ def test_a_store_is_made_where_there_is_only_what_a_file_system_has(
     name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "store" / name).mkdir(parents=True)
-    store = FolderStore.open_or_create(tmp_path / "store")
+    store = init(tmp_path / "store")
     assert store.catalogue().foreign == (str(tmp_path / "store" / name),)
     (tmp_path / "other" / "photos").mkdir(parents=True)
     with pytest.raises(StoreError):
-        FolderStore.open_or_create(tmp_path / "other")
+        init(tmp_path / "other")
 
 
 def _unprivileged(script: str, *arguments: object) -> str:
@@ -612,7 +613,7 @@ def test_all_that_is_made_is_private_whatever_the_umask(
 
 
 def test_a_guests_folder_keeps_the_group_of_a_shared_store(tmp_path: Path) -> None:
-    store = FolderStore.open_or_create(tmp_path / "store")
+    store = init(tmp_path / "store")
     store.path.chmod(0o2770)
     with store.locked(GUEST):
         assert (store.path / GUEST).stat().st_mode & stat.S_ISGID
@@ -756,7 +757,7 @@ def test_waiting_for_a_lock_can_be_cancelled(pattern: Path, tmp_path: Path) -> N
 def test_of_two_first_backups_at_once_both_find_the_guests_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = FolderStore.open_or_create(tmp_path / "store")
+    store = init(tmp_path / "store")
     real = Folder.make_folder
 
     def late(self: Folder, name: str, mode: int) -> Folder:

@@ -14,6 +14,7 @@ from fleece.errors import StoreError
 from fleece.extents import Extents
 from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.remains import line_of
 from fleece.tree import BlankDisk
 from tests.unit.kit import LEAF, header, write_delta
@@ -24,7 +25,7 @@ CONTENT = b"x" * LEAF
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
-    return FolderStore.open_or_create(tmp_path / "store")
+    return init(tmp_path / "store")
 
 
 def _fill(store: FolderStore, chain: str, month: int, days: list[int]) -> None:

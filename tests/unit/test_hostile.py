@@ -20,6 +20,7 @@ from fleece.delta.layout import MAX_PAGE, Tag, seal
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import XXH3_128
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.loose import open_delta
 from fleece.store.names import MARKER
 from fleece.tree import Geometry, Level
@@ -87,7 +88,7 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_pa
 
 
 def test_a_marker_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
-    store = FolderStore.open_or_create(tmp_path / "store")
+    store = init(tmp_path / "store")
     with open(store.path / MARKER, "r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match="marker cannot be read"):

@@ -34,6 +34,7 @@ from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, Wrong
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.loose import open_delta
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.store.names import MARKER
@@ -57,7 +58,7 @@ CHANGED = b"changed\n".ljust(LEAF, b"!") + DISK[LEAF:]
 
 def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -> FolderStore:
     """A store with a full and an incremental of one disk."""
-    store = FolderStore.open_or_create(folder, secret, wishes)
+    store = init(folder, secret, wishes)
     with store.locked(GUEST):
         _add(store, 1, DISK, Extents.whole(len(DISK)))
         _add(store, 2, CHANGED, DIRT)
@@ -226,25 +227,24 @@ def test_a_new_store_with_half_a_protection_is_not_made(
     wishes: StoreWishes, secret: Secret | None, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        FolderStore.open_or_create(tmp_path / "store", secret, wishes)
+        init(tmp_path / "store", secret, wishes)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("made", "asked", "message"),
-    [
-        (KEYED, ENCRYPTED, "is not encrypted"),
-        (ENCRYPTED, KEYED, "hash is xxh3-128"),
-        (KEYED, StoreWishes(HashChoice.XXH3_128), "hash is blake3-keyed"),
-    ],
-)
-def test_a_store_keeps_its_hash_and_its_protection(
-    made: StoreWishes, asked: StoreWishes, message: str, tmp_path: Path
+@EVERY
+def test_a_store_that_is_like_another_has_its_key_but_an_id_of_its_own(
+    wishes: StoreWishes, tmp_path: Path
 ) -> None:
-    FolderStore.open_or_create(tmp_path / "store", SECRET, made)
-    with pytest.raises(UsageError, match=message):
-        FolderStore.open_or_create(tmp_path / "store", SECRET, asked)
-    FolderStore.open_or_create(tmp_path / "store", SECRET)
+    store = _filled(tmp_path / "store", wishes)
+    for name, like in (("store's", store.path), ("delta's", _paths(store)[0])):
+        made = init(tmp_path / name, SECRET, like=like)
+        assert (made.protection, made.algorithm) == (store.protection, store.algorithm)
+        assert made.id != store.id
+        with pytest.raises(WrongKey, match="not the key"):
+            init(tmp_path / "other", OTHER, like=like)
+        with pytest.raises(UsageError, match="like another"):
+            init(tmp_path / "other", SECRET, wishes, like=like)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 31, b"x" * (1 << 20) + b"x"])
@@ -326,7 +326,7 @@ def test_no_key_file_is_a_usage_error(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_marker_that_makes_no_sense_is_no_store(harm: dict[str, object], tmp_path: Path) -> None:
-    store = FolderStore.open_or_create(tmp_path / "store", SECRET, BOTH)
+    store = init(tmp_path / "store", SECRET, BOTH)
     marker = store.path / MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | harm))
     with pytest.raises(StoreError, match="marker cannot be read"):
@@ -352,7 +352,7 @@ def test_a_key_frame_of_another_kind_is_refused_before_any_key(
 
 def test_an_encrypted_frame_opens_as_the_format_page_says(tmp_path: Path) -> None:
     """By the page alone, with nothing of the engine's: a passphrase, scrypt, HKDF, AES-GCM."""
-    store = FolderStore.open_or_create(tmp_path / "store", PHRASE, BOTH)
+    store = init(tmp_path / "store", PHRASE, BOTH)
     with store.locked(GUEST):
         _add(store, 1, DISK, Extents.whole(len(DISK)))
     path = _paths(store)[0]
@@ -381,7 +381,7 @@ def test_a_damaged_protected_delta_is_salvaged_with_its_key_alone(
     wishes: StoreWishes, tmp_path: Path
 ) -> None:
     """After damage the next record is found again, though nothing in the clear marks it."""
-    store = FolderStore.open_or_create(tmp_path / "store", SECRET, wishes)
+    store = init(tmp_path / "store", SECRET, wishes)
     disk = b"".join(bytes([n + 1]) * LEAF for n in range(12))
     with store.locked(GUEST):
         _add(store, 1, disk, Extents.whole(len(disk)))
@@ -409,7 +409,7 @@ def test_a_protected_delta_that_was_cut_is_gone_on_with(
     wishes: StoreWishes, tmp_path: Path
 ) -> None:
     """By the key of its own file: the frames before the cut and those behind it open alike."""
-    store = FolderStore.open_or_create(tmp_path / "store", SECRET, wishes)
+    store = init(tmp_path / "store", SECRET, wishes)
     disk = b"".join(bytes([n + 1]) * LEAF for n in range(9)) + bytes(LEAF)
     whole = Extents.whole(len(disk))
     with store.locked(GUEST):
@@ -443,7 +443,7 @@ def test_records_are_copied_into_another_delta_without_recompression(
     """Also from under one key to under another, or none: what is sealed is the frame itself."""
     kinds = {None: StoreWishes(), SECRET: ENCRYPTED}
     source = _filled(tmp_path / "source", kinds[theirs], theirs)
-    target = FolderStore.open_or_create(tmp_path / "target", mine, kinds[mine])
+    target = init(tmp_path / "target", mine, kinds[mine])
     copy = tmp_path / "copy"
     with source.access.open(str(_paths(source)[0])) as delta, copy.open("wb") as sink:
         head = dataclasses.replace(delta.header, file_id=uuid.UUID(int=77))

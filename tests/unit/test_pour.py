@@ -19,7 +19,7 @@ from tests.unit.kit import LEAF, header, write_delta
 def test_a_stream_gets_every_byte(size: int, fan_out: int, tmp_path: Path) -> None:
     """With a fan-out of 2 the regions in which it is hashed are smaller than the pieces read."""
     content = random.Random(size).randbytes(size // 2) + bytes(size - size // 2)
-    store = fleece.FolderStore.open_or_create(tmp_path / "store")
+    store = fleece.init(tmp_path / "store")
     head = header(size, fan_out=fan_out)
     with store.locked("web"):
         partial = store.begin("web", head.point.id, 1)

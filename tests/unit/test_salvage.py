@@ -32,6 +32,7 @@ from fleece.delta.writer import DeltaWriter
 from fleece.engine.salvage import lost_extents, survey
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.store.loose import open_delta, open_wreck
 from fleece.tree import BlankDisk
 from tests.fuzz.target import survey_of
@@ -64,7 +65,7 @@ def _folder() -> Iterator[Path]:
 
 def _store_of(folder: Path, stored: list[Stored]) -> FolderStore:
     """A store with these deltas."""
-    store = FolderStore.open_or_create(folder / "store")
+    store = init(folder / "store")
     for item in stored:
         place = folder / "store" / "web" / item.path.stem
         place.mkdir(parents=True)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -25,9 +26,12 @@ from fleece.delta.header import Mode
 from fleece.engine.verify import verify_store
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
+from fleece.keys import Secret
 from fleece.store import sink as store_sink
 from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import FolderStore
+from fleece.store.init import init
+from fleece.store.marker import StoreWishes
 from fleece.store.names import MARKER, safe_name
 from fleece.store.partial_point import PartialPoint
 from fleece.tree import BlankDisk, NodeSource
@@ -39,7 +43,7 @@ _NOBODY = 65534
 
 @pytest.fixture
 def store(tmp_path: Path) -> FolderStore:
-    return FolderStore.open_or_create(tmp_path / "store")
+    return init(tmp_path / "store")
 
 
 def _disk(sequence: int, size: int = 2 * LEAF + 7) -> bytes:
@@ -98,45 +102,85 @@ def _ids(catalogue: Catalogue) -> list[str]:
 
 
 def test_a_store_is_made_where_nothing_is_and_opened_again(tmp_path: Path) -> None:
-    made = FolderStore.open_or_create(tmp_path / "a" / "b")
-    assert FolderStore.open_or_create(tmp_path / "a" / "b").id == made.id
+    made = init(tmp_path / "a" / "b")
     assert FolderStore(tmp_path / "a" / "b").id == made.id
     assert made.catalogue().points == ()
 
 
+def test_a_store_is_not_made_twice(tmp_path: Path) -> None:
+    init(tmp_path / "store")
+    before = (tmp_path / "store" / MARKER).read_bytes()
+    with pytest.raises(StoreError, match="is a store already"):
+        init(tmp_path / "store")
+    assert (tmp_path / "store" / MARKER).read_bytes() == before
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest.mark.parametrize(
+    ("mode", "file", "folder"),
+    [(None, 0o600, 0o700), (0o640, 0o640, 0o750), (0o770, 0o660, 0o770), (0o644, 0o644, 0o755)],
+)
+def test_a_store_has_the_mode_that_was_asked_for_whatever_the_umask(
+    mode: int | None, file: int, folder: int, umask: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        made = init(
+            tmp_path / "store", None, StoreWishes() if mode is None else StoreWishes(mode=mode)
+        )
+    finally:
+        os.umask(before)
+    assert (made.marker.mode, made.marker.folder_mode) == (file, folder)
+    assert stat.S_IMODE(made.path.stat().st_mode) == folder
+    assert stat.S_IMODE((made.path / MARKER).stat().st_mode) == file
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o400, 0o666, 0o620, 0o700 - 1, 0o4600, 0o711, 0o777])
+def test_a_mode_that_lets_others_write_or_its_owner_not_is_refused(
+    mode: int, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="cannot have the mode"):
+        init(tmp_path / "store", None, StoreWishes(mode=mode))
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_store_is_made_in_an_empty_folder(tmp_path: Path) -> None:
-    FolderStore.open_or_create(tmp_path)
+    init(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [MARKER]
 
 
 def test_a_folder_with_something_in_it_does_not_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(StoreError, match="is no fleece store"):
-        FolderStore.open_or_create(tmp_path)
+    with pytest.raises(StoreError, match="is no empty folder"):
+        init(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["photo.jpg"]
 
 
 def test_a_folder_that_a_killed_first_run_left_half_made_becomes_a_store(tmp_path: Path) -> None:
     (tmp_path / f".{MARKER}.new").write_text('{"form')
-    FolderStore.open_or_create(tmp_path)
+    init(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == [MARKER]
 
 
 _MAKER = """
 import sys
 from fleece.keys import Secret
-from fleece.store.folder import FolderStore
+from fleece.errors import StoreError
+from fleece.store.init import init
+from fleece.store.marker import StoreWishes
 from fleece.store.marker import StoreWishes
 print(flush=True)
 sys.stdin.readline()
 secret = Secret.of_passphrase("x") if sys.argv[2] == "encrypted" else None
-store = FolderStore.open_or_create(sys.argv[1], secret, StoreWishes(encrypt=secret is not None))
-print(store.id, store.protection.key.terms.salt.hex() if store.protection else "")
+try:
+    print(init(sys.argv[1], secret, StoreWishes(encrypt=secret is not None)).id)
+except StoreError as error:
+    print("refused:", error)
 """
 
 
 @pytest.mark.parametrize("kind", ["plain", "encrypted"])
-def test_processes_that_make_a_store_at_once_get_the_same_one(kind: str, tmp_path: Path) -> None:
+def test_of_processes_that_make_a_store_at_once_one_makes_it(kind: str, tmp_path: Path) -> None:
     for number in range(8):
         path = tmp_path / str(number)
         words = [sys.executable, "-c", _MAKER, str(path), kind]
@@ -149,7 +193,12 @@ def test_processes_that_make_a_store_at_once_get_the_same_one(kind: str, tmp_pat
             assert maker.stdin is not None
             maker.stdin.write("\n")
             maker.stdin.flush()
-        assert len({maker.communicate()[0] for maker in makers}) == 1
+        said = [maker.communicate()[0] for maker in makers]
+        refused = [line for line in said if "is a store already" in line]
+        assert len(refused) == len(makers) - 1
+        (made,) = {*said} - {*refused}
+        secret = Secret.of_passphrase("x") if kind == "encrypted" else None
+        assert FolderStore(path, secret).id == made.strip()
         assert {maker.returncode for maker in makers} == {0}
         assert [item.name for item in path.iterdir()] == [MARKER]
 
@@ -162,9 +211,10 @@ def test_what_is_not_there_is_no_store(tmp_path: Path) -> None:
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for make in (FolderStore, FolderStore.open_or_create):
-        with pytest.raises(StoreError, match="there is no store here"):
-            make(tmp_path / "file")
+    with pytest.raises(StoreError, match="there is no store here"):
+        FolderStore(tmp_path / "file")
+    with pytest.raises(StoreError, match="is no empty folder"):
+        init(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +240,7 @@ def test_a_marker_that_makes_no_sense_is_refused(marker: bytes, tmp_path: Path) 
 
 
 def test_two_stores_have_chains_of_their_own(tmp_path: Path) -> None:
-    one, other = (FolderStore.open_or_create(tmp_path / name) for name in "ab")
+    one, other = (init(tmp_path / name) for name in "ab")
     assert one.chain_id("web") == FolderStore(tmp_path / "a").chain_id("web")
     assert len({one.chain_id("web"), other.chain_id("web"), one.chain_id("db")}) == 3
     assert re.fullmatch("[0-9a-f]{8}", one.chain_id("web"))
@@ -223,9 +273,9 @@ def test_a_store_that_may_not_be_made_is_a_store_error(public: Path) -> None:
         """
         import sys
         from fleece.errors import StoreError
-        from fleece.store.folder import FolderStore
+        from fleece.store.init import init
         try:
-            FolderStore.open_or_create(sys.argv[1])
+            init(sys.argv[1])
         except StoreError as error:
             print("refused:", error)
         """,
@@ -241,7 +291,8 @@ def test_a_store_behind_a_closed_door_is_a_store_error(public: Path) -> None:
         import sys
         from fleece.errors import StoreError
         from fleece.store.folder import FolderStore
-        for make in FolderStore, FolderStore.open_or_create:
+        from fleece.store.init import init
+        for make in FolderStore, init:
             try:
                 make(sys.argv[1])
             except StoreError as error:
@@ -254,10 +305,8 @@ def test_a_store_behind_a_closed_door_is_a_store_error(public: Path) -> None:
 
 
 def test_a_guests_folder_that_may_not_be_listed_is_an_error_and_not_empty(public: Path) -> None:
-    store = FolderStore.open_or_create(public / "store")
+    store = init(public / "store", None, StoreWishes(mode=0o644))
     _fill(store, 1)
-    (public / "store").chmod(0o755)
-    (public / "store" / MARKER).chmod(0o644)
     (public / "store" / "web").chmod(0o000)
     said = _unprivileged(
         """
@@ -512,9 +561,9 @@ def test_what_was_synced_is_in_the_file(store: FolderStore, sizes: tuple[int, ..
 _COMMIT = """
 import sys
 from pathlib import Path
-from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from tests.unit.test_store import _add
-_add(FolderStore.open_or_create(sys.argv[1]), 1, disks=("vda", "vdb"))
+_add(init(sys.argv[1]), 1, disks=("vda", "vdb"))
 """
 
 
@@ -758,7 +807,7 @@ def test_a_disk_that_a_point_does_not_have_is_refused_with_those_it_has(
 
 
 def test_symbolic_links_are_not_followed(store: FolderStore, tmp_path: Path) -> None:
-    outside = FolderStore.open_or_create(tmp_path / "outside")
+    outside = init(tmp_path / "outside")
     _fill(outside, 1, "db")
     _fill(store, 1)
     (store.path / "db").symlink_to(outside.path / "db")

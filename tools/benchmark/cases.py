@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fleece
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
 from tests.rig.process import run_checked
@@ -93,6 +94,7 @@ class Bench:
         self.uri, plain = stack.enter_context(plain_export(self.image, setting.fmt))
         self.meter = Meter([self.source.pid, plain])
         self.store = self.folder / "store"
+        self.make_store()
         self.packed = self.folder / "reference.zst"
         self.target = self.folder / "target.raw"
 
@@ -116,9 +118,14 @@ class Bench:
         return self.meter.run(["bash", "-c", script, "-", self.uri, f"-{level}", self.packed])
 
     def forget(self) -> None:
-        """Remove the store, and from the source all that belongs to it."""
-        shutil.rmtree(self.store, ignore_errors=True)
+        """Empty the store, and remove from the source all that belongs to it."""
+        shutil.rmtree(self.store)
+        self.make_store()
         forget_points(self.source)
+
+    def make_store(self) -> None:
+        """Make the store, where none is."""
+        fleece.init(self.store)
 
     def delta(self) -> Path:
         """The one delta of the store."""
@@ -301,7 +308,7 @@ from pathlib import Path
 socket, store, guest, scratch, workers = sys.argv[1:]
 options = fleece.BackupOptions(fleece.ModeWish.FULL, guest, workers=int(workers))
 with fleece.QemuSource(socket, Path(scratch)) as source:
-    fleece.backup(source, fleece.FolderStore.open_or_create(store), options)
+    fleece.backup(source, fleece.FolderStore(store), options)
 """
 
 

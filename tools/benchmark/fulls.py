@@ -70,7 +70,7 @@ if way == "stored":
     stored.patch()
 options = fleece.BackupOptions(fleece.ModeWish.FULL, guest, level=1)
 with fleece.QemuSource(socket, Path(scratch)) as source:
-    fleece.backup(source, fleece.FolderStore.open_or_create(store), options)
+    fleece.backup(source, fleece.FolderStore(store), options)
 """
 
 
@@ -89,6 +89,7 @@ def incompressible(bench: Bench) -> Iterator[Case]:
 
         def forget() -> None:
             run_checked("rm", "-r", bench.store)
+            bench.make_store()
             forget_points(source)
 
         def run(way: str) -> Usage:

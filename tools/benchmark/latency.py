@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fleece
 from tests.rig.disk import Disk
 from tests.rig.initramfs import guest_files
 from tests.rig.machine import GuestMachine
@@ -82,6 +83,7 @@ def guest_writes(bench: Bench, runs: int) -> dict[str, float]:
         for way, words in WAYS.items():
             folder = bench.folder / "guest"
             folder.mkdir()
+            fleece.init(folder / "store")
             disks = [Disk(_disk(folder, n, size), f"d{n}", "raw") for n, size in _SIZES]
             with _WaitingGuest(files, disks) as guest:
                 for name, value in _measure(guest, folder, words).items():

@@ -151,6 +151,7 @@ def virtnbdbackup(bench: Bench) -> Iterator[Case]:
 
         def forget() -> None:
             shutil.rmtree(bench.store)
+            bench.make_store()
             libvirt.forget()
 
         yield Case(

@@ -64,6 +64,7 @@ def deep(bench: Bench) -> Iterator[Case]:
     writer.close()
     chain = bench.folder / "chain"
     bench.store.rename(chain)
+    bench.make_store()
     bench.backup(1, "full")
 
     def restore(store: Path) -> Usage:

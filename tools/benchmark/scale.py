@@ -53,6 +53,7 @@ class Sparse:
         self.source = stack.enter_context(StorageDaemon([Disk(image, NODE)]))
         self.meter = Meter([self.source.pid])
         self.store = folder / "store"
+        fleece.init(self.store)
         self._writer = self.source.writer(NODE)
         self._chance = random.Random(7)
         self._pool = self._chance.randbytes(_POOL)

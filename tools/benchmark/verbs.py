@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fleece.delta.header import ParentRef
 from fleece.extents import Extents
-from fleece.store.folder import FolderStore
+from fleece.store.init import init
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import LEAF, OpenChain, header, write_delta
 from tools.benchmark.cases import FLEECE, GUEST, MIB, Bench
@@ -111,7 +111,7 @@ def _start(*words: str) -> float:
 
 def _many_points(folder: Path) -> None:
     """Tiny deltas, real in every other way."""
-    store = FolderStore.open_or_create(folder)
+    store = init(folder)
     chance = random.Random(3)
     size = 64 * LEAF
     parent: ParentRef | None = None

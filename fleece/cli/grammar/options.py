@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
-STORE = "a folder; backup makes it"
+STORE = "a store's folder; 'fleece init' makes one"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 AddVerb = Callable[[str, str, str], argparse.ArgumentParser]

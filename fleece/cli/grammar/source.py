@@ -21,16 +21,6 @@ def source_verbs(verb: AddVerb) -> None:
     backup.add_argument("store", metavar="STORE", help=STORE)
     add_key(backup)
     backup.add_argument(
-        "--hash",
-        choices=("xxh3-128", "blake3"),
-        default=None,
-        dest="hash_name",
-        help="of a new store: xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
-    )
-    backup.add_argument(
-        "--encrypt", action="store_true", help="make a new store one whose deltas are encrypted"
-    )
-    backup.add_argument(
         "--output",
         choices=("-",),
         default=None,

@@ -11,11 +11,13 @@ from fleece.cli.grammar.options import (
     add_key,
     add_mode,
     file_to_make,
+    permissions,
 )
 
 
 def store_verbs(verb: AddVerb) -> None:
-    """list, status, import, info, verify, root, salvage."""
+    """init, list, status, import, info, verify, root, salvage."""
+    _init_verb(verb)
     listing = verb("list", "verbs:list_points", "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     add_key(listing)
@@ -96,3 +98,31 @@ def store_verbs(verb: AddVerb) -> None:
     salvage.add_argument("--force", action="store_true", help="replace a file that exists")
     add_mode(salvage, "NEW")
     add_key(salvage)
+
+
+def _init_verb(verb: AddVerb) -> None:
+    init = verb("init", "verbs:init", "make a new store, for guests to be backed up to")
+    init.add_argument("store", metavar="STORE", help="a folder that is empty, or to make")
+    init.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default=None,
+        dest="hash_name",
+        help="xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
+    )
+    init.add_argument("--encrypt", action="store_true", help="encrypt all deltas; needs a key")
+    init.add_argument(
+        "--mode",
+        type=permissions,
+        default=0o600,
+        dest="permissions",
+        metavar="OCTAL",
+        help="permissions of the store's files, like 640; default: 600, only the user's own",
+    )
+    init.add_argument(
+        "--like",
+        metavar="OTHER",
+        help="a store, or a delta: have its hash, key and encryption, so that deltas of that store "
+        "can be imported",
+    )
+    add_key(init)
