@@ -17,6 +17,7 @@ from fleece.source.base import Transport
 from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.scratch import Scratch
 from fleece.source.qemu.source import DEFAULT_SCRATCH
+from fleece.store.folder import read_marker
 
 _LEAST = 64 * 1024
 """Bytes without which no store takes a point: header, tree and footer of one delta."""
@@ -174,9 +175,8 @@ def _check_scratch(folder: Path) -> int:
 
 
 def _check_store(store: Path) -> int:
-    # A store that is not there is made by the first backup.
-    place = next(path for path in (store, *store.absolute().parents) if path.exists())
-    left = room_in(place)
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StoreError("this user may not write there", where=place)
+    read_marker(store)
+    left = room_in(store)
+    if not os.access(store, os.W_OK | os.X_OK):
+        raise StoreError("this user may not write there", where=store)
     return left

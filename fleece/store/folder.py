@@ -51,7 +51,7 @@ class FolderStore:
     def __init__(self, path: str | os.PathLike[str], secret: Secret | None = None) -> None:
         self.path = Path(path)
         self.where = str(path)
-        self.marker = _read_marker(self.path)
+        self.marker = read_marker(self.path)
         self.id = self.marker.id
         self.protection = self.marker.protection(secret, self.where)
         self.algorithm = self.marker.algorithm(self.protection)
@@ -187,7 +187,12 @@ class FolderStore:
         return self._root.made_folder(self.file_name(guest))
 
 
-def _read_marker(path: Path) -> Marker:
+def read_marker(path: Path) -> Marker:
+    """What a store's marker says, which is not proven yet.
+
+    Raises:
+        StoreError: there is no store, or the marker cannot be read.
+    """
     with store_errors(path):
         try:
             folder = Folder.open(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 
+import fleece
 from fleece.engine.kvm import KvmState, examine_kvm
 from tests.engine.history import Guest
 from tests.engine.scene import (
@@ -88,7 +89,7 @@ def _verdicts(ran: Ran) -> dict[str, dict[str, object]]:
 
 
 def test_doctor_finds_what_is_there(scene: Scene) -> None:
-    ran = INTACT.run("doctor", scene.source, scene.store, "--scratch", scene.scratch, "--json")
+    ran = INTACT.run("doctor", scene.source, scene.place(), "--scratch", scene.scratch, "--json")
     found = _verdicts(ran)
     lacking = [name for name, need in found.items() if not need["ready"]]
     assert set(lacking) <= {"KVM"}
@@ -134,11 +135,15 @@ def test_doctor_names_the_package_of_a_missing_plugin(tmp_path: Path) -> None:
 
 
 def test_doctor_looks_at_scratch_and_store(tmp_path: Path) -> None:
-    words = ("doctor", "qmp:/nowhere", tmp_path / "new" / "store", "--scratch")
+    words = ("doctor", "qmp:/nowhere", fleece.init(tmp_path / "store").path, "--scratch")
     nowhere = _run(*words, tmp_path / "none").failed(3, "no QMP monitor")
     assert "scratch (for backup, audit): NOT READY" in nowhere.out
     assert "store (for backup): ready, " in nowhere.out
+    none = INTACT.run("doctor", "qmp:/nowhere", tmp_path / "none").failed(3)
+    assert "store (for backup): NOT READY" in none.out
+    assert "fleece init" in none.out
     with small_tmpfs(1) as full:
+        fleece.init(full)
         fill(full)
         said = _run("doctor", "qmp:/nowhere", full, "--scratch", full).failed(3).out
         assert "scratch (for backup, audit): NOT READY" in said
@@ -228,9 +233,8 @@ def test_an_audit_without_libnbd_or_qemu_img(scene: Scene, tmp_path: Path) -> No
 
 def test_a_store_without_room_is_told_before_the_point(scene: Scene) -> None:
     with small_tmpfs(2) as place:
-        store = place / "store"
-        store.mkdir()
-        fill(place, leave=40 * 1024)
+        store = scene.place(place / "store")
+        fill(place, leave=10)
         ran = scene.backup(store=store)
         ran.failed(5, "there is no room")
         assert ran.named("point") == []

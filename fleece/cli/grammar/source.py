@@ -147,7 +147,7 @@ def source_verbs(verb: AddVerb) -> None:
         "source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; default: only look at this host"
     )
     doctor.add_argument(
-        "store", metavar="STORE", nargs="?", help="a folder: is there room for backups?"
+        "store", metavar="STORE", nargs="?", help="a store: is there room for backups?"
     )
     doctor.add_argument(
         "--scratch", metavar="DIR", help="folder for scratch files to look at; default: /var/tmp"
