@@ -31,6 +31,10 @@ class RawDisk:
         failure: the family of errors about this disk.
         writable: open it for writing too.
 
+    Attributes:
+        size: in bytes, when it was opened.
+        regular: it is a file, no device.
+
     Raises:
         FleeceError: of that family; it cannot be opened or read.
     """
@@ -46,7 +50,7 @@ class RawDisk:
             raise failure(NO_IMAGE, where=path)
         with self._guard():
             self.size = os.lseek(self._file, 0, os.SEEK_END)
-            self._regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+            self.regular = stat.S_ISREG(os.fstat(self._file).st_mode)
         self._writeback = Writeback(self._file)
 
     def close(self) -> None:
@@ -91,12 +95,26 @@ class RawDisk:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros; a block device may do it by itself (BLKZEROOUT)."""
-        if not self._regular and offset % _SECTOR == 0 and length % _SECTOR == 0:
+        if not self.regular and offset % _SECTOR == 0 and length % _SECTOR == 0:
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self._file, _BLKZEROOUT, struct.pack("QQ", offset, length))
                 return
         for at in range(offset, offset + length, len(_BLANK)):
             self.write(at, _BLANK[: offset + length - at])
+
+    def make_room(self, length: int) -> None:
+        """Give a file so many bytes, with holes; a device must have them.
+
+        Raises:
+            FleeceError: it has not.
+        """
+        if self.regular:
+            with self._guard():
+                os.ftruncate(self._file, length)
+        elif self.size < length:
+            raise self._failure(
+                f"the device has {self.size} bytes, and {length} are needed", where=self.where
+            )
 
     def flush(self) -> None:
         """fsync."""
@@ -105,7 +123,7 @@ class RawDisk:
 
     def zero_extents(self, within: Extents) -> Extents:
         """The file's holes (`SEEK_HOLE`); a block device has none that it tells of."""
-        if not self._regular or self.size == 0:
+        if not self.regular or self.size == 0:
             return Extents.empty()
         if len(within) == 0:
             return within
