@@ -99,7 +99,12 @@ class Layout:
             size: of the disk in bytes, a multiple of 512.
             data: all that will be written, in bytes of disk; a cluster that it touches is data.
             zeros: over a backing file, what reads as zeros; whole clusters, but for the last.
+
+        Raises:
+            ValueError: no qcow2 image has this size.
         """
+        if size % 512:
+            raise ValueError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
         held = _clusters(data)
         inner = data.align_in(CLUSTER, size)
         marked = _clusters(zeros or Extents.empty()).subtract(held)
@@ -145,7 +150,8 @@ class Qcow2Image:
         path: of the file, which is there and empty, or of the device.
         layout: of the image.
         failure: the family of errors about it.
-        backing: what it is an overlay of; None: nothing. Then it cannot be read back here.
+        backing: what it is an overlay of; then it cannot be read back here. None: nothing.
+        name: of the image in messages; None: its path.
 
     Raises:
         FleeceError: of that family; it cannot be opened, or the device is too small.
@@ -157,14 +163,16 @@ class Qcow2Image:
         layout: Layout,
         failure: type[FleeceError],
         backing: Backing | None = None,
+        name: str | None = None,
     ) -> None:
-        self.where = path
+        self.where = name or path
         self.size = layout.size
         self._layout = layout
         self._ranks = layout.ranks
         self._failure = failure
         self._backing = backing
         self._file = RawDisk(path, failure, writable=True)
+        self._file.where = self.where
         with self._closed_on_error():
             self._file.make_room(layout.length)
             if not self._file.regular:
@@ -308,7 +316,9 @@ class Qcow2Image:
             row += 1
 
     def _put(self, cluster: int, data: bytes) -> None:
-        self._file.write(cluster * CLUSTER, data)
+        """Write a table, to the end of its last cluster: a device has old content there."""
+        whole = data.ljust(_ceil(len(data), CLUSTER) * CLUSTER, b"\0")
+        self._file.write(cluster * CLUSTER, whole)
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[_TableReader]:

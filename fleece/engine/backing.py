@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,21 @@ import numpy as np
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain, ChainMap
-from fleece.disk.image import ImageFormat, open_for_writing
-from fleece.disk.part import Part
+from fleece.disk.image import ImageFormat, open_image
+from fleece.disk.qcow2 import Backing
 from fleece.engine.pool import Counter
-from fleece.engine.restore import RestoreResult, check_unread, prove, write_chain, write_zeros
+from fleece.engine.restore import RestoreResult, check_unread, prove, write_chain
 from fleece.engine.target import (
     check_named,
-    create_qcow2,
     is_there,
     open_path,
+    qcow2_image,
+    qcow2_layout,
     qemu_img,
     target_errors,
 )
 from fleece.errors import TargetError
+from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.store.folder import FolderStore
 
@@ -72,38 +74,31 @@ def restore_as_chain(
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target), mode) as folder:
-        for delta in chain.deltas:
-            if (size := delta.header.size) % 512:
-                raise TargetError(f"a qcow2 image cannot have {size} bytes: no multiple of 512")
         first = min(len(chain.deltas), MOST_IMAGES) - 1
         if first < len(chain.deltas) - 1:
             listener(events.Warned(_joined(chain, first)))
         oldest = chain.below(first)
         total = _data_bytes(oldest) + sum(d.footer.data_bytes for d in chain.deltas[:first])
         counter = Counter(listener, events.Phase.RESTORE, disk, total)
-        backing: str | None = None
+        backing: Backing | None = None
         for owner in reversed(range(first + 1)):
             head = chain.deltas[owner].header
             name = f"{head.point.sequence:06d}-{head.point.id}.qcow2"
-            where, size = f"{target}/{name}", head.size
-            path = _made(folder, name)
-            create_qcow2(path, size, where=target, backing=backing)
-            opened = open_for_writing(path, ImageFormat.QCOW2, TargetError, name=where)
-            with opened as image:
-                if backing is None:
-                    write_chain(oldest, oldest.maps(), image, counter, cancel)
-                else:
-                    write_zeros(_held_by(chain, owner), image, cancel)
-                    write_chain(chain, _held_by(chain, owner), image, counter, cancel)
+            where, path = f"{target}/{name}", _made(folder, name)
+            part = oldest if backing is None else chain
+            data, zeros = _extents(_pictures(part, owner, backing))
+            layout = qcow2_layout(head.size, data, zeros if backing else None, where=where)
+            with contextlib.closing(qcow2_image(path, layout, backing, where=where)) as image:
+                write_chain(part, _pictures(part, owner, backing), image, counter, cancel)
                 image.flush()
-                if owner == 0:
-                    check_unread(chain, chain.maps(), cancel)
-                    prove(Part(image, size), chain, entry, listener, cancel)
             qemu_img("check", "-q", "-f", "qcow2", "--", path, where=target)
             _finish(folder, name, mode)
-            backing = name
+            backing = Backing(name, ImageFormat.QCOW2.value)
+        check_unread(chain, chain.maps(), cancel)
+        with open_image(path, ImageFormat.QCOW2, TargetError) as newest:
+            prove(newest, chain, entry, listener, cancel)
     return RestoreResult(
-        entry.header.point.id, disk, target, size, entry.root, total, len(chain.deltas)
+        entry.header.point.id, disk, target, head.size, entry.root, total, len(chain.deltas)
     )
 
 
@@ -118,6 +113,20 @@ def _joined(chain: Chain, first: int) -> str:
         f"the chain is long: the image of point {point} is its first, "
         f"and the {older} older points have none"
     )
+
+
+def _pictures(chain: Chain, owner: int, backing: Backing | None) -> Iterator[ChainMap]:
+    """Maps of what one image holds: all of the chain, or over a backing file one delta of it."""
+    return chain.maps() if backing is None else _held_by(chain, owner)
+
+
+def _extents(pictures: Iterable[ChainMap]) -> tuple[Extents, Extents]:
+    """What maps show as data, and what as zeros, in bytes of disk."""
+    data, zeros = [], []
+    for picture in pictures:
+        data.append(picture.extents(zero=False))
+        zeros.append(picture.extents(zero=True))
+    return Extents.joined(data), Extents.joined(zeros)
 
 
 def _held_by(chain: Chain, owner: int) -> Iterator[ChainMap]:

@@ -17,7 +17,7 @@ from fleece.delta.chain import Chain, ChainMap, steps
 from fleece.delta.check import Placed, Walk
 from fleece.delta.layout import Kind, Tag
 from fleece.delta.reader import DeltaReader
-from fleece.disk.base import WritableDisk
+from fleece.disk.base import ReadableDisk, WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.formatted import open_formatted
 from fleece.engine.pool import WORKERS, Counter, run_workers, spread
@@ -158,9 +158,13 @@ def _opened(
     formatted = is_block_device(target) and target_format is ImageFormat.QCOW2
     if in_place or (stands(target) and not formatted):
         return open_standing(target, target_format, size), False
+    wanted = target_format or ImageFormat.RAW
+    if wanted is ImageFormat.RAW:
+        return open_target(target, wanted, size, manner), True
+    held = Extents.joined([picture.extents(zero=False) for picture in chain.maps()])
     if formatted:
-        return open_formatted(target, chain, manner.listener), True
-    return open_target(target, target_format or ImageFormat.RAW, size, manner), True
+        return open_formatted(target, size, held, manner.listener), True
+    return open_target(target, wanted, size, manner, held), True
 
 
 def _write(
@@ -316,7 +320,7 @@ def _data_pieces(picture: ChainMap) -> Iterator[list[_Piece]]:
 
 
 def prove(
-    image: WritableDisk,
+    image: ReadableDisk,
     chain: Chain,
     entry: Entry,
     listener: events.Listener,

@@ -20,10 +20,12 @@ from pathlib import Path
 from fleece import events
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat, open_for_writing
+from fleece.disk.qcow2 import Backing, Layout, Qcow2Image
 from fleece.disk.raw import RawDisk
 from fleece.disk.use import Claim, Hold, claimed
 from fleece.engine.dress import dress
 from fleece.errors import TargetError
+from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.naming import name_new
 from fleece.programs import child_environment, file_name, program
@@ -80,7 +82,11 @@ def open_path(descriptor: int) -> str:
 
 @contextlib.contextmanager
 def open_target(
-    path: str, image_format: ImageFormat, size: int, manner: Manner
+    path: str,
+    image_format: ImageFormat,
+    size: int,
+    manner: Manner,
+    held: Extents | None = None,
 ) -> Iterator[WritableDisk]:
     """Make a blank image beside the target; give it the target's name if all went well.
 
@@ -89,11 +95,13 @@ def open_target(
         image_format: raw (sparse) or qcow2.
         size: of the disk in bytes.
         manner: how to make it.
+        held: all that will be written, in bytes of disk; None: it is not known yet. A qcow2 image
+            is then written through qemu-nbd, which is slower.
 
     Raises:
         TargetError: it exists, is in use, or cannot be made.
     """
-    with new_file(path, manner) as file, _blank(file, image_format, size) as disk:
+    with new_file(path, manner) as file, _blank(file, image_format, size, held) as disk:
         yield disk
 
 
@@ -190,7 +198,9 @@ def is_there(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _blank(file: NewFile, image_format: ImageFormat, size: int) -> Iterator[WritableDisk]:
+def _blank(
+    file: NewFile, image_format: ImageFormat, size: int, held: Extents | None
+) -> Iterator[WritableDisk]:
     if image_format is ImageFormat.RAW:
         with target_errors(file.where):
             os.ftruncate(file.descriptor, size)
@@ -198,31 +208,47 @@ def _blank(file: NewFile, image_format: ImageFormat, size: int) -> Iterator[Writ
             raw.where = file.where
             yield raw
         return
-    create_qcow2(file.path, size, where=file.where)
+    if held is not None:
+        layout = qcow2_layout(size, held, where=file.where)
+        with contextlib.closing(qcow2_image(file.path, layout, where=file.where)) as written:
+            yield written
+        return
+    _create_qcow2(file.path, size, where=file.where)
     with open_for_writing(file.path, image_format, TargetError, name=file.where) as image:
         yield image
 
 
-def create_qcow2(path: str, size: int, *, where: str, backing: str | None = None) -> None:
-    """Make a blank qcow2 image in a file or a device that exists.
-
-    Args:
-        path: where.
-        size: of the disk in bytes.
-        where: its name in messages.
-        backing: name of the qcow2 image that it is to be backed by, as it will be written in it.
+def qcow2_layout(size: int, held: Extents, zeros: Extents | None = None, *, where: str) -> Layout:
+    """Plan a qcow2 image (`Layout.of`).
 
     Raises:
-        TargetError: it cannot be made.
+        TargetError: no qcow2 image has this size.
     """
+    try:
+        return Layout.of(size, held, zeros)
+    except ValueError as error:
+        raise TargetError(str(error), where=where, hint="restore to raw") from error
+
+
+def qcow2_image(
+    path: str, layout: Layout, backing: Backing | None = None, *, where: str
+) -> Qcow2Image:
+    """Open a new qcow2 image in a file that is blank, or on a device.
+
+    Raises:
+        TargetError: it cannot be opened.
+    """
+    return Qcow2Image(path, layout, TargetError, backing, where)
+
+
+def _create_qcow2(path: str, size: int, *, where: str) -> None:
     if size % 512:
         raise TargetError(
             f"a qcow2 image cannot have {size} bytes: no multiple of 512",
             where=where,
             hint="restore to raw",
         )
-    words = [] if backing is None else ["-b", backing, "-F", ImageFormat.QCOW2.value]
-    qemu_img("create", "-q", "-f", "qcow2", *words, "--", file_name(path), str(size), where=where)
+    qemu_img("create", "-q", "-f", "qcow2", "--", file_name(path), str(size), where=where)
 
 
 def qemu_img(*words: str, where: str) -> bytes:
