@@ -78,6 +78,11 @@ class Key:
         """The key that hides names in the store's folder."""
         return _expand(self.master, b"", b"fleece names")
 
+    @cached_property
+    def of_marker(self) -> bytes:
+        """The key that proves the store's marker."""
+        return _expand(self.master, b"", b"fleece marker")
+
     def of_file(self, salt: bytes, described: bytes) -> bytes:
         """The key that encrypts the frames of one file.
 

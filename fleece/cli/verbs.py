@@ -113,9 +113,8 @@ def backup(
         sink = None
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        origin = open_source(source, scratch, scratch_limit, fleecing)
         place = fleece.FolderStore(store, secret)
-        opened = stack.enter_context(origin)
+        opened = stack.enter_context(open_source(source, scratch, scratch_limit, fleecing))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "

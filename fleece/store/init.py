@@ -45,7 +45,7 @@ def init(
         raise _taken(folder)
     marker = Marker.new(wishes, secret) if like is None else _like(like, secret, wishes)
     with store_errors(folder), _made(folder, marker.folder_mode) as made:
-        _place(made, marker)
+        _place(made, marker, marker.to_text(secret))
     store = FolderStore(folder, secret)
     if store.id != marker.id:  # where there are no hard links, two can place theirs
         raise _taken(folder)
@@ -116,11 +116,11 @@ def _made(folder: Path, mode: int) -> Iterator[Folder]:
         raise
 
 
-def _place(folder: Folder, marker: Marker) -> None:
+def _place(folder: Folder, marker: Marker, text: str) -> None:
     """Write the marker if none is there; another process may do so at the same time."""
     temporary = f"{NEW_MARKER}{secrets.token_hex(8)}"
     try:
-        folder.put_new(temporary, marker.to_text().encode(), marker.mode)
+        folder.put_new(temporary, text.encode(), marker.mode)
         name_new(temporary, MARKER, folder.descriptor)
     except (FileExistsError, FileNotFoundError):
         # If its file is gone, or the name is taken, another process has placed one.

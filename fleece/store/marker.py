@@ -1,14 +1,20 @@
-"""The marker that makes a folder a store: its id, its hash, and what it is protected by."""
+"""The marker that makes a folder a store: its id, its hash, and what it is protected by.
+
+That of a store with a key proves itself by a MAC (docs/format.rst, "The marker of a store"): with
+the key given, no byte of a guest goes into a store whose marker was altered.
+"""
 
 from __future__ import annotations
 
 import enum
+import hmac
 import json
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from fleece.delta.protection import CIPHER, Protection
-from fleece.errors import UsageError
+from fleece.errors import StoreError, UsageError
 from fleece.folder import PRIVATE_FILE
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, by_name, keyed_blake3
 from fleece.keys import (
@@ -17,6 +23,7 @@ from fleece.keys import (
     MOST_COST,
     SALT_SIZE,
     Derivation,
+    Key,
     KeyTerms,
     Secret,
     need_key,
@@ -25,6 +32,7 @@ from fleece.keys import (
 _FORMAT = "fleece store"
 _VERSION = 1
 _KEYED = "blake3-keyed"
+_MAC_SIZE = 32
 _MODES = (PRIVATE_FILE, 0o640, 0o660, 0o644, 0o664)
 """Permissions that files of a store can have: nobody but its owner and its group ever writes."""
 
@@ -63,6 +71,9 @@ class Marker:
         encrypted: deltas are encrypted.
         terms: of the store's key; None: it has none.
         mode: permissions of the store's files.
+        said: all that it says but the MAC, in the form that the MAC is made of; empty: it was not
+            read from a store.
+        mac: proves it; None: it has none.
     """
 
     id: str
@@ -70,6 +81,8 @@ class Marker:
     encrypted: bool
     terms: KeyTerms | None
     mode: int = PRIVATE_FILE
+    said: bytes = field(default=b"", repr=False, compare=False)
+    mac: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def folder_mode(self) -> int:
@@ -113,6 +126,7 @@ class Marker:
         Raises:
             WrongKey: the store has a key and the secret is not its, or none was given.
             UsageError: the store has no key.
+            StoreError: the marker does not prove that it was made with the key.
         """
         if self.terms is None:
             if secret is not None:
@@ -124,7 +138,16 @@ class Marker:
             return None
         if secret is None:
             raise need_key(where)
-        return Protection(secret.key(self.terms, where), self.hash == _KEYED, self.encrypted)
+        key = secret.key(self.terms, where)
+        if self.mac is None or not hmac.compare_digest(self.mac, _mac(key, self.said)):
+            raise StoreError(
+                "the store's marker does not prove that it was made with this key: it was altered"
+                if self.mac is not None
+                else "the store's marker lacks the MAC that proves it: it was altered",
+                where=where,
+                hint="put back a copy of it that you trust (docs/troubleshooting.rst)",
+            )
+        return Protection(key, self.hash == _KEYED, self.encrypted)
 
     def algorithm(self, protection: Protection | None) -> HashAlgorithm:
         """The hash of the store's deltas."""
@@ -132,8 +155,12 @@ class Marker:
             return keyed_blake3(protection.key.of_hashes)
         return by_name(self.hash) or XXH3_128
 
-    def to_text(self) -> str:
-        """The marker's JSON."""
+    def to_text(self, secret: Secret | None) -> str:
+        """The marker's JSON.
+
+        Raises:
+            WrongKey: the secret is not the one that the store's key is made of.
+        """
         raw: dict[str, object] = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -150,6 +177,9 @@ class Marker:
                 "salt": self.terms.salt.hex(),
                 "id": self.terms.id.hex(),
             }
+            if secret is None:
+                raise need_key(self.id)
+            raw["mac"] = _mac(secret.key(self.terms, self.id), _canonical(raw)).hex()
         return json.dumps(raw) + "\n"
 
     @staticmethod
@@ -159,24 +189,60 @@ class Marker:
         Raises:
             ValueError: it is none of this version.
         """
-        raw = json.loads(text)
-        if not isinstance(raw, dict) or (raw.get("format"), raw.get("version")) != (
-            _FORMAT,
-            _VERSION,
-        ):
+        raw = json.loads(
+            text, object_pairs_hook=_object, parse_float=_no_number, parse_constant=_no_number
+        )
+        if not isinstance(raw, dict) or not _is_version(raw):
             raise ValueError(f"not a marker of a store of version {_VERSION}")
         name, cipher = raw.get("hash", XXH3_128.name), raw.get("encryption")
         terms = None if raw.get("key") is None else _terms(raw["key"])
         known = name in (XXH3_128.name, BLAKE3.name) or (name == _KEYED and terms is not None)
-        if not isinstance(raw.get("id"), str):
-            raise ValueError("no id")
+        identity = _hex(raw.get("id"), ID_SIZE).hex()
         if not known or cipher not in (None, CIPHER) or (cipher is not None and terms is None):
             raise ValueError("a hash or a cipher that this version does not know")
         modes = {_mode_text(known): known for known in _MODES}
         text = raw.get("mode", _mode_text(PRIVATE_FILE))
         if not isinstance(text, str) or text not in modes:
             raise ValueError("a mode that files of a store cannot have")
-        return Marker(str(raw["id"]), str(name), cipher is not None, terms, modes[text])
+        mac = None if raw.get("mac") is None else _hex(raw["mac"], _MAC_SIZE)
+        if terms is None and "mac" in raw:
+            raise ValueError("a MAC, but no key")
+        return Marker(identity, name, cipher is not None, terms, modes[text], _canonical(raw), mac)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, each of whose names is there once: else readers could differ over it."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name is there twice")
+    return made
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no whole number")
+
+
+def _is_version(raw: dict[str, object]) -> bool:
+    version = raw.get("version")  # True is equal to 1
+    return raw.get("format") == _FORMAT and type(version) is int and version == _VERSION
+
+
+def _canonical(raw: dict[str, object]) -> bytes:
+    """What the MAC is made of: everything but itself."""
+    said = {name: value for name, value in raw.items() if name != "mac"}
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _mac(key: Key, said: bytes) -> bytes:
+    return hmac.digest(key.of_marker, said, "sha256")
+
+
+def _hex(text: object, size: int) -> bytes:
+    """Bytes that are written as lower-case hexadecimal digits."""
+    made = bytes.fromhex(text) if isinstance(text, str) else b""
+    if len(made) != size or made.hex() != text:
+        raise ValueError(f"not {size} bytes in hexadecimal digits")
+    return made
 
 
 def _file_mode(mode: int) -> int:
@@ -202,10 +268,11 @@ def _terms(raw: object) -> KeyTerms:
         raise ValueError("its key makes no sense")
     try:
         derivation = Derivation[str(raw["derivation"]).upper()]
-        cost, salt, identity = raw["cost"], bytes.fromhex(raw["salt"]), bytes.fromhex(raw["id"])
-    except (KeyError, TypeError) as error:
+        cost = raw["cost"]
+        salt, identity = _hex(raw["salt"], SALT_SIZE), _hex(raw["id"], ID_SIZE)
+    except KeyError as error:
         raise ValueError(f"its key makes no sense ({error})") from error
     costs = range(LEAST_COST, MOST_COST + 1) if derivation is Derivation.PASSPHRASE else (0,)
-    if cost not in costs or len(salt) != SALT_SIZE or len(identity) != ID_SIZE:
-        raise ValueError("its key makes no sense")
-    return KeyTerms(derivation, int(cost), salt, identity)
+    if type(cost) is not int or cost not in costs:
+        raise ValueError(f"its key makes no sense (cost {cost})")
+    return KeyTerms(derivation, cost, salt, identity)

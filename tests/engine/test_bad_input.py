@@ -198,7 +198,8 @@ def test_the_monitors_last_client_died_before_its_answer_came(
 
 @pytest.mark.parametrize("source", ["d0", "qmp:", "nbd://x", "/run/qmp.sock"])
 def test_a_source_is_written_wrongly(source: str, tmp_path: Path) -> None:
-    INTACT.run("backup", source, tmp_path / "store", "--json").failed(2, "qmp:SOCKET")
+    store = fleece.init(tmp_path / "store").path
+    INTACT.run("backup", source, store, "--json").failed(2, "qmp:SOCKET")
 
 
 def test_there_is_no_such_disk(scene: Scene) -> None:
