@@ -127,16 +127,18 @@ def test_a_pin_beside_any_copy_of_a_point_holds(scene: Scene) -> None:
     scene.check_exact()
 
 
-def test_a_folder_that_somebody_put_into_a_points_is_not_dropped(scene: Scene) -> None:
+def test_a_folder_that_somebody_put_into_a_points_is_kept_and_told(scene: Scene) -> None:
     ids = [*history(scene, 3)]
     notes = Path(catalogue(scene).find(ids[0]).disk("d0").path).with_name("notes")
     notes.mkdir()
-    ran = INTACT.run("prune", scene.store, "--keep-last", 1)
-    ran.failed(5, "a folder in the folder of a point", str(notes))
-    assert _ids(scene) == ids
-    notes.rmdir()
-    INTACT.run("prune", scene.store, "--keep-last", 1).succeeded()
+    (notes / "why").write_text("before the upgrade")
+    ran = INTACT.run("prune", scene.store, "--keep-last", 1, "--json").succeeded()
     assert _ids(scene) == ids[2:]
+    (kept,) = scene.store.glob("*/foreign-*")
+    assert (kept / "notes" / "why").read_text() == "before the upgrade"
+    assert str(kept) in ran.named("warning")[0]["what"]
+    said = INTACT.run("status", scene.store, "--json").succeeded()
+    assert [line["path"] for line in said.named("foreign")] == [str(kept)]
 
 
 def test_a_listing_that_fails_is_never_an_empty_one(scene: Scene) -> None:

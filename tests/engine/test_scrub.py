@@ -253,7 +253,7 @@ def test_prometheus_reads_the_status(guest: Guest) -> None:
     assert "fleece_verified_timestamp_seconds" not in samples
     guest.paths["vda"][3].unlink()
     ran = INTACT.run("status", guest.store, "--prometheus")
-    ran.failed(5, "problems in")
+    ran.failed(5, "1 problem in")
     assert "fleece_problems 1.0" in ran.out
 
 
@@ -300,7 +300,7 @@ def damage_is_read_again(engine: Engine, guest: Guest) -> None:
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
     for _ in range(2):
-        ran = engine.run("verify", guest.store, "--max-age", "1d").failed(5, "1 errors")
+        ran = engine.run("verify", guest.store, "--max-age", "1d").failed(5, "1 error")
         assert str(path) in ran.err
 
 
