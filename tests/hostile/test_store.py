@@ -43,6 +43,8 @@ from fleece.store.catalogue import Entry
 from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.lock import Patience
+from fleece.store.marker import StoreWishes
+from fleece.store.spool import spooled
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, write_delta
 
@@ -90,9 +92,9 @@ def _add(store: FolderStore, sequence: int, parent: Entry | None) -> None:
         raise
 
 
-def _made(path: Path) -> FolderStore:
+def _made(path: Path, mode: int = 0o600) -> FolderStore:
     """Three points, with all notes that there are, and what a killed run left of a fourth."""
-    store = init(path)
+    store = init(path, None, StoreWishes(mode=mode))
     with store.locked(GUEST):
         for sequence in (1, 2, 3):
             _add(store, sequence, _newest(store))
@@ -592,15 +594,27 @@ def _unprivileged(script: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_all_that_is_made_is_private_whatever_the_umask(
-    umask: int, incoming: bytes, tmp_path: Path
+@pytest.mark.parametrize(
+    ("mode", "folders", "lock"),
+    [
+        (0o600, 0o700, 0o600),
+        (0o640, 0o750, 0o600),
+        (0o644, 0o755, 0o600),
+        (0o660, 0o770, 0o660),
+        (0o664, 0o775, 0o660),
+    ],
+)
+def test_all_that_is_made_has_the_stores_mode_whatever_the_umask(
+    mode: int, folders: int, lock: int, umask: int, incoming: bytes, tmp_path: Path
 ) -> None:
+    """Who may read but not write can hold no lock."""
     path = tmp_path / "store"
     before = os.umask(umask)
     try:
-        _made(path)
-        for verb in ("verify", "merge", "backup", "audit-note", "pin"):
+        _made(path, mode)
+        for verb in ("import", "verify", "merge", "backup", "audit-note", "pin"):
             VERBS[verb](FolderStore(path), incoming)
+        FolderStore(path).distrust(CHAIN, DISK, "again")
         left = FolderStore(path).begin(GUEST, "0123456789", 99)
         left.create(DISK)
     finally:
@@ -608,8 +622,14 @@ def test_all_that_is_made_is_private_whatever_the_umask(
     found = {path, *path.rglob("*")}
     assert len(found) > 15
     for item in found:
-        wanted = 0o700 if item.is_dir() else 0o600
+        wanted = folders if item.is_dir() else lock if item.name == ".lock" else mode
         assert stat.S_IMODE(item.stat().st_mode) == wanted, item
+
+
+def test_what_comes_in_is_private_until_it_is_known(tmp_path: Path) -> None:
+    store = _made(tmp_path / "store", 0o644)
+    with spooled(store.access.root) as file:
+        assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
 def test_a_guests_folder_keeps_the_group_of_a_shared_store(tmp_path: Path) -> None:
