@@ -131,6 +131,16 @@ class Folder:
         finally:
             os.close(descriptor)
 
+    def names(self) -> Iterator[str]:
+        """All names in it, in no order, one at a time: however many there are.
+
+        Raises:
+            OSError: it cannot be listed.
+        """
+        with self._naming(None), os.scandir(self.descriptor) as items:
+            for item in items:
+                yield item.name
+
     def entries(self) -> list[Found]:
         """All names in it, in order, but not what they lead to.
 
@@ -236,23 +246,32 @@ class Folder:
             raise self._error(errno.EFBIG, f"is longer than the {most} bytes it may have", name)
         return bytes(data)
 
-    def put(self, name: str, data: bytes, mode: int = PRIVATE_FILE) -> None:
-        """Put a small file under a name, durably: all of it, or what was there stays.
+    def put(
+        self, name: str, data: bytes, mode: int = PRIVATE_FILE, *, durable: bool = True
+    ) -> None:
+        """Put a small file under a name: all of it, or what was there stays.
 
         Whatever has the name is replaced, a link itself rather than what it leads to.
+
+        Args:
+            name: of the file.
+            data: all of it.
+            mode: of the file.
+            durable: it is on stable storage when this returns.
 
         Raises:
             OSError: it cannot be written.
         """
         temporary = f"{_temporary(name)}{secrets.token_hex(8)}"
-        self.put_new(temporary, data, mode)
+        self.put_new(temporary, data, mode, durable=durable)
         try:
             self.rename(temporary, name)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.remove(temporary)
             raise
-        self.sync()
+        if durable:
+            self.sync()
 
     def unfinished(self, name: str) -> list[str]:
         """What runs that were killed while they put a file under a name left of it.
@@ -262,8 +281,16 @@ class Folder:
         start = _temporary(name)
         return [found.name for found in self.entries() if found.name.startswith(start)]
 
-    def put_new(self, name: str, data: bytes, mode: int = PRIVATE_FILE) -> None:
+    def put_new(
+        self, name: str, data: bytes, mode: int = PRIVATE_FILE, *, durable: bool = True
+    ) -> None:
         """Make a small file whose bytes are durable; that it has its name is not, before `sync`.
+
+        Args:
+            name: of the file.
+            data: all of it.
+            mode: of the file.
+            durable: else its bytes are not either.
 
         Raises:
             FileExistsError: something has the name.
@@ -276,7 +303,8 @@ class Folder:
                     view = memoryview(data)
                     while len(view):
                         view = view[os.write(descriptor, view) :]
-                    os.fsync(descriptor)
+                    if durable:
+                        os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except BaseException:

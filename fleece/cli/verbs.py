@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import fleece
+from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
@@ -134,6 +135,9 @@ def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None)
     """`fleece clean SOURCE`."""
     with open_source(source, scratch) as opened:
         removed = list(opened.clean())
+        doubts = opened.doubts
+    for doubt in doubts:
+        output.listen(events.Warned(doubt))
     for item in removed:
         output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
     output.succeed("" if removed else "nothing was left behind", removed=len(removed))

@@ -90,6 +90,8 @@ def audit(
         bound(source.identity(), catalogue, guest, chain)
         for removed in source.clean(chain):
             listener(events.Leftover(removed.kind, removed.item))
+        for doubt in source.doubts:
+            listener(events.Warned(doubt))
         chosen = source.inventory().choose(disks)
         found = [auditable(disk, catalogue, guest, chain) for disk in chosen]
         point = secrets.token_hex(5)

@@ -11,10 +11,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from fleece import events
+from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.sink import Sink
+from fleece.engine.aftermath import Aftermath
 from fleece.engine.audit import distrust
 from fleece.engine.bond import Bond, bound
 from fleece.engine.copy import CopyJob, copy_all
@@ -39,7 +41,7 @@ from fleece.engine.taken import (
     push_job,
 )
 from fleece.engine.transport import choose
-from fleece.errors import SourceError, StoreError, UsageError
+from fleece.errors import SourceError, UsageError
 from fleece.extents import Extents
 from fleece.pace import Pace
 from fleece.source.base import Export, Point, Transport
@@ -145,22 +147,24 @@ class _Run:
 
     def execute(self) -> BackupResult:
         """Do it."""
-        results: list[DiskResult] = []
+        after = Aftermath(self._listener)
         self._check_needs()
-        with self._stored_is_stored(results), contextlib.ExitStack() as stack:
+        with after.rest(), contextlib.ExitStack() as stack:
             taken = self._go_on(stack) or self._take(stack)
             if self._output is None:
-                results += self._store_point(taken)
+                results = self._store_point(taken)
                 oldest = None
             else:
-                results += self._fill(Stream(self._output), taken)
+                results = self._fill(Stream(self._output), taken)
                 oldest = self._oldest_needed(taken)
-            failed = self._tell_stored(taken)
-            taken.living.close()
-            for kept in taken.living.committed(oldest):
-                self._listener(events.Warned(kept))
-        if failed is not None:
-            raise failed
+            after.stored = True
+            told = events.Committed if self._output is None else events.Streamed
+            after.tell(told(taken.ref.id))
+            if self._output is None:
+                self._trust(results, after)
+            after.attempt(taken.living.close)
+            after.attempt(lambda: self._forget(taken, oldest, after))
+        after.settle()
         freeze = taken.living.freeze
         if freeze.stuck is not None:
             raise SourceError(f"point {taken.ref.id} is stored, but {freeze.stuck}")
@@ -191,26 +195,9 @@ class _Run:
             text = f"{self._store.path}: the store may run out of room: {left} bytes are left, "
             self._listener(events.Warned(f"{text}and {changed} bytes have changed"))
 
-    def _tell_stored(self, taken: Taken) -> BaseException | None:
-        """Tell it; gives what the listener raises, for later: QEMU is tidied up first."""
-        told = events.Committed if self._output is None else events.Streamed
-        try:
-            self._listener(told(taken.ref.id))
-        except BaseException as error:
-            return error
-        return None
-
-    @contextlib.contextmanager
-    def _stored_is_stored(self, results: Sequence[DiskResult]) -> Iterator[None]:
-        """Once there are results the point is durable, and QEMU's failures no failure of it."""
-        try:
-            yield
-        except SourceError as error:
-            if not results:
-                raise
-            # What is left in QEMU, the next backup finds by its name.
-            text = f"the point is stored, but QEMU could not be tidied up: {error}"
-            self._listener(events.Warned(text))
+    def _forget(self, taken: Taken, oldest: int | None, after: Aftermath) -> None:
+        for kept in taken.living.committed(oldest):
+            after.tell(events.Warned(kept))
 
     def _go_on(self, stack: contextlib.ExitStack) -> Taken | None:
         """Find what dead runs left: go on with one point of it, and take all the rest down."""
@@ -233,6 +220,8 @@ class _Run:
             self._listener(events.Leftover("partial point", path))
         for removed in self._source.clean(self._chain):
             self._listener(events.Leftover(removed.kind, removed.item))
+        for doubt in self._source.doubts:
+            self._listener(events.Warned(doubt))
         if begun is None:
             return None
         reason = f"goes on with point {begun.left.ref.id} of a dead run"
@@ -354,17 +343,17 @@ class _Run:
         except BaseException:
             partial.discard()
             raise
-        self._trust(results)
         return results
 
-    def _trust(self, results: Sequence[DiskResult]) -> None:
+    def _trust(self, results: Sequence[DiskResult], after: Aftermath) -> None:
         """What was read as a whole is right again, whatever an audit found before."""
+        tried = Attempts()
         for done in results:
             if done.mode in (Mode.FULL, Mode.RESCAN):
-                try:
+                with tried.step():
                     self._store.trust(self._chain, done.disk)
-                except StoreError as error:
-                    self._listener(events.Warned(f"the next backup is a rescan again: {error}"))
+        for text in tried.texts:
+            after.tell(events.Warned(f"the next backup is a rescan again: {text}"))
 
     def _oldest_needed(self, taken: Taken) -> int:
         """The sequence of the oldest segment that a next backup of the streamed disk needs."""

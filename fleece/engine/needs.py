@@ -15,8 +15,8 @@ from fleece.nbd.nbdkit import check_nbdkit, check_same_python
 from fleece.programs import program
 from fleece.source.base import Transport
 from fleece.source.qemu.fleecing import Fleecing
-from fleece.source.qemu.scratch import Scratch
-from fleece.source.qemu.source import DEFAULT_SCRATCH
+from fleece.source.qemu.place import default_scratch
+from fleece.source.qemu.scratch import room_of
 from fleece.store.folder import read_marker
 
 _LEAST = 64 * 1024
@@ -103,7 +103,7 @@ def examine_host(scratch: Path | None = None, store: Path | None = None) -> tupl
         _need("qemu-system-x86_64", "boot-test", _silent(_machine)),
         _need("file systems", "files", _silent(_check_file_systems)),
         _kvm(),
-        _need("scratch", "backup, audit", lambda: _check_scratch(scratch or DEFAULT_SCRATCH)),
+        _need("scratch", "backup, audit", lambda: _check_scratch(scratch or _default_scratch())),
     ]
     if store is not None:
         found.append(_need("store", "backup", lambda: _check_store(store)))
@@ -155,6 +155,12 @@ def _kvm() -> Need:
     return Need("KVM", purpose, None, str(found).removeprefix("KVM "), found.hint)
 
 
+def _default_scratch() -> Path:
+    """The default scratch folder, or where the first backup will make it."""
+    place = default_scratch()
+    return next(path for path in (place, *place.parents) if path.exists())
+
+
 def _check_scratch(folder: Path) -> int:
     if not folder.is_dir():
         raise TargetError("is no folder", where=folder, hint="choose another one with --scratch")
@@ -164,7 +170,7 @@ def _check_scratch(folder: Path) -> int:
             where=folder,
             hint="choose another folder with --scratch",
         )
-    room = Scratch(folder).room()
+    room = room_of(os.statvfs(folder))
     if room.left <= 0:
         raise TargetError(
             f"{room.state}: no backup can begin",

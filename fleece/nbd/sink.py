@@ -100,7 +100,6 @@ class NbdSink:
         self.shut()
         self._process.kill()
         self._process.wait()
-        self._place.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of all, when no thread uses a channel any more."""
@@ -124,6 +123,7 @@ def _start(
         stderr=said,
         pass_fds=tuple(inherited),
         process_group=0,
+        umask=0o077,  # the socket is for its owner alone
         env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
     )
 

@@ -600,7 +600,7 @@ def small_tmpfs(mebibytes: int) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     folder = Path(tempfile.mkdtemp(prefix="rig-", dir="/tmp"))
-    options = f"size={mebibytes}m,mode=0777"
+    options = f"size={mebibytes}m,mode=1777"
     try:
         done = run("mount", "-t", "tmpfs", "-o", options, "fleece-test", folder)
         if done.returncode != 0:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
 
 import fleece
 from fleece.events import Event
+from fleece.folder import Folder
+from fleece.source.qemu.place import default_scratch, opened_scratch
 from tests.engine.scene import GUEST, KIB64, MIB, Scene, daemon, fragmented_disk, reasons
 from tests.rig import images
 from tests.rig.disk import Disk
@@ -386,11 +389,40 @@ def test_other_readers_see_the_point_in_the_export(scene: Scene) -> None:
 
 
 def test_the_default_scratch_folder_is_left_as_it_was(scene: Scene) -> None:
-    before = sorted(Path("/var/tmp").iterdir())
+    """Nobody but its user can make anything in it, and QEMU's user can pass through it."""
+    place = default_scratch()
+    before = sorted(place.iterdir()) if place.exists() else []
     words = ("--guest", GUEST, "--json")
-    ran = scene.engine.run("backup", scene.source, scene.place(), *words)
-    ran.succeeded()
-    assert sorted(Path("/var/tmp").iterdir()) == before
+    read = "fleece.nbd.connection", "Connection.read", 500
+    running = scene.slow(*read, "backup", scene.source, scene.place(), *words)
+    point = running.wait_event("point")["point"]
+    used = place.glob(f"fleece-*-{point}")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (place, *used)]
+    owners = {path.stat().st_uid for path in (place, *place.glob("*"))}
+    running.wait().succeeded()
+    assert sorted(place.iterdir()) == before
+    assert modes == [0o711 if os.geteuid() == 0 else 0o700, 0o700]
+    assert owners == {os.geteuid()}
+
+
+@pytest.mark.parametrize("what", ["a link", "writable"])
+def test_a_default_scratch_folder_that_others_control_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a folder of the test's: nobody may put one in the place of the host's own."""
+    plain = Folder.open
+    monkeypatch.setattr(Folder, "open", staticmethod(lambda _: plain(tmp_path)))
+    name = "fleece" if os.geteuid() == 0 else f"fleece-{os.geteuid()}"
+    opened_scratch(default_scratch()).close()
+    opened_scratch(default_scratch()).close()
+    made = tmp_path / name
+    if what == "a link":
+        made.rename(tmp_path / "elsewhere")
+        made.symlink_to(tmp_path / "elsewhere")
+    else:
+        made.chmod(0o777)
+    with pytest.raises((fleece.SourceError, OSError), match=r"others may write|not followed"):
+        opened_scratch(default_scratch())
 
 
 def test_compressed_and_encrypted_looking_data_both_come_back(tmp_path: Path) -> None:

@@ -297,15 +297,19 @@ def test_a_scratch_folder_that_qemu_cannot_be_told_of(scene: Scene) -> None:
     assert scene.segments() == []
 
 
-@pytest.mark.parametrize("what", ["path.is_dir()", "path.suffix == '.qcow2'"])
+@pytest.mark.parametrize("what", ["name == QEMU_FOLDER", "name.endswith('.qcow2')"])
 def test_a_scratch_that_cannot_be_given_to_qemus_user(
     what: str, scene: Scene, tmp_path: Path
 ) -> None:
     """The folder or the file in it: the test has the kernel refuse it."""
     module = "source/qemu/workfolder.py"
     edits = (
-        (module, "os.geteuid() == 0 and monitor.peer.uid != 0", what),
-        (module, "os.chown(path,", 'os.chown(path / "none",'),
+        (module, "if not _must_give(monitor):", f"if not {what}:"),
+        (
+            module,
+            "                name,\n                monitor.peer.uid,",
+            '"none", monitor.peer.uid,',
+        ),
     )
     scene.engine = Mutation("nothing is given away", edits).engine(tmp_path)
     scene.backup().failed(3, "cannot be given to QEMU's user", "--scratch")

@@ -26,8 +26,10 @@ from fleece.source.base import Export
 from fleece.source.qemu import filtered, still
 from fleece.source.qemu.filtered import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
+from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.scratch import Room, Scratch
 from fleece.source.qemu.still import standing_still
+from fleece.source.qemu.workfolder import Note, held_folder
 from fleece.store.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
@@ -550,11 +552,11 @@ def test_qemu_never_flushes_a_scratch(twin: MachineScene, fleecing: str) -> None
 
 def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
     """Else nobody would let the guest go on, should the run be killed then."""
-    note = twin.folder / "nowhere" / "stopped"
     with (
         Monitor(str(twin.qemu.qmp_socket)) as monitor,
+        held_folder(twin.scratch, PointNames("0" * 8, "1" * 10), monitor) as work,
         pytest.raises(fleece.SourceError, match="cannot be noted"),
-        standing_still(monitor, note),
+        standing_still(monitor, Note(work, "no/name")),
     ):
         pytest.fail("it was taken for noted")
     assert twin.status == "running"

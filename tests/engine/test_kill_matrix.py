@@ -126,8 +126,8 @@ def test_a_fault_in_the_matrix_is_seen(tmp_path: Path) -> None:
         (
             (
                 "engine/backup.py",
-                "results += self._store_point(",
-                "taken.living.committed()\n                results += self._store_point(",
+                "results = self._store_point(",
+                "taken.living.committed()\n                results = self._store_point(",
             ),
         ),
     )
@@ -177,10 +177,10 @@ def test_a_lost_nbd_connection_is_replaced_while_the_point_lives(
 
         def put_between(event: Event) -> None:
             if event.name == "point":
-                (place,) = scene.scratch.glob("*/nbd.sock")
+                (place,) = scene.scratch.glob("*/qemu/nbd.sock")
                 proxies.append(Proxy(place, place.rename(behind)))
             elif event.name == "committed":
-                (place,) = scene.scratch.glob("*/nbd.sock")
+                (place,) = scene.scratch.glob("*/qemu/nbd.sock")
                 proxies[0].drop()  # its ends have the path of the server's
                 behind.rename(place)
 

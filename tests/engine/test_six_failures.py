@@ -413,8 +413,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "engine/backup.py",
-                    "results += self._store_point(",
-                    "taken.living.committed()\n                results += self._store_point(",
+                    "results = self._store_point(",
+                    "taken.living.committed()\n                results = self._store_point(",
                 ),
             ),
         ),

@@ -213,7 +213,7 @@ def _stray_client(folder: Path, engine: Engine = INTACT) -> Iterator[tuple[Scene
         running = scene.slow_backup()
         running.wait_event("point")
         with socket.socket(socket.AF_UNIX) as client:
-            (place,) = scene.scratch.glob("fleece-*/nbd.sock")
+            (place,) = scene.scratch.glob("fleece-*/qemu/nbd.sock")
             client.connect(str(place))
             assert client.recv(8) == b"NBDMAGIC"
             yield scene, running.wait().succeeded()
@@ -243,7 +243,7 @@ def test_a_client_that_stays_keeps_the_server_and_nothing_else(tmp_path: Path) -
 
 
 def test_a_server_that_is_stopped_beside_a_client_is_noticed(tmp_path: Path) -> None:
-    wait = "_wait_for_clients(monitor.peer.pid, home / SOCKET)"
+    wait = "_wait_for_clients(monitor.peer.pid, home.socket)"
     fault = Mutation("stops it at once", (("source/qemu/server.py", wait, "pass"),))
     with (
         pytest.raises((AssertionError, pytest.fail.Exception)),
@@ -280,7 +280,7 @@ def test_who_asks_whether_a_server_listens_leaves_no_connection(tmp_path: Path) 
         ),
         Mutation(
             "the first one out takes the socket away",
-            (("source/qemu/runtime.py", "kept |= {LOCK, SERVER, SOCKET}", "pass"),),
+            (("source/qemu/runtime.py", "kept |= {SERVER, QEMU_FOLDER}", "pass"),),
         ),
     ],
     ids=str,

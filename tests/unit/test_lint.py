@@ -17,6 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
     {
+        "attempts",
         "errors",
         "cache",
         "cancel",

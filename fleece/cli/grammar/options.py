@@ -33,7 +33,8 @@ def add_scratch(made: argparse.ArgumentParser) -> None:
         "--scratch",
         metavar="DIR",
         help="folder for scratch files, which take what "
-        "the guest overwrites during the backup; default: /var/tmp",
+        "the guest overwrites during the backup; default: /var/lib/fleece/scratch, or "
+        "/var/tmp/fleece-UID if not root",
     )
 
 

@@ -6,12 +6,9 @@ then taken down like any other leftover, and a new one costs no more than readin
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fleece.errors import PointError
@@ -20,17 +17,17 @@ from fleece.source.base import Export
 from fleece.source.qemu.classic import ClassicFleecing
 from fleece.source.qemu.inventory import GuestDisk, children
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, LOCK, PointNames
+from fleece.source.qemu.names import (
+    DELTA_BITMAP,
+    FROZEN,
+    STOPPED,
+    PointNames,
+)
 from fleece.source.qemu.plan import PlannedDisk, PointPlan
 from fleece.source.qemu.point import QemuPoint, export_of, taken_down
-from fleece.source.qemu.runtime import (
-    STOPPED_BY_ERROR,
-    has_only_ours,
-    qemu_of,
-    run_state,
-    work_folder,
-)
+from fleece.source.qemu.runtime import STOPPED_BY_ERROR, run_state, work_folder
 from fleece.source.qemu.scratch import Scratch
+from fleece.source.qemu.workfolder import Strange, WorkFolder
 
 
 def adopted_disk(
@@ -76,45 +73,53 @@ def adopted_point(
     Raises:
         PointError: on entry: something of it is not as it was made. It is left as it is.
     """
-    folder = work_folder(monitor, names.prefix)
-    if folder is None:
-        raise PointError("nothing of it is in QEMU")
-    with _held_again(folder, monitor):
-        plan = PointPlan(monitor, names, tuple(disks), folder, Scratch(folder, limit))
+    with _held_again(monitor, names) as work:
+        plan = PointPlan(monitor, names, tuple(disks), work, Scratch(work, limit))
         point = QemuPoint(plan, ClassicFleecing(plan))
-        _check_whole(monitor, names, disks, folder)
+        _check_whole(monitor, names, disks, work)
         point.check()
         point.look(crossed=False)
         point.exports = tuple(
-            export_of(planned, names.export(number), folder) for number, planned in enumerate(disks)
+            export_of(planned, names.export(number), work.socket)
+            for number, planned in enumerate(disks)
         )
         for export in point.exports:
             _check_export(export)
-        with taken_down(point, monitor, folder):
+        with taken_down(point, monitor, work):
             yield point
 
 
 @contextmanager
-def _held_again(folder: Path, monitor: Monitor) -> Iterator[None]:
+def _held_again(monitor: Monitor, names: PointNames) -> Iterator[WorkFolder]:
     """Hold the lock of a dead engine's work folder, which must be of this QEMU and complete."""
+    place = work_folder(monitor, names.prefix)
+    if place is None:
+        raise PointError("nothing of it is in QEMU")
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        work = WorkFolder.open(place)
+    except Strange as error:
+        raise PointError(f"its work folder is not as it was made: {error}", where=place) from error
     except OSError as error:
-        raise PointError(f"its work folder has no lock ({error.strerror})", where=folder) from error
-    try:
+        raise PointError(
+            f"its work folder cannot be opened ({error.strerror})", where=place
+        ) from error
+    with work:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = work.hold()
         except OSError as error:
-            raise PointError("another engine holds it", where=folder) from error
-        if qemu_of(folder) != monitor.peer.pid or not has_only_ours(folder):
-            raise PointError("its work folder is not as it was made", where=folder)
-        yield
-    finally:
-        os.close(descriptor)
+            raise PointError(
+                f"its work folder has no lock ({error.strerror})", where=place
+            ) from error
+        if not held:
+            raise PointError("another engine holds it", where=place)
+        noted = work.folder.has(FROZEN) or work.folder.has(STOPPED)
+        if noted or work.foreign or work.qemu() != monitor.peer.pid:
+            raise PointError("its work folder is not as it was made", where=place)
+        yield work
 
 
 def _check_whole(
-    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], folder: Path
+    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], work: WorkFolder
 ) -> None:
     """Raise `PointError` unless QEMU has all parts of the point, and no other of its name."""
     if names.guard(0) in _ours(monitor.execute("query-named-block-nodes"), "node-name", names):
@@ -142,7 +147,7 @@ def _check_whole(
         filtered = {"file": planned.disk.node, "target": overlay}
         _same("filters", graph.get(names.filter(number)), filtered)
         _same("scratches", graph.get(overlay), {"file": file, "backing": planned.disk.node})
-        _same("scratches' files", nodes[file]["file"], str(folder / f"s{number}.qcow2"))
+        _same("scratches' files", nodes[file]["file"], str(work.path / f"s{number}.qcow2"))
         _check_bitmap(nodes[overlay].get("dirty-bitmaps", []), planned)
 
 

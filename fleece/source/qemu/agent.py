@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece.errors import PointError, SourceError
+from fleece.source.qemu.workfolder import Note
 from fleece.terminal import shown
 
 _MARK = b"\xff"
@@ -87,15 +88,16 @@ class GuestAgent:
         self._thaw(None, asked_in_vain=False)
 
     @contextlib.contextmanager
-    def frozen(self, freeze: Freeze, note: Path) -> Iterator[None]:
+    def frozen(self, freeze: Freeze, note: Note) -> Iterator[None]:
         """Freeze the guest while the context lasts, if that can be done.
 
         Args:
             freeze: is told how it goes; what an earlier try left in it is forgotten.
-            note: a file that is there for as long as the guest may be frozen, so that the next
-                run can thaw it should this one be killed (`thaw_noted`).
+            note: is there for as long as the guest may be frozen, so that the next run can thaw it
+                should this one be killed (`thaw_noted`).
 
         Raises:
+            SourceError: it was thawed, but the note cannot be removed.
             PointError: a freeze is required, and the guest was not frozen all the time.
         """
         freeze.frozen, freeze.trouble = False, None
@@ -122,10 +124,11 @@ class GuestAgent:
         finally:
             try:
                 self._thaw(session, asked_in_vain=refused)
-                note.unlink(missing_ok=True)
                 freeze.stuck = None
             except AgentError as error:
                 freeze.stuck = str(error)
+            else:
+                note.drop()
         self._demand(freeze)
 
     def _demand(self, freeze: Freeze) -> None:
@@ -180,38 +183,28 @@ class Freeze:
     stuck: str | None = field(default=None)
 
 
-def _write_note(note: Path, path: str, session: _Session) -> None:
+def _write_note(note: Note, path: str, session: _Session) -> None:
     try:
-        note.write_bytes(os.fsencode(Path(path).absolute()))
+        note.write(os.fsencode(Path(path).absolute()))
     except OSError as error:
         session.close()
-        raise AgentError(f"cannot be noted ({error.strerror})", where=note) from error
+        raise AgentError(f"cannot be noted ({error.strerror})", where=note.path) from error
 
 
-def thaw_noted(note: Path) -> bool:
+def thaw_noted(note: Note) -> bool:
     """Thaw the guest that a dead run's note names; whether there was one.
 
     Raises:
         AgentError: it could not be thawed. The note stays.
+        SourceError: it was thawed, but the note cannot be removed.
     """
-    path = _read_note(note)
-    if path is None:
+    said = note.read()
+    if said is None:
         return False
+    path = os.fsdecode(said)
     GuestAgent(path, answer_limit=_NOTED_LIMIT, thaw_limit=_NOTED_LIMIT).thaw()
-    note.unlink(missing_ok=True)
+    note.drop()
     return True
-
-
-def _read_note(note: Path) -> str | None:
-    """What a note says. QEMU's user can write into its folder: only a note of ours is one."""
-    try:
-        descriptor = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with open(descriptor, "rb") as file:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return None
-        return os.fsdecode(file.read())
 
 
 def _freeze(session: _Session, limit: float) -> bool:

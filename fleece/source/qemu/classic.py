@@ -6,6 +6,8 @@ overlay over the disk. The overlay is what is exported.
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,8 @@ from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.plan import Action, PlannedDisk, PointPlan, action
-from fleece.source.qemu.workfolder import NO_FLUSH, give_to
+from fleece.source.qemu.unseen import add_node
+from fleece.source.qemu.workfolder import NO_FLUSH
 
 _CONFLICT = "Permission conflict"
 """Another job began on a disk after its scratch was added, and came between the two.
@@ -116,20 +119,17 @@ class ClassicFleecing:
             self._monitor.execute("block-set-write-threshold", arguments)
 
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
-        path = self._plan.scratch.file(number)
-        done = subprocess.run(
-            [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", str(path), str(disk.size)],
-            capture_output=True,
-            check=False,
-            env=child_environment(),
-        )
-        if done.returncode != 0:
+        name = self._plan.scratch.file(number)
+        path = self._plan.work.path / name
+        try:
+            _make_overlay(self._plan.work.new_scratch_file(name), disk.size)
+        except OSError as error:
             raise SourceError(
-                f"the scratch cannot be made: {done.stderr.decode().strip()}",
+                f"the scratch cannot be made: {error.strerror}",
                 where=path,
                 hint="choose another folder with --scratch",
-            )
-        give_to(path, self._monitor)
+            ) from error
+        self._plan.work.give(name, self._monitor)
         file = {
             "driver": "file",
             "filename": str(path),
@@ -137,8 +137,9 @@ class ClassicFleecing:
             "cache": NO_FLUSH,
             "node-name": self._names.overlay_file(number),
         }
-        self._monitor.execute(
-            "blockdev-add",
+        add_node(
+            self._monitor,
+            path,
             {
                 "driver": "qcow2",
                 "node-name": self._names.overlay(number),
@@ -168,3 +169,25 @@ class ClassicFleecing:
         )
         # After the job's start: what still records then is merged with all before the point.
         yield from planned.gather_delta(overlay)
+
+
+def _make_overlay(descriptor: int, size: int) -> None:
+    """Make an empty file a qcow2 image; closes its descriptor.
+
+    Raises:
+        OSError: it cannot be made; `strerror` is what qemu-img says.
+    """
+    try:
+        # By its descriptor: whatever becomes of its name, no other file is written.
+        place = f"/proc/self/fd/{descriptor}"
+        done = subprocess.run(
+            [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", place, str(size)],
+            capture_output=True,
+            check=False,
+            pass_fds=(descriptor,),
+            env=child_environment(),
+        )
+    finally:
+        os.close(descriptor)
+    if done.returncode != 0:
+        raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from fleece.disk.nbd import patiently
@@ -24,7 +25,8 @@ from fleece.source.qemu.plan import Action, PointPlan
 from fleece.source.qemu.runtime import plug
 from fleece.source.qemu.schema import Schema
 from fleece.source.qemu.still import standing_still
-from fleece.source.qemu.workfolder import NO_FLUSH, give_to
+from fleece.source.qemu.unseen import add_node
+from fleece.source.qemu.workfolder import NO_FLUSH, Note
 
 COPY_LIMIT = 4
 """Seconds that a guest's write may wait for a copy. QEMU before 9.1 counts them in 32 bits of
@@ -71,19 +73,24 @@ class FilterFleecing:
             self._add_guard(number, planned.disk.node)
 
     def _add_scratch(self, number: int, size: int) -> None:
-        path = self._plan.scratch.raw_file(number)
+        name = self._plan.scratch.raw_file(number)
+        path = self._plan.work.path / name
         try:
-            with open(path, "wb") as file:
-                file.truncate(size)
-            give_to(path, self._monitor)
+            descriptor = self._plan.work.new_scratch_file(name)
+            try:
+                os.ftruncate(descriptor, size)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise SourceError(
                 f"the scratch cannot be made ({error.strerror})",
                 where=path,
                 hint="choose another folder with --scratch",
             ) from error
-        self._monitor.execute(
-            "blockdev-add",
+        self._plan.work.give(name, self._monitor)
+        add_node(
+            self._monitor,
+            path,
             {
                 "driver": "file",
                 "filename": str(path),
@@ -147,7 +154,7 @@ class FilterFleecing:
         """In which all disks are those of one moment: of one disk, any is."""
         if len(self._plan.disks) == 1:
             return contextlib.nullcontext()
-        return standing_still(self._monitor, self._plan.folder / STOPPED)
+        return standing_still(self._monitor, Note(self._plan.work, STOPPED))
 
     def _gather(self, limit: float) -> None:
         actions: list[Action] = []
@@ -203,7 +210,7 @@ class FilterFleecing:
                 raise PointError(
                     f"the snapshot of disk {export.disk} was given up to spare the guest: what it "
                     f"overwrote could not be copied to the scratch, or not within {COPY_LIMIT} s",
-                    where=self._plan.folder,
+                    where=self._plan.work.path,
                     hint="the next backup loses nothing; choose a folder with room with --scratch",
                 ) from error
 

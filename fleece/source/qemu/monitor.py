@@ -38,6 +38,10 @@ class CommandError(SourceError):
         super().__init__(f"QEMU refused {command}: {reason}", where=where, hint=advice(reason))
 
 
+class Unanswered(SourceError):
+    """QEMU did not answer, or the connection is lost. What it did of the command is not known."""
+
+
 @dataclass(frozen=True)
 class Peer:
     """The process at the other end of the socket."""
@@ -117,7 +121,7 @@ class Monitor:
             SourceError: the connection is lost, or QEMU did not answer in time.
         """
         if self._loop.is_closed():
-            raise SourceError("the connection to QEMU was closed", where=self.path)
+            raise Unanswered("the connection to QEMU was closed", where=self.path)
         try:
             result = self._run(
                 self._client.execute(command, dict(arguments) if arguments else None),
@@ -126,11 +130,11 @@ class Monitor:
         except ExecuteError as error:
             raise CommandError(command, str(error), self.path) from error
         except TimeoutError as error:
-            raise SourceError(
+            raise Unanswered(
                 f"QEMU did not answer {command} within {limit:.0f} s", where=self.path
             ) from error
         except (QMPError, OSError, EOFError) as error:
-            raise SourceError(
+            raise Unanswered(
                 f"the connection to QEMU was lost at {command}",
                 where=self.path,
                 hint="did QEMU end?",

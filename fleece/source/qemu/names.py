@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 PREFIX = "fleece-"
 DELTA_BITMAP = "delta"
-SOCKET = "nbd.sock"
+QEMU_FOLDER = "qemu"
+"""The one folder in a point's work folder, for what QEMU makes itself."""
+SOCKET = f"{QEMU_FOLDER}/nbd.sock"
 SINK = "sink.nbd"
 """The socket of the engine's own NBD server, which QEMU pushes into."""
 
 PUSH_JOB = "p"
 SERVER = "server"
+JOINED = "joined"
+"""Names the work folder of the run whose NBD server this run uses."""
 LOCK = "lock"
 FROZEN = "frozen"
 STOPPED = "stopped"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, PointNames, Segment
 from fleece.source.qemu.scratch import Scratch
+from fleece.source.qemu.workfolder import WorkFolder
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
@@ -69,14 +69,14 @@ class PointPlan:
         monitor: of the QEMU.
         names: of the point's things in it.
         disks: all of them, in the order of their numbers.
-        folder: the work folder.
-        scratch: the files in it.
+        work: the work folder.
+        scratch: the scratch files in it.
     """
 
     monitor: Monitor
     names: PointNames
     disks: tuple[PlannedDisk, ...]
-    folder: Path
+    work: WorkFolder
     scratch: Scratch
 
     def end_segments(self, planned: PlannedDisk) -> Iterator[Action]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fleece.attempts import Attempts
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
@@ -21,14 +22,13 @@ from fleece.source.qemu.classic import ClassicFleecing
 from fleece.source.qemu.filtered import FilterFleecing
 from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, SOCKET, STOPPED, PointNames
+from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.presence import departure
 from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.runtime import (
     STOPPED_BY_ERROR,
     continue_guest,
-    process_lives,
     remove_folder,
     run_state,
     server_homes,
@@ -37,7 +37,7 @@ from fleece.source.qemu.runtime import (
 )
 from fleece.source.qemu.scratch import Scratch, estimate
 from fleece.source.qemu.server import joined
-from fleece.source.qemu.workfolder import held_folder
+from fleece.source.qemu.workfolder import Note, WorkFolder, held_folder, process_lives
 
 _FROZEN_LIMIT = 10.0
 """Seconds that the transaction may take while the guest's file systems stand still."""
@@ -73,7 +73,7 @@ class QemuPoint:
         self._monitor = plan.monitor
         self._names = plan.names
         self._disks = plan.disks
-        self._folder = plan.folder
+        self._work = plan.work
         self._scratch = plan.scratch
         self.exports: tuple[Export, ...] = ()
         self.freeze = Freeze()
@@ -159,21 +159,34 @@ class QemuPoint:
         return tuple(text for text in (self._doubt, loose, self.freeze.stuck) if text)
 
     def close(self) -> None:
-        """Take this point out of QEMU. Its segments stay: the next point needs them."""
+        """Take this point out of QEMU. Its segments stay: the next point needs them.
+
+        Raises:
+            SourceError: a part of it is left; every step was tried.
+        """
+        tried = Attempts()
         if not self._down:
-            self._take_out()
-            self._down = True
+            with tried.step():
+                self._take_out()
+                self._down = True
         if self._agent is not None and self.freeze.stuck is not None:
             agent, self._agent = self._agent, None
-            self._thaw_at_last(agent)
+            with tried.step():
+                self._thaw_at_last(agent)
+        tried.settle(SourceError)
 
     def _take_out(self, parts: int | None = None) -> None:
+        tried = Attempts()
         if self.push is not None:
-            self.push.end_sink()
-        down = take_down(self._monitor, self._names.prefix, self._folder)
-        for _ in itertools.islice(down, parts):
-            if self._guest_ran:
-                continue_guest(self._monitor)
+            with tried.step():
+                self.push.end_sink()
+        down = take_down(self._monitor, self._names.prefix, self._work)
+        with tried.step():
+            for _ in itertools.islice(down, parts):
+                if self._guest_ran:
+                    with tried.step():
+                        continue_guest(self._monitor)
+        tried.settle(SourceError)
 
     def _thaw_at_last(self, agent: GuestAgent) -> None:
         """The guest could not be thawed when the point was taken: try again."""
@@ -183,8 +196,10 @@ class QemuPoint:
             self.freeze.stuck = str(error)
         else:
             self.freeze.stuck = None
-            (self._folder / FROZEN).unlink(missing_ok=True)
-            list(remove_folder(self._folder))
+            Note(self._work, FROZEN).drop()
+            left = Attempts()
+            list(remove_folder(self._work, left))
+            left.settle(SourceError)
 
     def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """Drop the segments that only older points needed.
@@ -255,39 +270,39 @@ class QemuPoint:
         if self._agent is None:
             self._fleecing.take(COMMAND_LIMIT)
         else:
-            with self._agent.frozen(self.freeze, self._folder / FROZEN):
+            with self._agent.frozen(self.freeze, Note(self._work, FROZEN)):
                 self._fleecing.take(_FROZEN_LIMIT)
 
     def _serve(self) -> None:
         """Have a server, and hold it until the exports are there."""
-        scratch = self._folder.parent
-        server = joined(self._monitor, self._folder, lambda: server_homes(self._monitor, scratch))
-        with server as home:
+        scratch = self._work.path.parent
+        server = joined(self._monitor, self._work, lambda: server_homes(self._monitor, scratch))
+        with server as place:
             self.exports = tuple(
-                self._export(number, planned, home) for number, planned in enumerate(self._disks)
+                self._export(number, planned, place) for number, planned in enumerate(self._disks)
             )
         self._fleecing.served(self.exports)
 
-    def _export(self, number: int, planned: PlannedDisk, home: Path) -> Export:
+    def _export(self, number: int, planned: PlannedDisk, place: Path) -> Export:
         name = self._names.export(number)
         shown = self._fleecing.export(number)
         self._monitor.execute("block-export-add", {"id": name, "type": "nbd", "name": name} | shown)
-        return export_of(planned, name, home, self._fleecing.unit)
+        return export_of(planned, name, place, self._fleecing.unit)
 
 
-def export_of(planned: PlannedDisk, name: str, home: Path, unit: int | None = None) -> Export:
+def export_of(planned: PlannedDisk, name: str, place: Path, unit: int | None = None) -> Export:
     """How a disk of a point is read.
 
     Args:
         planned: the disk.
         name: of the export.
-        home: the folder of the NBD server's socket.
+        place: the NBD server's socket.
         unit: that no request to read may cross.
     """
     incremental = planned.merged is not None
     return Export(
         disk=planned.disk.name,
-        uri=unix_uri(str(home / SOCKET), name),
+        uri=unix_uri(str(place), name),
         size=planned.disk.size,
         dirty_context=f"qemu:dirty-bitmap:{DELTA_BITMAP}" if incremental else None,
         granularity=GRANULARITY if incremental else None,
@@ -318,31 +333,42 @@ def living_point(
         fleecing: how the point is held.
         transport: how it will come out of QEMU; only if it is pulled it gets exports.
     """
-    with held_folder(scratch, names, monitor) as folder:
-        plan = PointPlan(monitor, names, tuple(disks), folder, Scratch(folder, limit))
+    with held_folder(scratch, names, monitor) as work:
+        plan = PointPlan(monitor, names, tuple(disks), work, Scratch(work, limit))
         point = QemuPoint(plan, _WAYS[fleecing](plan), agent, transport)
-        with taken_down(point, monitor, folder):
+        with taken_down(point, monitor, work):
             point.start()
             yield point
 
 
 @contextmanager
-def taken_down(point: QemuPoint, monitor: Monitor, folder: Path) -> Iterator[None]:
-    """Take a point down when the context ends, however it does."""
+def taken_down(point: QemuPoint, monitor: Monitor, work: WorkFolder) -> Iterator[None]:
+    """Take a point down when the context ends, however it does.
+
+    Raises:
+        SourceError: the context ended well, and a part of the point is left; all was tried.
+    """
     try:
         yield
     except BaseException as error:
         # The first error is the one to tell. What cannot be taken down now is found by its
         # name in the next run.
-        with suppress(FleeceError):
-            point.close()
-            point.abandon()
-        if not process_lives(monitor.peer.pid):
-            for note in (FROZEN, STOPPED):
-                (folder / note).unlink(missing_ok=True)
-            list(remove_folder(folder))
-        elif point.freeze.stuck is not None:
+        _end(point, monitor, work)
+        if point.freeze.stuck is not None and process_lives(monitor.peer.pid):
             raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
         raise
-    point.close()
-    point.abandon()
+    _end(point, monitor, work).settle(SourceError)
+
+
+def _end(point: QemuPoint, monitor: Monitor, work: WorkFolder) -> Attempts:
+    tried = Attempts()
+    for step in (point.close, point.abandon):
+        with tried.step():
+            step()
+    if not process_lives(monitor.peer.pid):  # and nothing of the point with it
+        for name in (FROZEN, STOPPED):
+            with tried.step():
+                Note(work, name).drop()
+        with tried.step():
+            list(remove_folder(work, tried))
+    return tried

@@ -18,7 +18,6 @@ from fleece.extents import Extents
 from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP, SINK
 from fleece.source.qemu.plan import GRANULARITY, PointPlan
-from fleece.source.qemu.workfolder import give_to
 
 _REQUESTS = 4
 """Requests of up to 1 MiB that a job has in flight. A drain of the disk waits for all of them, so
@@ -46,7 +45,8 @@ class PushJobs:
         self._monitor = plan.monitor
         self._names = plan.names
         self._incremental = tuple(planned.merged is not None for planned in plan.disks)
-        self.socket = plan.folder / SINK
+        self._work = plan.work
+        self.socket = plan.work.path / SINK
         self.rate: int | None = None
         self.end_sink: Callable[[], None] = lambda: None
 
@@ -95,7 +95,7 @@ class PushJobs:
         Raises:
             PointError: QEMU refused it.
         """
-        give_to(self.socket, self._monitor)
+        self._work.give(SINK, self._monitor)
         for number in self._numbers:
             self._add_target(number)
         actions = [action for number in self._numbers for action in self._actions(number)]

@@ -9,9 +9,6 @@ step may be repeated.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,29 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fleece.attempts import Attempts
 from fleece.errors import SourceError
 from fleece.source.qemu.inventory import children, plugged
-from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
 from fleece.source.qemu.names import (
     FROZEN,
     LOCK,
     PREFIX,
     PUSH_JOB,
+    QEMU_FOLDER,
     SERVER,
-    SINK,
     SOCKET,
     STOPPED,
     is_access,
     is_guard,
 )
 from fleece.source.qemu.server import Homes, listens_in, stop_idle
+from fleece.source.qemu.workfolder import WorkFolder, is_known, process_lives
 
 STOPPED_BY_ERROR = "io-error"
 """The run state of a guest that QEMU stopped on an I/O error."""
 
 _LIMIT = 60.0
 _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
-_WORK_FILE = re.compile(rf"{re.escape(SOCKET)}|{re.escape(SINK)}|{LOCK}|{SERVER}|s\d+\.(qcow2|raw)")
+
+
+class Unremoved(SourceError):
+    """Files in the scratch could not be removed. Nothing of the point is in QEMU."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def point_prefixes(monitor: Monitor) -> set[str]:
 
 
 def work_folder(monitor: Monitor, prefix: str) -> Path | None:
-    """The folder of a point's scratch files, as QEMU names them; None if it has none open."""
+    """Where QEMU says that a point's scratch files are; None if it has none open."""
     for node in monitor.execute("query-named-block-nodes"):
         # Only of a protocol node is this a path: a format node over a backing may show `json:`.
         if node["node-name"].startswith(prefix) and node["drv"] == "file":
@@ -69,39 +71,6 @@ def work_folder(monitor: Monitor, prefix: str) -> Path | None:
             if folder.name == prefix:
                 return folder
     return None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a living engine holds the point of this work folder."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno == errno.EWOULDBLOCK
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def has_only_ours(folder: Path) -> bool:
-    """Whether a work folder holds nothing but the files that a point alone has there."""
-    return all(_WORK_FILE.fullmatch(item.name) for item in folder.iterdir())
-
-
-def process_lives(pid: int) -> bool:
-    """Whether a process of this number exists."""
-    return Path(f"/proc/{pid}").exists()
-
-
-def qemu_of(folder: Path) -> int | None:
-    """The process number of the QEMU that a work folder was made for; None: it was not noted."""
-    try:
-        return int((folder / LOCK).read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def run_state(monitor: Monitor) -> str | None:
@@ -123,54 +92,103 @@ def continue_guest(monitor: Monitor) -> bool:
     return True
 
 
-def take_down(monitor: Monitor, prefix: str, folder: Path | None) -> Iterator[list[Removed]]:
+class _Steps(Attempts):
+    """Steps of taking a point down. A QEMU that does not answer is not asked again."""
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[bool]:
+        """A step that asks QEMU; gives whether it may."""
+        with self.step():
+            yield not any(isinstance(error, Unanswered) for error in self.failures)
+
+    def end(self) -> None:
+        """Raise what failed.
+
+        Raises:
+            Unremoved: only files are left.
+            SourceError: something is left in QEMU, or may be.
+        """
+        files = all(isinstance(error, OSError) for error in self.failures)
+        self.settle(Unremoved if files else SourceError)
+
+
+def take_down(monitor: Monitor, prefix: str, work: WorkFolder | None) -> Iterator[list[Removed]]:
     """Remove everything of one point from QEMU, and its work folder.
 
     The first of its two parts is all that the guest can feel. Readers of the point may still be at
     work then: they find no export any more. In the second part there must be none.
 
+    Every step is tried, whatever became of those before. The files stay for as long as QEMU may
+    have something of the point, so that the next run finds both.
+
     Args:
         monitor: of the QEMU.
         prefix: of the point's names.
-        folder: the point's work folder, if it is known.
+        work: the point's work folder, if it is known.
 
     Raises:
-        SourceError: something could not be removed, or the connection was lost. If it is only that
-            the server has a client, everything else is removed.
+        Unremoved: at the end: files could not be removed.
+        SourceError: at the end: what is in QEMU could not be, or the connection was lost.
     """
-    homes = server_homes(monitor, None if folder is None else folder.parent)
-    yield _release(monitor, prefix)
-    yield _put_away(monitor, homes, folder)
+    steps = _Steps()
+    homes: Homes | None = None
+    with steps.asking():
+        homes = server_homes(monitor, None if work is None else work.path.parent)
+    yield _release(monitor, prefix, steps)
+    yield _put_away(monitor, prefix, homes, work, steps)
+    steps.end()
 
 
-def _release(monitor: Monitor, prefix: str) -> list[Removed]:
-    removed = list(_remove_exports(monitor, prefix))
-    # A push job reads what the fleecing job holds still, and the end of that waits for its reads.
-    removed += _end_jobs(monitor, prefix + PUSH_JOB)
-    removed += _end_jobs(monitor, prefix)
-    removed += take_down_nodes(monitor, prefix)
-    return removed
-
-
-def _put_away(monitor: Monitor, homes: Homes, folder: Path | None) -> list[Removed]:
+def _release(monitor: Monitor, prefix: str, steps: _Steps) -> list[Removed]:
     removed: list[Removed] = []
-    try:
-        removed += _stop_server(monitor, homes, folder)
-    finally:
-        removed += remove_folder(folder)
+    _remove_exports(monitor, prefix, removed, steps)
+    # A push job reads what the fleecing job holds still, and the end of that waits for its reads.
+    _end_jobs(monitor, prefix + PUSH_JOB, removed, steps)
+    _end_jobs(monitor, prefix, removed, steps)
+    for each in _nodes_in_order(monitor, prefix):
+        with steps.asking() as may:
+            if may:
+                _gather(removed, each)
     return removed
 
 
-def _remove_exports(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+def _gather(removed: list[Removed], more: Iterator[Removed]) -> None:
+    """Append one by one: what was removed before an error counts."""
+    for one in more:
+        removed.append(one)
+
+
+def _put_away(
+    monitor: Monitor, prefix: str, homes: Homes | None, work: WorkFolder | None, steps: _Steps
+) -> list[Removed]:
+    removed: list[Removed] = []
+    with steps.asking() as may:
+        if may and homes is not None:
+            _gather(removed, _stop_server(monitor, homes, work))
+    gone = not process_lives(monitor.peer.pid)
+    if not gone:
+        with steps.asking() as may:
+            gone = may and prefix not in point_prefixes(monitor)
+    if gone and work is not None:
+        _gather(removed, remove_folder(work, steps))
+    return removed
+
+
+def _remove_exports(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Steps) -> None:
     def ours() -> list[str]:
         exports = monitor.execute("query-block-exports")
         return [item["id"] for item in exports if item["id"].startswith(prefix)]
 
-    for name in ours():
-        with _gone_is_fine("not found"):
-            monitor.execute("block-export-del", {"id": name, "mode": "hard"})
-        yield Removed("export", name)
-    _wait(lambda: not ours(), "an export to go away", monitor)
+    with steps.asking() as may:
+        for name in ours() if may else ():
+            with steps.asking() as still:
+                if still:
+                    with _gone_is_fine("not found"):
+                        monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+                    removed.append(Removed("export", name))
+    with steps.asking() as may:
+        if may:
+            _wait(lambda: not ours(), "an export to go away", monitor)
 
 
 def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
@@ -184,23 +202,19 @@ def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
     return Homes(monitor.peer.pid, {folder for folder in found if folder is not None}, scratch)
 
 
-def _stop_server(monitor: Monitor, homes: Homes, folder: Path | None) -> Iterator[Removed]:
+def _stop_server(monitor: Monitor, homes: Homes, work: WorkFolder | None) -> Iterator[Removed]:
     """Stop QEMU's NBD server if it is fleece's and serves nobody, whoever started it."""
-    for home in list(stop_idle(monitor, homes)):
-        yield Removed("NBD server", str(home / SOCKET))
-        if home != folder and not is_held(home):
-            yield from remove_folder(home)
+    for home in stop_idle(monitor, homes):
+        yield Removed("NBD server", str(home.socket))
+        if (work is None or home.path != work.path) and not home.is_held():
+            left = Attempts()
+            yield from remove_folder(home, left)
+            left.settle(SourceError)
 
 
-def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
+def _end_jobs(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Steps) -> None:
     def ours() -> list[dict[str, Any]]:
         return [job for job in monitor.execute("query-jobs") if job["id"].startswith(prefix)]
-
-    for job in ours():
-        if job["status"] not in ("concluded", "aborting", "null"):
-            with _gone_is_fine("not found", "cannot accept command"):
-                monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
-        yield Removed("job", job["id"])
 
     def dismissed() -> bool:
         left = ours()
@@ -210,15 +224,33 @@ def _end_jobs(monitor: Monitor, prefix: str) -> Iterator[Removed]:
                     monitor.execute("job-dismiss", {"id": job["id"]})
         return not left
 
-    _wait(dismissed, "a job to end", monitor)
+    with steps.asking() as may:
+        for job in ours() if may else ():
+            with steps.asking() as still:
+                if still:
+                    _cancel(monitor, job)
+                    removed.append(Removed("job", job["id"]))
+    with steps.asking() as may:
+        if may:
+            _wait(dismissed, "a job to end", monitor)
 
 
-def take_down_nodes(monitor: Monitor, prefix: str) -> list[Removed]:
+def _cancel(monitor: Monitor, job: dict[str, Any]) -> None:
+    if job["status"] not in ("concluded", "aborting", "null"):
+        with _gone_is_fine("not found", "cannot accept command"):
+            monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
+
+
+def take_down_nodes(monitor: Monitor, prefix: str) -> None:
     """Remove a point's nodes from QEMU when nothing else of it is there any more."""
-    removed = list(_remove_nodes(monitor, prefix, is_access))
-    removed += _put_back(monitor, prefix)
-    removed += _remove_nodes(monitor, prefix)
-    return removed
+    for removed in _nodes_in_order(monitor, prefix):
+        list(removed)
+
+
+def _nodes_in_order(monitor: Monitor, prefix: str) -> Iterator[Iterator[Removed]]:
+    yield _remove_nodes(monitor, prefix, is_access)
+    yield _put_back(monitor, prefix)
+    yield _remove_nodes(monitor, prefix)
 
 
 def _put_back(monitor: Monitor, prefix: str) -> Iterator[Removed]:
@@ -273,23 +305,50 @@ def _remove_nodes(
             )
 
 
-def remove_folder(folder: Path | None) -> Iterator[Removed]:
-    """Remove a work folder: the files of ours by name, then the folder if nothing else is in it.
+def remove_folder(work: WorkFolder, steps: Attempts) -> Iterator[Removed]:
+    """Remove a work folder's files, each by its name, and then the folder.
 
     The note of a guest that may still be frozen or stopped stays, and so does a server that others
     use; and with them what says whose they are.
+
+    Args:
+        work: the folder.
+        steps: is told of what cannot be removed.
     """
-    if folder is None or not folder.is_dir():
+    before = len(steps.failures)
+    names: list[str] = []
+    kept: set[str] = set()
+    with steps.step():
+        names = sorted(name for name in work.folder.names() if is_known(name))
+        kept = _kept(work, names)
+    for name in names:
+        if name not in kept and name not in (QEMU_FOLDER, LOCK):
+            with steps.step(), contextlib.suppress(FileNotFoundError):
+                work.folder.remove(name)
+    if QEMU_FOLDER in names and QEMU_FOLDER not in kept:
+        with steps.step(), contextlib.suppress(FileNotFoundError):
+            _remove_qemu_folder(work)
+    if kept or len(steps.failures) > before:
         return
-    kept = {LOCK} if (folder / FROZEN).exists() or (folder / STOPPED).exists() else set()
-    if listens_in(folder):
-        kept |= {LOCK, SERVER, SOCKET}
-    for item in list(folder.iterdir()):
-        if _WORK_FILE.fullmatch(item.name) and item.name not in kept:
-            item.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-        yield Removed("scratch", str(folder))
+    with steps.step(), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
+            work.folder.remove(LOCK)  # last: it says whose the others are
+        work.remove_itself()
+        yield Removed("scratch", str(work.path))
+
+
+def _remove_qemu_folder(work: WorkFolder) -> None:
+    """Remove QEMU's socket and its folder; whatever else QEMU's user put there keeps it."""
+    with work.folder.folder(QEMU_FOLDER) as theirs, contextlib.suppress(FileNotFoundError):
+        theirs.remove(Path(SOCKET).name)
+    work.folder.remove_empty(QEMU_FOLDER)
+
+
+def _kept(work: WorkFolder, names: list[str]) -> set[str]:
+    kept = {name for name in (FROZEN, STOPPED) if name in names}
+    if listens_in(work):
+        kept |= {SERVER, QEMU_FOLDER}
+    return kept | {LOCK} if kept else kept
 
 
 def _wait(done: Any, what: str, monitor: Monitor) -> None:

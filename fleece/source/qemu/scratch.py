@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from fleece.errors import PointError
 from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.qemu.workfolder import WorkFolder
 
 _RESERVE = 256 * 1024 * 1024
 _ROUGHLY = 16
@@ -29,6 +29,15 @@ class Room:
     state: str
 
 
+def room_of(state: os.statvfs_result) -> Room:
+    """What a file system can take, as statvfs(3) tells."""
+    free = state.f_bavail * state.f_frsize
+    return Room(
+        free - min(_RESERVE, state.f_blocks * state.f_frsize // 2),
+        f"the scratch has only {free} bytes left",
+    )
+
+
 class Scratch:
     """The scratch files of one point.
 
@@ -36,21 +45,21 @@ class Scratch:
     and while the point is taken down. It is 256 MiB, or half if that is less.
 
     Args:
-        folder: the point's work folder.
+        work: the point's work folder.
         limit: bytes that the files may take together; None: the file system alone bounds them.
     """
 
-    def __init__(self, folder: Path, limit: int | None = None) -> None:
-        self._folder = folder
+    def __init__(self, work: WorkFolder, limit: int | None = None) -> None:
+        self._work = work
         self._limit = limit
 
-    def file(self, number: int) -> Path:
-        """The scratch file of a disk, as an overlay."""
-        return self._folder / f"s{number}.qcow2"
+    def file(self, number: int) -> str:
+        """The name of a disk's scratch file, as an overlay."""
+        return f"s{number}.qcow2"
 
-    def raw_file(self, number: int) -> Path:
-        """The scratch file of a disk, as a raw one of the disk's size, with holes."""
-        return self._folder / f"s{number}.raw"
+    def raw_file(self, number: int) -> str:
+        """The name of a disk's scratch file, as a raw one of the disk's size, with holes."""
+        return f"s{number}.raw"
 
     def length(self, number: int) -> int:
         """Where a disk's scratch file ends.
@@ -59,7 +68,7 @@ class Scratch:
             PointError: it cannot be looked at.
         """
         with self._looking():
-            return self.file(number).stat().st_size
+            return self._work.folder.stat(self.file(number)).st_size
 
     def room(self) -> Room:
         """What is left now.
@@ -68,13 +77,9 @@ class Scratch:
             PointError: the folder cannot be looked at.
         """
         with self._looking():
-            state = os.statvfs(self._folder)
-            used = sum(file.stat().st_blocks * 512 for file in self._folder.glob("s[0-9]*.*"))
-        free = state.f_bavail * state.f_frsize
-        found = Room(
-            free - min(_RESERVE, state.f_blocks * state.f_frsize // 2),
-            f"the scratch has only {free} bytes left",
-        )
+            state = os.statvfs(self._work.folder.descriptor)
+            used = sum(file.st_blocks * 512 for file in self._work.scratch_files())
+        found = room_of(state)
         if self._limit is None:
             return found
         allowed = Room(
@@ -89,7 +94,7 @@ class Scratch:
             yield
         except OSError as error:
             raise PointError(
-                f"the scratch cannot be watched ({error.strerror})", where=self._folder
+                f"the scratch cannot be watched ({error.strerror})", where=self._work.path
             ) from error
 
     def check_start(self) -> None:
@@ -101,7 +106,7 @@ class Scratch:
         room = self.room()
         if room.left <= 0:
             raise PointError(
-                f"{room.state}: no backup can begin", where=self._folder.parent, hint=_HINT
+                f"{room.state}: no backup can begin", where=self._work.path.parent, hint=_HINT
             )
 
     def doubt(self, estimate: int) -> str | None:
@@ -110,7 +115,7 @@ class Scratch:
         if estimate <= room.left:
             return None
         return (
-            f"{self._folder.parent}: the backup may have to be given up: the scratch can take "
+            f"{self._work.path.parent}: the backup may have to be given up: the scratch can take "
             f"{room.left} bytes, and the guest may overwrite {estimate} meanwhile; {_HINT}"
         )
 
@@ -118,7 +123,7 @@ class Scratch:
         """The error of a backup that ends because there is no room left."""
         return PointError(
             f"{room.state}; the backup gave up before the guest would have had to stop",
-            where=self._folder,
+            where=self._work.path,
             hint=_HINT,
         )
 

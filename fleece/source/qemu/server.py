@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import struct
 import time
@@ -24,13 +25,20 @@ from pathlib import Path
 
 from fleece.errors import SourceError
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import PREFIX, SERVER, SOCKET
+from fleece.source.qemu.names import JOINED, PREFIX, QEMU_FOLDER, SERVER, SOCKET
+from fleece.source.qemu.unseen import with_reasons
+from fleece.source.qemu.workfolder import Note, Strangers, WorkFolder, believed, work_folders
 
 _LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)
 """A client's flags (fixed newstyle, no zeroes) and NBD_OPT_ABORT (NBD protocol, "Newstyle
 negotiation"): the server lets it go."""
 _LISTENING = 1 << 16
 """`__SO_ACCEPTCON` in the flags of proc_net(5), `/proc/net/unix`."""
+_ROW = re.compile(
+    rb"^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +[0-9]+ ?",
+    re.MULTILINE,
+)
+"""What is before the path in a row of it. A path may hold any byte, ends of lines among them."""
 
 _PATIENCE = 5.0
 _LEAVING = 15.0
@@ -61,43 +69,43 @@ def listens(path: Path) -> bool:
     return True
 
 
-def listens_in(folder: Path) -> bool:
+def listens_in(work: WorkFolder) -> bool:
     """Whether a work folder's server listens; asks while nobody may stop it."""
-    if not (folder / SOCKET).exists():
+    if not work.folder.has(SERVER):
         return False
-    with _locked(folder / SERVER) as held:
-        if not held and (folder / SERVER).exists():
+    with _locked(work) as held:
+        if not held and work.folder.has(SERVER):
             return True
-        return listens(folder / SOCKET)
+        return listens(work.socket)
 
 
 @contextlib.contextmanager
-def joined(monitor: Monitor, folder: Path, homes: Callable[[], Homes]) -> Iterator[Path]:
+def joined(monitor: Monitor, work: WorkFolder, homes: Callable[[], Homes]) -> Iterator[Path]:
     """Start the server, or join that of another fleece run; its lock is held in the context.
 
     Args:
         monitor: of the QEMU.
-        folder: of the point, for the socket if the server is started.
+        work: of the point, for the socket if the server is started.
         homes: tells, each time it is asked, where else fleece may have one.
 
     Returns:
-        The work folder whose socket it listens on.
+        The socket that it listens on.
 
     Raises:
-        SourceError: a server runs that is not fleece's.
+        SourceError: a server runs that is not fleece's, or QEMU cannot make its socket.
     """
     for _ in range(_TRIES):  # one may end between a try to start and a try to join
         with contextlib.ExitStack() as stack:
             try:
-                home = _start(monitor, folder, stack) or _join(homes(), folder, stack)
+                place = _start(monitor, work, stack) or _join(homes(), work, stack)
             except OSError as error:
                 raise SourceError(
                     f"the scratch folder cannot be used ({error.strerror})",
-                    where=folder,
+                    where=work.path,
                     hint="choose another one with --scratch",
                 ) from error
-            if home is not None:
-                yield home
+            if place is not None:
+                yield place
                 return
         time.sleep(_PAUSE)
     raise SourceError(
@@ -108,7 +116,7 @@ def joined(monitor: Monitor, folder: Path, homes: Callable[[], Homes]) -> Iterat
 
 
 class Homes:
-    """Finds the work folders of a QEMU whose socket its server may listen on.
+    """Finds our own work folders of a QEMU whose socket its server may listen on.
 
     Args:
         qemu: the process number that their locks name.
@@ -118,48 +126,73 @@ class Homes:
     """
 
     def __init__(self, qemu: int, points: set[Path], scratch: Path | None) -> None:
-        self._qemu = str(qemu)
+        self._qemu = qemu
         self._points = points
         self._scratches = {point.parent for point in points}
         if scratch is not None:
-            self._scratches.add(scratch)
+            self._scratches.add(Path(os.path.realpath(scratch)))
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[WorkFolder]:
+        """Each is open until the next one is asked for."""
+        unheard = Strangers()
         found: set[Path] = set()
         for scratch in self._scratches:
-            for path in scratch.glob(f"{PREFIX}*-*/{SERVER}"):
-                with contextlib.suppress(OSError):
-                    # A run that joined has a link to the lock file of the run that started it.
-                    real = path.resolve(strict=True)
-                    fits = real.name == SERVER and real.parent.name.startswith(PREFIX)
-                    if fits and self._is_of(path, real):
-                        found.add(real.parent)
-        return iter(sorted(found))
+            for work in work_folders(scratch, PREFIX, unheard):
+                if (home := self._home(work, unheard)) is not None:
+                    found.add(home)
+        for path in sorted(found):
+            home_folder = believed(path, unheard)
+            if home_folder is not None:
+                with home_folder:
+                    yield home_folder
 
-    def _is_of(self, path: Path, real: Path) -> bool:
-        return path.parent in self._points or real.read_text() == self._qemu
+    def _home(self, work: WorkFolder, unheard: Strangers) -> Path | None:
+        """Where the server is that a point's work folder tells of, if it is this QEMU's."""
+        said = Note(work, JOINED).read()
+        ours = work.path in self._points
+        if said is None:
+            return work.path if ours or work.server_of() == self._qemu else None
+        home = believed(Path(os.fsdecode(said)), unheard)
+        if home is None:
+            return None
+        with home:
+            return home.path if ours or home.server_of() == self._qemu else None
 
 
-def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[Path]:
+def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[WorkFolder]:
     """Stop the server if it is fleece's and nobody is served; gives the folder that it was in.
 
     Raises:
-        SourceError: a client of it stays connected.
+        SourceError: a client of it stays connected, or what is left of it cannot be removed.
     """
     for home in homes:
-        with _locked(home / SERVER) as held:
+        with _locked(home) as held:
             if not held:
                 continue
             if any(item["type"] == "nbd" for item in monitor.execute("query-block-exports")):
                 return
-            stopped = listens(home / SOCKET)
+            stopped = listens(home.socket)
             if stopped:
-                _wait_for_clients(monitor.peer.pid, home / SOCKET)
+                _wait_for_clients(monitor.peer.pid, home.socket)
                 _stop(monitor)
-            for name in (SOCKET, SERVER):
-                (home / name).unlink(missing_ok=True)
+            _remove_server(home)
         if stopped:
             yield home
+
+
+def _remove_server(home: WorkFolder) -> None:
+    """Remove the socket, which QEMU has removed mostly, and then the lock file beside it."""
+    try:
+        with contextlib.suppress(FileNotFoundError), home.folder.folder(QEMU_FOLDER) as theirs:
+            theirs.remove(Path(SOCKET).name)
+        home.folder.remove(SERVER)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SourceError(
+            f"what is left of the NBD server cannot be removed ({error.strerror})",
+            where=error.filename,
+        ) from error
 
 
 def _wait_for_clients(qemu: int, path: Path) -> None:
@@ -180,13 +213,21 @@ def connections(qemu: int, path: Path) -> int:
     0 if this user may not know (proc_net(5), `/proc/net/unix`, of the network namespace of QEMU).
     """
     try:
-        rows = Path(f"/proc/{qemu}/net/unix").read_bytes().splitlines()[1:]
+        said = Path(f"/proc/{qemu}/net/unix").read_bytes()
     except OSError:
         return 0
     # QEMU may know the folder by another path; its name is the point's alone.
-    ours = os.fsencode(f"/{path.parent.name}/{path.name}")
-    flags = [int(row.split()[3], 16) for row in rows if row.endswith(ours)]
+    ours = os.fsencode("/" + "/".join(path.parts[-3:]))
+    flags = [int(row, 16) for row, name in _unix_sockets(said) if name.endswith(ours)]
     return sum(not flag & _LISTENING for flag in flags)
+
+
+def _unix_sockets(said: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Flags, in hexadecimal digits, and path of each row of `/proc/net/unix`."""
+    rows = [*_ROW.finditer(said)]
+    ends = [*(row.start() for row in rows[1:]), len(said)]
+    for row, end in zip(rows, ends, strict=False):
+        yield row[1], said[row.end() : end].removesuffix(b"\n")
 
 
 def _stop(monitor: Monitor) -> None:
@@ -197,46 +238,57 @@ def _stop(monitor: Monitor) -> None:
             raise
 
 
-def _start(monitor: Monitor, folder: Path, stack: contextlib.ExitStack) -> Path | None:
+def _start(monitor: Monitor, work: WorkFolder, stack: contextlib.ExitStack) -> Path | None:
     """Start it, with its lock held; None: one runs already."""
-    address = {"type": "unix", "data": {"path": str(folder / SOCKET)}}
+    address = {"type": "unix", "data": {"path": str(work.socket)}}
     with contextlib.ExitStack() as own:
-        own.enter_context(_locked(folder / SERVER, os.O_CREAT))
+        os.close(work.folder.lasting_file(SERVER))
+        own.enter_context(_locked(work))
         # Only now, with the lock held, is it one that others look at.
-        (folder / SERVER).write_text(str(monitor.peer.pid))
+        _write(work, str(monitor.peer.pid).encode())
         try:
             # By default it takes 100 clients, and more of them wait for ever.
-            monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
-        except CommandError as error:
-            (folder / SERVER).unlink()
-            if "already running" not in error.reason:
-                raise
-            return None
+            arguments: dict[str, object] = {"addr": address, "max-connections": 0}
+            with_reasons(monitor, work.socket, "nbd-server-start", arguments)
+        except SourceError as error:
+            work.folder.remove(SERVER)
+            if isinstance(error, CommandError) and "already running" in error.reason:
+                return None
+            raise
         stack.push(own.pop_all())
-    return folder
+    return work.socket
 
 
-def _join(homes: Homes, folder: Path, stack: contextlib.ExitStack) -> Path | None:
+def _write(work: WorkFolder, text: bytes) -> None:
+    """Write into the lock file, which must stay the one that is locked."""
+    descriptor = work.folder.file(SERVER, os.O_WRONLY)
+    try:
+        os.write(descriptor, text)
+    finally:
+        os.close(descriptor)
+
+
+def _join(homes: Homes, work: WorkFolder, stack: contextlib.ExitStack) -> Path | None:
     """Hold the lock of the server of another run; None: there is none, or it just ended."""
     for home in homes:
         with contextlib.ExitStack() as own:
-            if own.enter_context(_locked(home / SERVER)) and listens(home / SOCKET):
-                (folder / SERVER).symlink_to(home / SERVER)
+            if own.enter_context(_locked(home)) and listens(home.socket):
+                Note(work, JOINED).write(os.fsencode(home.path))
                 stack.push(own.pop_all())
-                return home
+                return home.socket
     return None
 
 
 @contextlib.contextmanager
-def _locked(path: Path, more: int = 0) -> Iterator[bool]:
-    """Hold a lock file; gives whether that was possible and the file is still the one there."""
+def _locked(work: WorkFolder) -> Iterator[bool]:
+    """Hold a server's lock file; gives whether that was possible and it is still the one there."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | more, 0o600)
+        descriptor = work.folder.file(SERVER, os.O_RDWR)
     except OSError:
         yield False
         return
     try:
-        yield _lock(descriptor) and _is_at(descriptor, path)
+        yield _lock(descriptor) and _is_in(descriptor, work)
     finally:
         os.close(descriptor)
 
@@ -254,8 +306,8 @@ def _lock(descriptor: int) -> bool:
             return True
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def _is_in(descriptor: int, work: WorkFolder) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), work.folder.stat(SERVER))
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from fleece.attempts import Attempts
 from fleece.delta.identity import GuestIdentity
-from fleece.errors import PointError
+from fleece.errors import PointError, SourceError
+from fleece.folder import Folder
 from fleece.source.base import Transport
 from fleece.source.qemu import runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
@@ -20,16 +23,22 @@ from fleece.source.qemu.fleecing import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
+from fleece.source.qemu.place import check_path, default_scratch, doubt
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
-from fleece.source.qemu.runtime import Removed
+from fleece.source.qemu.runtime import Removed, Unremoved
 from fleece.source.qemu.segments import next_segment
 from fleece.source.qemu.still import let_go_noted
-from fleece.source.qemu.workfolder import check_path
-
-DEFAULT_SCRATCH = Path("/var/tmp")
-"""On disk on most hosts, unlike /tmp: a scratch can grow to the size of what the guest writes."""
+from fleece.source.qemu.workfolder import (
+    Note,
+    Strangers,
+    WorkFolder,
+    believed,
+    may_be_held,
+    process_lives,
+    work_folders,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class QemuSource:
 
     Args:
         socket: path of the monitor's unix socket.
-        scratch: folder for scratch files and the NBD socket; QEMU must be able to write there.
+        scratch: folder for scratch files and the NBD socket; QEMU must be able to use it. None: one
+            that only this user writes to (`place.default_scratch`).
         scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
             given up. None: as much as the file system has, less a reserve.
         fleecing: how points are held.
@@ -63,11 +73,13 @@ class QemuSource:
         fleecing: Fleecing = Fleecing.CLASSIC,
     ) -> None:
         self.where = socket
-        self.scratch = scratch or DEFAULT_SCRATCH
+        self.scratch = scratch or default_scratch()
         check_path(self.scratch)
         self.scratch_limit = scratch_limit
         self.fleecing = fleecing
         self.monitor = Monitor(socket)
+        self._strangers = Strangers()
+        self._left: tuple[str, ...] = ()
 
     def __enter__(self) -> QemuSource:
         return self
@@ -123,40 +135,95 @@ class QemuSource:
 
         A guest that stopped because such a scratch was full is continued.
 
-        A point whose engine lives is left alone; so are other chains' points, if `chain` is given.
+        A point whose engine lives is left alone; so are other chains' points, if `chain` is given,
+        and what another user made in the scratch (`doubts`). Each point is tried, whatever became
+        of the others.
 
         Raises:
-            SourceError: QEMU refuses, or does not have its guest.
+            SourceError: QEMU does not have its guest; or, at the end, something cannot be taken
+                down.
         """
         self.check_present()
         yield from self.let_go()
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
-        folders = {path.name: path for path in self._work_folders(chain)}
+        left: dict[str, Path | None] = {
+            work.path.name: work.path for work in self._of_this_qemu(own, chain is not None)
+        }
         for prefix in runtime.point_prefixes(self.monitor):
             if prefix.startswith(own):
                 known = runtime.work_folder(self.monitor, prefix)
-                folders[prefix] = known or folders.get(prefix) or self.scratch / prefix
-        for prefix, folder in sorted(folders.items()):
-            if not runtime.is_held(folder):
-                yield from self._thaw(folder / FROZEN)
-                for removed in runtime.take_down(self.monitor, prefix, folder):
+                left[prefix] = known or left.get(prefix)
+        tried, unremoved = Attempts(), []
+        for prefix, path in sorted(left.items()):
+            with tried.step():
+                try:
+                    yield from self._clean_point(prefix, path)
+                except Unremoved as error:
+                    unremoved.append(str(error))
+        self._left = tuple(unremoved)
+        tried.settle(SourceError)
+
+    def _clean_point(self, prefix: str, path: Path | None) -> Iterator[Removed]:
+        """Take one point down, unless its engine lives.
+
+        Args:
+            prefix: of its names.
+            path: where its work folder should be; None: nobody knows.
+        """
+        tried = Attempts()
+        with contextlib.ExitStack() as stack:
+            work = None if path is None else believed(path, Strangers())
+            if work is not None:
+                stack.enter_context(work)
+            if path is not None and (may_be_held(path) if work is None else work.is_held()):
+                return
+            if work is not None:
+                with tried.step():
+                    yield from self._thaw(work)
+            down = runtime.take_down(self.monitor, prefix, work)
+            with tried.step():
+                for removed in down:
                     yield from removed
                     if removed and runtime.continue_guest(self.monitor):
                         yield Removed("stop of the guest", self.where)
+        tried.settle(SourceError)
 
     def let_go(self) -> Iterator[Removed]:
-        """Let a guest go on that a dead engine, of whatever chain, left stopped."""
+        """Let a guest go on that a dead engine, of whatever chain, left stopped.
+
+        Raises:
+            SourceError: at the end: that failed.
+        """
         known = {
             runtime.work_folder(self.monitor, prefix)
             for prefix in runtime.point_prefixes(self.monitor)
         }
-        for folder in {*known, *self._work_folders(None)}:
-            if folder is None or runtime.is_held(folder):
-                continue
-            if folder not in known and runtime.qemu_of(folder) != self.monitor.peer.pid:
-                (folder / STOPPED).unlink(missing_ok=True)  # a stop does not outlive its QEMU
-            elif let_go_noted(self.monitor, folder / STOPPED):
-                yield Removed("stop of the guest", self.where)
+        tried = Attempts()
+        self._strangers = Strangers()
+        found = {work.path for work in self._of_this_qemu(PREFIX, False)}
+        for path in sorted({*filter(None, known), *found}):
+            work = believed(path, Strangers())
+            if work is not None:
+                with work, tried.step():
+                    yield from self._let_go_of(work, work.path in known)
+        tried.settle(SourceError)
+
+    def _let_go_of(self, work: WorkFolder, known: bool) -> Iterator[Removed]:
+        if work.is_held():
+            return
+        note = Note(work, STOPPED)
+        if not known and work.qemu() != self.monitor.peer.pid:
+            note.drop()  # a stop does not outlive its QEMU
+        elif let_go_noted(self.monitor, note):
+            yield Removed("stop of the guest", self.where)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user should know of the scratch folder, since `let_go` or `clean` looked."""
+        unsafe = None
+        with contextlib.suppress(OSError), Folder.open(os.path.realpath(self.scratch)) as place:
+            unsafe = doubt(place)
+        return tuple(text for text in (unsafe, self._strangers.warning, *self._left) if text)
 
     def has_point(self, chain: str) -> bool:
         """Whether anything of a point of this chain is in QEMU."""
@@ -176,29 +243,27 @@ class QemuSource:
                     "block-dirty-bitmap-remove", {"node": found.node, "name": name}
                 )
 
-    def _thaw(self, note: Path) -> Iterator[Removed]:
+    def _thaw(self, work: WorkFolder) -> Iterator[Removed]:
         """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
-        if runtime.qemu_of(note.parent) != self.monitor.peer.pid:
-            note.unlink(missing_ok=True)
+        note = Note(work, FROZEN)
+        if work.qemu() != self.monitor.peer.pid:
+            note.drop()
         elif thaw_noted(note):
             yield Removed("freeze of the guest", self.where)
 
-    def _work_folders(self, chain: str | None) -> list[Path]:
-        """Points' folders in the scratch: of a chain, or made for this QEMU or a dead one."""
-        try:
-            scratch = Path(os.path.realpath(self.scratch))
-            found = [path for path in scratch.glob(f"{PREFIX}*-*") if path.is_dir()]
-        except OSError:
-            return []
-        if chain is not None:
-            return [path for path in found if path.name.startswith(f"{PREFIX}{chain}-")]
-        made_for = ((path, runtime.qemu_of(path)) for path in found)
+    def _of_this_qemu(self, start: str, whatever: bool) -> Iterator[WorkFolder]:
+        """Our work folders in the scratch that were made for this QEMU or a dead one.
+
+        Args:
+            start: what their names begin with.
+            whatever: all of them, for whatever QEMU they were made.
+        """
         mine = self.monitor.peer.pid
-        return [
-            path
-            for path, pid in made_for
-            if pid is not None and (pid == mine or not runtime.process_lives(pid))
-        ]
+        strangers = Strangers() if whatever else self._strangers
+        for work in work_folders(self.scratch, start, strangers):
+            pid = work.qemu()
+            if whatever or (pid is not None and (pid == mine or not process_lives(pid))):
+                yield work
 
     def point(
         self,

@@ -11,12 +11,12 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from fleece.errors import SourceError
 from fleece.source.qemu.fleecing import Entangled
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.runtime import run_state
+from fleece.source.qemu.workfolder import Note
 
 _RUNNING = "running"
 _PAUSED = "paused"
@@ -31,12 +31,12 @@ _FILES = ("file", "host_device")
 
 
 @contextlib.contextmanager
-def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
+def standing_still(monitor: Monitor, note: Note) -> Iterator[None]:
     """Have the guest stand still in the context. One that did not run before stays as it was.
 
     Args:
         monitor: of the QEMU.
-        note: a file that is there for as long as the guest may be stopped.
+        note: is there for as long as the guest may be stopped.
 
     Raises:
         Entangled: somebody let it go on before the context ended.
@@ -54,7 +54,7 @@ def standing_still(monitor: Monitor, note: Path) -> Iterator[None]:
             went_on = run_state(monitor) == _RUNNING or monitor.guest_resumed()
         finally:
             _let_go(monitor)
-            note.unlink(missing_ok=True)
+            note.drop()
     else:
         yield
         went_on = run_state(monitor) == _RUNNING or monitor.guest_resumed()
@@ -91,25 +91,29 @@ def _flush(path: str) -> None:
             os.close(descriptor)
 
 
-def _make(note: Path) -> None:
+def _make(note: Note) -> None:
     try:
-        note.touch()
+        note.write(b"")
     except OSError as error:
         raise SourceError(
             f"that the guest is stopped cannot be noted ({error.strerror})",
-            where=note,
+            where=note.path,
             hint="choose another folder with --scratch",
         ) from error
 
 
-def let_go_noted(monitor: Monitor, note: Path) -> bool:
-    """Let a guest go on that a dead run's note names; whether it was stopped."""
-    if not note.exists():
+def let_go_noted(monitor: Monitor, note: Note) -> bool:
+    """Let a guest go on that a dead run's note names; whether it was stopped.
+
+    Raises:
+        SourceError: QEMU refuses, or the note cannot be removed.
+    """
+    if note.read() is None:
         return False
     stopped = run_state(monitor) == _PAUSED
     if stopped:
         monitor.execute("cont")
-    note.unlink(missing_ok=True)
+    note.drop()
     return stopped
 
 

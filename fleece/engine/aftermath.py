@@ -1,0 +1,67 @@
+"""What is done once a point is stored: no failure of it is a failure of the backup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fleece import events
+from fleece.attempts import Attempts
+
+
+class Aftermath:
+    """Steps after the commit: each is tried, and what fails is a warning.
+
+    Args:
+        listener: hears of it. What it raises itself is kept until `settle`, so that it stops none
+            of the steps.
+
+    Attributes:
+        stored: the point is durable; set it.
+    """
+
+    def __init__(self, listener: events.Listener) -> None:
+        self._listener = listener
+        self._tried = Attempts()
+        self._told: set[str] = set()
+        self._unheard: BaseException | None = None
+        self.stored = False
+
+    def tell(self, event: events.Event) -> None:
+        """Tell the listener, whatever it does."""
+        try:
+            self._listener(event)
+        except BaseException as error:
+            self._unheard = self._unheard or error
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Try a step of tidying up in QEMU or the scratch.
+
+        What is left there, the next backup finds by its name.
+        """
+        with self._tried.step():
+            step()
+        self._warn()
+
+    @contextmanager
+    def rest(self) -> Iterator[None]:
+        """What ends with the context: once the point is `stored`, no failure of it is raised."""
+        try:
+            yield
+        except Exception as error:
+            if not self.stored:
+                raise
+            self._tried.failures.append(error)
+            self._warn()
+
+    def _warn(self) -> None:
+        for text in self._tried.texts:
+            if text not in self._told:
+                self._told.add(text)
+                told = f"the point is stored, but QEMU could not be tidied up: {text}"
+                self.tell(events.Warned(told))
+
+    def settle(self) -> None:
+        """Raise what the listener raised first."""
+        if self._unheard is not None:
+            raise self._unheard
