@@ -147,7 +147,8 @@ class QemuSource:
         yield from self.let_go()
         own = PREFIX if chain is None else f"{PREFIX}{chain}-"
         left: dict[str, Path | None] = {
-            work.path.name: work.path for work in self._of_this_qemu(own, chain is not None)
+            work.path.name: work.path
+            for work in self._of_this_qemu(own, Strangers(), chain is not None)
         }
         for prefix in runtime.point_prefixes(self.monitor):
             if prefix.startswith(own):
@@ -200,7 +201,7 @@ class QemuSource:
         }
         tried = Attempts()
         self._strangers = Strangers()
-        found = {work.path for work in self._of_this_qemu(PREFIX, False)}
+        found = {work.path for work in self._of_this_qemu(PREFIX, self._strangers)}
         for path in sorted({*filter(None, known), *found}):
             work = believed(path, Strangers())
             if work is not None:
@@ -251,15 +252,17 @@ class QemuSource:
         elif thaw_noted(note):
             yield Removed("freeze of the guest", self.where)
 
-    def _of_this_qemu(self, start: str, whatever: bool) -> Iterator[WorkFolder]:
+    def _of_this_qemu(
+        self, start: str, strangers: Strangers, whatever: bool = False
+    ) -> Iterator[WorkFolder]:
         """Our work folders in the scratch that were made for this QEMU or a dead one.
 
         Args:
             start: what their names begin with.
+            strangers: is told of what is none of ours.
             whatever: all of them, for whatever QEMU they were made.
         """
         mine = self.monitor.peer.pid
-        strangers = Strangers() if whatever else self._strangers
         for work in work_folders(self.scratch, start, strangers):
             pid = work.qemu()
             if whatever or (pid is not None and (pid == mine or not process_lives(pid))):
