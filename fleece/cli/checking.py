@@ -139,8 +139,6 @@ def status(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece status STORE`."""
-    if prometheus and output.machine:
-        raise UsageError("--prometheus and --json are two formats; choose one")
     found = fleece.status(fleece.FolderStore(store, secret).catalogue())
     if prometheus:
         from fleece.cli import metrics

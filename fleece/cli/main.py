@@ -13,6 +13,7 @@ from types import FrameType
 
 from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
+from fleece.cli.idle import refuse_idle
 from fleece.cli.output import Output, OutputError, printing
 from fleece.cli.process import fill_standard_streams, guard_terminal, set_up_process
 from fleece.errors import ExitCode, FleeceError, bug
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with printing(sys.stdout):
             options = vars(parser().parse_args(argv))
         output = Output.of_options(options)
+        refuse_idle(options)
         del options["machine"]
         if "key_file" in options:
             from fleece.cli.secret import secret_of

@@ -108,8 +108,6 @@ def backup(
         options = replace(options, level=level)
     if guest_agent is not None:
         options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
-    elif require_freeze:
-        raise UsageError("--require-freeze goes with --guest-agent")
     with contextlib.ExitStack() as stack:
         sink = None
         if stream:

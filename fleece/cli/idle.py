@@ -1,0 +1,95 @@
+"""Options that have no effect beside others: refused, because somebody relies on each one given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fleece.errors import UsageError
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Idle:
+    """An option, and when it has no effect.
+
+    Attributes:
+        option: as it is written.
+        given: whether it was given.
+        beside: what takes its effect away, for the message; each with whether it was given.
+    """
+
+    option: str
+    given: Callable[[Options], bool]
+    beside: tuple[tuple[str, Callable[[Options], bool]], ...]
+
+
+def _is(name: str, *values: object) -> Callable[[Options], bool]:
+    return lambda options: options[name] in values
+
+
+def _has(name: str) -> Callable[[Options], bool]:
+    return lambda options: bool(options[name])
+
+
+_NO_STORE = (("without a STORE", _is("stores", [])),)
+
+_IDLE: dict[str, tuple[_Idle, ...]] = {
+    "verbs:backup": (
+        _Idle(
+            "--no-resume",
+            _is("resume", False),
+            (
+                ("with --output: no point is resumed into a stream", _has("stream")),
+                ("with --transport push: such a point is never resumed", _is("transport", "push")),
+                (
+                    "with --fleecing filter: such a point is never resumed",
+                    _is("fleecing", "filter"),
+                ),
+                ("with --require-freeze: no point is resumed then", _has("require_freeze")),
+            ),
+        ),
+        _Idle(
+            "--audit",
+            _has("audit"),
+            (
+                ("with --mode full: all is read and nothing compared", _is("mode", "full")),
+                ("with --mode rescan: all is read and compared anyway", _is("mode", "rescan")),
+            ),
+        ),
+        _Idle(
+            "--require-freeze",
+            _has("require_freeze"),
+            (("without --guest-agent: nobody is asked to freeze", _is("guest_agent", None)),),
+        ),
+    ),
+    "bitmaps:bitmap": (
+        _Idle("--guest", _has("guest"), _NO_STORE),
+        _Idle("--key-file", _has("key_file"), _NO_STORE),
+        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+    ),
+    "checking:status": (
+        _Idle(
+            "--prometheus",
+            _has("prometheus"),
+            (("with --json: these are two formats", _has("machine")),),
+        ),
+    ),
+}
+
+
+def refuse_idle(options: Options) -> None:
+    """Refuse an option that has no effect.
+
+    Args:
+        options: as they were parsed; `verb` says whose.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for idle in _IDLE.get(options["verb"], ()):
+        for why, takes_it_away in idle.beside:
+            if idle.given(options) and takes_it_away(options):
+                raise UsageError(f"{idle.option} has no effect {why}", hint="leave it out")
