@@ -13,6 +13,7 @@ from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
 from fleece.errors import StoreError, TargetError, UsageError
+from fleece.terminal import counted
 
 _TYPES = {
     fleece.FileKind.FILE: stat.S_IFREG,
@@ -68,7 +69,9 @@ def ls(
                 count += 1
                 _row(output, entry, long)
     if problems.count:
-        raise StoreError(f"{problems.count} problems in the file system", where=f"disk {disk}")
+        raise StoreError(
+            f"{counted(problems.count, 'problem')} in the file system", where=f"disk {disk}"
+        )
     output.succeed("", point=files.point, disk=disk, volume=chosen.number, entries=count)
 
 
@@ -174,7 +177,8 @@ def cp(
         failed.fields = fields
         raise failed
     output.succeed(
-        f"{result.files} files ({human(result.bytes)}), {result.folders} folders and "
-        f"{result.links} links are copied to {target}",
+        f"{counted(result.files, 'file')} ({human(result.bytes)}), "
+        f"{counted(result.folders, 'folder')} and "
+        f"{counted(result.links, 'link')} copied to {target}",
         **fields,
     )

@@ -216,7 +216,7 @@ def _text(event: events.Event) -> str | None:
     """The line for people that an event is worth, if it is."""
     match event:
         case events.Leftover():
-            return f"removed what a dead run left: {event.kind} {event.item}"
+            return f"removed, left by an interrupted run: {event.kind} {event.item}"
         case events.DiskPlanned():
             return f"{event.disk}: {event.mode}: {event.reason}"
         case events.DiskGone():
@@ -225,8 +225,7 @@ def _text(event: events.Event) -> str | None:
             return f"point {event.point} taken of {', '.join(event.disks)}"
         case events.Resumed():
             return (
-                f"point {event.point} of {event.time} goes on; "
-                f"{human(event.done)} of it are stored already"
+                f"resuming point {event.point} of {event.time}: {human(event.done)} already stored"
             )
         case events.Streamed():
             return f"point {event.point} is written to the output"

@@ -10,6 +10,7 @@ from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.restoring import image_format
 from fleece.errors import UsageError, VerifyError
+from fleece.terminal import counted
 
 
 def salvage(
@@ -35,7 +36,7 @@ def salvage(
     saved = human(result.data_bytes + result.zero_bytes)
     output.succeed(
         f"{target} holds what is proven of disk {result.disk} at point {result.point}: "
-        f"{result.records} records, {saved}; {_lost(result.lost)}",
+        f"{counted(result.records, 'record')}, {saved}; {_lost(result.lost)}",
         **{"file": file} | asdict(result),
     )
 

@@ -10,6 +10,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.errors import StoreError, UsageError
+from fleece.terminal import counted
 
 _EVERY = 0.1
 
@@ -52,7 +53,7 @@ def serve(
             time.sleep(_EVERY)
     if serving.problems:
         raise StoreError(
-            f"reads met {serving.problems} errors while it was served",
+            f"reads met {counted(serving.problems, 'error')} while it was served",
             where=store,
             hint="'fleece verify' tells what is damaged",
         )

@@ -122,7 +122,7 @@ def backup(
     ]
     end = "is written to the output" if stream else "is committed"
     if result.resumed:
-        lines.append("it is of the time when a dead run took it; what came later is in the next")
+        lines.append("an interrupted backup took this point: later changes are in the next one")
     output.succeed(
         [*lines, f"point {result.point} of {result.guest} {end}"],
         **asdict(result),

@@ -224,11 +224,11 @@ class _Run:
             self._listener(events.Warned(doubt))
         if begun is None:
             return None
-        reason = f"goes on with point {begun.left.ref.id} of a dead run"
+        reason = f"resumes point {begun.left.ref.id} of an interrupted backup"
         self._tell_plan(begun.decisions, reason)
         if agent is not None:
             doubt = f"whether the guest was frozen for point {begun.left.ref.id} is not known"
-            self._listener(events.Warned(f"{doubt}: a dead run took it"))
+            self._listener(events.Warned(f"{doubt}: an interrupted backup took it"))
         return Taken(begun.left.ref, begun.decisions, begun.living, begun.left)
 
     def _candidates(self) -> Sequence[UnfinishedPoint]:
@@ -321,7 +321,7 @@ class _Run:
             self._listener(events.DiskPlanned(made.disk.name, made.mode, reason or made.reason))
 
     def _tell_doubt(self, left: UnfinishedPoint, reason: str) -> None:
-        text = f"point {left.ref.id} of a dead run cannot be gone on with: {reason}"
+        text = f"point {left.ref.id} of an interrupted backup cannot be resumed: {reason}"
         self._listener(events.Warned(text))
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:

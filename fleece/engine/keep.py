@@ -131,7 +131,7 @@ def time_of(point: StoredPoint) -> datetime:
     found = moment_of(point.time)
     if found is None:
         raise StoreError(
-            f"point {point.id} says no time that rules can be held against ({point.time})",
+            f"point {point.id} has no time that rules can be applied to ({point.time})",
             where=next(iter(point.disks.values())).path,
         )
     return found

@@ -120,7 +120,9 @@ def copy_job(
     done = Extents.empty() if proven is None else proven.extents()
     if len(done.subtract(opened.dirty)):
         raise PointError(
-            "a dead run stored what did not change", where=head.disk, hint="run the backup again"
+            "an interrupted backup stored what did not change",
+            where=head.disk,
+            hint="run the backup again",
         )
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection, proven)
     rescan = base is not None and opened.made.mode is Mode.RESCAN

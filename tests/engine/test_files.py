@@ -730,7 +730,7 @@ def test_a_hostile_name_is_told_by_the_command_line(tmp_path: Path) -> None:
     guest = Guest(tmp_path / "store")
     guest.holding({"vda": _hostile(tmp_path, edit=(b"name-to-change", b"../eee\x1b[2J\x1b[1m"))})
     words = ("files", guest.store, "latest", "vda")
-    ran = INTACT.run(*words, "ls", "/").failed(5, "1 problems in the file system")
+    ran = INTACT.run(*words, "ls", "/").failed(5, "1 problem in the file system")
     assert "../eee\\x1b[2J\\x1b[1m: this is no name for a file" in ran.err
     assert "\x1b" not in ran.out + ran.err
     ran = INTACT.run(*words, "cp", "/", tmp_path, "--json").failed(5, "could not be copied")

@@ -267,7 +267,7 @@ def test_damage_that_was_met_is_said_and_decides_the_exit_code(small: Guest) -> 
     )
     assert run("nbdcopy", f"nbd+unix:///?socket={small.store.parent}/s", "null:").returncode != 0
     running.signal(signal.SIGINT)
-    ran = running.wait().failed(5, "reads met 1 errors while it was served")
+    ran = running.wait().failed(5, "reads met 1 error while it was served")
     assert "PROBLEM" in ran.err
 
 

@@ -232,7 +232,10 @@ def test_no_verb_of_a_file_shows_what_a_terminal_obeys(store: Path, tmp_path: Pa
 def test_an_imported_delta_and_a_served_one(store: Path, tmp_path: Path) -> None:
     (oldest, *_) = sorted(store.rglob("*0.fleece"))
     with oldest.open("rb") as file:
-        _run("import", tmp_path / ODD / "other", stdin=file).harmless(0)
+        _run("import", tmp_path / ODD / "other", stdin=file).harmless(told=True)
+        file.seek(0)
+        _run("init", tmp_path / ODD / "new", "--like", oldest).harmless()
+        _run("import", tmp_path / ODD / "new", stdin=file).harmless()
     process = _start("serve", store, "latest", "--socket", tmp_path / ODD[:30])
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -310,6 +313,7 @@ def test_a_machines_and_a_bitmaps_names(machine: MachineScene, tmp_path: Path) -
     _run("doctor", machine.source).harmless(0, told=True)
     _run("bitmap", machine.source).harmless()
     _run("clean", machine.source, "--scratch", tmp_path / ODD[:60]).harmless()
+    _run("init", tmp_path / "s").harmless(0)
     words = "backup", machine.source, tmp_path / "s", "--scratch", machine.scratch
     _run(*words).harmless(2)
     _run(*words, "--guest", "g", "--disk", EVIL).harmless(told=True)

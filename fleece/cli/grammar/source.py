@@ -32,7 +32,7 @@ def source_verbs(verb: AddVerb) -> None:
         "--mode",
         choices=("auto", "full", "incremental", "differential", "rescan"),
         default="auto",
-        help="default: auto, which decides and says why",
+        help="what to read and store; default: auto, which decides and says why",
     )
     backup.add_argument(
         "--guest",
@@ -72,7 +72,7 @@ def source_verbs(verb: AddVerb) -> None:
     backup.add_argument(
         "--rate",
         metavar="BYTES",
-        help="read no more than so much a second from QEMU, like 50M",
+        help="read at most this many bytes a second from QEMU, like 50M",
     )
     add_nice(backup)
     backup.add_argument(
@@ -91,7 +91,7 @@ def source_verbs(verb: AddVerb) -> None:
         "--no-resume",
         action="store_false",
         dest="resume",
-        help="take a new point even if a dead run left one that could be gone on with",
+        help="take a new point even if an interrupted backup left one that could be resumed",
     )
     backup.add_argument(
         "--audit",
@@ -124,10 +124,10 @@ def source_verbs(verb: AddVerb) -> None:
     bitmap = verb(
         "bitmap",
         "bitmaps:bitmap",
-        "list the segments in a QEMU and which store needs each; drop those of a chain",
+        "list the segments in a QEMU and the stores that need them; drop those of a chain",
     )
     bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
-    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="that may need them")
+    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="stores that may need them")
     bitmap.add_argument(
         "--drop",
         metavar="CHAIN",
@@ -135,13 +135,13 @@ def source_verbs(verb: AddVerb) -> None:
     )
     bitmap.add_argument("--guest", help="the guest's name in the stores")
     add_key(bitmap)
-    clean = verb("clean", "verbs:clean", "remove what dead backups left in a QEMU")
+    clean = verb("clean", "verbs:clean", "clean up what interrupted backups left in a QEMU")
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)
     doctor = verb(
         "doctor",
         "doctor:doctor",
-        "say what this host lacks, what a QEMU can do, and which disks and bitmaps it has",
+        "show what this host lacks, what a QEMU can do, and which disks and bitmaps it has",
     )
     doctor.add_argument(
         "source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; default: only look at this host"

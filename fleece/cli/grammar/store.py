@@ -47,7 +47,7 @@ def store_verbs(verb: AddVerb) -> None:
     verify = verb(
         "verify",
         "checking:verify",
-        "read every byte, recompute every hash; or hold an image against a point",
+        "read every byte and recompute every hash; or compare an image with a point",
     )
     verify.add_argument("store", metavar="STORE", help=STORE)
     verify.add_argument("point", metavar="POINT", nargs="?", help=f"{POINT}; default: all")
