@@ -83,6 +83,11 @@ class Key:
         """The key that proves the store's marker."""
         return _expand(self.master, b"", b"fleece marker")
 
+    @cached_property
+    def of_notes(self) -> bytes:
+        """The key that proves or hides what is noted beside the deltas."""
+        return _expand(self.master, b"", b"fleece notes")
+
     def of_file(self, salt: bytes, described: bytes) -> bytes:
         """The key that encrypts the frames of one file.
 

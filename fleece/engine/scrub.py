@@ -12,8 +12,7 @@ from fleece.engine.keep import Duration
 from fleece.engine.verify import Checker, problems_of
 from fleece.errors import UsageError
 from fleece.store import verified
-from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.root import Root
+from fleece.store.catalogue import Access, Catalogue, Entry
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -81,12 +80,12 @@ def scrub(
     catalogue.named(rules.guest)
     now = now or datetime.now(UTC)
     mine = [e for e in catalogue.entries if rules.guest in (None, e.header.guest)]
-    due = _due(catalogue.root, mine, rules, now)
+    due = _due(catalogue.access, mine, rules, now)
     chosen = _part(due, rules.fraction * sum(entry.stored_bytes for entry in mine))
     check = Checker(catalogue, listener, cancel or CancelToken())
 
     def noted(path: str, state: verified.FileState, sound: bool) -> None:
-        verified.note(catalogue.root, path, state, verified.Verification(now, sound))
+        verified.note(catalogue.access, path, state, verified.Verification(now, sound))
 
     check.noted = noted
     check.announce(sum(entry.data_bytes for entry in chosen))
@@ -99,18 +98,18 @@ def scrub(
     return ScrubResult(errors, check.deltas, check.read_bytes, len(due), len(due) - len(chosen))
 
 
-def _due(root: Root, entries: list[Entry], rules: ScrubRules, now: datetime) -> list[Entry]:
+def _due(access: Access, entries: list[Entry], rules: ScrubRules, now: datetime) -> list[Entry]:
     """The deltas that are due, the longest unverified first; of the same age, the oldest first."""
     before = now if rules.max_age is None else rules.max_age.before(now)
-    aged = [(_verified(root, entry, now), entry) for entry in entries]
+    aged = [(_verified(access, entry, now), entry) for entry in entries]
     due = [(time, entry) for time, entry in aged if time <= before]
     due.sort(key=lambda item: (item[0], item[1].header.point.sequence, item[1].path))
     return [entry for _, entry in due]
 
 
-def _verified(root: Root, entry: Entry, now: datetime) -> datetime:
+def _verified(access: Access, entry: Entry, now: datetime) -> datetime:
     """When a delta was last found sound; a failed verification is none."""
-    found = verified.last(root, entry.path, now)
+    found = verified.last(access, entry.path, now)
     return _NEVER if found is None or not found.sound else found.time
 
 

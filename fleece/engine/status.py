@@ -71,8 +71,8 @@ def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
         now: by the clock, in UTC; None: look.
     """
     now = now or datetime.now(UTC)
-    root = catalogue.root
-    past = {entry.path: verified.last(root, entry.path, now) for entry in catalogue.entries}
+    access = catalogue.access
+    past = {entry.path: verified.last(access, entry.path, now) for entry in catalogue.entries}
     problems = [str(problem) for problem in problems_of(catalogue)]
     for path, last in sorted(past.items()):
         if last is not None and not last.sound:

@@ -23,10 +23,9 @@ from fleece.engine.scan import REGION_LEVEL, Region, region_top, regions, root_f
 from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
-from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint
 from fleece.store.errors import store_errors
 from fleece.store.lines import OpenLines
-from fleece.store.root import Root
 from fleece.tree import BlankDisk, HashArray, NodeSource
 
 
@@ -77,7 +76,7 @@ def verify_store(
     points = catalogue.named(guest) if points is None else points
     check = Checker(catalogue, listener, cancel or CancelToken())
     if record:
-        check.noted = _Recorder(catalogue.root, listener).note
+        check.noted = _Recorder(catalogue.access, listener).note
     check.announce(_data_bytes(catalogue, points))
     with contextlib.closing(check):
         good = [point.id for point in points if check.point(point)]
@@ -130,8 +129,8 @@ def _incomplete(catalogue: Catalogue, point: StoredPoint) -> StoreError:
 class _Recorder:
     """Notes verifications of now, as far as the store can be written."""
 
-    def __init__(self, root: Root, listener: events.Listener) -> None:
-        self._root = root
+    def __init__(self, access: Access, listener: events.Listener) -> None:
+        self._access = access
         self._listener = listener
         self._time = datetime.now(UTC)
         self._works = True
@@ -141,7 +140,7 @@ class _Recorder:
         if not self._works:
             return
         try:
-            verified.note(self._root, path, state, verified.Verification(self._time, sound))
+            verified.note(self._access, path, state, verified.Verification(self._time, sound))
         except StoreError as error:
             self._works = False
             self._listener(events.Warned(f"what is verified cannot be noted in the store: {error}"))

@@ -52,8 +52,19 @@ class Access:
 
     def file_name(self, name: str) -> str:
         """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""
+        return self._hidden(name) or safe_name(name)
+
+    def point_name(self, point: str) -> str:
+        """What stands for a point's id in the names of folders and notes; hidden by encryption."""
+        return (self._hidden(f"point\0{point}") or point)[:32]
+
+    def note_name(self, chain: str, disk: str) -> str:
+        """What stands for a chain's disk in the name of a note; hidden by encryption."""
+        return self._hidden(f"note\0{chain}\0{disk}") or f"{chain}-{safe_name(disk)}"
+
+    def _hidden(self, name: str) -> str | None:
         if self.protection is None or not self.protection.encrypted:
-            return safe_name(name)
+            return None
         return hmac.digest(self.protection.key.of_names, name.encode(), "sha256").hex()[:32]
 
     def delta_name(self, disk: str) -> str:
@@ -246,7 +257,7 @@ class Catalogue:
         access: Access,
         foreign: Sequence[str] = (),
     ) -> None:
-        self._access = access
+        self.access = access
         self.root = access.root
         self.foreign = tuple(foreign)
         self.entries = tuple(entries)
@@ -331,7 +342,7 @@ class Catalogue:
     def _check_newest(self, point: StoredPoint) -> None:
         """Refuse to guess: a damaged file may be of a newer point."""
         for damaged in self.damaged:
-            head = self._access.header(damaged.path)
+            head = self.access.header(damaged.path)
             if head is None or _may_be_newer(head, point):
                 raise StoreError(
                     f"the latest point cannot be told: a damaged file may be newer than {point.id} "
@@ -447,7 +458,7 @@ class Catalogue:
         Raises:
             DeltaError: it is damaged, or gone.
         """
-        return self._access.open(entry.path)
+        return self.access.open(entry.path)
 
     def read_entry(self, path: str) -> Entry:
         """Describe a delta that is in the store and not in this catalogue.
@@ -455,7 +466,7 @@ class Catalogue:
         Raises:
             DeltaError: it is damaged, incomplete, or not protected as the store is.
         """
-        return self._access.read_entry(path)
+        return self.access.read_entry(path)
 
     def wreck(self, path: str) -> Wreck:
         """Open one of the store's files for what it still proves.
@@ -463,7 +474,7 @@ class Catalogue:
         Raises:
             DeltaError: its header is damaged, or it is not protected as the store is.
         """
-        return self._access.wreck(path)
+        return self.access.wreck(path)
 
 
 def _head(point: StoredPoint) -> Header:

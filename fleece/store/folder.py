@@ -137,9 +137,10 @@ class FolderStore:
     def begin(self, guest: str, point: str, sequence: int) -> PartialPoint:
         """Start to write a point; the lock must be held."""
         with store_errors(self.path), self._guest(guest) as parent:
-            partial = f"{PARTIAL}{point}"
+            name = self.access.point_name(point)
+            partial = f"{PARTIAL}{name}"
             parent.make_folder(partial, self._root.folder_mode).close()
-            final = parent.path / final_name(point, sequence)
+            final = parent.path / final_name(name, sequence)
         return PartialPoint(parent.path / partial, final, self.access)
 
     def take_in(self, file: DeltaFile, entry: Entry, beside: Entry | None) -> Path:
@@ -162,7 +163,7 @@ class FolderStore:
         The note lies beside the store's marker, under the chain's own id: it is about the chain, so
         it goes where the chain goes, and nothing that happens to QEMU can lose it.
         """
-        notes.distrust(self._root, self._subject(chain, disk), reason)
+        notes.distrust(self.access, chain, disk, reason)
 
     def distrusted(self, chain: str, disk: str) -> str | None:
         """Why the bitmaps of a chain's disk must not be believed; None: they may.
@@ -170,14 +171,11 @@ class FolderStore:
         Raises:
             StoreError: that cannot be read. A note that cannot be read is not none.
         """
-        return notes.distrusted(self._root, self._subject(chain, disk))
+        return notes.distrusted(self.access, chain, disk)
 
     def trust(self, chain: str, disk: str) -> None:
         """All of the disk was read: what an audit found is mended."""
-        notes.trust(self._root, self._subject(chain, disk))
-
-    def _subject(self, chain: str, disk: str) -> str:
-        return f"{chain}-{self.file_name(disk)}"
+        notes.trust(self.access, chain, disk)
 
     def file_name(self, name: str) -> str:
         """What the folder of a guest, or the file of a disk, is called; hidden by encryption."""

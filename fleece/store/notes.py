@@ -5,45 +5,50 @@ from __future__ import annotations
 import contextlib
 
 from fleece.folder import Folder
+from fleece.store.catalogue import Access
+from fleece.store.envelope import OVERHEAD, unwrap, wrap
 from fleece.store.errors import store_errors
 from fleece.store.names import DISTRUST
-from fleece.store.root import Root
 
 _LONGEST = 4096
 
 
-def distrust(root: Root, subject: str, reason: str) -> None:
+def distrust(access: Access, chain: str, disk: str, reason: str) -> None:
     """Note durably that a chain's bitmaps of a disk missed a write.
 
     Args:
-        root: of the store.
-        subject: names the chain and its disk, as part of a file's name.
+        access: of the store.
+        chain, disk: whose.
         reason: what was found.
     """
-    name = DISTRUST + subject
-    with store_errors(root.path), root.folder() as folder:
-        _tidy(folder, name)
-        folder.put(name, reason.encode()[: _LONGEST - 1] + b"\n", root.mode)
+    subject = access.note_name(chain, disk)
+    text = reason.encode()[: _LONGEST - OVERHEAD].decode(errors="ignore")
+    with store_errors(access.root.path), access.root.folder() as folder:
+        _tidy(folder, DISTRUST + subject)
+        raw = wrap(access.protection, subject, text)
+        folder.put(DISTRUST + subject, raw, access.root.mode)
 
 
-def distrusted(root: Root, subject: str) -> str | None:
+def distrusted(access: Access, chain: str, disk: str) -> str | None:
     """Why they must not be believed; None: they may.
 
     Raises:
         StoreError: that cannot be read. A note that cannot be read is not none.
     """
-    with store_errors(root.path), root.folder() as folder:
+    subject = access.note_name(chain, disk)
+    with store_errors(access.root.path), access.root.folder() as folder:
         try:
-            text = folder.read(DISTRUST + subject, _LONGEST)
+            raw = folder.read(DISTRUST + subject, _LONGEST)
         except FileNotFoundError:
             return None
-    return text.decode(errors="replace").strip() or "an audit failed"
+    text = unwrap(access.protection, subject, raw)
+    return (text or "").strip() or "an audit failed"
 
 
-def trust(root: Root, subject: str) -> None:
+def trust(access: Access, chain: str, disk: str) -> None:
     """Take the note away: all of the disk was read."""
-    name = DISTRUST + subject
-    with store_errors(root.path), root.folder() as folder:
+    name = DISTRUST + access.note_name(chain, disk)
+    with store_errors(access.root.path), access.root.folder() as folder:
         _tidy(folder, name)
         if folder.has(name):
             folder.remove(name)

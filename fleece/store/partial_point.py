@@ -70,7 +70,7 @@ def unfinished(access: Access, guest: Folder, name: str) -> UnfinishedPoint | No
         except DeltaError:
             return None
     first = next(iter(heads.values()), None)
-    if first is None or name != f"{PARTIAL}{first.point.id}":
+    if first is None or name != f"{PARTIAL}{access.point_name(first.point.id)}":
         return None
     common = {(head.guest, head.chain, head.point, head.disks) for head in heads.values()}
     names = [access.delta_name(disk) for disk in first.disks]
@@ -99,7 +99,7 @@ class PartialPoint:
     @staticmethod
     def resumed(left: UnfinishedPoint, access: Access) -> PartialPoint:
         """Go on with a point that a dead run left."""
-        final = final_name(left.ref.id, left.ref.sequence)
+        final = final_name(access.point_name(left.ref.id), left.ref.sequence)
         return PartialPoint(left.folder, left.folder.with_name(final), access)
 
     def file_name(self, disk: str) -> str:

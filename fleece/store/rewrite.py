@@ -15,6 +15,7 @@ from pathlib import Path
 from fleece.errors import DeltaError, StoreError
 from fleece.folder import Folder, Kind
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.envelope import wrap
 from fleece.store.errors import store_errors
 from fleece.store.names import DROPPED, MERGING, PIN, STEM, is_unfinished
 from fleece.store.removal import remove_folder
@@ -151,7 +152,7 @@ def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
     root, marker = catalogue.root, _pins(catalogue, point)[0]
     with store_errors(marker), root.holding(marker) as (folder, name):
-        folder.put(name, f"{said}\n".encode(), root.mode)
+        folder.put(name, wrap(catalogue.access.protection, "pin", said), root.mode)
 
 
 def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
@@ -180,5 +181,6 @@ def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
 
 
 def _pins(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
+    name = catalogue.access.point_name(point.id)
     folders = {Path(entry.path).parent for entry in _copies(catalogue, point)}
-    return sorted(folder / f"{point.id}{PIN}" for folder in folders)
+    return sorted(folder / f"{name}{PIN}" for folder in folders)

@@ -67,11 +67,12 @@ def take_in(access: Access, file: DeltaFile, entry: Entry, beside: Entry | None)
             point = stack.enter_context(root.folder(*root.names(beside.path)[:-1]))
             return _beside(store, file, point, name)
         guest = stack.enter_context(root.made_folder(access.file_name(head.guest)))
-        final = final_name(head.point.id, head.point.sequence)
+        point_name = access.point_name(head.point.id)
+        final = final_name(point_name, head.point.sequence)
         if guest.has(final):
             return _beside(store, file, stack.enter_context(guest.folder(final)), name)
-        _remove_partials(guest, f"{PARTIAL}{head.point.id}-")
-        partial = f"{PARTIAL}{head.point.id}-{secrets.token_hex(8)}"
+        _remove_partials(guest, f"{PARTIAL}{point_name}-")
+        partial = f"{PARTIAL}{point_name}-{secrets.token_hex(8)}"
         with guest.make_folder(partial, root.folder_mode) as made:
             store.rename(file.path.name, name, made)
             made.sync()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import fleece
 from fleece.events import DeltaChecked, Event
 from fleece.store import verified
+from fleece.store.catalogue import Access
 from fleece.store.root import Root
 from tests.engine.history import Guest, deep_guest
 from tests.engine.scene import INTACT, Engine, Mutation, flip
@@ -139,9 +140,9 @@ def drop(path: Path) -> None:
 
 
 def lie(path: Path) -> None:
-    root = Root(path.parent)
-    state = verified.FileState.of(root, str(path))
-    verified.note(root, str(path), state, verified.Verification(NOW + timedelta(days=400), True))
+    access = Access(Root(path.parent))
+    state = verified.FileState.of(access.root, str(path))
+    verified.note(access, str(path), state, verified.Verification(NOW + timedelta(days=400), True))
 
 
 @pytest.mark.parametrize(

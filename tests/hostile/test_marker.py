@@ -421,3 +421,24 @@ def test_this_check_can_fail(scene: Scene, tmp_path: Path) -> None:
         assert made.protection is not None
         assert not made.protection.encrypted
     INTACT.run(*words).failed(5, "was altered")
+
+
+def test_a_store_whose_marker_is_lost_goes_on_in_a_new_one(tmp_path: Path) -> None:
+    """As docs/troubleshooting.rst says."""
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    key = "--key-file", str(tmp_path / "key")
+    image = images.random_image(tmp_path / "d0.qcow2", 1 << 20, 1)
+    with daemon(tmp_path, Disk(image, "d0")) as scene:
+        scene.init("--encrypt", *key)
+        scene.backup(*key).succeeded()
+        (scene.store / MARKER).unlink()
+        (delta,) = scene.store.rglob("*.fleece")
+        scene.backup(*key).failed(5, "no fleece store")
+        scene.init("--like", delta, *key, store=tmp_path / "new")
+        (guest,) = (item for item in scene.store.iterdir() if item.is_dir())
+        guest.rename(tmp_path / "new" / guest.name)
+        INTACT.run("verify", tmp_path / "new", *key).succeeded()
+        ran = scene.backup(*key, store=tmp_path / "new").succeeded()
+        assert ran.result["mode"] == "incremental"
+        assert len(ran.named("plan")) == 1
+        INTACT.run("verify", tmp_path / "new", *key).succeeded()
