@@ -18,7 +18,7 @@ import pytest
 import xxhash
 
 import fleece
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, ROOT, Scene, daemon, small_tmpfs
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, ROOT, Scene, daemon, fill, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
@@ -213,6 +213,14 @@ def test_init_that_makes_no_sense_makes_nothing(
     ran = INTACT.run("init", tmp_path / "store", *(real.get(word, word) for word in words))
     ran.failed(2, message)
     assert not (tmp_path / "store").exists()
+
+
+def test_init_where_there_is_no_room_leaves_nothing() -> None:
+    with small_tmpfs(1) as place:
+        fill(place)
+        ran = INTACT.run("init", place / "a" / "store")
+        ran.failed(5, "No space left", "make room")
+        assert [path.name for path in place.iterdir()] == ["fill"]
 
 
 def test_only_init_makes_a_store(scene: Scene, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from fleece import events
 from fleece.delta.header import Mode
+from fleece.engine.prune import set_pin
 from fleece.engine.verify import verify_store
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
@@ -32,7 +33,7 @@ from fleece.store.catalogue import Catalogue, Entry
 from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.marker import StoreWishes
-from fleece.store.names import MARKER, safe_name
+from fleece.store.names import LOCK, MARKER, safe_name
 from fleece.store.partial_point import PartialPoint
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, naive_root, read_back, write_delta
@@ -133,6 +134,20 @@ def test_a_store_has_the_mode_that_was_asked_for_whatever_the_umask(
     assert (made.marker.mode, made.marker.folder_mode) == (file, folder)
     assert stat.S_IMODE(made.path.stat().st_mode) == folder
     assert stat.S_IMODE((made.path / MARKER).stat().st_mode) == file
+
+
+def test_all_that_is_made_in_a_store_has_its_mode(tmp_path: Path) -> None:
+    """But what nobody else may hold or see: locks, and what is not known yet."""
+    store = init(tmp_path / "store", None, StoreWishes(mode=0o640))
+    _fill(store, 2)
+    verify_store(store.catalogue(), record=True)
+    set_pin(store, "latest")
+    store.distrust(CHAIN, "vda", "a test")
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in store.path.rglob("*")}
+    assert len(found) >= 10
+    for path, mode in found.items():
+        private = 0o600 if path.name == LOCK else 0o640
+        assert mode == (0o750 if path.is_dir() else private), path
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o400, 0o666, 0o620, 0o700 - 1, 0o4600, 0o711, 0o777])
