@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,15 @@ class ChainMap:
     Attributes:
         start, end: int64[n], bytes of disk.
         owner: int32[n], position in `Chain.deltas`.
-        row: int64[n], position in the owner's `rows`.
-        rows: of each delta, the index rows that the map was made of.
+        row: int64[n], position in `rows`.
+        rows: the index rows that the map was made of, of one delta after the other.
     """
 
     start: Int64Array
     end: Int64Array
     owner: npt.NDArray[np.int32]
     row: Int64Array
-    rows: tuple[IndexRows, ...]
+    rows: IndexRows
 
     def __len__(self) -> int:
         return len(self.start)
@@ -48,20 +49,20 @@ class ChainMap:
     @property
     def zero(self) -> npt.NDArray[np.bool_]:
         """bool[n]: which pieces read as zeros."""
-        flags = np.zeros(len(self), np.bool_)
-        for number, rows in enumerate(self.rows):
-            mine = self.owner == number
-            flags[mine] = rows["kind"][self.row[mine]] == Kind.ZERO
+        flags: npt.NDArray[np.bool_] = self.rows["kind"][self.row] == Kind.ZERO
         return flags
 
     @property
     def records(self) -> IndexRows:
         """The index row that holds each piece."""
-        found = np.empty(len(self), INDEX_ROW)
-        for number in np.unique(self.owner).tolist():
-            mine = self.owner == number
-            found[mine] = self.rows[number][self.row[mine]]
-        return found
+        return self.rows[self.row]
+
+    def of_owners(self, count: int) -> Iterator[Int64Array]:
+        """Of each of the first `count` deltas, the numbers of its pieces, ascending."""
+        order = np.argsort(self.owner, kind="stable")
+        bounds = np.searchsorted(self.owner[order], np.arange(count + 1))
+        for low, high in itertools.pairwise(bounds.tolist()):
+            yield order[low:high]
 
     def within(self, wanted: Extents) -> ChainMap:
         """The map of some parts of the disk."""
@@ -230,21 +231,61 @@ def _records_before(deltas: Sequence[DeltaReader], at: Int64Array) -> npt.NDArra
 
 def overlay(deltas: Sequence[DeltaReader], wanted: Extents) -> ChainMap:
     """The merged map of consecutive deltas, newest first: what they hold together of some parts."""
-    covered = Extents.empty()
+    taken = _Taken()
+    left = wanted.total
     parts: list[tuple[Int64Array, Int64Array, Int64Array, int]] = []
-    rows: list[IndexRows] = []
+    rows = [np.empty(0, INDEX_ROW)]
+    before = 0
     for number, delta in enumerate(deltas):
-        done = covered == wanted
-        mine = np.empty(0, INDEX_ROW) if done else _rows_within(delta, wanted)
-        rows.append(mine)
+        if left == 0:
+            break
+        mine = _rows_within(delta, wanted)
         if len(mine) == 0:
             continue
         low = mine["offset"].astype(np.int64)
-        high = low + mine["length"].astype(np.int64)
-        held = Extents.normal(low, high).intersect(wanted)
-        parts.append((*_cut(held.subtract(covered), low, high), number))
-        covered = covered.union(held)
-    return _merged(parts, tuple(rows))
+        start, end, row = taken.without(*_cut(wanted, low, low + mine["length"].astype(np.int64)))
+        taken.add(Extents.normal(start, end))
+        left -= int((end - start).sum())
+        parts.append((start, end, row + before, number))
+        rows.append(mine)
+        before += len(mine)
+    return _merged(parts, np.concatenate(rows))
+
+
+class _Taken:
+    """Ranges of a disk that are added bit by bit, in sets of which each is smaller than the last.
+
+    So adding to many does not copy all of them each time, and a few ranges are held against all in
+    a few searches.
+    """
+
+    def __init__(self) -> None:
+        self._sets: list[Extents] = []
+
+    def add(self, more: Extents) -> None:
+        """Add ranges that are not in it."""
+        while self._sets and len(self._sets[-1]) <= 2 * len(more):
+            more = more.union(self._sets.pop())
+        if len(more):
+            self._sets.append(more)
+
+    def without(
+        self, start: Int64Array, end: Int64Array, row: Int64Array
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """What of some pieces (ascending, disjoint) is not in it: (start, end, row) of each."""
+        for held in self._sets:
+            first = np.searchsorted(held.end, start, side="right")
+            count = np.searchsorted(held.start, end, side="left") - first
+            piece = np.repeat(np.arange(len(start)), count + 1)
+            nth = np.arange(len(piece)) - np.repeat(np.cumsum(count + 1) - count - 1, count + 1)
+            at = first[piece] + nth
+            low, high = start[piece], end[piece]
+            after, until = nth > 0, nth < count[piece]
+            low[after] = np.maximum(low[after], held.end[at[after] - 1])
+            high[until] = np.minimum(high[until], held.start[at[until]])
+            kept = high > low
+            start, end, row = low[kept], high[kept], row[piece[kept]]
+        return start, end, row
 
 
 def _rows_within(delta: DeltaReader, wanted: Extents) -> IndexRows:
@@ -254,7 +295,7 @@ def _rows_within(delta: DeltaReader, wanted: Extents) -> IndexRows:
 
 
 def _merged(
-    parts: list[tuple[Int64Array, Int64Array, Int64Array, int]], rows: tuple[IndexRows, ...]
+    parts: list[tuple[Int64Array, Int64Array, Int64Array, int]], rows: IndexRows
 ) -> ChainMap:
     """The map of the pieces (start, end, row) that each delta (by its number) gives."""
     none = np.empty(0, np.int64)

@@ -135,9 +135,7 @@ def _held_by(chain: Chain, owner: int) -> Iterator[ChainMap]:
         start = rows["offset"].astype(np.int64)
         end = start + rows["length"].astype(np.int64)
         number = np.full(len(start), owner, np.int32)
-        others = [rows[:0]] * len(chain.deltas)
-        others[owner] = rows
-        yield ChainMap(start, end, number, np.arange(len(start)), tuple(others))
+        yield ChainMap(start, end, number, np.arange(len(start)), rows)
 
 
 @contextlib.contextmanager

@@ -214,7 +214,7 @@ class _Merge:
                 self._writer.zero(start, end - start)
             for owner, row, pieces in visible_records(picture):
                 self._cancel.check()
-                self._record(owner, picture.rows[owner][row].tolist(), pieces)
+                self._record(owner, picture.rows[row].tolist(), pieces)
                 counter.add(sum(end - start for start, end in pieces))
         return self._writer.finish()
 

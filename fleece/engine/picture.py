@@ -9,7 +9,7 @@ import numpy as np
 
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import PointRef
-from fleece.extents import Extents, Flags, Int64Array
+from fleece.extents import Flags, Int64Array
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,23 @@ def picture_of(chain: Chain, cells: int) -> Picture:
     data = np.zeros((-(-size // cell), len(chain.deltas)), np.int64)
     zeros = np.zeros(len(chain.deltas), np.int64)
     for picture in chain.maps():
-        zero = picture.zero
-        for owner in np.unique(picture.owner).tolist():
-            mine = picture.owner == owner
-            zeros[owner] += _extents(picture, mine & zero).total
-            start, end = _extents(picture, mine & ~zero).split(cell)
-            np.add.at(data[:, owner], start // cell, end - start)
+        zero, length = picture.zero, picture.end - picture.start
+        np.add.at(zeros, picture.owner[zero], length[zero])
+        start, end, owner = _split(picture, ~zero, cell)
+        np.add.at(data, (start // cell, owner), end - start)
     points = tuple(delta.header.point for delta in chain.deltas)
     return Picture(size, cell, points, data, zeros)
 
 
-def _extents(picture: ChainMap, picked: Flags) -> Extents:
-    return Extents.normal(picture.start[picked], picture.end[picked])
+def _split(
+    picture: ChainMap, picked: Flags, cell: int
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Some pieces, cut at every multiple of `cell`: (start, end, owner) of each part."""
+    start, end, owner = picture.start[picked], picture.end[picked], picture.owner[picked]
+    first = start // cell
+    count = (end - 1) // cell - first + 1
+    row = np.repeat(np.arange(len(start)), count)
+    number = first[row] + np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    low = np.maximum(number * cell, start[row])
+    high = np.minimum((number + 1) * cell, end[row])
+    return low, high, owner[row].astype(np.int64)

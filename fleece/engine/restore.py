@@ -282,10 +282,12 @@ def _unread(chain: Chain, pictures: Iterable[ChainMap]) -> list[Int64Array]:
     for (low, high), picture in zip(steps(chain.deltas), pictures, strict=True):
         if high == chain.geometry.size:
             high = largest  # what was cut off since is in no map
-        for owner, delta in enumerate(chain.deltas):
+        position = picture.records["position"]
+        owned = picture.of_owners(len(chain.deltas))
+        for owner, (delta, mine) in enumerate(zip(chain.deltas, owned, strict=True)):
             rows = delta.rows_within(low, high)
             data = rows["position"][rows["kind"] == Kind.DATA]
-            seen = picture.rows[owner]["position"][picture.row[picture.owner == owner]]
+            seen = position[mine]
             found[owner].append(np.setdiff1d(data, seen).astype(np.int64))
     return [np.unique(np.concatenate(parts)) for parts in found]
 
@@ -307,14 +309,9 @@ def _data_pieces(picture: ChainMap) -> Iterator[list[_Piece]]:
     def piece(number: int) -> _Piece:
         low, high = bounds[number : number + 2].tolist()
         parts = tuple(zip(start[low:high].tolist(), end[low:high].tolist(), strict=True))
-        held = int(owner[low])
-        return _Piece(held, picture.rows[held][row[low]].tolist(), parts)
+        return _Piece(int(owner[low]), picture.rows[row[low]].tolist(), parts)
 
-    holder, place = owner[bounds[:-1]], row[bounds[:-1]]
-    length = np.empty(len(holder), np.int64)
-    for number, rows in enumerate(picture.rows):
-        mine = holder == number
-        length[mine] = rows["length"][place[mine]]
+    length = picture.rows["length"][row[bounds[:-1]]]
     for batch in spread(length < _SHORT):
         yield [piece(number) for number in batch]
 

@@ -337,7 +337,7 @@ def read_back(chain: Chain) -> bytes:
             disk[start:end] = bytes(end - start)
             continue
         delta = chain.deltas[picture.owner[at]]
-        found, frame = delta.record_at(*picture.rows[picture.owner[at]][picture.row[at]].tolist())
+        found, frame = delta.record_at(*picture.records[at].tolist())
         data = delta.unpack(found, frame, context)
         disk[start:end] = data[start - found.offset : end - found.offset]
     return bytes(disk)
