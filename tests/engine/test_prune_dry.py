@@ -21,7 +21,7 @@ _NOBODY = 65534
 
 @pytest.fixture
 def store(tmp_path: Path) -> fleece.FolderStore:
-    made = fleece.FolderStore.open_or_create(tmp_path / "store")
+    made = fleece.init(tmp_path / "store")
     long.fill(made, 5)
     return made
 
