@@ -29,6 +29,7 @@ def doctor(
     with open_source(source, scratch) as opened:
         report = opened.examine()
     _qemu_rows(output, report)
+    missing += [] if report.refusal is None else ["guest"]
     output.succeed("", disks=len(report.disks), missing=missing)
 
 
@@ -46,7 +47,7 @@ def _need_row(output: Output, need: fleece.Need) -> None:
 
 def _qemu_rows(output: Output, report: fleece.Report) -> None:
     who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
-    now = "a point can be taken" if report.refusal is None else f"no point: {report.refusal}"
+    now = "a point can be taken" if report.refusal is None else f"NOT READY: {report.refusal}"
     output.row(
         "qemu",
         f"QEMU {report.version}, {who}; {report.state or 'no machine'}: {now}",

@@ -285,7 +285,8 @@ def test_an_encrypted_store_hides_it_and_knows_it(guests: Guests) -> None:
     key.write_bytes(os.urandom(32))
     sealed = guests.folder / "sealed"
     words = ("--key-file", key)
-    first.backup("--encrypt", *words, store=sealed).succeeded()
+    first.init("--encrypt", *words, store=sealed)
+    first.backup(*words, store=sealed).succeeded()
     for delta in sealed.rglob("*.fleece"):
         assert ONE.encode() not in delta.read_bytes()
         assert b"a-name-of-its-own" not in delta.read_bytes()

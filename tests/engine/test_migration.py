@@ -132,7 +132,10 @@ def _refused(scene: MachineScene, *words: str) -> None:
 
 def _verdict(scene: MachineScene) -> Any:
     """What doctor says of the guest's presence."""
-    return scene.engine.run("doctor", scene.source, "--json").succeeded().named("qemu")[0]
+    ran = scene.engine.run("doctor", scene.source, "--json").succeeded()
+    said = ran.named("qemu")[0]
+    assert ("guest" in ran.result["missing"]) is (said["refusal"] is not None)
+    return said
 
 
 def test_a_qemu_that_waits_for_its_guest_is_refused(pair: Pair) -> None:
