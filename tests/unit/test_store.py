@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -216,6 +217,52 @@ def test_of_processes_that_make_a_store_at_once_one_makes_it(kind: str, tmp_path
         assert FolderStore(path, secret).id == made.strip()
         assert {maker.returncode for maker in makers} == {0}
         assert [item.name for item in path.iterdir()] == [MARKER]
+
+
+_BROKEN_MAKER = """
+import errno, os, signal, sys
+from fleece.errors import StoreError
+from fleece.store.init import init
+at, fault, steps = int(sys.argv[2]), sys.argv[3], 0
+def wrap(name):
+    real = getattr(os, name)
+    def step(*arguments, **named):
+        global steps
+        steps += 1
+        if steps == at and fault == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if steps == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*arguments, **named)
+    setattr(os, name, step)
+for name in ("mkdir", "open", "write", "fsync", "link", "unlink", "fchmod", "scandir"):
+    wrap(name)
+try:
+    init(sys.argv[1])
+except StoreError:
+    sys.exit(5)
+sys.exit(0 if steps < at else 3)
+"""
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "EIO"])
+def test_an_init_that_stops_at_any_step_leaves_a_store_or_nothing_in_the_way(
+    fault: str, tmp_path: Path
+) -> None:
+    for step in range(1, 100):
+        path = tmp_path / str(step) / "store"
+        words = [sys.executable, "-c", _BROKEN_MAKER, str(path), str(step), fault]
+        code = subprocess.run(words, cwd=_ROOT, check=False).returncode
+        if code == 0:
+            break
+        assert code in (-signal.SIGKILL, 5, 3)
+        made = (path / MARKER).exists()
+        if not made and fault == "EIO":
+            assert not (tmp_path / str(step)).exists()
+        store = FolderStore(path) if made else init(path)
+        assert store.catalogue().points == ()
+    assert code == 0
+    assert step > 10
 
 
 def test_what_is_not_there_is_no_store(tmp_path: Path) -> None:
