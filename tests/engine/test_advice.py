@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fleece.source.qemu.monitor import CommandError, Monitor
-from tests.engine.scene import INTACT, MIB, ROOT, MachineScene, Scene
+from tests.engine.scene import INTACT, MIB, ROOT, MachineScene, Scene, wait_until
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
@@ -25,6 +25,7 @@ IN_USE = "is in use"
 NOT_ROOT = "Need a root block node"
 BUSY = "is busy: node is used as backing hd of"
 CONFLICT = "Permission conflict on node"
+NO_LOAD = "load of migration failed: Input/output error"
 WRITE_LOCK = 'Failed to get "write" lock'
 
 
@@ -56,7 +57,7 @@ def _documented(text: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "text", [ACTIVE, NO_SNAPSHOTS, IN_USE, NOT_ROOT, BUSY, CONFLICT, WRITE_LOCK]
+    "text", [ACTIVE, NO_SNAPSHOTS, IN_USE, NOT_ROOT, BUSY, CONFLICT, WRITE_LOCK, NO_LOAD]
 )
 def test_what_qemu_says_is_in_the_documents(text: str) -> None:
     assert _documented(text)
@@ -213,3 +214,44 @@ def test_a_qemu_that_may_open_no_more_files(machine: MachineScene, monitor: Moni
     assert ran.named("point") == []
     run_checked("prlimit", "--pid", str(machine.qemu.pid), f"--nofile={used + 50}:")
     machine.backup().succeeded()
+
+
+# ---- migration ----------------------------------------------------------------------------------
+
+
+def _migrate(origin: MachineScene, socket: Path) -> str:
+    """Have a machine migrate; gives how that ends."""
+    ask = origin.qemu.control.command
+    ask("migrate", {"uri": f"unix:{socket}"})
+    wait_until(lambda: ask("query-migrate").get("status") in ("completed", "failed"), "migration")
+    return str(ask("query-migrate")["status"])
+
+
+def test_segments_migrate_with_an_image_that_both_hosts_see(
+    machine: MachineScene, tmp_path: Path
+) -> None:
+    machine.backup().succeeded()
+    image, socket = machine.qemu.disks["d0"].path, tmp_path / "m"
+    with Machine([Disk(image, "d0")], extra=("-incoming", f"unix:{socket}")) as other:
+        arrived = MachineScene(other, tmp_path)
+        assert _migrate(machine, socket) == "completed"
+        machine.qemu.kill()
+        arrived.backup("--mode", "incremental").succeeded()
+
+
+def test_a_living_point_and_a_migration(machine: MachineScene, tmp_path: Path) -> None:
+    """The other QEMU does not start, and the guest runs on where it was."""
+    image, socket = machine.qemu.disks["d0"].path, tmp_path / "m"
+    machine.qemu.control.command("cont")
+    backup = machine.slow_backup(milliseconds=2000)
+    backup.wait_event("point")
+    with Machine([Disk(image, "d0")], extra=("-incoming", f"unix:{socket}")) as other:
+        assert _migrate(machine, socket) == "failed"
+        wait_until(lambda: not other.alive, "the end of the other QEMU")
+        assert NO_LOAD in other.output()
+    # It may have seen the guest stopped for the moment in which QEMU believed to have left.
+    assert backup.wait().code in (0, 4)
+    assert machine.status == "running"
+    machine.backup().succeeded()
+    machine.nothing_left()
+    machine.check_exact()
