@@ -9,6 +9,7 @@ from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.stream import data_output
 from fleece.errors import TargetError, UsageError
+from fleece.terminal import counted
 
 
 def restore(
@@ -85,7 +86,9 @@ def as_chain(
         listener=output.listen,
         cancel=cancel,
     )
-    _succeed(output, result, f"of the newest of {result.deltas} images, checked by qemu-img")
+    _succeed(
+        output, result, f"of the newest of {counted(result.deltas, 'image')}, checked by qemu-img"
+    )
 
 
 def image_format(target: str, wished: str | None) -> fleece.ImageFormat | None:
