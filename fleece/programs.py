@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fleece.errors import UsageError
+from fleece.cancel import CancelToken
+from fleece.errors import Interrupted, UsageError
 
 SECRET_VARIABLES = ("FLEECE_KEY_FILE", "FLEECE_PASSPHRASE_FILE", "FLEECE_PASSPHRASE")
 """Where the command line looks for a secret: names of a key file and of a passphrase's file, and a
 passphrase itself."""
+
+_TICK = 0.2
+_END_LIMIT = 10.0
+"""Seconds that a program has to end when it is told to, once the run is interrupted."""
 
 _KEEP_BUFFERS = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
@@ -58,3 +67,80 @@ def server_environment() -> dict[str, str]:
     What the user set of mallopt(3) stays.
     """
     return _KEEP_BUFFERS | child_environment()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended.
+
+    Attributes:
+        code: its exit code.
+        out: what it printed.
+        said: its errors, in one line.
+    """
+
+    code: int
+    out: bytes
+    said: str
+
+
+def finished(words: Sequence[str], cancel: CancelToken) -> Finished:
+    """Run a program to its end, or to that of the run.
+
+    Args:
+        words: of its command line, the program first.
+        cancel: ends it.
+
+    Raises:
+        Interrupted: `cancel` was called; the program has ended, unless the kernel keeps it.
+    """
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+    )
+    try:
+        while True:
+            try:
+                out, errors = process.communicate(timeout=_TICK)
+            except subprocess.TimeoutExpired:
+                cancel.check()
+            else:
+                return Finished(process.returncode, out, _one_line(errors))
+    except BaseException:
+        process.kill()
+        ended(process, cancel)
+        raise
+
+
+def ended(process: subprocess.Popen[bytes], cancel: CancelToken) -> str:
+    """Wait for a process that was told to end; gives what is on its standard error, in one line.
+
+    It has all the time that it needs, and `_END_LIMIT` once the run is interrupted: it is killed
+    then. One that even this does not end, because a file system never answers it, is left.
+
+    Raises:
+        Interrupted: it is left.
+    """
+    until: float | None = None
+    for kill in (True, False):
+        while until is None or time.monotonic() < until:
+            try:
+                _, errors = process.communicate(timeout=_TICK)
+            except subprocess.TimeoutExpired:
+                if until is None and cancel.cancelled:
+                    until = time.monotonic() + _END_LIMIT
+            else:
+                return _one_line(errors)
+        if kill:
+            process.kill()
+            until = time.monotonic() + _END_LIMIT
+    raise Interrupted(
+        f"interrupted; {process.args!r} cannot be ended (process {process.pid}): its storage hangs"
+    )
+
+
+def _one_line(text: bytes | None) -> str:
+    return " ".join((text or b"").decode(errors="replace").split())

@@ -24,7 +24,7 @@ def audit(
 ) -> None:
     """`fleece audit SOURCE STORE`."""
     place = fleece.FolderStore(store, secret)
-    with open_source(source, scratch, scratch_limit, fleecing) as opened:
+    with open_source(source, cancel, scratch, scratch_limit, fleecing) as opened:
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "

@@ -20,7 +20,7 @@ def bitmap(
 ) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
     places = [fleece.FolderStore(store, secret) for store in stores]
-    with open_source(source, None) as opened:
+    with open_source(source, cancel, None) as opened:
         if drop is None:
             found = fleece.segments(opened, places, guest)
             said = "" if found else "there are no segments"

@@ -108,7 +108,9 @@ def _verify_image(
     entry = found.disk(disk or next(iter(found.disks)))
     with contextlib.ExitStack() as stack:
         chain = stack.enter_context(catalogue.chain(entry))
-        opened = stack.enter_context(fleece.open_image(image, image_format, listener=output.listen))
+        opened = stack.enter_context(
+            fleece.open_image(image, image_format, listener=output.listen, cancel=cancel)
+        )
         result = fleece.compare_image(chain, opened, output.listen, cancel)
     for start, end in result.differing:
         output.row("differs", f"differs: bytes {start} to {end - 1}", start=start, end=end)

@@ -26,7 +26,7 @@ def doctor(
     if source is None:
         output.succeed("", missing=missing)
         return
-    with open_source(source, scratch) as opened:
+    with open_source(source, cancel, scratch) as opened:
         report = opened.examine()
     _qemu_rows(output, report)
     missing += [] if report.refusal is None else ["guest"]

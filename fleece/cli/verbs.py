@@ -19,6 +19,7 @@ from fleece.terminal import counted
 
 def open_source(
     text: str,
+    cancel: CancelToken,
     scratch: str | None,
     scratch_limit: str | None = None,
     fleecing: str = fleece.Fleecing.CLASSIC,
@@ -29,7 +30,7 @@ def open_source(
         raise UsageError("a source is written qmp:SOCKET", where=text)
     limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
     folder = None if scratch is None else Path(scratch)
-    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing))
+    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing), cancel)
 
 
 def _bytes(option: str, text: str) -> int:
@@ -113,7 +114,7 @@ def backup(
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
         place = fleece.FolderStore(store, secret)
-        opened = stack.enter_context(open_source(source, scratch, scratch_limit, fleecing))
+        opened = stack.enter_context(open_source(source, cancel, scratch, scratch_limit, fleecing))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
@@ -131,7 +132,7 @@ def backup(
 
 def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
     """`fleece clean SOURCE`."""
-    with open_source(source, scratch) as opened:
+    with open_source(source, cancel, scratch) as opened:
         removed = list(opened.clean())
         doubts = opened.doubts
     for doubt in doubts:
@@ -234,7 +235,7 @@ def root(
 ) -> None:
     """`fleece root IMAGE`."""
     algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[hash_name]
-    with fleece.open_image(image, image_format, listener=output.listen) as disk:
+    with fleece.open_image(image, image_format, listener=output.listen, cancel=cancel) as disk:
         geometry = fleece.Geometry(disk.size, algorithm=algorithm)
         found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size

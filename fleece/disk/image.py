@@ -7,10 +7,10 @@ import enum
 import json
 import os
 import stat
-import subprocess
 from collections.abc import Iterator
 
 from fleece import events
+from fleece.cancel import CancelToken
 from fleece.disk.base import ReadableDisk, Writer
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.raw import RawDisk
@@ -18,7 +18,7 @@ from fleece.disk.use import NO_IMAGE, writer_of
 from fleece.errors import FleeceError, SourceError, UsageError
 from fleece.nbd.server import served_image
 from fleece.nbd.uri import is_uri
-from fleece.programs import child_environment, file_name, program
+from fleece.programs import file_name, finished, program
 from fleece.writeback import Writeback
 
 
@@ -35,6 +35,7 @@ def open_image(
     image_format: str | None = None,
     failure: type[FleeceError] = SourceError,
     listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
 ) -> Iterator[ReadableDisk]:
     """Open an image for reading.
 
@@ -47,6 +48,7 @@ def open_image(
             raw disk, so name the format of a raw image that is not to be trusted.
         failure: the family of errors about this image.
         listener: hears `Warned` if a program is writing to it, at the begin or in the end.
+        cancel: ends every wait for a server or a program, with `Interrupted`.
 
     Raises:
         UsageError: a format is named for an NBD export, whose bytes are the disk's.
@@ -54,9 +56,9 @@ def open_image(
     if is_uri(image):
         if image_format not in (None, ImageFormat.RAW):
             raise UsageError(f"an NBD export is raw, and cannot be read as {image_format}")
-        yield NbdDisk(image, failure)
+        yield NbdDisk(image, failure, cancel=cancel)
         return
-    found = image_format or probe_format(image, failure)
+    found = image_format or probe_format(image, failure, cancel)
     if found == ImageFormat.RAW:
         with contextlib.closing(RawDisk(image, failure)) as raw:
             told = _warned_of_writer(image, listener)
@@ -64,8 +66,8 @@ def open_image(
             if not told:
                 _warned_of_writer(image, listener)
     else:
-        with served_image(image, found, writable=False, failure=failure) as uri:
-            yield NbdDisk(uri, failure)
+        with served_image(image, found, writable=False, failure=failure, cancel=cancel) as uri:
+            yield NbdDisk(uri, failure, cancel=cancel)
 
 
 def _warned_of_writer(image: str, listener: events.Listener) -> bool:
@@ -86,7 +88,12 @@ def _warned_of_writer(image: str, listener: events.Listener) -> bool:
 
 @contextlib.contextmanager
 def open_for_writing(
-    path: str, image_format: str, failure: type[FleeceError], *, name: str | None = None
+    path: str,
+    image_format: str,
+    failure: type[FleeceError],
+    cancel: CancelToken | None = None,
+    *,
+    name: str | None = None,
 ) -> Iterator[NbdDisk]:
     """Open an image file for writing, through a qemu-nbd of our own.
 
@@ -94,11 +101,14 @@ def open_for_writing(
         path: of the image.
         image_format: as qemu-img names it.
         failure: the family of errors about this image.
+        cancel: ends every wait for qemu-nbd, with `Interrupted`.
         name: of the image in messages; None: its path.
     """
-    opened = served_image(path, image_format, writable=True, failure=failure, name=name)
+    opened = served_image(
+        path, image_format, writable=True, failure=failure, cancel=cancel, name=name
+    )
     with opened as uri:
-        disk = _WrittenImage(uri, failure, path)
+        disk = _WrittenImage(uri, failure, path, cancel)
         try:
             yield disk
         finally:
@@ -112,12 +122,15 @@ class _WrittenImage(NbdDisk):
         uri: of qemu-nbd's export.
         failure: the family of errors about this image.
         path: of the file.
+        cancel: ends every wait for qemu-nbd.
     """
 
-    def __init__(self, uri: str, failure: type[FleeceError], path: str) -> None:
-        super().__init__(uri, failure)
+    def __init__(
+        self, uri: str, failure: type[FleeceError], path: str, cancel: CancelToken | None
+    ) -> None:
+        super().__init__(uri, failure, cancel=cancel)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise failure(os.strerror(error.errno or 0), where=path) from error
         self._path = path
@@ -154,7 +167,7 @@ class _ImageWriter:
         self._connection.zero(offset, length)
 
 
-def probe_format(path: str, failure: type[FleeceError]) -> str:
+def probe_format(path: str, failure: type[FleeceError], cancel: CancelToken | None = None) -> str:
     """The format of an image file by its content, as qemu-img sees it; block devices are raw."""
     try:
         mode = os.stat(path).st_mode
@@ -164,12 +177,14 @@ def probe_format(path: str, failure: type[FleeceError]) -> str:
         return ImageFormat.RAW
     if not stat.S_ISREG(mode):
         raise failure(NO_IMAGE, where=path)
-    done = subprocess.run(
-        [program("qemu-img"), "info", "-U", "--output=json", "--", file_name(path)],
-        capture_output=True,
-        check=False,
-        env=child_environment(),
-    )
-    if done.returncode != 0:
-        raise failure(f"is no image: {done.stderr.decode(errors='replace').strip()}", where=path)
-    return str(json.loads(done.stdout)["format"])
+    words = [program("qemu-img"), "info", "-U", "--output=json", "--", file_name(path)]
+    done = finished(words, cancel or CancelToken())
+    if done.code != 0:
+        raise failure(f"is no image: {done.said}", where=path)
+    try:
+        found = json.loads(done.out)["format"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, str):
+        raise failure("qemu-img does not say which format this image has", where=path)
+    return found

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from fleece.cancel import CancelToken
 from fleece.disk.base import Writer
 from fleece.errors import FleeceError, SourceError
 from fleece.extents import Extents
@@ -40,6 +41,7 @@ class NbdDisk:
         failure: the family of errors about this disk.
         unit: no request to read may cross a multiple of it, and no zero status is asked; None: any.
         pace: that reads keep.
+        cancel: ends every wait for the server, with `Interrupted`.
 
     Raises:
         FleeceError: of that family; it cannot be reached.
@@ -51,8 +53,10 @@ class NbdDisk:
         failure: type[FleeceError] = SourceError,
         unit: int | None = None,
         pace: Pace | None = None,
+        cancel: CancelToken | None = None,
     ) -> None:
         self.where = uri
+        self._cancel = cancel
         self.unit = unit
         self.pace = pace
         self._failure = failure
@@ -67,7 +71,7 @@ class NbdDisk:
 
     @contextlib.contextmanager
     def _connected(self, *contexts: str) -> Iterator[Connection]:
-        with self.errors(), Connection(self.where, contexts) as connection:
+        with self.errors(), Connection(self.where, contexts, self._cancel) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -76,9 +80,10 @@ class NbdDisk:
         try:
             yield
         except SourceError as error:
-            if self._failure is SourceError:
+            where = error.where or self.where
+            if self._failure is SourceError and error.where is not None:
                 raise
-            raise self._failure(error.what, where=error.where, hint=error.hint) from error
+            raise self._failure(error.what, where=where, hint=error.hint) from error
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[_PatientReader]:
@@ -95,7 +100,7 @@ class NbdDisk:
         Raises:
             SourceError: it is not, or cannot be reached.
         """
-        opened = Connection(self.where)
+        opened = Connection(self.where, cancel=self._cancel)
         if opened.size != self.size:
             opened.close()
             raise SourceError("the export has another size now", where=self.where)
@@ -157,7 +162,7 @@ class NbdDisk:
             return within
 
         def work() -> Extents | None:
-            with Connection(self.where, (context,)) as connection:
+            with Connection(self.where, (context,), self._cancel) as connection:
                 return ask(connection) if connection.contexts else None
 
         with self.errors():
@@ -171,8 +176,8 @@ class _PatientReader:
         self._disk = disk
         self._connection: Connection | None = None
 
-    def read(self, offset: int, length: int) -> bytearray:
-        """Exactly `length` bytes.
+    def read(self, offset: int, length: int) -> memoryview:
+        """Exactly `length` bytes; the view is valid until the next call.
 
         Raises:
             FleeceError: of the disk's family; the read failed, or the export is gone.
@@ -187,7 +192,7 @@ class _PatientReader:
                     raise
                 return patiently(lambda: self._read(offset, length))
 
-    def _read(self, offset: int, length: int) -> bytearray:
+    def _read(self, offset: int, length: int) -> memoryview:
         connection = self._connection or self._disk.open()
         self._connection = connection
         try:

@@ -101,7 +101,7 @@ def audit(
             for warning in living.warnings:
                 listener(events.Warned(warning))
             with contextlib.ExitStack() as stack:
-                jobs = _jobs(stack, catalogue, found, living.exports)
+                jobs = _jobs(stack, catalogue, found, living.exports, cancel)
                 total = sum(job.clean.total for job in jobs)
                 counter = Counter(listener, events.Phase.AUDIT, guest, total)
                 try:
@@ -127,11 +127,12 @@ def _jobs(
     catalogue: Catalogue,
     found: Sequence[Auditable],
     exports: Sequence[Export],
+    cancel: CancelToken | None,
 ) -> list[AuditJob]:
     jobs = []
     for item, export in zip(found, exports, strict=True):
         chain: Chain = stack.enter_context(catalogue.chain(item.newest))
-        disk = open_export(export)
+        disk = open_export(export, cancel=cancel)
         clean = Extents.whole(disk.size).subtract(dirty_leaves(export, disk))
         jobs.append(AuditJob(item.disk.name, disk, clean, chain))
     return jobs

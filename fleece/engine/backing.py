@@ -91,11 +91,11 @@ def restore_as_chain(
             with contextlib.closing(qcow2_image(path, layout, backing, where=where)) as image:
                 write_chain(part, _pictures(part, owner, backing), image, counter, cancel)
                 image.flush()
-            qemu_img("check", "-q", "-f", "qcow2", "--", path, where=target)
+            qemu_img("check", "-q", "-f", "qcow2", "--", path, where=target, cancel=cancel)
             _finish(folder, name, mode)
             backing = Backing(name, ImageFormat.QCOW2.value)
         check_unread(chain, chain.maps(), cancel)
-        with open_image(path, ImageFormat.QCOW2, TargetError) as newest:
+        with open_image(path, ImageFormat.QCOW2, TargetError, cancel=cancel) as newest:
             prove(newest, chain, entry, listener, cancel)
     return RestoreResult(
         entry.header.point.id, disk, target, head.size, entry.root, total, len(chain.deltas)

@@ -433,7 +433,7 @@ class _Run:
         found = []
         for made, export in zip(taken.decisions, taken.living.exports, strict=True):
             base = stack.enter_context(self._base(made))
-            opened = open_disk(made, export, base, self._pace)
+            opened = open_disk(made, export, base, self._pace, self._cancel)
             if taken.left is None and base is not None and made.mode is not Mode.RESCAN:
                 with reads_of(taken.living):
                     opened = self._checked(opened, base)

@@ -66,13 +66,15 @@ class CopyJob:
         yield self.dirty.clip(self.held.end, size), None
 
 
-def open_export(export: Export, pace: Pace | None = None) -> NbdDisk:
-    """The export as a disk, whose reads keep a pace.
+def open_export(
+    export: Export, pace: Pace | None = None, cancel: CancelToken | None = None
+) -> NbdDisk:
+    """The export as a disk, whose reads keep a pace and end when the run is interrupted.
 
     Raises:
         PointError: its size is not what the source said.
     """
-    disk = NbdDisk(export.uri, unit=export.unit, pace=pace)
+    disk = NbdDisk(export.uri, unit=export.unit, pace=pace, cancel=cancel)
     if disk.size != export.size:
         raise PointError(
             f"disk {export.disk} has {disk.size} bytes in the export and "

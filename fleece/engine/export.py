@@ -66,7 +66,8 @@ def write_delta(
         PointError: the point was lost, or had to be given up for the guest's sake; or the disk is
             not what the parent was, in a part that is said to be unchanged.
     """
-    disk = open_export(export)
+    cancel = cancel or CancelToken()
+    disk = open_export(export, cancel=cancel)
     with reads_of(point):
         dirty = dirty_leaves(export, disk)
         if parent is not None:
@@ -74,7 +75,7 @@ def write_delta(
         writer = DeltaWriter(sink, head, parent or BlankDisk(head.geometry))
         job = CopyJob(disk, dirty, writer, head.geometry, head.level)
         counter = Counter(listener, events.Phase.BACKUP, export.disk, dirty.total)
-        copy_all([job], counter, cancel or CancelToken(), workers, point.watch)
+        copy_all([job], counter, cancel, workers, point.watch)
     point.check()
     return run_beside(writer.finish, point.watch)
 

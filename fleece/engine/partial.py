@@ -98,7 +98,7 @@ def restore_partial(
     cancel = cancel or CancelToken()
     if stands(target):
         raise UsageError("a partial restore makes a new image", where=target)
-    manner = Manner(force, mode, listener)
+    manner = Manner(force, mode, listener, cancel)
     catalogue = store.catalogue()
     line = line_of(catalogue, point, disk, guest)
     shape = line.header.geometry

@@ -121,7 +121,7 @@ def restore(
     with catalogue.chain(entry) as chain:
         size = chain.geometry.size
         opened, blank = _opened(
-            chain, target, target_format, in_place, Manner(force, mode, listener)
+            chain, target, target_format, in_place, Manner(force, mode, listener, cancel)
         )
         with opened as image:
             wanted = None if blank else Extents.whole(size)
@@ -157,7 +157,7 @@ def _opened(
     size = chain.geometry.size
     formatted = is_block_device(target) and target_format is ImageFormat.QCOW2
     if in_place or (stands(target) and not formatted):
-        return open_standing(target, target_format, size), False
+        return open_standing(target, target_format, size, manner.cancel), False
     wanted = target_format or ImageFormat.RAW
     if wanted is ImageFormat.RAW:
         return open_target(target, wanted, size, manner), True

@@ -276,14 +276,14 @@ class _Server:
     def wait(self, cancel: CancelToken) -> None:
         """Wait until every export has answered a client."""
         limit = time.monotonic() + _START_LIMIT
-        while not greets(Path(self._socket)):
+        while not greets(Path(self._socket), cancel):
             cancel.check()
             self.check()
             if time.monotonic() > limit:
                 raise TargetError("nbdkit did not start in time", where=self._socket)
             time.sleep(0.005)
         for served in self.disks:
-            found = NbdDisk(served.uri, TargetError)
+            found = NbdDisk(served.uri, TargetError, cancel=cancel)
             if found.size != served.size or found.read_only == self._way.writable:
                 raise TargetError("nbdkit serves something else", where=served.uri)
 

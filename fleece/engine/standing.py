@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from fleece.cancel import CancelToken
 from fleece.disk.base import ReadableDisk, Reader, WritableDisk, Writer
 from fleece.disk.image import ImageFormat, open_for_writing, probe_format
 from fleece.disk.nbd import NbdDisk
@@ -36,7 +37,7 @@ def format_by_name(target: str) -> ImageFormat | None:
 
 @contextlib.contextmanager
 def open_standing(
-    target: str, image_format: ImageFormat | None, size: int
+    target: str, image_format: ImageFormat | None, size: int, cancel: CancelToken
 ) -> Iterator[WritableDisk]:
     """Open a target that exists, to be written in place.
 
@@ -46,12 +47,13 @@ def open_standing(
         target: an NBD URI, a block device, or an image file.
         image_format: None: raw; of a file, if its content does not look like anything else.
         size: of the disk, in bytes. A device or an export may be larger; the rest is not touched.
+        cancel: ends every wait for a server or a program.
 
     Raises:
         TargetError: it is not there, in use, read-only or too small, or its format cannot be told.
     """
     if is_uri(target):
-        export = NbdDisk(target, TargetError)
+        export = NbdDisk(target, TargetError, cancel=cancel)
         if export.read_only:
             raise TargetError("the export takes no writes", where=target)
         yield _fitting(export, size, exact=False)
@@ -59,8 +61,8 @@ def open_standing(
         with _raw_device(target) as device:
             yield _fitting(device, size, exact=False)
     else:
-        found = image_format or _raw(target)
-        with _served(target, found) as image:
+        found = image_format or _raw(target, cancel)
+        with _served(target, found, cancel) as image:
             served = _fitting(image, size, exact=True, name=target)
             if found != ImageFormat.RAW:
                 yield served
@@ -77,20 +79,20 @@ def _raw_device(target: str) -> Iterator[RawDisk]:
 
 
 @contextlib.contextmanager
-def _served(target: str, image_format: ImageFormat) -> Iterator[WritableDisk]:
+def _served(target: str, image_format: ImageFormat, cancel: CancelToken) -> Iterator[WritableDisk]:
     """An image that a qemu-nbd of our own opens, which locks it itself."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(target, TargetError, Hold.NOTHING))
-        yield stack.enter_context(open_for_writing(target, image_format, TargetError))
+        yield stack.enter_context(open_for_writing(target, image_format, TargetError, cancel))
 
 
-def _raw(target: str) -> ImageFormat:
+def _raw(target: str, cancel: CancelToken) -> ImageFormat:
     """Raw, unless the content looks like another format: then only the user knows what it is.
 
     A guest can write any header into its raw disk, also one that names another file of the host as
     the place of its data. What is restored over such a disk would land there.
     """
-    found = probe_format(target, TargetError)
+    found = probe_format(target, TargetError, cancel)
     if found != ImageFormat.RAW:
         raise TargetError(
             f"looks like {found}, and so can a raw disk whose guest wrote that into it",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.partial import Proven
@@ -96,10 +97,14 @@ class Opened:
 
 
 def open_disk(
-    made: Decision, export: Export, base: Chain | None, pace: Pace | None = None
+    made: Decision,
+    export: Export,
+    base: Chain | None,
+    pace: Pace | None = None,
+    cancel: CancelToken | None = None,
 ) -> Opened:
     """Open an export and list what is dirty."""
-    disk = open_export(export, pace)
+    disk = open_export(export, pace, cancel)
     dirty = dirty_leaves(export, disk, made.more_dirty)
     return Opened(made, disk, dirty, export.granularity, base)
 

@@ -12,12 +12,12 @@ import os
 import re
 import secrets
 import stat
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece import events
+from fleece.cancel import CancelToken
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat, open_for_writing
 from fleece.disk.qcow2 import Backing, Layout, Qcow2Image
@@ -28,7 +28,7 @@ from fleece.errors import TargetError
 from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.naming import name_new
-from fleece.programs import child_environment, file_name, program
+from fleece.programs import file_name, finished, program
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Manner:
         force: replace a file that exists.
         mode: its permissions; None: those of the file that it replaces, else this user's alone.
         listener: hears `Warned` of what could not be kept of a file that is replaced.
+        cancel: ends every wait for qemu-img and qemu-nbd.
     """
 
     force: bool = False
     mode: int | None = None
     listener: events.Listener = events.ignore
+    cancel: CancelToken = field(default_factory=CancelToken)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def open_target(
     Raises:
         TargetError: it exists, is in use, or cannot be made.
     """
-    with new_file(path, manner) as file, _blank(file, image_format, size, held) as disk:
+    with (
+        new_file(path, manner) as file,
+        _blank(file, image_format, size, held, manner.cancel) as disk,
+    ):
         yield disk
 
 
@@ -199,7 +204,11 @@ def is_there(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _blank(
-    file: NewFile, image_format: ImageFormat, size: int, held: Extents | None
+    file: NewFile,
+    image_format: ImageFormat,
+    size: int,
+    held: Extents | None,
+    cancel: CancelToken,
 ) -> Iterator[WritableDisk]:
     if image_format is ImageFormat.RAW:
         with target_errors(file.where):
@@ -213,8 +222,9 @@ def _blank(
         with contextlib.closing(qcow2_image(file.path, layout, where=file.where)) as written:
             yield written
         return
-    _create_qcow2(file.path, size, where=file.where)
-    with open_for_writing(file.path, image_format, TargetError, name=file.where) as image:
+    _create_qcow2(file.path, size, cancel, where=file.where)
+    opened = open_for_writing(file.path, image_format, TargetError, cancel, name=file.where)
+    with opened as image:
         yield image
 
 
@@ -241,34 +251,34 @@ def qcow2_image(
     return Qcow2Image(path, layout, TargetError, backing, where)
 
 
-def _create_qcow2(path: str, size: int, *, where: str) -> None:
+def _create_qcow2(path: str, size: int, cancel: CancelToken, *, where: str) -> None:
     if size % 512:
         raise TargetError(
             f"a qcow2 image cannot have {size} bytes: no multiple of 512",
             where=where,
             hint="restore to raw",
         )
-    qemu_img("create", "-q", "-f", "qcow2", "--", file_name(path), str(size), where=where)
+    words = ["--", file_name(path), str(size)]
+    qemu_img("create", "-q", "-f", "qcow2", *words, where=where, cancel=cancel)
 
 
-def qemu_img(*words: str, where: str) -> bytes:
+def qemu_img(*words: str, where: str, cancel: CancelToken) -> bytes:
     """Run qemu-img; gives what it printed.
 
     Args:
         words: its own.
         where: the target's name in messages.
+        cancel: ends it.
 
     Raises:
         TargetError: it failed.
+        Interrupted: `cancel` was called.
     """
-    done = subprocess.run(
-        [program("qemu-img"), *words], capture_output=True, check=False, env=child_environment()
-    )
-    if done.returncode != 0:
-        text = " ".join(done.stderr.decode(errors="replace").split())
-        text = re.sub(r"/proc/[0-9]+/fd/[0-9]+", lambda _: where, text)
+    done = finished([program("qemu-img"), *words], cancel)
+    if done.code != 0:
+        text = re.sub(r"/proc/[0-9]+/fd/[0-9]+", lambda _: where, done.said)
         raise TargetError(f"qemu-img {words[0]} failed: {text}", where=where)
-    return done.stdout
+    return done.out
 
 
 def _name(folder: Folder, partial: str, final: Path, force: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -13,8 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fleece.cancel import CancelToken
 from fleece.errors import SourceError
 from fleece.nbd.binding import libnbd
+from fleece.nbd.uri import socket_of
+from fleece.reach import Obstacle, obstacle
 
 BASE_ALLOCATION = "base:allocation"
 """The NBD project's standard meta context (proto.md, "Metadata querying")."""
@@ -35,6 +37,16 @@ CONNECT_LIMIT = 30.0
 """Seconds until a server must have greeted and agreed. One that serves as many clients as it takes
 leaves the next one waiting without a word, and libnbd by itself waits for ever."""
 
+_TICK = 200
+"""Milliseconds between two looks at whether the run is interrupted while a server is waited for."""
+
+_LEAVE_LIMIT = 5.0
+"""Seconds that a server has to let go of a client that said goodbye."""
+
+_LARGEST = 1 << 60
+"""Bytes: QEMU has no larger disk, and a number below zero is one that a server made up."""
+
+_LEAST = 512
 _MOST_BY_DEFAULT = 32 << 20
 """Bytes at once that each server must take unless it says another limit (proto.md, "Block size
 constraints")."""
@@ -61,6 +73,7 @@ class Connection:
     Args:
         uri: of the export.
         contexts: the meta contexts to ask for.
+        cancel: ends every wait for the server, with `Interrupted`.
 
     Attributes:
         size: of the export in bytes.
@@ -73,34 +86,62 @@ class Connection:
             if a request failed, `ConnectionLost` if the whole connection did.
     """
 
-    def __init__(self, uri: str, contexts: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, uri: str, contexts: tuple[str, ...] = (), cancel: CancelToken | None = None
+    ) -> None:
         self.uri = uri
+        self._cancel = cancel or CancelToken()
         self._nbd = libnbd()
         self._handle: Any = self._nbd.NBD()
+        self._memory = memoryview(b"")
         self._asked: dict[int, tuple[int, dict[str, ChunkArray]]] = {}
         self._handle.set_pread_initialize(False)
         for context in contexts:
             self._handle.add_meta_context(context)
         self._connect()
-        self.contexts = tuple(name for name in contexts if self._handle.can_meta_context(name))
-        self.size: int = self._handle.get_size()
-        self.read_only: bool = self._handle.is_read_only()
-        self.most: int = self._handle.get_block_size(self._nbd.SIZE_MAXIMUM) or _MOST_BY_DEFAULT
+        handle = self._handle
+        self.contexts = self._call(
+            lambda: tuple(name for name in contexts if handle.can_meta_context(name))
+        )
+        self.size: int = self._call(handle.get_size)
+        if not 0 <= self.size <= _LARGEST:
+            raise SourceError(f"NBD: no disk has {self.size} bytes", where=uri)
+        self.read_only: bool = self._call(handle.is_read_only)
+        limit: int = self._call(lambda: handle.get_block_size(self._nbd.SIZE_MAXIMUM))
+        self.most = limit or _MOST_BY_DEFAULT
+        if self.most < _LEAST:
+            raise SourceError(f"NBD: the server takes only {limit} bytes at once", where=uri)
 
     def _connect(self) -> None:
         end = time.monotonic() + CONNECT_LIMIT
-        self._call(lambda: self._handle.aio_connect_uri(self.uri))
+        try:
+            self._handle.aio_connect_uri(self.uri)
+        except self._nbd.Error as error:
+            raise self._unreachable(error) from error
         while self._handle.aio_is_connecting():
-            left = end - time.monotonic()
-            if left <= 0:
+            self._cancel.check()
+            if time.monotonic() > end:
                 self._handle = None  # not `ConnectionLost`: another attempt would wait as long
                 raise SourceError(
                     f"NBD: the server did not answer within {CONNECT_LIMIT:.0f} s",
                     where=self.uri,
                     hint="it hangs, or has no place for one client more (ss -xp shows them)",
                 )
-            wait = math.ceil(left * 1000)
-            self._call(lambda wait=wait: self._handle.poll(wait))  # type: ignore[misc]
+            self._call(lambda: self._handle.poll(_TICK))
+
+    def _unreachable(self, error: Any) -> SourceError:
+        """Why nothing at all can be connected to."""
+        found = self._obstacle(error.errnum)
+        if found is None:
+            return self._failure(error)
+        what = f"NBD: the server cannot be reached: {found.what}"
+        return ConnectionLost(what, where=self.uri, hint=found.hint)
+
+    def _obstacle(self, number: int) -> Obstacle | None:
+        path = socket_of(self.uri)
+        if not number or path is None:
+            return None
+        return obstacle(path, number)
 
     def __enter__(self) -> Connection:
         return self
@@ -114,15 +155,22 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Say goodbye and close; errors do not matter any more."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            with contextlib.suppress(self._nbd.Error):
-                if handle.aio_is_ready():
-                    handle.shutdown()
+        """Say goodbye and close; errors do not matter any more.
 
-    def read(self, offset: int, length: int, unit: int | None = None) -> bytearray:
-        """Read `length` bytes at `offset`.
+        One that still owes an answer is not waited for.
+        """
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        with contextlib.suppress(self._nbd.Error):
+            if handle.aio_is_ready() and not handle.aio_in_flight():
+                handle.aio_disconnect()
+                end = time.monotonic() + _LEAVE_LIMIT
+                while not _is_gone(handle) and time.monotonic() < end:
+                    handle.poll(_TICK)
+
+    def read(self, offset: int, length: int, unit: int | None = None) -> memoryview:
+        """Read `length` bytes at `offset`; the view is valid until the next read.
 
         Args:
             offset, length: in bytes.
@@ -131,42 +179,52 @@ class Connection:
         if unit is None and length > self.most:
             unit = self.most
         if unit is None or offset // unit == (offset + length - 1) // unit:
-            try:
-                data: bytearray = self._handle.pread(length, offset)
-            except self._nbd.Error as error:
-                raise self._failure(error) from error
-        else:
-            data = self._call(lambda: self._read_units(offset, length, unit))
-        return data
+            view = self._room(length)
+            self._do(lambda: self._handle.aio_pread(view, offset))
+            return view
+        view = self._room(length)
+        self._call(lambda: self._read_units(offset, view, unit))
+        return view
 
-    def _read_units(self, offset: int, length: int, unit: int) -> bytearray:
-        data, end = bytearray(length), offset + length
+    def _room(self, length: int) -> memoryview:
+        """Where to read to: fresh memory for each read costs twice as much as the read."""
+        if len(self._memory) < length:
+            self._memory = memoryview(bytearray(length))
+        return self._memory[:length]
+
+    def _read_units(self, offset: int, view: memoryview, unit: int) -> None:
+        end = offset + len(view)
         cookies = []
-        with memoryview(data) as view:
-            for start in range(offset - offset % unit, end, unit):
-                low, high = max(start, offset), min(start + unit, end)
-                piece = view[low - offset : high - offset]
-                cookies.append(self._handle.aio_pread(piece, low))
-            failed = [error for cookie in cookies if (error := self._await(cookie)) is not None]
+        for start in range(offset - offset % unit, end, unit):
+            low, high = max(start, offset), min(start + unit, end)
+            piece = view[low - offset : high - offset]
+            cookies.append(self._handle.aio_pread(piece, low))
+        failed = [error for cookie in cookies if (error := self._await(cookie)) is not None]
         if failed:
             raise failed[0]
-        return data
 
     def _await(self, cookie: int) -> Exception | None:
         """Wait for a command; gives how it failed. None is left in flight, or its buffer is."""
         try:
             while not self._handle.aio_command_completed(cookie):
-                self._handle.poll(-1)
+                self._cancel.check()
+                self._handle.poll(_TICK)
         except self._nbd.Error as error:
             found: Exception = error
             return found
         return None
 
+    def _do(self, send: Callable[[], int]) -> None:
+        """Send a command and wait for its end, or for that of the run."""
+        failed = self._await(self._call(send))
+        if failed is not None:
+            raise self._failure(failed) from failed
+
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write at `offset`."""
         for at in range(0, len(data), self.most):
             piece = data[at : at + self.most]
-            self._call(lambda at=at, piece=piece: self._handle.pwrite(piece, offset + at))  # type: ignore[misc]
+            self._do(lambda at=at, piece=piece: self._handle.aio_pwrite(piece, offset + at))  # type: ignore[misc]
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros, by the server's own means if it has any."""
@@ -174,17 +232,17 @@ class Connection:
         for at in range(offset, offset + length, most):
             count = min(most, offset + length - at)
             if most == _MOST_ZEROED:
-                self._call(lambda at=at, count=count: self._handle.zero(count, at))  # type: ignore[misc]
+                self._do(lambda at=at, count=count: self._handle.aio_zero(count, at))  # type: ignore[misc]
             else:
                 self.write(at, _BLANK[:count])
 
     def trim(self, offset: int, length: int) -> None:
         """Tell that a range (of less than 4 GiB) is no longer needed."""
-        self._call(lambda: self._handle.trim(length, offset))
+        self._do(lambda: self._handle.aio_trim(length, offset))
 
     def flush(self) -> None:
         """Make everything written durable."""
-        self._call(self._handle.flush)
+        self._do(self._handle.aio_flush)
 
     def block_status(self, offset: int, length: int) -> dict[str, ChunkArray]:
         """One block status request for all contexts of the connection.
@@ -192,7 +250,8 @@ class Connection:
         Each context has a reply of its own, which may end before the range does, or after it.
         """
         replies: dict[str, ChunkArray] = {}
-        self._call(lambda: self._handle.block_status(length, offset, _taking(offset, replies)))
+        take = _taking(offset, replies)
+        self._do(lambda: self._handle.aio_block_status(length, offset, take))
         return replies
 
     def ask_status(self, offset: int, length: int) -> None:
@@ -209,7 +268,8 @@ class Connection:
             (offset, replies): where that request began, and what `block_status` gives.
         """
         while not (cookie := self._call(self._handle.aio_peek_command_completed)):
-            self._call(lambda: self._handle.poll(-1))
+            self._cancel.check()
+            self._call(lambda: self._handle.poll(_TICK))
         answered = self._asked.pop(cookie)
         self._call(lambda: self._handle.aio_command_completed(cookie))
         return answered
@@ -223,11 +283,15 @@ class Connection:
     def _failure(self, error: Any) -> SourceError:
         """An error of libnbd as ours."""
         name = errno.errorcode.get(error.errnum, "") if error.errnum else ""
-        lost = self._handle.aio_is_dead() or self._handle.aio_is_closed()
+        lost = _is_gone(self._handle)
         what = f"NBD: {error.string}{f' ({name})' if name else ''}"
         if lost:
             return ConnectionLost(what, where=self.uri)
         return RequestRefused(what, self.uri, error.errnum or 0)
+
+
+def _is_gone(handle: Any) -> bool:
+    return bool(handle.aio_is_closed() or handle.aio_is_dead())
 
 
 def _taking(offset: int, replies: dict[str, ChunkArray]) -> Callable[..., int]:

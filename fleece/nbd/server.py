@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleece.cancel import CancelToken
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import file_name, program, server_environment
+from fleece.programs import ended, file_name, program, server_environment
 
+_TICK = 0.2
 _START_LIMIT = 20.0
 """Seconds that qemu-nbd may take until it listens."""
 
@@ -27,6 +29,7 @@ def served_image(
     *,
     writable: bool,
     failure: type[FleeceError],
+    cancel: CancelToken | None = None,
     name: str | None = None,
 ) -> Iterator[str]:
     """Serve an image; gives the NBD URI, and ends qemu-nbd afterwards.
@@ -36,9 +39,11 @@ def served_image(
         image_format: as qemu-img names it (`qcow2`, `raw`).
         writable: else the export is read-only and the image is not locked for writing.
         failure: the family of errors about this image.
+        cancel: ends the wait for its start, and soon also that for its end.
         name: of the image in messages; None: its path.
     """
-    said = _Saying(path, name or path)
+    cancel = cancel or CancelToken()
+    said = _Saying(path, name or path, failure)
     with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
         place = Path(folder) / "nbd.sock"
         command = [
@@ -59,11 +64,11 @@ def served_image(
             env=server_environment(),
         )
         try:
-            _wait(process, place, said, failure)
+            _wait(process, place, said, cancel)
             yield unix_uri(str(place))
         finally:
             process.terminate()
-            _, errors = process.communicate()
+            errors = ended(process, cancel)
         if process.returncode not in (0, -15):
             raise failure(f"qemu-nbd failed: {said.line(errors)}", where=said.name)
 
@@ -74,10 +79,11 @@ class _Saying:
 
     path: str
     name: str
+    failure: type[FleeceError]
 
-    def line(self, text: bytes) -> str:
+    def line(self, text: str) -> str:
         """What it said."""
-        return " ".join(text.decode(errors="replace").split()).replace(self.path, self.name)
+        return text.replace(self.path, self.name)
 
 
 def dies_with_parent() -> list[str]:
@@ -86,25 +92,39 @@ def dies_with_parent() -> list[str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], place: Path, said: _Saying, failure: type[FleeceError]
+    process: subprocess.Popen[bytes], place: Path, said: _Saying, cancel: CancelToken
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
-    while not greets(place):
+    while not greets(place, cancel):
+        cancel.check()
         if process.poll() is not None:
-            assert process.stderr is not None
-            text = said.line(process.stderr.read())
-            raise failure(f"cannot be opened as an image: {text}", where=said.name)
+            text = said.line(ended(process, cancel))
+            raise said.failure(f"cannot be opened as an image: {text}", where=said.name)
         if time.monotonic() > limit:
-            raise failure("qemu-nbd did not start in time", where=said.name)
+            raise said.failure("qemu-nbd did not start in time", where=said.name)
         time.sleep(0.005)
 
 
-def greets(place: Path) -> bool:
-    """Whether an NBD server answers: qemu-nbd listens before it has opened the image."""
+def greets(place: Path, cancel: CancelToken | None = None) -> bool:
+    """Whether an NBD server answers: qemu-nbd listens before it has opened the image.
+
+    Raises:
+        Interrupted: `cancel` was called before it did.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_START_LIMIT)
+        probe.settimeout(_TICK)
         try:
             probe.connect(str(place))
-            return probe.recv(8) == b"NBDMAGIC"
         except OSError:
             return False
+        end = time.monotonic() + _START_LIMIT
+        while time.monotonic() < end:
+            if cancel is not None:
+                cancel.check()
+            try:
+                return probe.recv(8) == b"NBDMAGIC"
+            except TimeoutError:
+                continue
+            except OSError:
+                return False
+    return False

@@ -62,7 +62,7 @@ class NbdSink:
             PointError: it does not start.
         """
         limit = time.monotonic() + _START_LIMIT
-        while not greets(self._place):
+        while not greets(self._place, cancel):
             cancel.check()
             self.check()
             if time.monotonic() > limit:

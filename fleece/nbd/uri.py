@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 SCHEMES = ("nbd://", "nbds://", "nbd+unix://", "nbds+unix://")
 
@@ -15,3 +15,12 @@ def is_uri(text: str) -> bool:
 def unix_uri(socket: str, export: str = "") -> str:
     """The URI of an export on a unix socket."""
     return f"nbd+unix:///{quote(export, safe='')}?socket={quote(socket)}"
+
+
+def socket_of(uri: str) -> str | None:
+    """The path of the unix socket that a URI names; None: it names none, or is none."""
+    try:
+        found = parse_qs(urlsplit(uri).query).get("socket")
+    except ValueError:
+        return None
+    return found[0] if found else None

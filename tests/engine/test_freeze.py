@@ -256,7 +256,7 @@ def test_no_agent_at_all(guest: Guest) -> None:
     words = "--guest-agent", guest.scene.folder / "nothing"
     ran = guest.scene.backup(*words).succeeded()
     assert ran.result["frozen"] is False
-    assert "no guest agent can be reached here" in ran.named("warning")[0]["what"]
+    assert "the guest agent cannot be reached" in ran.named("warning")[0]["what"]
     guest.scene.backup(*words, "--require-freeze").failed(4, "could not be frozen")
     guest.scene.backup("--require-freeze").failed(2, "--guest-agent")
     guest.scene.nothing_left()

@@ -17,6 +17,7 @@ import pytest
 
 import fleece
 from fleece.source.qemu import presence
+from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.monitor import Monitor
 from tests.engine.scene import (
     GUEST,
@@ -187,11 +188,10 @@ def test_a_qemu_that_tells_which_disks_are_active_is_believed(
 ) -> None:
     """Of QEMU 10.0 on."""
     with Machine([disk], monitors=2) as qemu, Monitor(str(qemu.qmp_socket)) as monitor:
-        execute = monitor.execute
 
-        def told(command: str) -> Any:
-            answer = execute(command)
-            return [node | {"active": active} for node in answer]
+        def told(command: str) -> Answer:
+            nodes = qemu.control.command(command)
+            return Answer([node | {"active": active} for node in nodes], command, monitor.path)
 
         monkeypatch.setattr(monitor, "execute", told)
         assert (presence.without_disks(monitor) is None) is active

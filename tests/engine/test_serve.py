@@ -274,12 +274,12 @@ def test_damage_that_was_met_is_said_and_decides_the_exit_code(small: Guest) -> 
 # ---- writable --------------------------------------------------------------------------------
 
 
-def written(uri: str) -> list[bytearray]:
+def written(uri: str) -> list[bytes]:
     """Write through one connection; what that one and another one then read."""
     with Connection(uri) as one, Connection(uri) as two:
         one.write(3 * LEAF + 100, b"x" * 5000)
         one.flush()
-        return [one.read(0, 16 * LEAF), two.read(0, 16 * LEAF)]
+        return [bytes(one.read(0, 16 * LEAF)), bytes(two.read(0, 16 * LEAF))]
 
 
 def test_what_is_written_is_seen_by_all_and_thrown_away(small: Guest) -> None:

@@ -28,6 +28,7 @@ _FLOORS = (
         "naming",
         "pace",
         "programs",
+        "reach",
         "terminal",
         "version",
         "writeback",

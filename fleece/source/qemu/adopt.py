@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
+from fleece.cancel import CancelToken
 from fleece.errors import PointError
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
+from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.classic import ClassicFleecing
-from fleece.source.qemu.inventory import GuestDisk, children
+from fleece.source.qemu.inventory import Bitmap, GuestDisk, bitmaps_of, children, error_of
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import (
     DELTA_BITMAP,
@@ -84,7 +85,7 @@ def adopted_point(
             for number, planned in enumerate(disks)
         )
         for export in point.exports:
-            _check_export(export)
+            _check_export(export, monitor.cancel)
         with taken_down(point, monitor, work):
             yield point
 
@@ -122,7 +123,8 @@ def _check_whole(
     monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], work: WorkFolder
 ) -> None:
     """Raise `PointError` unless QEMU has all parts of the point, and no other of its name."""
-    if names.guard(0) in _ours(monitor.execute("query-named-block-nodes"), "node-name", names):
+    nodes = _ours(monitor.execute("query-named-block-nodes"), "node-name", names)
+    if names.guard(0) in nodes:
         raise PointError(
             "it is held by filters, and what the store has of it may be gone from there"
         )
@@ -134,10 +136,12 @@ def _check_whole(
     if names.view(0) in nodes:
         raise PointError("it was pushed, and its engine took along what had come")
     _same("jobs", set(jobs), {names.job(number) for number in numbers})
-    if any(job["type"] != "backup" or "error" in job for job in jobs.values()):
+    if any(job.text("type") != "backup" or error_of(job) is not None for job in jobs.values()):
         raise PointError("a fleecing job has failed")
     exports = _ours(monitor.execute("query-block-exports"), "id", names)
-    shown = {(name, item["node-name"], item["shutting-down"]) for name, item in exports.items()}
+    shown = {
+        (name, item.text("node-name"), item.flag("shutting-down")) for name, item in exports.items()
+    }
     _same("exports", shown, {(names.export(n), names.overlay(n), False) for n in numbers})
     made = (names.overlay, names.overlay_file, names.filter)
     _same("nodes", set(nodes), {name(number) for name in made for number in numbers})
@@ -147,13 +151,14 @@ def _check_whole(
         filtered = {"file": planned.disk.node, "target": overlay}
         _same("filters", graph.get(names.filter(number)), filtered)
         _same("scratches", graph.get(overlay), {"file": file, "backing": planned.disk.node})
-        _same("scratches' files", nodes[file]["file"], str(work.path / f"s{number}.qcow2"))
-        _check_bitmap(nodes[overlay].get("dirty-bitmaps", []), planned)
+        path = str(work.path / f"s{number}.qcow2")
+        _same("scratches' files", nodes[file].text("file"), path)
+        _check_bitmap(bitmaps_of(nodes[overlay]), planned)
 
 
-def _ours(items: list[dict[str, Any]], key: str, names: PointNames) -> dict[str, dict[str, Any]]:
+def _ours(items: Answer, key: str, names: PointNames) -> dict[str, Answer]:
     """What QEMU lists under the point's names, by name."""
-    return {item[key]: item for item in items if item[key].startswith(names.prefix)}
+    return {name: item for name, item in items.by(key).items() if name.startswith(names.prefix)}
 
 
 def _same(what: str, found: object, wanted: object) -> None:
@@ -161,18 +166,17 @@ def _same(what: str, found: object, wanted: object) -> None:
         raise PointError(f"its {what} are not as they were made")
 
 
-def _check_bitmap(bitmaps: list[dict[str, Any]], planned: PlannedDisk) -> None:
+def _check_bitmap(bitmaps: Sequence[Bitmap], planned: PlannedDisk) -> None:
     """The gathered bitmap must be there, frozen, if the point has one."""
-    named = [bitmap for bitmap in bitmaps if bitmap.get("name")]
     wanted = [] if planned.merged is None else [DELTA_BITMAP]
-    _same("bitmaps", [bitmap["name"] for bitmap in named], wanted)
-    if any(bitmap["recording"] or bitmap.get("inconsistent") for bitmap in named):
+    _same("bitmaps", [bitmap.name for bitmap in bitmaps], wanted)
+    if any(bitmap.recording or bitmap.inconsistent for bitmap in bitmaps):
         raise PointError("its bitmap is not as it was made")
 
 
-def _check_export(export: Export) -> None:
+def _check_export(export: Export, cancel: CancelToken) -> None:
     """Raise `SourceError` or `PointError` unless an export can be read as it must be."""
     contexts = () if export.dirty_context is None else (export.dirty_context,)
-    with Connection(export.uri, contexts) as connection:
+    with Connection(export.uri, contexts, cancel) as connection:
         if connection.size != export.size or connection.contexts != contexts:
             raise PointError("its exports are not as they were made", where=export.uri)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece.errors import PointError, SourceError
+from fleece.reach import connected, obstacle
 from fleece.source.qemu.workfolder import Note
 from fleece.terminal import shown
 
@@ -265,9 +266,8 @@ class _Session:
         self.broken = False
         self._limit = limit
         self._buffer = b""
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket = self._connect()
         try:
-            self._connect()
             self._sync()
         except BaseException:
             self.close()
@@ -304,15 +304,16 @@ class _Session:
         with contextlib.suppress(AgentError):
             self._send({"execute": command})
 
-    def _connect(self) -> None:
-        self._socket.settimeout(self._limit)
+    def _connect(self) -> socket.socket:
         try:
-            self._socket.connect(self.path)
+            return connected(self.path, self._limit)
         except OSError as error:
-            text = error.strerror or str(error)
-            raise AgentError(f"no guest agent can be reached here ({text})", where=self.path) from (
-                error
-            )
+            found = obstacle(self.path, error.errno)
+            raise AgentError(
+                f"the guest agent cannot be reached: {found.what}",
+                where=self.path,
+                hint=found.hint,
+            ) from error
 
     def _sync(self) -> None:
         """Skip what was meant for others, up to the answer to a question of our own."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
+from fleece.cancel import CancelToken
 from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
-from fleece.programs import child_environment, program
+from fleece.programs import finished, program
 from fleece.source.base import Export
 from fleece.source.qemu.fleecing import Entangled
 from fleece.source.qemu.inventory import GuestDisk
@@ -94,8 +94,8 @@ class ClassicFleecing:
         """
         wanted = {self._names.job(number) for number in range(len(self._plan.disks))}
         for _ in range(_CHECK_TRIES):
-            jobs = {job["id"]: job for job in self._monitor.execute("query-jobs")}
-            status = {jobs[name]["status"] if name in jobs else "gone" for name in wanted}
+            jobs = self._monitor.execute("query-jobs").by("id")
+            status = {jobs[name].text("status") if name in jobs else "gone" for name in wanted}
             if status == {"running"}:
                 return
             if not status <= {"running", "paused"}:
@@ -122,7 +122,7 @@ class ClassicFleecing:
         name = self._plan.scratch.file(number)
         path = self._plan.work.path / name
         try:
-            _make_overlay(self._plan.work.new_scratch_file(name), disk.size)
+            _make_overlay(self._plan.work.new_scratch_file(name), disk.size, self._monitor.cancel)
         except OSError as error:
             raise SourceError(
                 f"the scratch cannot be made: {error.strerror}",
@@ -171,7 +171,7 @@ class ClassicFleecing:
         yield from planned.gather_delta(overlay)
 
 
-def _make_overlay(descriptor: int, size: int) -> None:
+def _make_overlay(descriptor: int, size: int, cancel: CancelToken) -> None:
     """Make an empty file a qcow2 image; closes its descriptor.
 
     Raises:
@@ -179,15 +179,10 @@ def _make_overlay(descriptor: int, size: int) -> None:
     """
     try:
         # By its descriptor: whatever becomes of its name, no other file is written.
-        place = f"/proc/self/fd/{descriptor}"
-        done = subprocess.run(
-            [program("qemu-img"), "create", "-q", "-f", "qcow2", "--", place, str(size)],
-            capture_output=True,
-            check=False,
-            pass_fds=(descriptor,),
-            env=child_environment(),
-        )
+        place = f"/proc/{os.getpid()}/fd/{descriptor}"
+        words = ["create", "-q", "-f", "qcow2", "--", place, str(size)]
+        done = finished([program("qemu-img"), *words], cancel)
     finally:
         os.close(descriptor)
-    if done.returncode != 0:
-        raise OSError(errno.EIO, done.stderr.decode(errors="replace").strip())
+    if done.code != 0:
+        raise OSError(errno.EIO, done.said)

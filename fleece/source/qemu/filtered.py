@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from fleece.cancel import CancelToken
 from fleece.disk.nbd import patiently
 from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
@@ -201,9 +202,10 @@ class FilterFleecing:
         (block/copy-before-write.c, `snapshot_error`). So one read that succeeds now proves all
         that were before. The disk's first unit is never trimmed, and read for this.
         """
+        cancel = self._monitor.cancel
         for export in self._exports:
             try:
-                patiently(lambda export=export: _probe(export))  # type: ignore[misc]
+                patiently(lambda export=export: _probe(export, cancel))  # type: ignore[misc]
             except RequestRefused as error:
                 if error.number != errno.EINVAL:
                     raise
@@ -221,7 +223,7 @@ class FilterFleecing:
         starts, ends = ranges.align_in(UNIT, export.size).clip(UNIT, last).split(_MOST)
         pieces = list(zip(starts.tolist(), (ends - starts).tolist(), strict=True))
         if pieces:
-            patiently(lambda: _trim(export.uri, pieces))
+            patiently(lambda: _trim(export.uri, pieces, self._monitor.cancel))
 
 
 def _check_free(disk: GuestDisk, tops: Mapping[str, str]) -> None:
@@ -249,12 +251,12 @@ def _impossible(what: str, where: object) -> PointError:
     return PointError(what, where=where, hint="--fleecing classic holds a point without filters")
 
 
-def _probe(export: Export) -> None:
-    with Connection(export.uri) as connection:
+def _probe(export: Export, cancel: CancelToken) -> None:
+    with Connection(export.uri, cancel=cancel) as connection:
         connection.read(0, min(_PROBE, export.size))
 
 
-def _trim(uri: str, pieces: Sequence[tuple[int, int]]) -> None:
-    with Connection(uri) as connection:
+def _trim(uri: str, pieces: Sequence[tuple[int, int]], cancel: CancelToken) -> None:
+    with Connection(uri, cancel=cancel) as connection:
         for offset, length in pieces:
             connection.trim(offset, length)

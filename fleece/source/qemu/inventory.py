@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fleece.errors import PointError, SourceError, UsageError
+from fleece.source.qemu.answers import Answer, known
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.names import PREFIX, Segment
 
@@ -16,6 +16,8 @@ _QDEV = re.compile(r"/machine/peripheral/([^/]+)(?:/.*)?")
 _STILL_TRIES = 20
 """Another backup may begin or end between two of the questions that make an inventory."""
 
+_LARGEST_DISK = 1 << 60
+_LARGEST_ID = (1 << 64) - 1
 _IOTHREAD_FIXED = (8, 2, 3)
 
 
@@ -162,128 +164,182 @@ def take_inventory(monitor: Monitor) -> Inventory:
     nodes = _nodes(monitor)
     for _ in range(_STILL_TRIES):
         graph = children(monitor)
-        devices = [device for device in monitor.execute("query-block") if device.get("inserted")]
+        devices = _with_medium(monitor)
         before, nodes = nodes, _nodes(monitor)
         if before.keys() == nodes.keys():
             break
     else:
         raise SourceError("QEMU's block nodes change all the while", where=monitor.path)
+    block = _BlockGraph(monitor.path, nodes, graph)
     if devices:
-        disks = [_device_disk(monitor, device, nodes, graph) for device in devices]
+        disks = [_device_disk(monitor, device, medium, block) for device, medium in devices]
     else:
-        disks = _daemon_disks(monitor, nodes, graph)
+        disks = _daemon_disks(monitor, block)
     return Inventory(guest_name(monitor), monitor.version, tuple(disks))
 
 
-def _nodes(monitor: Monitor) -> dict[str, Any]:
-    return {node["node-name"]: node for node in monitor.execute("query-named-block-nodes")}
+@dataclass(frozen=True)
+class _BlockGraph:
+    """QEMU's block nodes by name, and their children as `children` gives them."""
+
+    where: str
+    nodes: Mapping[str, Answer]
+    below: Mapping[str, Mapping[str, str]]
+
+    def node(self, name: str) -> Answer:
+        return known(self.nodes, name, self.where)
+
+    def is_filter(self, name: str) -> bool:
+        return self.node(name).text("drv") in _FILTERS
+
+    def below_filters(self, name: str) -> str:
+        """Walk from a device's node down to the one that holds its format."""
+        for _ in range(len(self.nodes)):
+            if not self.is_filter(name):
+                return name
+            below = self.below.get(name, {})
+            name = below.get("file") or known(below, "backing", self.where)
+        raise self.node(name).bad("is a filter above itself")
+
+
+def _nodes(monitor: Monitor) -> dict[str, Answer]:
+    return monitor.execute("query-named-block-nodes").by("node-name")
+
+
+def node_names(monitor: Monitor) -> list[str]:
+    """The names of all block nodes."""
+    return list(_nodes(monitor))
+
+
+def _with_medium(monitor: Monitor) -> list[tuple[Answer, Answer]]:
+    """The devices that have a medium, and what QEMU says of it."""
+    devices = monitor.execute("query-block").list()
+    return [(device, medium) for device in devices if (medium := device.maybe("inserted"))]
 
 
 def guest_name(monitor: Monitor) -> str | None:
     """QEMU's name of its guest, if it has one."""
     try:
-        return monitor.execute("query-name").get("name") or None
+        name = monitor.execute("query-name").maybe("name")
     except CommandError:
         return None  # qemu-storage-daemon has no names
+    return None if name is None else name.text() or None
 
 
 def children(monitor: Monitor) -> dict[str, dict[str, str]]:
     """For each node, its children's names by role."""
-    graph: Mapping[str, Any] = monitor.execute("x-debug-query-block-graph")
-    name = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
+    graph = monitor.execute("x-debug-query-block-graph")
+    name = {
+        node.number("id", _LARGEST_ID): node.text("name")
+        for node in graph.list("nodes")
+        if node.text("type") == "block-driver"
+    }
     found: dict[str, dict[str, str]] = {}
-    for edge in graph["edges"]:
-        if edge["parent"] in name and edge["child"] in name:
-            found.setdefault(name[edge["parent"]], {})[edge["name"]] = name[edge["child"]]
+    for edge in graph.list("edges"):
+        parent, child = edge.number("parent", _LARGEST_ID), edge.number("child", _LARGEST_ID)
+        if parent in name and child in name:
+            found.setdefault(name[parent], {})[edge.text("name")] = name[child]
     return found
 
 
 def plugged(monitor: Monitor) -> dict[str, str]:
     """For each device with a medium, by its path or id, the node that is plugged in."""
     return {
-        item["qdev"]: item["inserted"]["node-name"]
-        for item in monitor.execute("query-block")
-        if item.get("inserted") and item.get("qdev")
+        qdev: medium.text("node-name")
+        for device, medium in _with_medium(monitor)
+        if (qdev := _text_or_none(device, "qdev"))
     }
 
 
-def _below_filters(node: str, nodes: Mapping[str, Any], graph: dict[str, dict[str, str]]) -> str:
-    """Walk from a device's node down to the one that holds its format."""
-    while nodes[node]["drv"] in _FILTERS:
-        below = graph.get(node, {})
-        node = below.get("file") or below["backing"]
-    return node
+def _text_or_none(answer: Answer, key: str) -> str | None:
+    found = answer.maybe(key)
+    return None if found is None else found.text()
 
 
-def _device_disk(
-    monitor: Monitor,
-    device: Mapping[str, Any],
-    nodes: Mapping[str, Any],
-    graph: dict[str, dict[str, str]],
-) -> GuestDisk:
-    node = _below_filters(device["inserted"]["node-name"], nodes, graph)
-    qdev = device.get("qdev") or ""
+def error_of(job: Answer) -> str | None:
+    """The error that a job (QAPI `JobInfo`) has failed with; None: none yet."""
+    return _text_or_none(job, "error")
+
+
+def bitmaps_of(node: Answer) -> tuple[Bitmap, ...]:
+    """The bitmaps of a block node (QAPI `BlockDeviceInfo`) that have a name."""
+    found = node.maybe("dirty-bitmaps")
+    listed = [] if found is None else found.list()
+    return tuple(_bitmap(raw) for raw in listed if _text_or_none(raw, "name"))
+
+
+def _device_disk(monitor: Monitor, device: Answer, medium: Answer, block: _BlockGraph) -> GuestDisk:
+    name = block.below_filters(medium.text("node-name"))
+    node = block.node(name)
+    qdev = _text_or_none(device, "qdev") or ""
     found = _QDEV.match(qdev)
-    named_node = node if not node.startswith("#") else ""
-    name = (found and found[1]) or named_node or device.get("device") or qdev
-    if not name:
+    named_node = name if not name.startswith("#") else ""
+    shown = (found and found[1]) or named_node or _text_or_none(device, "device") or qdev
+    if not shown:
         raise SourceError(
             "QEMU has a disk without any name", where=monitor.path, hint="give its device an id="
         )
-    read_only = bool(device["inserted"]["ro"]) or bool(nodes[node]["ro"])
-    return _disk(name, nodes[node], read_only, _iothread(monitor, qdev), qdev or None)
+    read_only = medium.flag("ro") or node.flag("ro")
+    return _disk(shown, node, read_only, _iothread(monitor, qdev), qdev or None)
 
 
-def _daemon_disks(
-    monitor: Monitor, nodes: Mapping[str, Any], graph: dict[str, dict[str, str]]
-) -> list[GuestDisk]:
+def _daemon_disks(monitor: Monitor, block: _BlockGraph) -> list[GuestDisk]:
     """qemu-storage-daemon has no devices: its disks are the named nodes that nothing is above."""
     lower = {
         child
-        for parent, below in graph.items()
-        if nodes[parent]["drv"] not in _FILTERS and not parent.startswith(PREFIX)
+        for parent, below in block.below.items()
+        if not parent.startswith(PREFIX) and not block.is_filter(parent)
         for child in below.values()
     }
     tops = [
         name
-        for name, node in nodes.items()
-        if name not in lower and not name.startswith(("#", PREFIX)) and node["drv"] not in _FILTERS
+        for name in block.nodes
+        if name not in lower and not name.startswith(("#", PREFIX)) and not block.is_filter(name)
     ]
     iothread = _daemon_iothread(monitor)
-    return [_disk(name, nodes[name], bool(nodes[name]["ro"]), iothread) for name in sorted(tops)]
+    shown = [(name, block.node(name)) for name in sorted(tops)]
+    return [_disk(name, node, node.flag("ro"), iothread) for name, node in shown]
 
 
 def _disk(
     name: str,
-    node: Mapping[str, Any],
+    node: Answer,
     read_only: bool,
     iothread: str | None,
     device: str | None = None,
 ) -> GuestDisk:
-    image = node["image"]
-    compat = image.get("format-specific", {}).get("data", {}).get("compat")
+    image = node.part("image")
+    driver = node.text("drv")
     return GuestDisk(
         name=name,
-        node=node["node-name"],
-        size=int(image["virtual-size"]),
-        format=node["drv"],
+        node=node.text("node-name"),
+        size=image.number("virtual-size", _LARGEST_DISK),
+        format=driver,
         read_only=read_only,
-        persistent_bitmaps=node["drv"] == "qcow2" and compat == "1.1",
+        persistent_bitmaps=driver == "qcow2" and _compat(image) == "1.1",
         iothread=iothread,
-        bitmaps=tuple(_bitmap(raw) for raw in node.get("dirty-bitmaps", []) if raw.get("name")),
+        bitmaps=bitmaps_of(node),
         device=device,
     )
 
 
-def _bitmap(raw: Mapping[str, Any]) -> Bitmap:
+def _compat(image: Answer) -> str | None:
+    """The version of a qcow2 image (QAPI `ImageInfo`)."""
+    specific = image.maybe("format-specific")
+    data = None if specific is None else specific.maybe("data")
+    return None if data is None else _text_or_none(data, "compat")
+
+
+def _bitmap(raw: Answer) -> Bitmap:
+    inconsistent = raw.maybe("inconsistent")
     return Bitmap(
-        name=raw["name"],
-        granularity=raw["granularity"],
-        count=raw["count"],
-        recording=raw["recording"],
-        busy=raw["busy"],
-        persistent=raw["persistent"],
-        inconsistent=raw.get("inconsistent", False),
+        name=raw.text("name"),
+        granularity=raw.number("granularity"),
+        count=raw.number("count"),
+        recording=raw.flag("recording"),
+        busy=raw.flag("busy"),
+        persistent=raw.flag("persistent"),
+        inconsistent=inconsistent is not None and inconsistent.flag(),
     )
 
 
@@ -306,14 +362,15 @@ def _daemon_iothread(monitor: Monitor) -> str | None:
         objects = monitor.execute("qom-list", {"path": "/objects"})
     except CommandError:
         return None  # the path appears with the first object
-    for item in objects:
-        if item["type"] == "child<iothread>":
-            return f"/objects/{item['name']}"
+    for item in objects.list():
+        if item.text("type") == "child<iothread>":
+            return f"/objects/{item.text('name')}"
     return None
 
 
 def _property(monitor: Monitor, path: str, name: str) -> str | None:
     try:
-        return str(monitor.execute("qom-get", {"path": path, "property": name}))
+        found = monitor.execute("qom-get", {"path": path, "property": name})
     except CommandError:
         return None
+    return found.text()

@@ -7,21 +7,33 @@ import itertools
 import socket
 import struct
 import threading
+import time
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.events import EventListener
-from qemu.qmp.qmp_client import NegotiationError
+from qemu.qmp.qmp_client import BadReplyError, GreetingError, NegotiationError
 
-from fleece.errors import SourceError
+from fleece.cancel import CancelToken
+from fleece.errors import ExitCode, SourceError
+from fleece.reach import connected, obstacle
 from fleece.source.qemu.advice import advice
+from fleece.source.qemu.answers import Answer
 
 _CONNECT_LIMIT = 5.0
 _ATTEMPTS = 5
 COMMAND_LIMIT = 120.0
+
+_TICK = 0.2
+_CANCELLED_LIMIT = 15.0
+"""Seconds that QEMU has for an answer once the run is interrupted."""
+
+_LONGEST_REASON = 500
+_NO_QMP = "is it QEMU that listens there?"
 
 _THRESHOLD = "BLOCK_WRITE_THRESHOLD"
 _RESUMED = "RESUME"
@@ -42,6 +54,19 @@ class Unanswered(SourceError):
     """QEMU did not answer, or the connection is lost. What it did of the command is not known."""
 
 
+class GivenUp(Unanswered):
+    """The run was interrupted, and QEMU does not answer, so that nothing can be taken down."""
+
+    code = ExitCode.INTERRUPTED
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            "interrupted, and QEMU does not answer: what this run made in it may still be there",
+            where=where,
+            hint="the next backup removes it, and so does fleece clean",
+        )
+
+
 @dataclass(frozen=True)
 class Peer:
     """The process at the other end of the socket."""
@@ -56,8 +81,10 @@ class Monitor:
 
     Args:
         path: of the unix socket.
+        cancel: when it is set, QEMU has little time left for each answer (`GivenUp`).
 
     Attributes:
+        cancel: of the run.
         version: QEMU's version as three numbers.
         peer: QEMU's process.
 
@@ -65,8 +92,9 @@ class Monitor:
         SourceError: nothing listens, it is no QMP, or another client holds the monitor.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, cancel: CancelToken | None = None) -> None:
         self.path = path
+        self.cancel = cancel or CancelToken()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
@@ -75,11 +103,19 @@ class Monitor:
         self._thread.start()
         try:
             self._client, self.peer = self._connected()
-            version = self.execute("query-version")["qemu"]
         except BaseException:
             self._stop_loop()
             raise
-        self.version: tuple[int, int, int] = (version["major"], version["minor"], version["micro"])
+        try:
+            version = self.execute("query-version").part("qemu")
+            self.version: tuple[int, int, int] = (
+                version.number("major"),
+                version.number("minor"),
+                version.number("micro"),
+            )
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Monitor:
         return self
@@ -97,9 +133,7 @@ class Monitor:
         if self._loop.is_closed():
             return
         try:
-            self._run(self._client.disconnect(), _CONNECT_LIMIT)
-        except (QMPError, OSError, EOFError, TimeoutError):
-            pass
+            self._why_lost()
         finally:
             self._stop_loop()
 
@@ -108,7 +142,7 @@ class Monitor:
         command: str,
         arguments: Mapping[str, object] | None = None,
         limit: float = COMMAND_LIMIT,
-    ) -> Any:
+    ) -> Answer:
         """Run one command and give what it returns.
 
         Args:
@@ -118,6 +152,7 @@ class Monitor:
 
         Raises:
             CommandError: QEMU refused it.
+            GivenUp: the run was interrupted meanwhile, and QEMU does not answer.
             SourceError: the connection is lost, or QEMU did not answer in time.
         """
         if self._loop.is_closed():
@@ -128,20 +163,38 @@ class Monitor:
                 limit,
             )
         except ExecuteError as error:
-            raise CommandError(command, str(error), self.path) from error
+            raise CommandError(command, _one_line(str(error)), self.path) from error
         except TimeoutError as error:
             raise Unanswered(
                 f"QEMU did not answer {command} within {limit:.0f} s", where=self.path
             ) from error
         except (QMPError, OSError, EOFError) as error:
-            raise Unanswered(
+            raise self._lost(command, error) from error
+        return Answer(result, command, self.path)
+
+    def _lost(self, command: str, error: Exception) -> SourceError:
+        """The error that a command has no answer, or one that is none."""
+        if isinstance(error, BadReplyError):
+            what = f"QEMU's answer to {command} is no answer"
+        elif self._why_lost() is None:
+            return Unanswered(
                 f"the connection to QEMU was lost at {command}",
                 where=self.path,
                 hint="did QEMU end?",
-            ) from error
-        # Nobody reads events here, and the client would keep every one of them.
-        self._loop.call_soon_threadsafe(self._client.events.clear)
-        return result
+            )
+        else:
+            what = f"what QEMU sent instead of its answer to {command} is no QMP"
+        return Unanswered(what, where=self.path, hint=_NO_QMP)
+
+    def _why_lost(self) -> Exception | None:
+        """Disconnect; gives what was wrong with what came last. None: nothing, or it just ended."""
+        try:
+            self._run(self._client.disconnect(), _CONNECT_LIMIT)
+        except (SourceError, OSError, EOFError, TimeoutError):
+            return None
+        except Exception as error:  # whatever the client makes of what it cannot parse
+            return error
+        return None
 
     def transaction(self, actions: list[dict[str, object]], limit: float = COMMAND_LIMIT) -> None:
         """Run actions all or none, all at one point in time, within `limit` seconds."""
@@ -164,45 +217,50 @@ class Monitor:
         return told
 
     def _note(self, event: Message) -> bool:
-        self._told[str(event["event"])].set()
+        told = self._told.get(str(event["event"]))
+        if told is not None:
+            told.set()
         return False  # so that nothing is queued
 
     def _connected(self) -> tuple[QMPClient, Peer]:
         """A new connection, on which QEMU has answered what we said and nobody else.
 
         What QEMU answers to a command whose client died meanwhile, it tells the next client, who
-        takes it for the answer to its own first one (seen on 7.2). If that was an error, the
-        client gives up; the next attempt finds it out of the way. If it was none, the client drops
-        the answer that is left over. Later it cannot come: QEMU does one command after another.
+        takes it for the greeting, or for the answer to its own first command (seen on 7.2 and 10).
+        If that was an error, or no greeting, the client gives up; the next attempt finds it out of
+        the way. If it was none, the client drops the answer that is left over. Later it cannot
+        come: QEMU does one command after another.
         """
         attempts = itertools.count(1)
         while True:
-            connected = self._open_socket()
+            end = self._open_socket()
             client = QMPClient("fleece")
+            # Nobody reads events here, and the client would keep every one of them.
+            client.events.event_filter = lambda event: False
             client.register_listener(EventListener(self._told, self._note))
             try:
-                self._run(client.connect(connected), _CONNECT_LIMIT)
-                return client, _peer(connected)
+                self._run(client.connect(end), _CONNECT_LIMIT)
+                return client, _peer(end)
             except (TimeoutError, QMPError, OSError, EOFError) as error:
-                connected.close()
-                if not _refused_once_greeted(error) or next(attempts) == _ATTEMPTS:
+                end.close()
+                if not _may_be_anothers(error) or next(attempts) == _ATTEMPTS:
                     raise self._refused(error) from error
+            except BaseException:
+                end.close()
+                raise
 
     def _open_socket(self) -> socket.socket:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connected.settimeout(_CONNECT_LIMIT)
         try:
-            connected.connect(self.path)
+            end = connected(self.path, _CONNECT_LIMIT)
         except OSError as error:
-            connected.close()
-            text = error.strerror or str(error)
+            found = obstacle(self.path, error.errno)
             raise SourceError(
-                f"no QMP monitor can be reached here ({text})",
+                f"the QMP monitor cannot be reached: {found.what}",
                 where=self.path,
-                hint="start QEMU with -qmp unix:PATH,server=on,wait=off",
+                hint=found.hint or "start QEMU with -qmp unix:PATH,server=on,wait=off",
             ) from error
-        connected.setblocking(False)
-        return connected
+        end.setblocking(False)
+        return end
 
     def _refused(self, error: BaseException) -> SourceError:
         if isinstance(error, TimeoutError):
@@ -212,14 +270,22 @@ class Monitor:
                 hint="another client holds it, or it is no QMP socket; give "
                 "fleece a monitor of its own",
             )
-        reason = str(error).partition("\n")[0]
+        reason = _one_line(str(error).partition("\n")[0])
         return SourceError(f"this is no QMP monitor ({reason})", where=self.path)
 
     def _run(self, work: Coroutine[Any, Any, T], limit: float) -> T:
         async def timed() -> T:
             return await asyncio.wait_for(work, limit)
 
-        return asyncio.run_coroutine_threadsafe(timed(), self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(timed(), self._loop)
+        end: float | None = None
+        while not wait([future], _TICK).done:
+            if self.cancel.cancelled:
+                end = end or time.monotonic() + _CANCELLED_LIMIT
+                if time.monotonic() > end:
+                    future.cancel()
+                    raise GivenUp(self.path)
+        return future.result()
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -227,8 +293,15 @@ class Monitor:
         self._loop.close()
 
 
-def _refused_once_greeted(error: BaseException) -> bool:
-    return isinstance(error, ConnectError) and isinstance(error.exc, NegotiationError)
+def _may_be_anothers(error: BaseException) -> bool:
+    """Whether what came may be the answer to a command of a client before."""
+    return isinstance(error, ConnectError) and isinstance(
+        error.exc, GreetingError | NegotiationError
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_REASON]
 
 
 def _peer(connected: socket.socket) -> Peer:

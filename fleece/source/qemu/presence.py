@@ -67,9 +67,13 @@ def guest_identity(monitor: Monitor) -> GuestIdentity | None:
 
 def _uuid(monitor: Monitor) -> str | None:
     try:
-        told = uuid.UUID(monitor.execute("query-uuid")["UUID"])
+        answer = monitor.execute("query-uuid").part("UUID")
     except CommandError:
         return None
+    try:
+        told = uuid.UUID(answer.text())
+    except ValueError as error:
+        raise answer.bad("is no UUID") from error
     return None if told == _NIL else str(told)  # QEMU's word for none
 
 
@@ -96,14 +100,14 @@ def without_disks(monitor: Monitor) -> str | None:
     One that migrated here and was not continued yet may find them inactive: QEMU holds what it
     read of the images before the guest came, and shows that.
     """
-    nodes = monitor.execute("query-named-block-nodes")
-    told = [node["active"] for node in nodes if "active" in node]
+    nodes = monitor.execute("query-named-block-nodes").list()
+    told = [active.flag() for node in nodes if (active := node.maybe("active")) is not None]
     if told:  # QEMU 10.0
         return None if all(told) else "its disks are inactive"
     if run_state(monitor) in (None, _RUNNING) or migration(monitor) != _COMPLETED:
         return None
-    capabilities = monitor.execute("query-migrate-capabilities")
-    if not any(item["capability"] == _LATE and item["state"] for item in capabilities):
+    capabilities = monitor.execute("query-migrate-capabilities").list()
+    if not any(item.text("capability") == _LATE and item.flag("state") for item in capabilities):
         return None
     return f"it migrated here, does not run, and may not have its disks yet ({_LATE})"
 
@@ -111,9 +115,10 @@ def without_disks(monitor: Monitor) -> str | None:
 def migration(monitor: Monitor) -> str:
     """How the last migration stands (QAPI `MigrationStatus`)."""
     try:
-        return str(monitor.execute("query-migrate").get("status", "none"))
+        status = monitor.execute("query-migrate").maybe("status")
     except CommandError:
         return "none"  # qemu-storage-daemon does not migrate
+    return "none" if status is None else status.text()
 
 
 def leaving(monitor: Monitor) -> str | None:

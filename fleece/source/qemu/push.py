@@ -15,6 +15,8 @@ import numpy as np
 
 from fleece.errors import PointError
 from fleece.extents import Extents
+from fleece.source.qemu.answers import known
+from fleece.source.qemu.inventory import bitmaps_of, error_of
 from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP, SINK
 from fleece.source.qemu.plan import GRANULARITY, PointPlan
@@ -76,13 +78,14 @@ class PushJobs:
             For each disk; None: all of it.
         """
         counts = {
-            node["node-name"]: int(bitmap["count"])
-            for node in self._monitor.execute("query-named-block-nodes")
-            for bitmap in node.get("dirty-bitmaps", [])
-            if bitmap.get("name") == DELTA_BITMAP
+            node.text("node-name"): bitmap.count
+            for node in self._monitor.execute("query-named-block-nodes").list()
+            for bitmap in bitmaps_of(node)
+            if bitmap.name == DELTA_BITMAP
         }
+        where = self._monitor.path
         return [
-            counts[self._names.overlay(number)] if self._incremental[number] else None
+            known(counts, self._names.overlay(number), where) if self._incremental[number] else None
             for number in self._numbers
         ]
 
@@ -121,17 +124,17 @@ class PushJobs:
         Raises:
             PointError: one has not.
         """
-        jobs = {job["id"]: job for job in self._monitor.execute("query-jobs")}
+        jobs = self._monitor.execute("query-jobs").by("id")
         mine = [jobs.get(self._names.push_job(number)) for number in self._numbers]
         for job in mine:
-            reason = "somebody ended it" if job is None else job.get("error")
+            reason = "somebody ended it" if job is None else error_of(job)
             if reason is not None:
                 raise PointError(
                     f"QEMU's push job failed: {reason}",
                     where=self._monitor.path,
                     hint="run the backup again",
                 )
-        return all(job is not None and job["status"] == "concluded" for job in mine)
+        return all(job is not None and job.text("status") == "concluded" for job in mine)
 
     def check_received(self, number: int, received: Extents, size: int) -> None:
         """Check that what came of a disk is what had to come: no leaf more, none less.
@@ -148,8 +151,8 @@ class PushJobs:
         """
         if self._incremental[number]:
             arguments = {"node": self._names.view(number), "name": DELTA_BITMAP}
-            told = self._monitor.execute("x-debug-block-dirty-bitmap-sha256", arguments)["sha256"]
-            same = told == bitmap_hash(received, size)
+            told = self._monitor.execute("x-debug-block-dirty-bitmap-sha256", arguments)
+            same = told.text("sha256") == bitmap_hash(received, size)
         else:
             same = received == Extents.whole(size)
         if not same:

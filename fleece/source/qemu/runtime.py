@@ -18,7 +18,8 @@ from typing import Any
 
 from fleece.attempts import Attempts
 from fleece.errors import SourceError
-from fleece.source.qemu.inventory import children, plugged
+from fleece.source.qemu.answers import known
+from fleece.source.qemu.inventory import children, node_names, plugged
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
 from fleece.source.qemu.names import (
     FROZEN,
@@ -56,18 +57,18 @@ class Removed:
 
 def point_prefixes(monitor: Monitor) -> set[str]:
     """The name prefixes of all points that have anything in this QEMU."""
-    found = [export["id"] for export in monitor.execute("query-block-exports")]
-    found += [job["id"] for job in monitor.execute("query-jobs")]
-    found += [node["node-name"] for node in monitor.execute("query-named-block-nodes")]
+    found = [export.text("id") for export in monitor.execute("query-block-exports").list()]
+    found += [job.text("id") for job in monitor.execute("query-jobs").list()]
+    found += node_names(monitor)
     return {match[1] for name in found if (match := _POINT.fullmatch(name))}
 
 
 def work_folder(monitor: Monitor, prefix: str) -> Path | None:
     """Where QEMU says that a point's scratch files are; None if it has none open."""
-    for node in monitor.execute("query-named-block-nodes"):
+    for node in monitor.execute("query-named-block-nodes").list():
         # Only of a protocol node is this a path: a format node over a backing may show `json:`.
-        if node["node-name"].startswith(prefix) and node["drv"] == "file":
-            folder = Path(node["file"]).parent
+        if node.text("node-name").startswith(prefix) and node.text("drv") == "file":
+            folder = Path(node.text("file")).parent
             if folder.name == prefix:
                 return folder
     return None
@@ -76,7 +77,7 @@ def work_folder(monitor: Monitor, prefix: str) -> Path | None:
 def run_state(monitor: Monitor) -> str | None:
     """QEMU's run state (QAPI `RunState`); None: qemu-storage-daemon, which runs no guest."""
     try:
-        return str(monitor.execute("query-status")["status"])
+        return monitor.execute("query-status").text("status")
     except CommandError:
         return None
 
@@ -176,8 +177,8 @@ def _put_away(
 
 def _remove_exports(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Steps) -> None:
     def ours() -> list[str]:
-        exports = monitor.execute("query-block-exports")
-        return [item["id"] for item in exports if item["id"].startswith(prefix)]
+        exports = monitor.execute("query-block-exports").list()
+        return [name for item in exports if (name := item.text("id")).startswith(prefix)]
 
     with steps.asking() as may:
         for name in ours() if may else ():
@@ -213,32 +214,33 @@ def _stop_server(monitor: Monitor, homes: Homes, work: WorkFolder | None) -> Ite
 
 
 def _end_jobs(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Steps) -> None:
-    def ours() -> list[dict[str, Any]]:
-        return [job for job in monitor.execute("query-jobs") if job["id"].startswith(prefix)]
+    def ours() -> dict[str, str]:
+        jobs = monitor.execute("query-jobs").by("id")
+        return {name: job.text("status") for name, job in jobs.items() if name.startswith(prefix)}
 
     def dismissed() -> bool:
         left = ours()
-        for job in left:
-            if job["status"] == "concluded":
+        for name, status in left.items():
+            if status == "concluded":
                 with _gone_is_fine("not found"):
-                    monitor.execute("job-dismiss", {"id": job["id"]})
+                    monitor.execute("job-dismiss", {"id": name})
         return not left
 
     with steps.asking() as may:
-        for job in ours() if may else ():
+        for name, status in ours().items() if may else ():
             with steps.asking() as still:
                 if still:
-                    _cancel(monitor, job)
-                    removed.append(Removed("job", job["id"]))
+                    _cancel(monitor, name, status)
+                    removed.append(Removed("job", name))
     with steps.asking() as may:
         if may:
             _wait(dismissed, "a job to end", monitor)
 
 
-def _cancel(monitor: Monitor, job: dict[str, Any]) -> None:
-    if job["status"] not in ("concluded", "aborting", "null"):
+def _cancel(monitor: Monitor, job: str, status: str) -> None:
+    if status not in ("concluded", "aborting", "null"):
         with _gone_is_fine("not found", "cannot accept command"):
-            monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
+            monitor.execute("block-job-cancel", {"device": job, "force": True})
 
 
 def take_down_nodes(monitor: Monitor, prefix: str) -> None:
@@ -267,7 +269,7 @@ def _put_back(monitor: Monitor, prefix: str) -> Iterator[Removed]:
         return
     graph = children(monitor)
     for device, node in guarded.items():
-        plug(monitor, device, graph[node]["file"])
+        plug(monitor, device, known(known(graph, node, monitor.path), "file", monitor.path))
         yield Removed("filter", device)
 
 
@@ -282,8 +284,7 @@ def _remove_nodes(
     """Delete our nodes, the upper ones first: a node that is in use refuses until its user went."""
 
     def ours() -> list[str]:
-        nodes = monitor.execute("query-named-block-nodes")
-        names = [node["node-name"] for node in nodes if node["node-name"].startswith(prefix)]
+        names = [name for name in node_names(monitor) if name.startswith(prefix)]
         return [name for name in names if wanted(name)]
 
     left = ours()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from fleece.source.qemu.answers import Answer, known
 from fleece.source.qemu.monitor import Monitor
 
 FILTER_DRIVERS = ("copy-before-write", "snapshot-access")
@@ -19,9 +17,11 @@ class Schema:
     """
 
     def __init__(self, monitor: Monitor) -> None:
-        items = monitor.execute("query-qmp-schema")
-        self._types: dict[str, Mapping[str, Any]] = {item["name"]: item for item in items}
-        self.commands = {item["name"] for item in items if item["meta-type"] == "command"}
+        self._where = monitor.path
+        self._types = monitor.execute("query-qmp-schema").by("name")
+        self.commands = {
+            name for name, item in self._types.items() if item.text("meta-type") == "command"
+        }
         self.drivers = self._cases("blockdev-add")
 
     def filter_lack(self) -> str | None:
@@ -49,18 +49,24 @@ class Schema:
         found = self._types.get(command)
         if found is None:
             return {}
-        cases = self._types[found["arg-type"]].get("variants", [])
-        return {case["case"]: case["type"] for case in cases}
+        cases = self._type(found.text("arg-type")).maybe("variants")
+        return (
+            {} if cases is None else {case.text("case"): case.text("type") for case in cases.list()}
+        )
+
+    def _type(self, name: str) -> Answer:
+        return known(self._types, name, self._where)
 
     def _members(self, command: str, case: str) -> set[str]:
         kind = self._variants(command).get(case)
-        return set() if kind is None else {item["name"] for item in self._types[kind]["members"]}
+        members = [] if kind is None else self._type(kind).list("members")
+        return {item.text("name") for item in members}
 
     def _bitmaps_of_other_nodes(self) -> bool:
         kind = self._variants("block-export-add").get("nbd")
-        members = [] if kind is None else self._types[kind]["members"]
+        members = [] if kind is None else self._type(kind).list("members")
         for member in members:
-            if member["name"] == "bitmaps":
-                element = self._types[self._types[member["type"]]["element-type"]]
-                return bool(element["meta-type"] == "alternate")
+            if member.text("name") == "bitmaps":
+                element = self._type(self._type(member.text("type")).text("element-type"))
+                return element.text("meta-type") == "alternate"
         return False

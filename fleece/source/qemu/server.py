@@ -17,13 +17,13 @@ import contextlib
 import fcntl
 import os
 import re
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fleece.errors import SourceError
+from fleece.reach import connected, may_be_served
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.names import JOINED, PREFIX, QEMU_FOLDER, SERVER, SOCKET
 from fleece.source.qemu.unseen import with_reasons
@@ -52,20 +52,19 @@ _TRIES = 20
 def listens(path: Path) -> bool:
     """Whether an NBD server listens on a unix socket, if only too busy to answer.
 
-    It has let go of the connection when this returns, unless it is too busy for that.
+    It has let go of the connection when this returns, unless it is too busy for that. Of a socket
+    that this user may not open, a server may well listen: that is taken for granted, since one
+    that is taken for gone is never stopped, and QEMU can run no other.
     """
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(_PATIENCE)
-        try:
-            probe.connect(str(path))
-        except (TimeoutError, BlockingIOError):
-            return True
-        except OSError:
-            return False
-        with contextlib.suppress(OSError):
-            probe.sendall(_LEAVE)
-            while probe.recv(4096):
-                pass
+    try:
+        probe = connected(str(path), _PATIENCE)
+    except OSError as error:
+        return may_be_served(error)
+    with probe, contextlib.suppress(OSError):
+        probe.sendall(_LEAVE)
+        end = time.monotonic() + _PATIENCE
+        while probe.recv(4096) and time.monotonic() < end:
+            pass
     return True
 
 
@@ -169,7 +168,9 @@ def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[WorkFolder]:
         with _locked(home) as held:
             if not held:
                 continue
-            if any(item["type"] == "nbd" for item in monitor.execute("query-block-exports")):
+            if any(
+                item.text("type") == "nbd" for item in monitor.execute("query-block-exports").list()
+            ):
                 return
             stopped = listens(home.socket)
             if stopped:

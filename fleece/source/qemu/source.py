@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fleece.attempts import Attempts
+from fleece.cancel import CancelToken
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError
 from fleece.folder import Folder
@@ -59,6 +60,7 @@ class QemuSource:
         scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
             given up. None: as much as the file system has, less a reserve.
         fleecing: how points are held.
+        cancel: of the run that uses it: once it is set, QEMU has little time for its answers.
 
     Raises:
         SourceError: the monitor cannot be reached or used.
@@ -71,13 +73,14 @@ class QemuSource:
         scratch: Path | None = None,
         scratch_limit: int | None = None,
         fleecing: Fleecing = Fleecing.CLASSIC,
+        cancel: CancelToken | None = None,
     ) -> None:
         self.where = socket
         self.scratch = scratch or default_scratch()
         check_path(self.scratch)
         self.scratch_limit = scratch_limit
         self.fleecing = fleecing
-        self.monitor = Monitor(socket)
+        self.monitor = Monitor(socket, cancel)
         self._strangers = Strangers()
         self._left: tuple[str, ...] = ()
 

@@ -70,8 +70,9 @@ def _write_out(monitor: Monitor) -> None:
     QEMU flushes all of them within a stop (`do_vm_stop`), and the guest stands still as long: of
     images that go through the page cache, for all that was written since the last flush.
     """
-    nodes = monitor.execute("query-named-block-nodes")
-    files = sorted({node["file"] for node in nodes if node["drv"] in _FILES and not node["ro"]})
+    nodes = monitor.execute("query-named-block-nodes").list()
+    shown = [node for node in nodes if node.text("drv") in _FILES and not node.flag("ro")]
+    files = sorted({node.text("file") for node in shown})
     for _ in range(_ROUNDS):
         begun = time.monotonic()
         for path in files:
