@@ -206,6 +206,8 @@ class _Receiver:
         for request in channel.requests():
             self._since[channel] = time.monotonic()
             data = None if request.zero else channel.data(request)
+            if request.disk >= len(self._jobs) or (data is not None and len(data) < request.length):
+                raise PointError("the sink handed over something that QEMU cannot have pushed")
             self._jobs[request.disk].take(request, data, packers[request.disk])
             self._counter.count(request.length)
             channel.answer(True)
