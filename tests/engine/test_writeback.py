@@ -95,7 +95,7 @@ def test_a_new_image_is_written_out_while_it_grows(
     """An image of qemu-nbd's too: the file has its pages, whoever wrote them."""
     words = ("restore", kept.store, "latest", "d0", tmp_path / "new", *way)
     _traced(tmp_path, "-m", "fleece", *words).succeeded()
-    assert _started(tmp_path / "trace", r"/\.?new[./]") >= STEPS
+    assert _started(tmp_path / "trace", r"/\.fleece-\w+\.partial") >= STEPS
 
 
 def test_an_image_in_place_is_written_out_meanwhile(kept: Scene, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_stream_of_a_disk_is_written_out_meanwhile(kept: Scene, tmp_path: Path
 def test_what_is_salvaged_is_written_out_meanwhile(kept: Scene, tmp_path: Path) -> None:
     (delta,) = kept.store.rglob("*.fleece")
     _traced(tmp_path, "-m", "fleece", "salvage", delta, "-o", tmp_path / "new").succeeded()
-    assert _started(tmp_path / "trace", r"/\.new\.") >= STEPS
+    assert _started(tmp_path / "trace", r"/\.fleece-\w+\.partial$") >= STEPS
 
 
 _COPY = """
