@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import os
 import stat
@@ -102,7 +103,8 @@ def claimed(path: str, failure: type[FleeceError], hold: Hold) -> Iterator[Claim
     try:
         descriptor = _opened(path)
     except OSError as error:
-        raise failure(error.strerror or str(error), where=path) from error
+        busy = "unmount it, or end what it is a part of" if error.errno == errno.EBUSY else None
+        raise failure(error.strerror or str(error), where=path, hint=busy) from error
     try:
         if not is_image(descriptor):
             raise failure(NO_IMAGE, where=path)

@@ -61,6 +61,9 @@ class BootMachine:
         bus: of the disks, one of `DISK_DEVICES`.
         firmware: an image to start instead of the BIOS, such as OVMF for UEFI.
         kernel, initrd, append: to start a kernel directly, with this command line.
+
+    Raises:
+        UsageError: no memory or no processor: QEMU would take its own default.
     """
 
     memory: int = 1024
@@ -71,6 +74,11 @@ class BootMachine:
     kernel: Path | None = None
     initrd: Path | None = None
     append: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, number in (("memory", self.memory), ("processors", self.processors)):
+            if number < 1:
+                raise UsageError(f"{name} must be at least 1", where=number)
 
 
 @dataclass(frozen=True)

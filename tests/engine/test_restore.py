@@ -96,7 +96,7 @@ def test_a_block_device_that_is_mounted_is_refused(kept: Scene, tmp_path: Path) 
             pytest.skip("cannot mount here")
         try:
             ran = INTACT.run("restore", kept.store, "latest", "d0", device, "--force")
-            ran.failed(fleece.ExitCode.TARGET, "busy")
+            ran.failed(fleece.ExitCode.TARGET, "busy", "unmount it")
         finally:
             run_checked("umount", tmp_path / "mnt")
     assert backing.read_bytes() == before

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,13 @@ from tests.rig.disk import Disk
 from tests.rig.process import run, run_checked
 
 SIZE = MIB
+NOBODY = 0xFFFFFFFF
 CONTENT = os.urandom(3 * KIB64) + bytes(SIZE - 3 * KIB64)
 OTHER = os.urandom(SIZE)
+ACCESS_LIST = struct.pack(
+    "<I" + "HHI" * 5, 2, *(1, 6, NOBODY, 2, 4, 1234, 4, 0, NOBODY, 16, 4, NOBODY, 32, 0, NOBODY)
+)
+"""That user 1234 may read, and the owner read and write (linux/posix_acl_xattr.h)."""
 
 
 @contextmanager
@@ -182,12 +188,16 @@ def test_what_is_replaced_keeps_whose_it_is(guest: Guest, tmp_path: Path, fmt: s
     os.chown(target, 1234, 2345)
     os.setxattr(target, "user.rig", b"kept")
     target.chmod(0o640)
+    os.setxattr(target, "system.posix_acl_access", ACCESS_LIST)
     ran = restore(guest, target, "--force", "--format", fmt).succeeded()
     found = target.stat()
     assert (found.st_uid, found.st_gid, mode_of(target)) == (1234, 2345, 0o640)
     assert os.getxattr(target, "user.rig") == b"kept"
+    assert os.getxattr(target, "system.posix_acl_access") == ACCESS_LIST
     assert ran.named("warning") == []
     assert images.virtual_size(target, fmt) == SIZE
+    restore(guest, target, "--force", "--format", fmt, "--mode", "600").succeeded()
+    assert os.listxattr(target) == ["user.rig"]
 
 
 def test_what_a_user_cannot_keep_is_told_and_gives_no_group_rights(tmp_path: Path) -> None:
@@ -203,12 +213,13 @@ def test_what_a_user_cannot_keep_is_told_and_gives_no_group_rights(tmp_path: Pat
         target = folder / "x"
         target.write_bytes(b"old")
         target.chmod(0o644)
+        os.setxattr(target, "security.rig", b"x")
         become = ["setpriv", "--reuid=1111", "--regid=1111", "--clear-groups"]
         words = [sys.executable, "-m", "fleece", "restore", made.store, "latest", "vda", target]
         command = [*become, *map(str, words), "--force"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "not kept of the file that it replaces: owner, group" in done.stderr
+        assert "not kept of the file that it replaces: owner, group, security.rig" in done.stderr
         assert (target.stat().st_uid, mode_of(target)) == (1111, 0o604)
 
 
@@ -676,10 +687,15 @@ IDLE: tuple[tuple[tuple[object, ...], str], ...] = (
     (("restore", "{store}", "latest", "vda", "-", "--as-chain"), "folder"),
     (("restore", "{store}", "latest", "vda", "{new}", "--as-chain", "--partial"), "not allowed"),
     (("salvage", "{delta}", "-o", "-"), "name of a file"),
+    (("salvage", "{delta}", "-o", "{new}", "--key-file", "{key}"), "this file has none"),
+    (("info", "{delta}", "--key-file", "{key}"), "this file has none"),
+    (("restore", "{store}", "latest", "vda", "{new}", "--key-file", "{key}"), "store has none"),
     (("map", "{store}", "latest", "vda", "--svg", "-"), "name of a file"),
     (("boot-test", "{store}", "latest", "--screenshot", "-"), "name of a file"),
     (("boot-test", "{store}", "latest", "--console-log", "-"), "name of a file"),
     (("boot-test", "{store}", "latest", "--mode", "600"), "--mode goes with"),
+    (("boot-test", "{store}", "latest", "--memory", "0"), "at least 1"),
+    (("boot-test", "{store}", "latest", "--cpus", "0"), "at least 1"),
     (("boot-test", "{store}", "latest", "--initrd", "{old}"), "--kernel"),
     (("boot-test", "{store}", "latest", "--append", "x"), "--kernel"),
     (("serve", "{store}", "latest", "--scratch", "/tmp"), "--writable"),
@@ -708,8 +724,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     made.holding({"vda": CONTENT})
     old = folder / "old"
     old.write_bytes(OTHER)
+    key = folder / "key"
+    key.write_bytes(os.urandom(32))
     with nbd_server(old, folder / "s") as uri:
         yield {
+            "key": str(key),
             "store": str(made.store),
             "delta": str(made.paths["vda"][0]),
             "old": str(old),
