@@ -67,7 +67,7 @@ def open_image(
                 _warned_of_writer(image, listener)
     else:
         with served_image(image, found, writable=False, failure=failure, cancel=cancel) as uri:
-            yield NbdDisk(uri, failure, cancel=cancel)
+            yield NbdDisk(uri, failure, cancel=cancel, name=image)
 
 
 def _warned_of_writer(image: str, listener: events.Listener) -> bool:
@@ -108,7 +108,7 @@ def open_for_writing(
         path, image_format, writable=True, failure=failure, cancel=cancel, name=name
     )
     with opened as uri:
-        disk = _WrittenImage(uri, failure, path, cancel)
+        disk = _WrittenImage(uri, failure, path, name or path, cancel)
         try:
             yield disk
         finally:
@@ -122,18 +122,23 @@ class _WrittenImage(NbdDisk):
         uri: of qemu-nbd's export.
         failure: the family of errors about this image.
         path: of the file.
+        name: of the image in messages.
         cancel: ends every wait for qemu-nbd.
     """
 
     def __init__(
-        self, uri: str, failure: type[FleeceError], path: str, cancel: CancelToken | None
+        self,
+        uri: str,
+        failure: type[FleeceError],
+        path: str,
+        name: str,
+        cancel: CancelToken | None,
     ) -> None:
-        super().__init__(uri, failure, cancel=cancel)
+        super().__init__(uri, failure, cancel=cancel, name=name)
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise failure(os.strerror(error.errno or 0), where=path) from error
-        self._path = path
+            raise failure(os.strerror(error.errno or 0), where=name) from error
         self._writeback = Writeback(self._file)
 
     def close(self) -> None:
@@ -151,7 +156,7 @@ class _WrittenImage(NbdDisk):
         try:
             self._writeback.wrote(count)
         except OSError as error:
-            raise self._failure(os.strerror(error.errno or 0), where=self._path) from error
+            raise self._failure(os.strerror(error.errno or 0), where=self.where) from error
 
 
 class _ImageWriter:

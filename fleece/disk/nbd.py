@@ -42,6 +42,7 @@ class NbdDisk:
         unit: no request to read may cross a multiple of it, and no zero status is asked; None: any.
         pace: that reads keep.
         cancel: ends every wait for the server, with `Interrupted`.
+        name: of the disk in messages; None: the URI.
 
     Raises:
         FleeceError: of that family; it cannot be reached.
@@ -54,8 +55,11 @@ class NbdDisk:
         unit: int | None = None,
         pace: Pace | None = None,
         cancel: CancelToken | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
-        self.where = uri
+        self.where = name or uri
+        self._uri = uri
         self._cancel = cancel
         self.unit = unit
         self.pace = pace
@@ -71,17 +75,17 @@ class NbdDisk:
 
     @contextlib.contextmanager
     def _connected(self, *contexts: str) -> Iterator[Connection]:
-        with self.errors(), Connection(self.where, contexts, self._cancel) as connection:
+        with self.errors(), Connection(self._uri, contexts, self._cancel) as connection:
             yield connection
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn errors of the connection into those of this disk's family."""
+        """Turn errors of the connection into those of this disk's family, and of its name."""
         try:
             yield
         except SourceError as error:
-            where = error.where or self.where
-            if self._failure is SourceError and error.where is not None:
+            where = self.where if error.where in (None, self._uri) else error.where
+            if self._failure is SourceError and where == error.where:
                 raise
             raise self._failure(error.what, where=where, hint=error.hint) from error
 
@@ -100,7 +104,7 @@ class NbdDisk:
         Raises:
             SourceError: it is not, or cannot be reached.
         """
-        opened = Connection(self.where, cancel=self._cancel)
+        opened = Connection(self._uri, cancel=self._cancel)
         if opened.size != self.size:
             opened.close()
             raise SourceError("the export has another size now", where=self.where)
@@ -162,7 +166,7 @@ class NbdDisk:
             return within
 
         def work() -> Extents | None:
-            with Connection(self.where, (context,), self._cancel) as connection:
+            with Connection(self._uri, (context,), self._cancel) as connection:
                 return ask(connection) if connection.contexts else None
 
         with self.errors():

@@ -544,7 +544,8 @@ def test_restore_refuses_a_target_that_cannot_be(kept: Scene, tmp_path: Path) ->
 def test_restore_to_a_full_file_system_leaves_no_file(kept: Scene, fmt: str) -> None:
     with small_tmpfs(1) as small:
         words = (small / "out", "--format", fmt, "--json")
-        INTACT.run("restore", kept.store, "latest", "d0", *words).failed(7)
+        ran = INTACT.run("restore", kept.store, "latest", "d0", *words)
+        ran.failed(7, f"{small}/out: ", "No space left")
         assert [*small.iterdir()] == []
 
 
