@@ -88,7 +88,8 @@ class Folder:
     def close(self) -> None:
         """Close it; safe to repeat."""
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            with contextlib.suppress(OSError):  # it is closed then too, and held nothing unwritten
+                os.close(self.descriptor)
             self.descriptor = -1
 
     def folder(self, name: str) -> Folder:

@@ -123,7 +123,6 @@ def _start(
         stderr=said,
         pass_fds=tuple(inherited),
         process_group=0,
-        umask=0o077,  # the socket is for its owner alone
         env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
     )
 

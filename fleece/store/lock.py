@@ -61,7 +61,8 @@ def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[
         _sign(descriptor)
         yield
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # it is closed then too, and so nobody holds the lock
+            os.close(descriptor)
 
 
 def _locked(folder: Folder, mode: int, guest: str, patience: Patience) -> int:

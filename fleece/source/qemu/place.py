@@ -96,5 +96,5 @@ def candidates(scratch: Folder, start: str) -> Iterator[tuple[str, os.stat_resul
     """Names in a scratch folder that begin like this, one at a time, each with what it is."""
     for name in scratch.names():
         if name.startswith(start):
-            with contextlib.suppress(OSError):  # it went meanwhile
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 yield name, scratch.stat(name)

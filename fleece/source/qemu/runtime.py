@@ -180,16 +180,18 @@ def _remove_exports(monitor: Monitor, prefix: str, removed: list[Removed], steps
         exports = monitor.execute("query-block-exports").list()
         return [name for item in exports if (name := item.text("id")).startswith(prefix)]
 
+    going: set[str] = set()
     with steps.asking() as may:
         for name in ours() if may else ():
             with steps.asking() as still:
                 if still:
                     with _gone_is_fine("not found"):
                         monitor.execute("block-export-del", {"id": name, "mode": "hard"})
+                    going.add(name)
                     removed.append(Removed("export", name))
     with steps.asking() as may:
         if may:
-            _wait(lambda: not ours(), "an export to go away", monitor)
+            _wait(lambda: going.isdisjoint(ours()), "an export to go away", monitor)
 
 
 def server_homes(monitor: Monitor, scratch: Path | None) -> Homes:
@@ -218,8 +220,10 @@ def _end_jobs(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Ste
         jobs = monitor.execute("query-jobs").by("id")
         return {name: job.text("status") for name, job in jobs.items() if name.startswith(prefix)}
 
+    going: set[str] = set()
+
     def dismissed() -> bool:
-        left = ours()
+        left = {name: status for name, status in ours().items() if name in going}
         for name, status in left.items():
             if status == "concluded":
                 with _gone_is_fine("not found"):
@@ -231,6 +235,7 @@ def _end_jobs(monitor: Monitor, prefix: str, removed: list[Removed], steps: _Ste
             with steps.asking() as still:
                 if still:
                     _cancel(monitor, name, status)
+                    going.add(name)
                     removed.append(Removed("job", name))
     with steps.asking() as may:
         if may:
@@ -290,15 +295,16 @@ def _remove_nodes(
     left = ours()
     while left:
         before = len(left)
-        refusal: CommandError | None = None
+        refusals: dict[str, CommandError] = {}
         for name in left:
             try:
                 monitor.execute("blockdev-del", {"node-name": name})
                 yield Removed("node", name)
             except CommandError as error:
-                refusal = error
+                refusals[name] = error
         left = ours()
         if len(left) >= before:
+            refusal = refusals.get(left[0])
             raise SourceError(
                 f"node {left[0]} cannot be removed: {refusal.reason if refusal else ''}",
                 where=monitor.path,
@@ -322,6 +328,8 @@ def remove_folder(work: WorkFolder, steps: Attempts) -> Iterator[Removed]:
     with steps.step():
         names = sorted(name for name in work.folder.names() if is_known(name))
         kept = _kept(work, names)
+    if len(steps.failures) > before:  # what must stay is not known
+        return
     for name in names:
         if name not in kept and name not in (QEMU_FOLDER, LOCK):
             with steps.step(), contextlib.suppress(FileNotFoundError):

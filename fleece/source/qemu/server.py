@@ -285,7 +285,7 @@ def _locked(work: WorkFolder) -> Iterator[bool]:
     """Hold a server's lock file; gives whether that was possible and it is still the one there."""
     try:
         descriptor = work.folder.file(SERVER, os.O_RDWR)
-    except OSError:
+    except FileNotFoundError:
         yield False
         return
     try:
@@ -310,5 +310,5 @@ def _lock(descriptor: int) -> bool:
 def _is_in(descriptor: int, work: WorkFolder) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), work.folder.stat(SERVER))
-    except OSError:
+    except FileNotFoundError:
         return False

@@ -47,6 +47,8 @@ _LONGEST_LOCK = 32
 _MOST_NAMES = 10_000
 _PASSED_THROUGH = 0o711
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NONE_OF_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""What the kernel says of a folder that is no folder, or not for us. All else is a failure."""
 
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}}")
 _NOTE = rf"{LOCK}|{SERVER}|{JOINED}|{FROZEN}|{STOPPED}"
@@ -134,8 +136,12 @@ class WorkFolder:
         """Let go of it; safe to repeat."""
         self.folder.close()
         self._parent.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self._lock >= 0:
-            os.close(self._lock)
+            with contextlib.suppress(OSError):  # it is closed then too
+                os.close(self._lock)
             self._lock = -1
 
     @property
@@ -184,8 +190,7 @@ class WorkFolder:
         with contextlib.suppress(OSError):
             if not self.hold():
                 return True
-            os.close(self._lock)
-            self._lock = -1
+            self._unlock()
         return False
 
     def qemu(self) -> int | None:
@@ -362,12 +367,15 @@ def work_folders(scratch: Path, start: str, strangers: Strangers) -> Iterator[Wo
     """Our own work folders in a scratch folder, each open until the next one is asked for.
 
     Args:
-        scratch: the folder. If it cannot be looked at, there are none.
+        scratch: the folder. If there is none, or it is not for us, there are none in it.
         start: what their names begin with.
         strangers: is told of the others.
+
+    Raises:
+        SourceError: it cannot be looked at.
     """
     mine = []
-    with contextlib.suppress(OSError), Folder.open(os.path.realpath(scratch)) as place:
+    with _looking(), Folder.open(os.path.realpath(scratch)) as place:
         for name, state in candidates(place, start):
             if not _NAME.fullmatch(name):
                 continue
@@ -382,16 +390,36 @@ def work_folders(scratch: Path, start: str, strangers: Strangers) -> Iterator[Wo
                 yield work
 
 
-def believed(path: Path, strangers: Strangers) -> WorkFolder | None:
-    """Open a work folder if it is one of ours; None: it is not, or it is gone."""
+@contextmanager
+def _looking() -> Iterator[None]:
+    """Pass over what is none of ours; what else fails is a `SourceError`."""
     try:
-        return WorkFolder.open(path)
-    except Strange as error:
-        strangers.add(path, str(error))
-    except FileNotFoundError:
-        pass
+        yield
     except OSError as error:
-        strangers.add(path, error.strerror or str(error))
+        if error.errno not in _NONE_OF_OURS:
+            raise SourceError(
+                f"the scratch folder cannot be looked at ({error.strerror})",
+                where=error.filename,
+                hint="choose another one with --scratch",
+            ) from error
+
+
+def believed(path: Path, strangers: Strangers) -> WorkFolder | None:
+    """Open a work folder if it is one of ours; None: it is not, or it is gone.
+
+    Raises:
+        SourceError: it cannot be looked at.
+    """
+    with _looking():
+        try:
+            return WorkFolder.open(path)
+        except Strange as error:
+            strangers.add(path, str(error))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            strangers.add(path, error.strerror or str(error))
+            raise
     return None
 
 
