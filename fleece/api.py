@@ -12,33 +12,34 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.disk.use import claimed_output
-from fleece.engine.audit import AuditedDisk, AuditResult, audit
-from fleece.engine.backing import restore_as_chain
-from fleece.engine.backup import backup
-from fleece.engine.boot import BootMachine, BootResult, BootWish, boot_test
-from fleece.engine.copy import CopyJob, copy_all, dirty_leaves, open_export
-from fleece.engine.decide import ModeWish
-from fleece.engine.diff import compare_points
-from fleece.engine.export import dirty_extents, write_delta
-from fleece.engine.intake import ImportResult, import_delta
-from fleece.engine.keep import Duration, KeepRules
-from fleece.engine.merge import MergedDisk, MergeResult, merge
-from fleece.engine.needs import Need, examine_host
-from fleece.engine.outcome import BackupOptions, BackupResult, DiskResult
-from fleece.engine.partial import PartialResult, restore_partial
-from fleece.engine.picture import MappedExtent, Picture, mapped_extents, picture_of
-from fleece.engine.pour import restore_stream
-from fleece.engine.prune import PlannedPoint, PruneResult, prune, set_pin
-from fleece.engine.restore import RestoreResult, restore
-from fleece.engine.root import disk_root
-from fleece.engine.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
-from fleece.engine.scrub import ScrubResult, ScrubRules, scrub
-from fleece.engine.segments import KeptSegment, drop_segments, segments
-from fleece.engine.serve import ServedDisk, Serving, serve
-from fleece.engine.standing import format_by_name
-from fleece.engine.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
-from fleece.engine.transport import TransportWish
-from fleece.engine.verify import Comparison, VerifyResult, compare_image, verify_store
+from fleece.durations import Duration
+from fleece.engine.backup.audit import AuditedDisk, AuditResult, audit
+from fleece.engine.backup.bitmaps import KeptSegment, drop_segments, segments
+from fleece.engine.backup.decide import ModeWish
+from fleece.engine.backup.embed import dirty_extents, write_delta
+from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult
+from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_export
+from fleece.engine.backup.run import backup
+from fleece.engine.backup.transport import TransportWish
+from fleece.engine.check.diff import compare_points
+from fleece.engine.check.disk_map import MappedExtent, Picture, mapped_extents, picture_of
+from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
+from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
+from fleece.engine.check.verify import Comparison, VerifyResult, compare_image, verify_store
+from fleece.engine.restore.existing_target import format_by_name
+from fleece.engine.restore.image import RestoreResult, restore
+from fleece.engine.restore.partial import PartialResult, restore_partial
+from fleece.engine.restore.qcow2_chain import restore_as_chain
+from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
+from fleece.engine.restore.stream import restore_stream
+from fleece.engine.serve.boot import BootMachine, BootResult, BootWish, boot_test
+from fleece.engine.serve.serve import ServedDisk, Serving, serve
+from fleece.engine.upkeep.import_delta import ImportResult, import_delta
+from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
+from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
+from fleece.engine.upkeep.retention import KeepRules
+from fleece.engine.work.needs import Need, examine_host
+from fleece.engine.work.root import disk_root
 from fleece.errors import (
     DeltaError,
     ExitCode,
@@ -62,7 +63,7 @@ from fleece.keys import Secret
 from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.doctor import ExaminedDisk, Report
-from fleece.source.qemu.fleecing import Fleecing
+from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint

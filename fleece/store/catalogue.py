@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from fleece.delta.chain import Chain
@@ -208,6 +209,21 @@ class StoredPoint:
     def complete(self) -> bool:
         """A point counts only when all disks that its headers name are there."""
         return not self.missing
+
+    @property
+    def moment(self) -> datetime:
+        """When it was taken, by its own words, in UTC.
+
+        Raises:
+            StoreError: they are no time.
+        """
+        found = moment_of(self.time)
+        if found is None:
+            raise StoreError(
+                f"point {self.id} has no time that rules can be applied to ({self.time})",
+                where=next(iter(self.disks.values())).path,
+            )
+        return found
 
     def disk(self, name: str) -> Entry:
         """The delta of one disk.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fleece
-from fleece.engine.sample import sample
+from fleece.engine.backup.sample import sample
 from tests.engine.scene import GUEST, Moment, Mutation, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
@@ -258,21 +258,27 @@ _WHERE = "same = zeros.subtract(held.not_yet_zero(zeros))"
 @pytest.mark.parametrize(
     "fault",
     [
-        Mutation("it is not noted", (("engine/audit.py", _NOTE, "pass"),)),
+        Mutation("it is not noted", (("engine/backup/audit.py", _NOTE, "pass"),)),
         Mutation(
             "the note is not read",
-            (("engine/backup.py", "self._store.distrusted(self._chain, disk.name)", "None"),),
+            (("engine/backup/run.py", "self._store.distrusted(self._chain, disk.name)", "None"),),
         ),
         Mutation(
-            "a hole is never looked into", (("engine/sample.py", _WHERE, "same = zeros"),)
+            "a hole is never looked into", (("engine/backup/sample.py", _WHERE, "same = zeros"),)
         ),
         Mutation(
             "the first leaf of a read is skipped",
-            (("engine/sample.py", "start, data[start -", "start + 65536, data[65536 + start -"),),
+            (
+                (
+                    "engine/backup/sample.py",
+                    "start, data[start -",
+                    "start + 65536, data[65536 + start -",
+                ),
+            ),
         ),
         Mutation(
             "a difference is no failure",
-            (("engine/backup.py", "        refuse_differing(audits)\n", ""),),
+            (("engine/backup/run.py", "        refuse_differing(audits)\n", ""),),
         ),
     ],
     ids=str,

@@ -197,7 +197,7 @@ def test_damage_that_the_guest_reads_is_no_success(tmp_path: Path) -> None:
 
 
 FAULT = Mutation(
-    "problems are not looked at", (("engine/boot.py", "if serving.problems:", "if False:"),)
+    "problems are not looked at", (("engine/serve/boot.py", "if serving.problems:", "if False:"),)
 )
 
 

@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 
 import fleece
-import fleece.engine.backup as engine
-from fleece.engine import reclaim
+import fleece.engine.backup.run as engine
+from fleece.engine.backup import reclaim
 from fleece.events import Event
 from fleece.extents import Extents
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
-from fleece.source.qemu import filtered, still
-from fleece.source.qemu.filtered import UNIT, FilterFleecing
+from fleece.source.qemu import hold_by_filters as filtered
+from fleece.source.qemu import pause as still
+from fleece.source.qemu.hold_by_filters import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import PointNames
+from fleece.source.qemu.pause import standing_still
 from fleece.source.qemu.scratch import Room, Scratch
-from fleece.source.qemu.still import standing_still
 from fleece.source.qemu.workfolder import Note, held_folder
 from fleece.store.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
@@ -394,7 +395,7 @@ def test_a_guest_that_its_user_stopped_stays_so(tmp_path: Path, state: str) -> N
                 scene.qemu.control.command(command)
         scene.backup().succeeded()
         assert scene.status == state
-        moment = Moment("plugged", "fleece.source.qemu.filtered", "plug", "after", 1)
+        moment = Moment("plugged", "fleece.source.qemu.hold_by_filters", "plug", "after", 1)
         scene.killed_backup(moment)
         assert scene.plugged()[0].startswith("fleece-")
         scene.backup().succeeded()
@@ -407,7 +408,7 @@ def test_a_guest_that_its_user_stopped_stays_so(tmp_path: Path, state: str) -> N
 
 def test_a_guest_that_a_dead_run_left_stopped_goes_on(twin: MachineScene) -> None:
     twin.backup().succeeded()
-    killed = Moment("stopped", "fleece.source.qemu.filtered", "plug", "before", 1)
+    killed = Moment("stopped", "fleece.source.qemu.hold_by_filters", "plug", "before", 1)
     twin.killed_backup(killed)
     assert twin.status == "paused"
     ran = twin.clean().succeeded()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fleece.engine.plan import MAX_READ
+from fleece.engine.work.reads import MAX_READ
 from fleece.events import Event
 from fleece.nbd.connection import Connection
 from tests.engine.matrix import control_steps, matrix
@@ -125,7 +125,7 @@ def test_a_fault_in_the_matrix_is_seen(tmp_path: Path) -> None:
         "segments go too early",
         (
             (
-                "engine/backup.py",
+                "engine/backup/run.py",
                 "results = self._store_point(",
                 "taken.living.committed()\n                results = self._store_point(",
             ),

@@ -20,9 +20,9 @@ import pytest
 
 import fleece
 from fleece import events
-from fleece.engine import backing
-from fleece.engine.keep import KeepRules
-from fleece.engine.verify import verify_store
+from fleece.engine.check.verify import verify_store
+from fleece.engine.restore import qcow2_chain as backing
+from fleece.engine.upkeep.retention import KeepRules
 from fleece.fileblob import FileBlob
 from fleece.store.catalogue import Catalogue, Entry
 from tests.engine.scene import GUEST, INTACT, ROOT, Ran, Scene, daemon, wait_until

@@ -161,13 +161,13 @@ def test_a_damaged_frame_is_not_merged_in(scene: Scene) -> None:
 MUTATIONS = (
     Mutation(
         "older data wins",
-        (("engine/merge.py", "overlay(self._run, ", "overlay(self._run[::-1], "),),
+        (("engine/upkeep/merge.py", "overlay(self._run, ", "overlay(self._run[::-1], "),),
     ),
     Mutation(
         "hidden leaves are not cut",
         (
             (
-                "engine/merge.py",
+                "engine/upkeep/merge.py",
                 "data[low:high]",
                 "data[: high - low]",
             ),
@@ -175,7 +175,7 @@ MUTATIONS = (
     ),
     Mutation(
         "zeros are lost",
-        (("engine/merge.py", "self._writer.zero(start, end - start)", "pass"),),
+        (("engine/upkeep/merge.py", "self._writer.zero(start, end - start)", "pass"),),
     ),
 )
 
@@ -194,7 +194,7 @@ def test_a_fault_in_merging_is_noticed(mutation: Mutation, scene: Scene) -> None
 
 
 MOMENTS = (
-    Moment("about to copy", "fleece.engine.merge", "overlay", "before"),
+    Moment("about to copy", "fleece.engine.upkeep.merge", "overlay", "before"),
     Moment("a frame is copied", "fleece.delta.writer", "DeltaWriter.data"),
     Moment("written", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("about to rename", "fleece.folder", "os.rename", "before"),

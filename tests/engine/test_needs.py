@@ -13,7 +13,7 @@ import numpy
 import pytest
 
 import fleece
-from fleece.engine.kvm import KvmState, examine_kvm
+from fleece.engine.work.kvm import KvmState, examine_kvm
 from tests.engine.history import Guest
 from tests.engine.scene import (
     GUEST,
@@ -267,7 +267,7 @@ def test_kvm_that_does_not_work(tmp_path: Path) -> None:
 def test_kvm_that_may_not_be_opened(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can be somebody else")
-    script = "from fleece.engine.kvm import examine_kvm; print(examine_kvm())"
+    script = "from fleece.engine.work.kvm import examine_kvm; print(examine_kvm())"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", 'touch "$1"; chmod 0 "$1"; mount --bind "$1" /dev/kvm; shift;'
          ' exec setpriv --reuid 65534 --clear-groups "$@"', "-", tmp_path / "kvm",

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fleece
-from fleece.engine.keep import KeepRules
+from fleece.engine.upkeep.retention import KeepRules
 from tests.engine.scene import (
     _DIE,
     GUEST,

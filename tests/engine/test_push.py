@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import fleece
-from fleece.engine import push
-from fleece.engine.pool import run_workers
+from fleece.engine.backup import push
+from fleece.engine.work.pool import run_workers
 from fleece.events import Event, Listener, ignore
 from fleece.extents import Extents
 from fleece.nbd import sink
@@ -448,7 +448,7 @@ _LOSES = Mutation(
     "a write gets lost",
     (
         (
-            "engine/push.py",
+            "engine/backup/push.py",
             "            self._store(start, data, packer)\n",
             "            if start == 0:\n                return\n"
             "            self._store(start, data, packer)\n",
@@ -459,7 +459,7 @@ _TWICE = Mutation(
     "a write comes twice",
     (
         (
-            "engine/push.py",
+            "engine/backup/push.py",
             "            self.received.add(start, end)\n",
             "            self.received.add(start, end)\n"
             "            self.received.add(start, end)\n",
@@ -470,7 +470,7 @@ _ELSEWHERE = Mutation(
     "a write comes elsewhere",
     (
         (
-            "engine/push.py",
+            "engine/backup/push.py",
             "            self.received.add(start, end)\n",
             "            self.received.add(start + 65536, end + 65536)\n",
         ),

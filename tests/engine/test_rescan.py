@@ -123,11 +123,17 @@ def test_it_can_be_asked_for(raw: Scene) -> None:
     [
         Mutation(
             "a leaf that became zero is forgotten",
-            (("engine/rescan.py", "return zeros.subtract(near)", "return Extents.empty()"),),
+            (
+                (
+                    "engine/backup/unchanged.py",
+                    "return zeros.subtract(near)",
+                    "return Extents.empty()",
+                ),
+            ),
         ),
         Mutation(
             "the last leaf of a run is forgotten",
-            (("engine/rescan.py", "last * leaf_size, run.length) - start",
+            (("engine/backup/unchanged.py", "last * leaf_size, run.length) - start",
               "last * leaf_size, run.length) - start - leaf_size"),),
         ),
         Mutation(

@@ -489,7 +489,7 @@ FAULTS = [
     pytest.param(
         Mutation(
             "nobody looks at the end",
-            (("engine/backup.py", "if place is None:", "if place is None or place:"),),
+            (("engine/backup/run.py", "if place is None:", "if place is None or place:"),),
         ),
         SIZE,
         (6 * MIB, SIZE),
@@ -500,7 +500,7 @@ FAULTS = [
             "the seam counts as held",
             (
                 (
-                    "engine/taken.py",
+                    "engine/backup/taken.py",
                     "HeldLeaves(base, head.covers_from) if base is not None and rescan",
                     "HeldLeaves(base) if base is not None and rescan",
                 ),

@@ -186,8 +186,8 @@ def test_a_killed_copy_goes_on_from_its_durable_records(tmp_path: Path) -> None:
 
 
 MOMENTS = (
-    Moment("no record yet", "fleece.engine.backup", "copy_all", "before"),
-    Moment("all is copied", "fleece.engine.backup", "copy_all"),
+    Moment("no record yet", "fleece.engine.backup.run", "copy_all", "before"),
+    Moment("all is copied", "fleece.engine.backup.run", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("both are finished", "fleece.delta.writer", "DeltaWriter.finish", "after", 2),
     Moment("about to rename", "fleece.folder", "os.rename", "before"),
@@ -508,7 +508,13 @@ def test_a_signal_while_it_goes_on_takes_everything_down(tmp_path: Path) -> None
 FAULTS = (
     Mutation(
         "what is durable is read again",
-        (("engine/taken.py", "dirty = opened.dirty.subtract(done)", "dirty = opened.dirty"),),
+        (
+            (
+                "engine/backup/taken.py",
+                "dirty = opened.dirty.subtract(done)",
+                "dirty = opened.dirty",
+            ),
+        ),
     ),
     Mutation(
         "the adopted leaves are not in the tree",
@@ -526,7 +532,7 @@ FAULTS = (
     ),
     Mutation(
         "a point is taken without asking what is left",
-        (("engine/resume.py", "for left in candidates:", "for left in ():"),),
+        (("engine/backup/resume.py", "for left in candidates:", "for left in ():"),),
     ),
 )
 

@@ -278,7 +278,7 @@ def test_a_scrub_that_makes_no_sense_is_refused(
 FAULTS = (
     Mutation(
         "failures count as verified",
-        (("engine/scrub.py", "found is None or not found.sound", "found is None"),),
+        (("engine/check/scrub.py", "found is None or not found.sound", "found is None"),),
     ),
     Mutation(
         "any file may be the verified one",

@@ -78,20 +78,22 @@ def zeros_over_data(engine: Engine, folder: Path) -> None:
 
 MOMENTS = (
     Moment(
-        "the first scratch is made", "fleece.source.qemu.classic", "ClassicFleecing._add_scratch"
+        "the first scratch is made",
+        "fleece.source.qemu.hold_by_jobs",
+        "ClassicFleecing._add_scratch",
     ),
     Moment("the point is taken", "fleece.source.qemu.monitor", "Monitor.transaction"),
     Moment("the server runs", "fleece.source.qemu.server", "_start"),
     Moment("one disk is exported", "fleece.source.qemu.point", "QemuPoint._export"),
     Moment("it is copying", "fleece.nbd.connection", "Connection.read"),
-    Moment("all is copied", "fleece.engine.backup", "copy_all"),
+    Moment("all is copied", "fleece.engine.backup.run", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("about to commit", "fleece.store.partial_point", "PartialPoint.commit", "before"),
     Moment("about to rename", "fleece.folder", "os.rename", "before"),
     Moment("renamed", "fleece.folder", "os.rename"),
     Moment("committed", "fleece.store.partial_point", "PartialPoint.commit"),
-    Moment("about to end the jobs", "fleece.source.qemu.runtime", "_end_jobs", "before"),
-    Moment("about to remove the nodes", "fleece.source.qemu.runtime", "_remove_nodes", "before"),
+    Moment("about to end the jobs", "fleece.source.qemu.teardown", "_end_jobs", "before"),
+    Moment("about to remove the nodes", "fleece.source.qemu.teardown", "_remove_nodes", "before"),
     Moment("about to drop segments", "fleece.source.qemu.point", "QemuPoint.committed", "before"),
     Moment("one segment is dropped", "fleece.source.qemu.point", "QemuPoint._drop", "after", 1),
 )
@@ -372,8 +374,8 @@ _NO_LEAF_HASH = (
     "if leaf_hashes(data, self._geometry) != found.leaves:",
     "if False:",
 )
-_NO_ZSTD_CHECKSUM = ("engine/pack.py", "write_checksum=True", "write_checksum=False")
-_NO_PROOF = ("engine/restore.py", "if found != entry.root:", "if False:")
+_NO_ZSTD_CHECKSUM = ("engine/backup/pack.py", "write_checksum=True", "write_checksum=False")
+_NO_PROOF = ("engine/restore/image.py", "if found != entry.root:", "if False:")
 _ALL_CHECKS = (_NO_FRAME_HASH, _NO_LEAF_HASH, _NO_ZSTD_CHECKSUM, _NO_PROOF)
 
 _TRANSACTION = (
@@ -396,14 +398,14 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
         zeros_over_data,
         Mutation(
             "known zeros are not stored",
-            (("engine/copy.py", "job.writer.zero(start, end - start)", "pass"),),
+            (("engine/backup/pull.py", "job.writer.zero(start, end - start)", "pass"),),
         ),
     ),
     (
         zeros_over_data,
         Mutation(
             "read zeros are not stored",
-            (("engine/pack.py", "self._writer.zero(run.offset, run.length)", "pass"),),
+            (("engine/backup/pack.py", "self._writer.zero(run.offset, run.length)", "pass"),),
         ),
     ),
     (
@@ -412,7 +414,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             "segments go before the data is safe",
             (
                 (
-                    "engine/backup.py",
+                    "engine/backup/run.py",
                     "results = self._store_point(",
                     "taken.living.committed()\n                results = self._store_point(",
                 ),

@@ -45,14 +45,18 @@ FAULTS = (
     Mutation(
         "prune does not merge forward",
         (
-            ("engine/prune.py", "for entry, count in plan.merges:", "for entry, count in ():"),
-            ("engine/prune.py", "        _nothing_needs(now, plan)\n", "        pass\n"),
+            (
+                "engine/upkeep/prune.py",
+                "for entry, count in plan.merges:",
+                "for entry, count in ():",
+            ),
+            ("engine/upkeep/prune.py", "        _nothing_needs(now, plan)\n", "        pass\n"),
         ),
     ),
     Mutation(
         "verify reads no frames",
         (
-            ("engine/verify.py", "item.record.kind is Kind.DATA:", "False:"),
+            ("engine/check/verify.py", "item.record.kind is Kind.DATA:", "False:"),
             ("delta/check.py", "tree.root != delta.footer.root", "False"),
         ),
     ),

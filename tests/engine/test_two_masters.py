@@ -280,7 +280,7 @@ def test_who_asks_whether_a_server_listens_leaves_no_connection(tmp_path: Path) 
         ),
         Mutation(
             "the first one out takes the socket away",
-            (("source/qemu/runtime.py", "kept |= {SERVER, QEMU_FOLDER}", "pass"),),
+            (("source/qemu/teardown.py", "kept |= {SERVER, QEMU_FOLDER}", "pass"),),
         ),
     ],
     ids=str,

@@ -14,7 +14,7 @@ from fleece.delta.check import Walk
 from fleece.delta.layout import Kind, Tag
 from fleece.delta.salvage import Survey, Surveyor, write_salvaged
 from fleece.delta.wreck import Wreck
-from fleece.engine.proof import Source, prove
+from fleece.engine.restore.proof import Source, prove
 from fleece.errors import DeltaError, FleeceError
 from fleece.extents import Extents
 from fleece.store.loose import open_delta, open_wreck
@@ -90,7 +90,7 @@ def _salvage(path: str) -> None:
 
 
 def survey_of(wreck: Wreck) -> Survey:
-    """As `fleece.engine.salvage.survey`, without threads."""
+    """As `fleece.engine.restore.salvage.survey`, without threads."""
     unpack = zstandard.ZstdDecompressor()
     surveyor = Surveyor(wreck)
     for item in wreck.remnants():

@@ -28,14 +28,14 @@ import pytest
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli.main import main
-from fleece.engine.intake import import_delta
-from fleece.engine.keep import KeepRules
-from fleece.engine.merge import merge
-from fleece.engine.pour import restore_stream
-from fleece.engine.prune import prune, set_pin
-from fleece.engine.scrub import ScrubRules, scrub
-from fleece.engine.status import status
-from fleece.engine.verify import verify_store
+from fleece.engine.check.scrub import ScrubRules, scrub
+from fleece.engine.check.status import status
+from fleece.engine.check.verify import verify_store
+from fleece.engine.restore.stream import restore_stream
+from fleece.engine.upkeep.import_delta import import_delta
+from fleece.engine.upkeep.merge import merge
+from fleece.engine.upkeep.prune import prune, set_pin
+from fleece.engine.upkeep.retention import KeepRules
 from fleece.errors import FleeceError, Interrupted, StoreError
 from fleece.extents import Extents
 from fleece.folder import Folder

@@ -19,7 +19,7 @@ from unittest import mock
 import pytest
 
 import fleece
-from fleece.engine import target as target_module
+from fleece.engine.work import new_file as target_module
 from fleece.events import Event, Warned
 from tests.engine.history import Guest
 from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Ran, Scene, daemon

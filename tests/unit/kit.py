@@ -32,8 +32,8 @@ from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader
 from fleece.delta.sink import Sink
 from fleece.delta.writer import DeltaWriter, Summary
-from fleece.engine.pool import Counter
-from fleece.engine.verify import check_delta
+from fleece.engine.check.verify import check_delta
+from fleece.engine.work.pool import Counter
 from fleece.extents import Extents
 from fleece.store.loose import open_delta
 from fleece.tree import BlankDisk, Level, NodeSource

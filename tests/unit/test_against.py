@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleece.disk.raw import RawDisk
-from fleece.engine import scan, verify
-from fleece.engine.verify import compare_image
+from fleece.engine.check import verify
+from fleece.engine.check.verify import compare_image
+from fleece.engine.work import scan
 from fleece.errors import TargetError
 from fleece.extents import Extents
 from tests.unit.kit import LEAF, History, OpenChain, histories, naive_root, store_history

@@ -12,7 +12,7 @@ from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError
 from fleece.fileblob import FileBlob, named_file, stored_file
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
-from fleece.store.remains import line_of
+from fleece.store.damaged_line import line_of
 from fleece.store.root import Root
 from tests.unit.kit import Change, History, store_history
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from fleece.delta.header import PointRef
-from fleece.engine.keep import KeepRules
-from fleece.engine.prune import prune
+from fleece.engine.upkeep.prune import prune
+from fleece.engine.upkeep.retention import KeepRules
 from fleece.errors import StoreError
 from fleece.extents import Extents
 from fleece.store.catalogue import Catalogue, Entry
+from fleece.store.damaged_line import line_of
 from fleece.store.folder import FolderStore
 from fleece.store.init import init
-from fleece.store.remains import line_of
 from fleece.tree import BlankDisk
 from tests.unit.kit import LEAF, header, write_delta
 

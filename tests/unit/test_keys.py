@@ -26,10 +26,10 @@ from fleece.cli.secret import secret_of
 from fleece.delta.chain import Chain
 from fleece.delta.layout import Kind
 from fleece.delta.writer import DeltaWriter
-from fleece.engine.partial import restore_partial
-from fleece.engine.pool import Counter
-from fleece.engine.salvage import salvage
-from fleece.engine.verify import check_delta
+from fleece.engine.check.verify import check_delta
+from fleece.engine.restore.partial import restore_partial
+from fleece.engine.restore.salvage import salvage
+from fleece.engine.work.pool import Counter
 from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey, bug
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret

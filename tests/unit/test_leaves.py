@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.delta.reader import leaf_hashes
-from fleece.engine.leaves import LeafHasher, Run
+from fleece.engine.work.leaves import LeafHasher, Run
 from fleece.tree import Geometry
 
 _LEAF = 64

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ _FLOORS = (
         "errors",
         "cache",
         "cancel",
+        "durations",
         "events",
         "fileblob",
         "folder",
@@ -44,6 +46,9 @@ _FLOORS = (
     {"cli", "__main__"},
 )
 """Rooms from the lowest floor up. `fleece` itself shows what `fleece.api` names."""
+
+_INNER = ({"work"}, {"check"}, {"backup", "restore", "serve"}, {"upkeep"})
+"""The rooms inside `fleece.engine`, likewise. Rooms of one floor do not know each other."""
 
 _STARTS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
 
@@ -109,6 +114,22 @@ def test_no_import_goes_up(path: Path) -> None:
             assert _floor(rest.partition(".")[0] or "__init__") <= mine, f"imports {name}"
 
 
+def _inner(parts: Sequence[str]) -> str | None:
+    """The room inside the engine that a dotted name or a path leads to."""
+    inside = parts[:2] == ["fleece", "engine"] and len(parts) > 2
+    return parts[2] if inside and parts[2] != "__init__" else None
+
+
+@pytest.mark.parametrize("path", [path for path in _FILES if _room(path) == "engine"], ids=_name)
+def test_the_engines_rooms_have_floors_too(path: Path) -> None:
+    mine = _inner([*path.relative_to(_ROOT).with_suffix("").parts])
+    floors = {room: number for number, rooms in enumerate(_INNER) for room in rooms}
+    for name in _imports(path):
+        other = _inner(name.split("."))
+        if mine is not None and other not in (None, mine):
+            assert floors[other] < floors[mine], f"imports {name}"
+
+
 def _started(path: Path) -> Iterator[ast.Call]:
     """The calls that start a program."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -164,9 +185,10 @@ def test_a_backup_loads_only_the_modules_that_it_needs() -> None:
         check=True,
     )
     loaded = set(done.stdout.split())
-    assert {"fleece.engine.copy", "numpy"} <= loaded
-    others = {"restore", "serve", "boot", "merge", "prune", "scrub", "picture"}
-    assert not loaded & {f"fleece.engine.{name}" for name in others}
+    assert {"fleece.engine.backup.pull", "numpy"} <= loaded
+    assert not {
+        name for name in loaded if re.match(r"fleece\.engine\.(restore|serve|upkeep)", name)
+    }
 
 
 def test_only_the_command_lines_own_modules_are_above_the_public_api() -> None:

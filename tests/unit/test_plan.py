@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.disk.base import Reader
-from fleece.engine.plan import ASK_FROM, GAP, MAX_READ, ReadItem, known_zeros, read_items
+from fleece.engine.work.reads import ASK_FROM, GAP, MAX_READ, ReadItem, known_zeros, read_items
 from fleece.extents import Extents
 from tests.unit.kit import places
 

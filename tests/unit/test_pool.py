@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.cancel import CancelToken
-from fleece.engine.pool import Counter, run_workers, spread
+from fleece.engine.work.pool import Counter, run_workers, spread
 from fleece.events import Event, Phase, Progress
 
 MOST = 64

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleece.engine.regrown import cut_at
+from fleece.engine.backup.shrunk import cut_at
 from fleece.extents import Extents
 from tests.unit.kit import LEAF, Change, History, OpenChain, applied, places, store_history
 

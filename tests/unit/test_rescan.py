@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleece.engine import rescan
-from fleece.engine.leaves import Run
-from fleece.engine.plan import read_items
-from fleece.engine.rescan import HeldLeaves, changed_runs
+from fleece.engine.backup import unchanged as rescan
+from fleece.engine.backup.unchanged import HeldLeaves, changed_runs
+from fleece.engine.work.leaves import Run
+from fleece.engine.work.reads import read_items
 from fleece.extents import Extents
 from tests.unit.kit import LEAF, History, OpenChain, histories, naive_levels, store_history
 

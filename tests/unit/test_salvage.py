@@ -29,7 +29,7 @@ from fleece.delta import record
 from fleece.delta.layout import Kind, Tag
 from fleece.delta.salvage import Survey
 from fleece.delta.writer import DeltaWriter
-from fleece.engine.salvage import lost_extents, survey
+from fleece.engine.restore.salvage import lost_extents, survey
 from fleece.extents import Extents
 from fleece.store.folder import FolderStore
 from fleece.store.init import init

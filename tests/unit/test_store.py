@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from fleece import events
 from fleece.delta.header import Mode
-from fleece.engine.prune import set_pin
-from fleece.engine.verify import verify_store
+from fleece.engine.check.verify import verify_store
+from fleece.engine.upkeep.prune import set_pin
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
 from fleece.keys import Secret

@@ -159,7 +159,7 @@ import json, resource, sys, time
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 from fleece.disk.nbd import NbdDisk
-from fleece.engine.plan import WINDOW, known_zeros, read_items
+from fleece.engine.work.reads import WINDOW, known_zeros, read_items
 from fleece.extents import Extents
 from fleece.nbd.status import windows
 from fleece.tree import LEAF_SIZE

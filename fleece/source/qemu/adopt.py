@@ -15,7 +15,7 @@ from fleece.errors import PointError
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.qemu.answers import Answer
-from fleece.source.qemu.classic import ClassicFleecing
+from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, bitmaps_of, children, error_of
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import (
@@ -26,8 +26,8 @@ from fleece.source.qemu.names import (
 )
 from fleece.source.qemu.plan import PlannedDisk, PointPlan
 from fleece.source.qemu.point import QemuPoint, export_of, taken_down
-from fleece.source.qemu.runtime import STOPPED_BY_ERROR, run_state, work_folder
 from fleece.source.qemu.scratch import Scratch
+from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state, work_folder
 from fleece.source.qemu.workfolder import Strange, WorkFolder
 
 

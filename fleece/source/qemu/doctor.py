@@ -8,8 +8,8 @@ from fleece.delta.identity import GuestIdentity
 from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.presence import absence, guest_identity, leaving, without_disks
-from fleece.source.qemu.runtime import run_state
 from fleece.source.qemu.schema import Schema
+from fleece.source.qemu.teardown import run_state
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, Transport
 from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
-from fleece.source.qemu.classic import ClassicFleecing
-from fleece.source.qemu.filtered import FilterFleecing
-from fleece.source.qemu.fleecing import Entangled, Fleecing, FleecingWay
+from fleece.source.qemu.hold import Entangled, Fleecing, FleecingWay
+from fleece.source.qemu.hold_by_filters import FilterFleecing
+from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.presence import departure
 from fleece.source.qemu.push import PushJobs
-from fleece.source.qemu.runtime import (
+from fleece.source.qemu.scratch import Scratch, estimate
+from fleece.source.qemu.server import joined
+from fleece.source.qemu.teardown import (
     STOPPED_BY_ERROR,
     continue_guest,
     remove_folder,
@@ -35,8 +37,6 @@ from fleece.source.qemu.runtime import (
     take_down,
     take_down_nodes,
 )
-from fleece.source.qemu.scratch import Scratch, estimate
-from fleece.source.qemu.server import joined
 from fleece.source.qemu.workfolder import Note, WorkFolder, held_folder, process_lives
 
 _FROZEN_LIMIT = 10.0

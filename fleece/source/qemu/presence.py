@@ -13,7 +13,7 @@ from fleece.delta.identity import GuestIdentity
 from fleece.errors import SourceError
 from fleece.source.qemu.inventory import guest_name
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.runtime import STOPPED_BY_ERROR, run_state
+from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state
 
 _RUNNING = "running"
 _COMPLETED = "completed"

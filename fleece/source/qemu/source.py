@@ -16,21 +16,21 @@ from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError
 from fleece.folder import Folder
 from fleece.source.base import Transport
-from fleece.source.qemu import runtime
+from fleece.source.qemu import teardown as runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import Report, examine
-from fleece.source.qemu.fleecing import Fleecing
+from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
+from fleece.source.qemu.pause import let_go_noted
 from fleece.source.qemu.place import check_path, default_scratch, doubt
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
-from fleece.source.qemu.runtime import Removed, Unremoved
 from fleece.source.qemu.segments import next_segment
-from fleece.source.qemu.still import let_go_noted
+from fleece.source.qemu.teardown import Removed, Unremoved
 from fleece.source.qemu.workfolder import (
     Note,
     Strangers,

@@ -1,0 +1,1 @@
+"""One backup: decide, take the point, copy, commit."""

@@ -1,0 +1,143 @@
+"""Hold the whole clean part of a running guest's disks against the chain; store nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.delta.chain import Chain
+from fleece.engine.backup.decide import Auditable, auditable
+from fleece.engine.backup.guest import guest_name
+from fleece.engine.backup.identity import bound
+from fleece.engine.backup.pull import dirty_leaves, open_export
+from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differing
+from fleece.engine.work.needs import check_backup_needs
+from fleece.engine.work.pool import Counter
+from fleece.errors import StoreError
+from fleece.extents import Extents
+from fleece.source.base import Export, Transport
+from fleece.source.lost import reads_of
+from fleece.source.qemu.source import QemuSource, Wanted
+from fleece.store.catalogue import Catalogue
+from fleece.store.folder import FolderStore
+
+
+@dataclass(frozen=True)
+class AuditedDisk:
+    """A disk whose clean leaves are what the chain holds.
+
+    Attributes:
+        disk: its name.
+        size: in bytes.
+        against: the stored point.
+        compared_bytes: of disk; the rest is dirty.
+    """
+
+    disk: str
+    size: int
+    against: str
+    compared_bytes: int
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """An audit that found nothing wrong."""
+
+    guest: str
+    disks: tuple[AuditedDisk, ...]
+
+
+def audit(
+    source: QemuSource,
+    store: FolderStore,
+    guest: str | None = None,
+    disks: tuple[str, ...] = (),
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> AuditResult:
+    """Compare every leaf that QEMU calls unchanged since the newest point with that point.
+
+    Takes a point as a backup does, and takes it down again. The chain and QEMU's segments stay as
+    they are.
+
+    Args:
+        source: the guest.
+        store: with its points.
+        guest: its name in the store; None: the source's own.
+        disks: names; empty: all writable ones.
+        listener: hears what happens.
+        cancel: stops it.
+
+    Raises:
+        VerifyError: something differs; the next backup into this store is a rescan.
+        StoreError: the store has no point of the guest.
+        PointError: of a disk, nothing is known to be unchanged; or the points are another guest's.
+        SourceError: QEMU does not have its guest, or the guest is being migrated.
+        UsageError: no point can have the guest's name.
+    """
+    guest = guest_name(source, guest)
+    source.check_staying()
+    if not store.catalogue().of_guest(guest):
+        raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
+    check_backup_needs(Transport.PULL, source.fleecing)
+    with store.locked(guest):
+        catalogue = store.catalogue()
+        chain = store.chain_of(guest, catalogue)
+        bound(source.identity(), catalogue, guest, chain)
+        for removed in source.clean(chain):
+            listener(events.Leftover(removed.kind, removed.item))
+        for doubt in source.doubts:
+            listener(events.Warned(doubt))
+        chosen = source.inventory().choose(disks)
+        found = [auditable(disk, catalogue, guest, chain) for disk in chosen]
+        point = secrets.token_hex(5)
+        wanted = [Wanted(item.disk, item.bitmaps) for item in found]
+        with source.point(chain, 0, point, wanted, rotate=False) as living:
+            listener(events.PointTaken(point, tuple(disk.name for disk in chosen)))
+            for warning in living.warnings:
+                listener(events.Warned(warning))
+            with contextlib.ExitStack() as stack:
+                jobs = _jobs(stack, catalogue, found, living.exports, cancel)
+                total = sum(job.clean.total for job in jobs)
+                counter = Counter(listener, events.Phase.AUDIT, guest, total)
+                try:
+                    with reads_of(living):
+                        stop = cancel or CancelToken()
+                        compare_clean(jobs, 1.0, counter, stop, watch=living.watch)
+                finally:
+                    distrust(store, chain, jobs)
+                living.check()
+                refuse_differing(jobs)
+    return AuditResult(guest, tuple(_result(job) for job in jobs))
+
+
+def distrust(store: FolderStore, chain: str, jobs: Sequence[AuditJob]) -> None:
+    """Make the next backup of each disk on which an audit found something a rescan."""
+    for job in jobs:
+        if job.trouble is not None:
+            store.distrust(chain, job.name, job.trouble)
+
+
+def _jobs(
+    stack: contextlib.ExitStack,
+    catalogue: Catalogue,
+    found: Sequence[Auditable],
+    exports: Sequence[Export],
+    cancel: CancelToken | None,
+) -> list[AuditJob]:
+    jobs = []
+    for item, export in zip(found, exports, strict=True):
+        chain: Chain = stack.enter_context(catalogue.chain(item.newest))
+        disk = open_export(export, cancel=cancel)
+        clean = Extents.whole(disk.size).subtract(dirty_leaves(export, disk))
+        jobs.append(AuditJob(item.disk.name, disk, clean, chain))
+    return jobs
+
+
+def _result(job: AuditJob) -> AuditedDisk:
+    newest = job.chain.deltas[0].header
+    return AuditedDisk(job.name, newest.size, newest.point.id, job.compared_bytes)

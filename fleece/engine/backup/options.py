@@ -1,0 +1,108 @@
+"""How to back up, and what became of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleece.delta.header import Mode
+from fleece.engine.backup.decide import ModeWish
+from fleece.engine.backup.transport import TransportWish
+from fleece.engine.work.pool import WORKERS
+from fleece.source.base import Transport
+from fleece.source.qemu.agent import GuestAgent
+
+DEFAULT_LEVEL = 1
+"""The zstd level (docs/benchmarks.rst tells why)."""
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """How to back up.
+
+    Attributes:
+        mode: what is wanted; auto decides for each disk.
+        guest: the guest's name in the store; None: the source's own.
+        disks: names; empty: all writable ones.
+        level: zstd level.
+        workers: threads that read, hash and compress.
+        audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
+            chain all the same, sampled anew each time.
+        agent: of the guest, which freezes its file systems for the moment of the point.
+        resume: go on with a point that a dead run left, if it is whole; else always take a new one.
+        transport: whether a new point is pulled or pushed.
+        rate: the most bytes that are read of QEMU in a second; None: as many as it gives.
+        adopt: the chain is another guest's; from this point on it is this one's. All is read.
+    """
+
+    mode: ModeWish = ModeWish.AUTO
+    guest: str | None = None
+    disks: tuple[str, ...] = ()
+    level: int = DEFAULT_LEVEL
+    workers: int = WORKERS
+    audit: float = 0.0
+    agent: GuestAgent | None = None
+    resume: bool = True
+    transport: TransportWish = TransportWish.AUTO
+    rate: int | None = None
+    adopt: bool = False
+
+
+@dataclass(frozen=True)
+class DiskResult:
+    """What became of one disk. Bytes are of disk, but `stored_bytes` of file.
+
+    `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves;
+    `audited_bytes` were clean, and found to be what the chain holds. `read_bytes` were read by this
+    run; `resumed_bytes` by a dead one before, and not again.
+    """
+
+    disk: str
+    size: int
+    root: str
+    mode: Mode
+    dirty_bytes: int
+    read_bytes: int
+    stored_bytes: int
+    delta: str
+    audited_bytes: int = 0
+    resumed_bytes: int = 0
+
+
+class PointMode(enum.StrEnum):
+    """The mode of a whole point: its disks' common one, or mixed."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIFFERENTIAL = "differential"
+    RESCAN = "rescan"
+    MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class BackupResult:
+    """A stored point.
+
+    Attributes:
+        point, guest, mode, disks: what it is.
+        frozen: the guest's agent held its file systems still for it.
+        resumed: a dead run took it, at the time that its headers say.
+        transport: how it came out of QEMU.
+        adopted: the chain was another guest's before.
+    """
+
+    point: str
+    guest: str
+    mode: PointMode
+    disks: tuple[DiskResult, ...]
+    frozen: bool = False
+    resumed: bool = False
+    transport: Transport = Transport.PULL
+    adopted: bool = False
+
+
+def common_mode(results: Sequence[DiskResult]) -> PointMode:
+    """The mode of a point of these disks."""
+    modes = {result.mode for result in results}
+    return PointMode(modes.pop()) if len(modes) == 1 else PointMode.MIXED

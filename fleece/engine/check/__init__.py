@@ -1,0 +1,1 @@
+"""What a store holds, read and judged: verify, scrub, status, diff, map."""

@@ -1,0 +1,1 @@
+"""Disks out of a store: images, chains, streams, salvage."""

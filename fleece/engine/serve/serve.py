@@ -1,0 +1,326 @@
+"""Serve the disks of a point over NBD, by an nbdkit of our own whose plugin reads the chains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.disk.nbd import NbdDisk
+from fleece.engine.serve.plugin_exports import Report, Wish
+from fleece.engine.work.new_file import is_there
+from fleece.errors import FleeceError, StoreError, TargetError
+from fleece.nbd.nbdkit import lacks_plugin
+from fleece.nbd.server import greets
+from fleece.nbd.uri import unix_uri
+from fleece.programs import program, server_environment
+from fleece.store.catalogue import StoredPoint
+from fleece.store.folder import FolderStore
+from fleece.store.names import safe_name
+
+_PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
+_START_LIMIT = 60.0
+_END_LIMIT = 1.0
+"""Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
+
+_KEYED_MODULES = (
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.kdf.hkdf",
+)
+"""What a store with a key needs besides; else loaded when it is first used."""
+
+_LONGEST_SOCKET = 107
+"""Bytes of a unix socket's path, by the kernel (unix(7))."""
+
+
+@dataclass(frozen=True)
+class ServedDisk:
+    """One export.
+
+    Attributes:
+        disk: its name, and the export's.
+        uri: where it is.
+        size: in bytes.
+        root: of the disk at the point, hexadecimal.
+    """
+
+    disk: str
+    uri: str
+    size: int
+    root: str
+
+
+class Serving:
+    """A point that is being served.
+
+    Attributes:
+        guest, point: whose point.
+        disks: the exports; every one of them has answered.
+    """
+
+    def __init__(self, point: StoredPoint, servers: list[_Server]) -> None:
+        self.guest = point.guest
+        self.point = point.id
+        self._servers = servers
+        self.disks = tuple(disk for server in servers for disk in server.disks)
+
+    @property
+    def problems(self) -> int:
+        """How many different errors reads have met so far."""
+        return sum(server.problems for server in self._servers)
+
+    def check(self) -> None:
+        """Raise if a server has ended by itself.
+
+        Raises:
+            TargetError: it has.
+        """
+        for server in self._servers:
+            server.check()
+
+
+@contextlib.contextmanager
+def serve(
+    store: FolderStore,
+    point: str,
+    disks: tuple[str, ...] = (),
+    *,
+    guest: str | None = None,
+    socket: str | None = None,
+    writable: bool = False,
+    scratch: Path | None = None,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+) -> Iterator[Serving]:
+    """Serve disks of a point for as long as the context lasts.
+
+    Args:
+        store: that holds the point.
+        point: an id, a prefix of one, or `latest`.
+        disks: which; none: all of the point's.
+        guest: which guest, if `latest` could mean several.
+        socket: path of the unix socket to make; None: one in a folder of its own. Writable disks
+            have a server each: of several, each socket's name is this one and the disk's. nbdkit
+            makes it so that only this user may connect, whatever the umask (unix(7)).
+        writable: clients may write; what they write is thrown away in the end. The store is never
+            written.
+        scratch: folder for what they write; None: /var/tmp.
+        listener: hears `Problem` when a read meets damage, from a thread.
+        cancel: stops the start.
+
+    Raises:
+        StoreError: the point is not there, or a chain is broken.
+        TargetError: the socket cannot be made, or nbdkit failed.
+        UsageError: nbdkit is missing, or the point has no such disk.
+    """
+    modules = () if store.access.secret is None else _KEYED_MODULES
+    way = _Way(writable, scratch, listener, modules)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(_folder())) if socket is None else None
+
+        def started(disk: str | None) -> _Server:
+            server = _Server(_place(socket, folder, disk), folder, way)
+            stack.callback(server.end)
+            return server
+
+        # One server is certain, unless disks are writable: it gets ready while the store is read.
+        early = None if writable else started(None)
+        catalogue = store.catalogue()
+        found = catalogue.find(point, guest)
+        names = disks or tuple(sorted(found.disks))
+        lines = {name: [e.path for e in catalogue.line(found.disk(name))] for name in names}
+        groups = [(name,) for name in names] if writable else [names]
+        servers = []
+        for group in groups:
+            server = early or started(group[0] if len(groups) > 1 else None)
+            server.tell(_wish(store, {name: lines[name] for name in group}), found)
+            servers.append(server)
+        for server in servers:
+            server.wait(cancel or CancelToken())
+        yield Serving(found, servers)
+
+
+def _wish(store: FolderStore, lines: dict[str, list[str]]) -> Wish:
+    paths = {name: [str(Path(path).absolute()) for path in line] for name, line in lines.items()}
+    secret = store.access.secret
+    return Wish(str(store.path.absolute()), paths, None if secret is None else secret.to_pipe())
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as made:
+        yield made
+
+
+def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:
+    """The path of a server's socket, which must be free."""
+    place = Path(socket or "").absolute() if folder is None else folder / "nbd"
+    if disk is not None:
+        place = Path(f"{place}.{safe_name(disk)}")
+    if len(os.fsencode(place)) > _LONGEST_SOCKET:
+        raise TargetError(f"the socket's path is longer than {_LONGEST_SOCKET} bytes", where=place)
+    if is_there(place):
+        raise TargetError("exists already", where=place, hint="remove it if nothing listens there")
+    return place
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to serve."""
+
+    writable: bool
+    scratch: Path | None
+    listener: events.Listener
+    modules: tuple[str, ...]
+
+    def command(self, socket: str) -> list[str]:
+        """nbdkit's command line. It ends with this process, whatever ends that."""
+        words = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent"]
+        words += ["--filter=cow"] if self.writable else ["--readonly"]
+        return [*words, "--unix", socket, "python", str(_PLUGIN)]
+
+    def environment(self) -> dict[str, str]:
+        """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without."""
+        kept = server_environment()
+        kept.pop("TMPDIR", None)
+        return kept if self.scratch is None else kept | {"TMPDIR": str(self.scratch)}
+
+
+class _Server:
+    """One nbdkit with one socket. It loads its modules, and then waits to be told what to serve.
+
+    Args:
+        socket: to make.
+        folder: of nothing but the socket, removed with it; None: it stays.
+        way: how to serve.
+    """
+
+    def __init__(self, socket: Path, folder: Path | None, way: _Way) -> None:
+        self._socket = str(socket)
+        self._way = way
+        self._listener = way.listener
+        self._said: deque[str] = deque(maxlen=20)
+        self._failed: Report | None = None
+        self.problems = 0
+        self.disks: tuple[ServedDisk, ...] = ()
+        # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
+        self._process = subprocess.Popen(
+            way.command(self._socket),
+            env=way.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        self._hearing = threading.Thread(target=self._hear, name="fleece-serve", daemon=True)
+        self._hearing.start()
+        python = [*sys.version_info[:2]]
+        path = [item or str(Path.cwd()) for item in sys.path]
+        # Where this package was found comes first: nbdkit's working directory is not Python's.
+        path.insert(0, str(_PLUGIN.parents[2]))
+        own = None if folder is None else str(folder)
+        said = {"python": python, "path": path, "modules": way.modules}
+        self._send(said | {"socket": self._socket, "folder": own})
+
+    def tell(self, wish: Wish, point: StoredPoint) -> None:
+        """Say what to serve: disks of this point."""
+        self.disks = tuple(
+            ServedDisk(name, unix_uri(self._socket, name), entry.header.size, entry.root)
+            for name, entry in ((name, point.disk(name)) for name in wish.lines)
+        )
+        self._send(asdict(wish))
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+
+    def _send(self, said: dict[str, Any]) -> None:
+        """Write a line to the plugin: through a pipe, because a command line is public."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(said).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _hear(self) -> None:
+        assert self._process.stderr is not None
+        for raw in self._process.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            report = Report.parse(line)
+            if report is None:
+                self._said.append(line)
+            elif report.fleece == "failed":
+                self._failed = report
+            else:
+                self.problems += 1
+                self._tell(events.Problem(report.where or self._socket, report.what))
+
+    def _tell(self, problem: events.Problem) -> None:
+        """Tell the listener, as long as it listens: nbdkit must be heard whatever becomes of it."""
+        try:
+            self._listener(problem)
+        except Exception as error:
+            self._listener = events.ignore
+            self._said.append(f"a listener failed: {error!r}")
+
+    def wait(self, cancel: CancelToken) -> None:
+        """Wait until every export has answered a client."""
+        limit = time.monotonic() + _START_LIMIT
+        while not greets(Path(self._socket), cancel):
+            cancel.check()
+            self.check()
+            if time.monotonic() > limit:
+                raise TargetError("nbdkit did not start in time", where=self._socket)
+            time.sleep(0.005)
+        for served in self.disks:
+            found = NbdDisk(served.uri, TargetError, cancel=cancel)
+            if found.size != served.size or found.read_only == self._way.writable:
+                raise TargetError("nbdkit serves something else", where=served.uri)
+
+    def check(self) -> None:
+        """Raise if nbdkit has ended.
+
+        Raises:
+            FleeceError: it has; of the family that the plugin named, else a TargetError.
+        """
+        if self._process.poll() is None:
+            return
+        self._hearing.join()
+        if self._failed is not None:
+            said = self._failed
+            raise _family(said.code)(said.what, where=said.where, hint=said.hint)
+        text = " ".join(" ".join(self._said).split()) or f"exit code {self._process.returncode}"
+        if "nbdkit-python-plugin" in text:
+            raise lacks_plugin()
+        raise TargetError(f"nbdkit ended: {text}", where=self._socket)
+
+    def end(self) -> None:
+        """End nbdkit and remove its socket."""
+        self._process.terminate()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_END_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._hearing.join()
+        with contextlib.suppress(OSError):
+            os.unlink(self._socket)
+
+
+def _family(code: int) -> Callable[..., FleeceError]:
+    """The family of errors with an exit code."""
+    families: list[type[FleeceError]] = [StoreError, *FleeceError.__subclasses__()]
+    return next((family for family in families if family.code == code), StoreError)

@@ -1,0 +1,1 @@
+"""A store kept in shape: merge, prune, import."""

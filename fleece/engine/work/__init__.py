@@ -1,0 +1,1 @@
+"""What several verbs work with: the pool, plans of reads, scans, new files."""
