@@ -1,8 +1,8 @@
 """Point-in-time copies of QEMU's disks: taken over NBD, stored as deltas, proven by hash.
 
-The public API is what `fleece.api` names; docs/api.rst shows it at work. Each name is loaded when
-it is first used, so that `import fleece` costs nothing. Nothing in it prints, parses arguments,
-installs signal handlers or keeps global state.
+The public API is what `fleece.api` names; docs/reference/library.rst shows it at work. Each name
+is loaded when it is first used, so that `import fleece` costs nothing. Nothing in it prints, parses
+arguments, installs signal handlers or keeps global state.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Secrets, and the keys that are derived from them (docs/format.rst, "Keys").
+"""Secrets, and the keys that are derived from them (docs/internals/format.rst, "Keys").
 
 A secret is what the user keeps: a key file or a passphrase. A key belongs to one store; what it is
 derived by (its terms) is no secret and stands in the store's marker and in every delta.

@@ -2,7 +2,7 @@
 
 The whole disk at a point has one tree. A delta holds the nodes that its changes touched, each with
 its full list of children; a node that it does not hold is in an older delta, or is all zeros
-(docs/format.rst, "The tree"). Everything here is pure: arrays in, arrays out.
+(docs/internals/format.rst, "The tree"). Everything here is pure: arrays in, arrays out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEAF_SIZE = 64 * 1024
 """Bytes of disk under one leaf."""
 
 FAN_OUT = 16
-"""Children of an inner node (docs/format.rst tells why 16)."""
+"""Children of an inner node (docs/internals/format.rst tells why 16)."""
 
 HashArray = npt.NDArray[np.uint8]
 """uint8[n, hash size] (or [n, fan-out, hash size] for lists of children)."""

@@ -1,1 +1,1 @@
-"""The delta file: bytes in, bytes out. Knows no NBD, no QEMU and no store (docs/format.rst)."""
+"""The delta file: bytes in, bytes out (docs/internals/format.rst). Knows no NBD, QEMU or store."""

@@ -150,8 +150,9 @@ class Chain:
             found, children = delta.nodes(level, nodes[missing])
             result[missing[found]] = children
             missing = np.delete(missing, found)
-            # A node that a delta touched and does not hold is zero as a whole (docs/format.rst), so
-            # one look at its first byte settles it. What reaches past the end is always held.
+            # A node that a delta touched and does not hold is zero as a whole
+            # (docs/internals/format.rst), so one look at its first byte settles it. What reaches
+            # past the end is always held.
             settled = delta.is_zeroed(nodes[missing] * span * shape.leaf_size)
             settled &= (nodes[missing] + 1) * span <= shape.leaves
             missing = missing[~settled]

@@ -1,4 +1,4 @@
-"""The KEY frame, and the sealing of all frames behind it (docs/format.rst, "Keys").
+"""The KEY frame, and the sealing of all frames behind it (docs/internals/format.rst, "Keys").
 
 A delta of a keyed chain begins with a KEY frame: it says how the key is derived. An encrypted one
 holds its frames, the zstd frames too, each inside a skippable frame of its own, by AES-256-GCM.

@@ -1,6 +1,6 @@
 """What a damaged delta still proves of its disk, and the salvaged file that keeps it.
 
-docs/format.rst, "Salvaged files", is the contract.
+docs/internals/format.rst, "Salvaged files", is the contract.
 """
 
 from __future__ import annotations

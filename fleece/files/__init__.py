@@ -2,5 +2,5 @@
 
 What a guest has written is parsed by a library in a process of its own (`fleece.files.reader`),
 which has no store, no key, and no way to write. This side gives it the disk's bytes, each checked
-by hash, and makes the copies. docs/architecture.rst, "Files out of a point", says why.
+by hash, and makes the copies. docs/internals/architecture.rst, "Files out of a point", says why.
 """

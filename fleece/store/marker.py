@@ -1,7 +1,7 @@
 """The marker that makes a folder a store: its id, its hash, and what it is protected by.
 
-That of a store with a key proves itself by a MAC (docs/format.rst, "The marker of a store"): with
-the key given, no byte of a guest goes into a store whose marker was altered.
+That of a store with a key proves itself by a MAC (docs/internals/format.rst, "The marker of a
+store"): with the key given, no byte of a guest goes into a store whose marker was altered.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m tests.golden.make FOLDER
 
 Each file is one `Case`: a disk, what of it is in the delta, and what the delta builds on.
-`full.fleece` is the one that docs/format.rst shows byte by byte.
+`full.fleece` is the one that docs/internals/format.rst shows byte by byte.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The chain is as small as the format allows and has all there is in it: a full and a delta, data and
 zeros in both, records that the newer one covers, tree pages that no restore needs. Each byte is
-changed once here, in one bit or in all; with FLEECE_EVERY_BIT=1 both ways (docs/format.rst, "Every
-bit counts", has the counts).
+changed once here, in one bit or in all; with FLEECE_EVERY_BIT=1 both ways
+(docs/internals/format.rst, "Every bit counts", has the counts).
 """
 
 from __future__ import annotations

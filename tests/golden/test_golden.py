@@ -26,7 +26,7 @@ from tests.golden.make import CASES, FULL_DISK, Case, main, opened
 
 HERE = Path(__file__).parent / "v1"
 FULL = HERE / "full.fleece"
-FORMAT = Path(__file__).parents[2] / "docs" / "format.rst"
+FORMAT = Path(__file__).parents[2] / "docs" / "internals" / "format.rst"
 
 _NAMED = re.compile(r"^``tests/golden/v1/([a-z0-9-]+\.fleece)``", re.MULTILINE)
 _DUMP = re.compile(r"^ {4}([0-9a-f]{8}): ((?:[0-9a-f]{2,4} )+) ", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Markers as they were once made: each opens its store, and its MAC is as docs/format.rst says."""
+"""Markers as they were once made: each opens its store, and its MAC is as the format says."""
 
 from __future__ import annotations
 

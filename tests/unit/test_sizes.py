@@ -1,4 +1,4 @@
-"""What a delta costs beside its data: bounds that docs/architecture.rst tells the reasons of."""
+"""What a delta costs beside its data; docs/internals/architecture.rst has the reasons."""
 
 from __future__ import annotations
 

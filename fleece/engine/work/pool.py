@@ -1,7 +1,7 @@
 """A pool of identical workers that take work from one shared iterator.
 
 The shape that measured best: each worker has its own connection and its own compressor, and does
-reading, hashing and compression in one thread (docs/architecture.rst, "Workers").
+reading, hashing and compression in one thread (docs/internals/architecture.rst, "Workers").
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from fleece.source.base import Export
 
 
 class Fleecing(enum.StrEnum):
-    """A way to hold a point. docs/architecture.rst compares them."""
+    """A way to hold a point. docs/internals/architecture.rst compares them."""
 
     CLASSIC = "classic"
     FILTER = "filter"

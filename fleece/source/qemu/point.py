@@ -1,6 +1,6 @@
 """A living point of a guest's disks: held, exported, watched, taken down.
 
-The way it is done, and the order, is docs/architecture.rst, "The point in time".
+The way it is done, and the order, is docs/internals/architecture.rst, "The point in time".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Nothing of it is in the guest's way. The guest's writes wait for the fleecing job, which copies to
 the local scratch, and never for the sink: a push job reads the scratch through a view that nobody
-writes through. docs/architecture.rst, "Push", has the reasons and what was measured.
+writes through. docs/internals/architecture.rst, "Push", has the reasons and what was measured.
 """
 
 from __future__ import annotations
