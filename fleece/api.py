@@ -67,10 +67,11 @@ from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
+from fleece.store.open import open_store
+from fleece.store.store import Store
 from fleece.terminal import shown
 from fleece.tree import BlankDisk, Geometry
 
@@ -110,7 +111,6 @@ __all__ = (
     "FilesError",
     "FleeceError",
     "Fleecing",
-    "FolderStore",
     "Geometry",
     "GuestAgent",
     "GuestDisk",
@@ -151,6 +151,7 @@ __all__ = (
     "ServedDisk",
     "Serving",
     "SourceError",
+    "Store",
     "StoreError",
     "StoreStatus",
     "StoreWishes",
@@ -190,6 +191,7 @@ __all__ = (
     "open_export",
     "open_files",
     "open_image",
+    "open_store",
     "picture_of",
     "prune",
     "read_entry",

@@ -23,7 +23,7 @@ def audit(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece audit SOURCE STORE`."""
-    place = fleece.FolderStore(store, secret)
+    place = fleece.open_store(store, secret)
     with open_source(source, cancel, scratch, scratch_limit, fleecing) as opened:
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [

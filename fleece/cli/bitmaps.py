@@ -19,7 +19,7 @@ def bitmap(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
-    places = [fleece.FolderStore(store, secret) for store in stores]
+    places = [fleece.open_store(store, secret) for store in stores]
     with open_source(source, cancel, None) as opened:
         if drop is None:
             found = fleece.segments(opened, places, guest)

@@ -35,7 +35,7 @@ def boot_test(
     if permissions is not None and (screenshot, console) == (None, None):
         raise UsageError("--mode goes with --screenshot or --console-log")
     result = fleece.boot_test(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         point,
         tuple(dict.fromkeys(disks)),
         guest=guest,

@@ -28,7 +28,7 @@ def verify(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
-    catalogue = fleece.FolderStore(store, secret).catalogue()
+    catalogue = fleece.open_store(store, secret).catalogue()
     if max_age is not None or fraction is not None:
         if any(word is not None for word in (point, against, disk, image_format)):
             raise UsageError(
@@ -141,7 +141,7 @@ def status(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece status STORE`."""
-    found = fleece.status(fleece.FolderStore(store, secret).catalogue())
+    found = fleece.status(fleece.open_store(store, secret).catalogue())
     if prometheus:
         from fleece.cli import metrics
 

@@ -53,7 +53,7 @@ def ls(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece files STORE POINT DISK ls [PATH]...`."""
-    place = fleece.FolderStore(store, secret)
+    place = fleece.open_store(store, secret)
     with fleece.open_files(place, point, disk, guest=guest, cancel=cancel) as files:
         if not paths:
             if volume is not None or long or recursive:
@@ -153,7 +153,7 @@ def cp(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece files STORE POINT DISK cp PATH... DEST`."""
-    place = fleece.FolderStore(store, secret)
+    place = fleece.open_store(store, secret)
     if target == "-" and (len(paths) != 1 or force):
         raise UsageError("standard output takes one file, and no --force")
     with fleece.open_files(place, point, disk, guest=guest, cancel=cancel) as files:

@@ -21,7 +21,7 @@ def merge(
 ) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
     result = fleece.merge(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         point,
         first,
         guest=guest,
@@ -50,7 +50,7 @@ def prune(
     """`fleece prune STORE --keep-...`."""
     span = None if within is None else fleece.Duration.parse(within)
     result = fleece.prune(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         fleece.KeepRules(**counts, within=span),
         guest,
         dry_run=dry_run,
@@ -86,7 +86,7 @@ def pin(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece pin STORE POINT`."""
-    found = fleece.set_pin(fleece.FolderStore(store, secret), point, guest)
+    found = fleece.set_pin(fleece.open_store(store, secret), point, guest)
     output.succeed(f"point {found.id} is pinned", point=found.id, guest=found.guest, pinned=True)
 
 
@@ -99,6 +99,6 @@ def unpin(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece unpin STORE POINT`."""
-    found = fleece.set_pin(fleece.FolderStore(store, secret), point, guest, pinned=False)
+    found = fleece.set_pin(fleece.open_store(store, secret), point, guest, pinned=False)
     text = f"point {found.id} is not pinned"
     output.succeed(text, point=found.id, guest=found.guest, pinned=False)

@@ -24,7 +24,7 @@ def diff(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece diff STORE A B`."""
-    catalogue = fleece.FolderStore(store, secret).catalogue()
+    catalogue = fleece.open_store(store, secret).catalogue()
     before, after = catalogue.find(old, guest), catalogue.find(new, guest)
     known = sorted({*before.disks, *after.disks})
     for name in disks:
@@ -92,7 +92,7 @@ def draw(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece map STORE POINT DISK`."""
-    catalogue = fleece.FolderStore(store, secret).catalogue()
+    catalogue = fleece.open_store(store, secret).catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     title = f"disk {disk} of {entry.header.guest} at point {entry.header.point.id}"
     with catalogue.chain(entry) as chain:

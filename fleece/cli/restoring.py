@@ -27,7 +27,7 @@ def restore(
     secret: fleece.Secret | None,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
-    place = fleece.FolderStore(store, secret)
+    place = fleece.open_store(store, secret)
     if target == "-":
         idle = (force, in_place, permissions is not None, target_format not in (None, "raw"))
         if any(idle):
@@ -77,7 +77,7 @@ def as_chain(
             where=target,
         )
     result = fleece.restore_as_chain(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         point,
         disk,
         target,

@@ -67,7 +67,7 @@ def restore_partial(
     if in_place or target == "-":
         raise UsageError("--partial makes a new image", where=target)
     result = fleece.restore_partial(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         point,
         disk,
         target,

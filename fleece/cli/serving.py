@@ -31,7 +31,7 @@ def serve(
     if scratch is not None and not writable:
         raise UsageError("--scratch goes with --writable")
     with fleece.serve(
-        fleece.FolderStore(store, secret),
+        fleece.open_store(store, secret),
         point,
         tuple(dict.fromkeys(disks)),
         guest=guest,

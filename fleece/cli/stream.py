@@ -121,7 +121,7 @@ def import_delta(
             with contextlib.suppress(BlockingIOError):
                 return os.read(_STDIN, length)
 
-    place = fleece.FolderStore(store, secret)
+    place = fleece.open_store(store, secret)
     result = fleece.import_delta(place, read, output.listen, cancel, adopt=adopt)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"

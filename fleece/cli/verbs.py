@@ -113,7 +113,7 @@ def backup(
         sink = None
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        place = fleece.FolderStore(store, secret)
+        place = fleece.open_store(store, secret)
         opened = stack.enter_context(open_source(source, cancel, scratch, scratch_limit, fleecing))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
@@ -146,7 +146,7 @@ def list_points(
     output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
 ) -> None:
     """`fleece list STORE`."""
-    catalogue = fleece.FolderStore(store, secret).catalogue()
+    catalogue = fleece.open_store(store, secret).catalogue()
     for point in catalogue.points:
         for name, entry in sorted(point.disks.items()):
             head = entry.header

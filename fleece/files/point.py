@@ -13,7 +13,7 @@ from fleece.files.model import FileEntry, FileKind, Volume
 from fleece.files.names import possible
 from fleece.files.session import FilesError, MissingError, Session
 from fleece.files.wire import Head
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 from fleece.terminal import shown
 
 MOST_DEPTH = 256
@@ -32,7 +32,7 @@ many as its volume has room for, or all of them in one block that it shows again
 
 @contextlib.contextmanager
 def open_files(
-    store: FolderStore,
+    store: Store,
     point: str,
     disk: str,
     *,

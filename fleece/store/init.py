@@ -13,10 +13,11 @@ from fleece.folder import Folder, Kind
 from fleece.keys import Secret
 from fleece.naming import name_new
 from fleece.store.errors import store_errors
-from fleece.store.folder import FolderStore
 from fleece.store.loose import open_delta
 from fleece.store.marker import Marker, StoreWishes
 from fleece.store.names import MARKER, NEW_MARKER, SPOOL, is_furniture
+from fleece.store.open import folder_of, open_store
+from fleece.store.store import Store
 
 
 def init(
@@ -24,11 +25,11 @@ def init(
     secret: Secret | None = None,
     wishes: StoreWishes | None = None,
     like: str | os.PathLike[str] | None = None,
-) -> FolderStore:
+) -> Store:
     """Make a store where nothing or an empty folder is.
 
     Args:
-        path: the folder; folders on the way to it are made too.
+        path: the folder, as `open_store` takes it; folders on the way to it are made too.
         secret: the key file or passphrase of a store with a key.
         wishes: how it shall be; None: as private as can be, without a key.
         like: a store, or a delta: the new store has its hash, its key and its encryption, so that
@@ -37,16 +38,16 @@ def init(
     Raises:
         StoreError: a store or something else is there, or it cannot be made. Of several that make
             one at once all but the first fail so.
-        UsageError: the wishes contradict the secret, or `like`.
+        UsageError: the wishes contradict the secret, or `like`; or there are no such stores.
     """
     wishes = wishes or StoreWishes()
-    folder = Path(path)
+    folder = Path(folder_of(path))
     if not is_free(folder):
         raise _taken(folder)
     marker = Marker.new(wishes, secret) if like is None else _like(like, secret, wishes)
     with store_errors(folder), _made(folder, marker.folder_mode) as made:
         _place(made, marker, marker.to_text(secret))
-    store = FolderStore(folder, secret)
+    store = open_store(folder, secret)
     if store.id != marker.id:  # where there are no hard links, two can place theirs
         raise _taken(folder)
     return store
@@ -89,8 +90,8 @@ def _taken(folder: Path) -> StoreError:
 def _like(like: str | os.PathLike[str], secret: Secret | None, wishes: StoreWishes) -> Marker:
     if wishes.hash is not None or wishes.encrypt:
         raise UsageError("a store that is like another has its hash and its encryption")
-    if Path(like).is_dir():
-        store = FolderStore(like, secret)
+    if Path(folder_of(like)).is_dir():
+        store = open_store(like, secret)
         return Marker.like(store.algorithm.name, store.protection, wishes.mode)
     with open_delta(like, secret) as delta:
         return Marker.like(delta.geometry.algorithm.name, delta.protection, wishes.mode)

@@ -23,7 +23,7 @@ from fleece.store.sink import DeltaFile
 def spooled(root: Root) -> Iterator[DeltaFile]:
     """A private file in a store's folder, for a delta that is not known yet.
 
-    Afterwards it is gone, if `FolderStore.take_in` did not take it. What a killed process left of
+    Afterwards it is gone, if `Store.take_in` did not take it. What a killed process left of
     such files is removed first.
     """
     name = f"{SPOOL}{secrets.token_hex(8)}"
@@ -52,7 +52,7 @@ def _remove_left(folder: Folder) -> None:
 
 
 def take_in(access: Access, file: DeltaFile, entry: Entry, beside: Entry | None) -> Path:
-    """Give a spooled delta its place (`FolderStore.take_in`).
+    """Give a spooled delta its place (`Store.take_in`).
 
     Raises:
         OSError: the store cannot be written.

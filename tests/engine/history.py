@@ -11,8 +11,8 @@ from pathlib import Path
 from fleece.delta.header import ParentRef
 from fleece.delta.sink import Sink
 from fleece.extents import Extents
-from fleece.store.folder import FolderStore
 from fleece.store.init import init, is_free
+from fleece.store.open import open_store
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import LEAF, Change, OpenChain, applied, header, write_delta
 
@@ -71,7 +71,7 @@ class Guest:
 
     def _point(self, dirty: Mapping[str, Extents]) -> None:
         sequence = len(self.points) + 1
-        store = init(self.store) if is_free(self.store) else FolderStore(self.store)
+        store = init(self.store) if is_free(self.store) else open_store(self.store)
         with store.locked(self.name):
             partial = store.begin(self.name, f"{sequence:010x}", sequence)
             for name, extents in dirty.items():

@@ -392,7 +392,7 @@ class Matrix:
         self.counts.points = len(points)
 
     def _catalogue(self) -> fleece.Catalogue:
-        return fleece.FolderStore(self.scene.store).catalogue()
+        return fleece.open_store(self.scene.store).catalogue()
 
     def _points(self) -> list[fleece.StoredPoint]:
         return self._catalogue().of_guest(GUEST)

@@ -299,9 +299,9 @@ class Scene:
             fleece.init(path)
         return path
 
-    def opened(self, store: Path | None = None) -> fleece.FolderStore:
+    def opened(self, store: Path | None = None) -> fleece.Store:
         """A store, opened; made if there is none yet."""
-        return fleece.FolderStore(self.place(store))
+        return fleece.open_store(self.place(store))
 
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
         """The words of a backup command."""
@@ -359,7 +359,7 @@ class Scene:
     def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
         """Restore a disk to a new raw file by the library."""
         target = self.folder / f"restored-{disk}-{next(self._numbers)}"
-        fleece.restore(fleece.FolderStore(store or self.store), point, disk, str(target))
+        fleece.restore(fleece.open_store(store or self.store), point, disk, str(target))
         return target
 
     def check_exact(self, *nodes: str, store: Path | None = None) -> None:
@@ -408,16 +408,16 @@ class Scene:
 
     def newest(self, store: Path | None = None) -> str:
         """The id of the newest complete point, whatever is damaged beside it."""
-        points = fleece.FolderStore(store or self.store).catalogue().points
+        points = fleece.open_store(store or self.store).catalogue().points
         return [point.id for point in points if point.complete][-1]
 
     def points(self) -> int:
         """The number of complete points in the store."""
-        return len(fleece.FolderStore(self.store).catalogue().of_guest(GUEST))
+        return len(fleece.open_store(self.store).catalogue().of_guest(GUEST))
 
     def verify(self) -> None:
         """Check every byte of the store by the library, every delta by `zstd -t`."""
-        catalogue = fleece.FolderStore(self.store).catalogue()
+        catalogue = fleece.open_store(self.store).catalogue()
         result = fleece.verify_store(catalogue)
         assert result.errors == ()
         for entry in catalogue.entries:

@@ -53,7 +53,7 @@ def _unseen(scene: Scene, offset: int, length: int = LEAF) -> None:
 
 def _audit(scene: Scene) -> fleece.AuditedDisk:
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-        (found,) = fleece.audit(source, fleece.FolderStore(scene.store), GUEST).disks
+        (found,) = fleece.audit(source, fleece.open_store(scene.store), GUEST).disks
     return found
 
 
@@ -89,7 +89,7 @@ def test_all_that_is_clean_is_compared(disk: Scene) -> None:
     ran = disk.engine.run(*_audit_command(disk)).succeeded()
     (found,) = ran.result["disks"]
     assert found["compared_bytes"] == SIZE - LEAF
-    assert found["against"] == fleece.FolderStore(disk.store).catalogue().points[0].id
+    assert found["against"] == fleece.open_store(disk.store).catalogue().points[0].id
     assert _state(disk) == before
     disk.nothing_left()
     assert disk.take("incremental").disks[0].dirty_bytes == LEAF

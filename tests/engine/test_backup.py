@@ -46,7 +46,7 @@ def test_full_incremental_and_differential_are_exact(scene: Scene) -> None:
         6 * KIB64,
         KIB64,
     ]
-    catalogue = fleece.FolderStore(scene.store).catalogue()
+    catalogue = fleece.open_store(scene.store).catalogue()
     line = catalogue.line(catalogue.find(last.point).disk("d0"))
     assert [entry.header.point.id for entry in line] == [
         last.point,
@@ -128,7 +128,7 @@ def test_odd_sizes_lose_nothing(fmt: str, size: int, tmp_path: Path) -> None:
         scene.nothing_left()
         scene.qemu.quit()
         target = tmp_path / "target.qcow2"
-        store = fleece.FolderStore(scene.store)
+        store = fleece.open_store(scene.store)
         qcow2 = fleece.ImageFormat.QCOW2
         assert fleece.restore(store, "latest", "d0", str(target), target_format=qcow2).root == root
         images.check(target)
@@ -361,7 +361,7 @@ def test_other_readers_see_the_point_in_the_export(scene: Scene) -> None:
     judged: list[Path] = []
 
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-        catalogue = fleece.FolderStore(scene.store).catalogue()
+        catalogue = fleece.open_store(scene.store).catalogue()
         newest = catalogue.find("latest", GUEST)
         (disk,) = source.inventory().disks
         bitmap = tuple(scene.segments())
@@ -453,6 +453,6 @@ def test_the_frames_are_as_small_as_zstd_makes_the_same_blocks(level: int, tmp_p
         theirs += (tmp_path / "packed").stat().st_size
     with daemon(tmp_path, Disk(tmp_path / "d0.raw", "d0", "raw")) as scene:
         scene.backup("--level", level).succeeded()
-        (entry,) = fleece.FolderStore(scene.store).catalogue().entries
+        (entry,) = fleece.open_store(scene.store).catalogue().entries
         with fleece.open_delta(entry.path) as delta:
             assert delta.footer.frame_bytes <= theirs * 1.03

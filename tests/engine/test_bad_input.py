@@ -522,7 +522,7 @@ def test_a_full_temporary_folder_makes_no_delta_a_damaged_one(
 
 
 def _entries(scene: Scene) -> list[str]:
-    return [entry.path for entry in fleece.FolderStore(scene.store).catalogue().entries]
+    return [entry.path for entry in fleece.open_store(scene.store).catalogue().entries]
 
 
 def test_a_store_that_cannot_even_be_made(tmp_path: Path, scene: Scene) -> None:
@@ -616,7 +616,7 @@ def test_a_flipped_bit_is_found_and_told(part: str, which: int, scene: Scene) ->
     flip(deltas[which], _places(deltas[which])[part])
     damaged = str(deltas[which])
 
-    catalogue = fleece.FolderStore(scene.store).catalogue()
+    catalogue = fleece.open_store(scene.store).catalogue()
     errors = fleece.verify_store(catalogue).errors
     assert any(damaged in line for line in errors)
     with pytest.raises(fleece.StoreError):
@@ -714,7 +714,7 @@ def test_points_that_are_asked_for_wrongly(scene: Scene) -> None:
     restore("ffffffffffff", "d0", out, code=5, text="no such point")
     restore("latest", "d7", out, code=2, text="d7")
     restore("", "d0", out, code=2, text="POINT: is empty")
-    store = fleece.FolderStore(scene.store)
+    store = fleece.open_store(scene.store)
     with pytest.raises(fleece.UsageError, match="named by nothing"):
         store.catalogue().find("")
     with pytest.raises(fleece.UsageError, match="named by nothing"):
@@ -738,7 +738,7 @@ def test_any_name_of_a_guest_is_a_name(name: str, scene: Scene) -> None:
 def test_a_name_that_no_header_can_hold_is_refused_before_the_point(scene: Scene) -> None:
     scene.take()
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-        store = fleece.FolderStore(scene.store)
+        store = fleece.open_store(scene.store)
         with pytest.raises(fleece.UsageError, match="printable, of 1 to"):
             fleece.backup(source, store, fleece.BackupOptions(guest=""))
     for name in ("two\nlines", "x" * 1025, os.fsdecode(b"\xff")):

@@ -98,7 +98,7 @@ class Exchanged(MachineScene):
         for name in names:
             (path,) = [path for device, path in paths.items() if name in device.split("/")]
             target = self.folder / "restored"
-            store = fleece.FolderStore(self.store)
+            store = fleece.open_store(self.store)
             fleece.restore(store, "latest", name, str(target))
             done = run("qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", path, target)
             assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
@@ -235,7 +235,7 @@ def test_a_stream_is_a_rescan(scene: Exchanged, tmp_path: Path) -> None:
     heard: list[Event] = []
     piped = tmp_path / "piped.fleece"
     options = fleece.BackupOptions(guest="g", disks=("vd-d0",))
-    store = fleece.FolderStore(scene.store)
+    store = fleece.open_store(scene.store)
     with (
         fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source,
         piped.open("wb", buffering=0) as output,

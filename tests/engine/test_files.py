@@ -191,7 +191,7 @@ def _full_to_the_end(folder: Path) -> Path:
 
 def test_a_disk_without_a_table_is_one_volume(backed: Backed) -> None:
     for kind in ALL:
-        with fleece.open_files(fleece.FolderStore(backed.store), "latest", kind) as files:
+        with fleece.open_files(fleece.open_store(backed.store), "latest", kind) as files:
             (volume,) = files.volumes
             assert (volume.number, volume.type, volume.start) == (1, kind, 0)
             assert volume.label.lower() == "label"
@@ -952,7 +952,7 @@ def test_a_copy_that_is_cancelled_leaves_whole_files_alone(backed: Backed, tmp_p
         if len(copied) == 5:
             cancel.cancel()
 
-    store = fleece.FolderStore(backed.store)
+    store = fleece.open_store(backed.store)
     with fleece.open_files(store, "latest", "ext4", cancel=cancel) as files:
         volume = files.volume()
         with pytest.raises(fleece.Interrupted):

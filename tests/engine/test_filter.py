@@ -131,7 +131,7 @@ def test_an_audit_reads_what_was_not_reclaimed(
     way = fleece.Fleecing.FILTER
     with fleece.QemuSource(str(twin.qemu.qmp_socket), twin.scratch, None, way) as source:
         options = fleece.BackupOptions(guest="g", audit=1.0)
-        result = fleece.backup(source, fleece.FolderStore(twin.store), options)
+        result = fleece.backup(source, fleece.open_store(twin.store), options)
     assert result.disks[0].dirty_bytes == 16 * KIB64
     assert result.disks[0].audited_bytes == SIZES["d0"] - 16 * KIB64
     twin.check_exact()
@@ -206,7 +206,7 @@ def test_what_is_written_around_the_moment_is_not_lost(
 
 def _check_states(scene: Scene, node: str, base: bytes, writes: list[Write]) -> None:
     state, done = bytearray(base), 0
-    for point in fleece.FolderStore(scene.store).catalogue().of_guest("g"):
+    for point in fleece.open_store(scene.store).catalogue().of_guest("g"):
         restored = scene.restore(node, point.id)
         held = restored.read_bytes()
         restored.unlink()
@@ -609,7 +609,7 @@ def test_the_scratch_shrinks_as_data_becomes_durable(
         sync(self)
         copy = full_disk.folder / f"copy-{threading.get_ident()}"
         copy.write_bytes(held)
-        with fleece.FolderStore(full_disk.store).access.partial(str(copy)) as partial:
+        with fleece.open_store(full_disk.store).access.partial(str(copy)) as partial:
             durable.append(partial.proven().extents())
 
     def noted_trim(self: Connection, offset: int, length: int) -> None:

@@ -51,7 +51,7 @@ class Points:
         folder.mkdir()
         targets = [folder / device for device in DEVICES]
         for device, target in zip(DEVICES, targets, strict=True):
-            fleece.restore(fleece.FolderStore(self.store), taken.point, device, str(target))
+            fleece.restore(fleece.open_store(self.store), taken.point, device, str(target))
         return targets
 
 

@@ -45,7 +45,7 @@ class Load:
         folder.mkdir()
         targets = [folder / device for device in DEVICES]
         for device, target in zip(DEVICES, targets, strict=True):
-            fleece.restore(fleece.FolderStore(self.store), point, device, str(target))
+            fleece.restore(fleece.open_store(self.store), point, device, str(target))
         return targets
 
 
@@ -112,7 +112,7 @@ def test_a_guest_boots_straight_from_the_backup(
     """It mounts the served disks and writes to them; the store does not notice."""
     before = {path: path.read_bytes() for path in load.store.rglob("*.fleece")}
     point = load.taken[1].result.point
-    with fleece.serve(fleece.FolderStore(load.store), point, writable=True) as served:
+    with fleece.serve(fleece.open_store(load.store), point, writable=True) as served:
         disks = [
             ServedDisk(Path(disk.uri.partition("socket=")[2]), f"d{i}", "raw", disk.disk)
             for i, disk in enumerate(served.disks)

@@ -56,7 +56,7 @@ def guests(tmp_path: Path) -> Iterator[Guests]:
 
 def _identity(scene: MachineScene) -> GuestIdentity | None:
     """Of the newest point."""
-    newest = fleece.FolderStore(scene.store).catalogue().of_guest(GUEST)[-1]
+    newest = fleece.open_store(scene.store).catalogue().of_guest(GUEST)[-1]
     return newest.disks["vd-d0"].header.identity
 
 

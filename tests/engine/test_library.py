@@ -276,7 +276,7 @@ def test_a_disk_restored_by_the_library_is_the_disk(scene: Scene) -> None:
     heard: list[Event] = []
     target = scene.folder / "out.qcow2"
     result = fleece.restore(
-        fleece.FolderStore(scene.store),
+        fleece.open_store(scene.store),
         taken.point,
         "d0",
         str(target),

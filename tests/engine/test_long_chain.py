@@ -138,19 +138,19 @@ def test_backups_go_on_with_a_long_chain(copy: Path, start: bytes, tmp_path: Pat
 
 
 def _modes(scene: Scene) -> list[str]:
-    points = fleece.FolderStore(scene.store).catalogue().points[COUNT:]
+    points = fleece.open_store(scene.store).catalogue().points[COUNT:]
     return [str(point.disks[DISK].header.mode.value) for point in points]
 
 
 def test_a_long_chain_is_merged_pruned_and_salvaged(
     copy: Path, start: bytes, tmp_path: Path
 ) -> None:
-    newest = fleece.FolderStore(copy).catalogue().find("latest").disk(DISK).path
+    newest = fleece.open_store(copy).catalogue().find("latest").disk(DISK).path
     saved = tmp_path / "saved"
     _run("salvage", newest, "-o", saved).succeeded()
     _run("merge", copy, "latest", "--from", long.point_id(3)).succeeded()
     _run("prune", copy, "--keep-last", "2", "--keep-daily", "-1").succeeded()
-    catalogue = fleece.FolderStore(copy).catalogue()
+    catalogue = fleece.open_store(copy).catalogue()
     assert 80 < len(catalogue.points) < 100
     _run("verify", copy).succeeded()
     target = tmp_path / "image"
@@ -159,13 +159,13 @@ def test_a_long_chain_is_merged_pruned_and_salvaged(
 
 
 def test_a_delta_of_a_long_chain_is_imported(copy: Path) -> None:
-    newest = Path(fleece.FolderStore(copy).catalogue().find("latest").disk(DISK).path)
+    newest = Path(fleece.open_store(copy).catalogue().find("latest").disk(DISK).path)
     away = newest.rename(copy.parent / "away")
     newest.parent.rmdir()
     words = [sys.executable, "-m", "fleece", "import", str(copy)]
     with away.open("rb") as file:
         subprocess.run(words, cwd=ROOT, stdin=file, check=True, stdout=subprocess.DEVNULL)
-    assert fleece.FolderStore(copy).catalogue().find("latest").id == long.point_id(COUNT)
+    assert fleece.open_store(copy).catalogue().find("latest").id == long.point_id(COUNT)
 
 
 def test_all_of_a_long_chain_is_verified_and_then_scrubbed_in_part(copy: Path) -> None:
@@ -228,7 +228,7 @@ class Costs:
         patch.setattr(Catalogue, "parent", parent)
 
 
-def _made(folder: Path, count: int) -> fleece.FolderStore:
+def _made(folder: Path, count: int) -> fleece.Store:
     store = fleece.init(folder / str(count))
     long.fill(store, count)
     return store

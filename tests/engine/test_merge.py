@@ -17,7 +17,7 @@ TOOL = ROOT / "tools" / "read_delta.py"
 
 
 def catalogue(scene: Scene) -> fleece.Catalogue:
-    return fleece.FolderStore(scene.store).catalogue()
+    return fleece.open_store(scene.store).catalogue()
 
 
 def history(scene: Scene, count: int) -> dict[str, dict[str, bytes]]:
@@ -91,7 +91,7 @@ def test_frames_are_copied_and_only_what_is_hidden_in_part_is_cut(scene: Scene) 
             for row in delta.rows().tolist():
                 found, frame = delta.record_at(*row)
                 images_frames[found.offset, found.length] = frame
-    (disk,) = fleece.merge(fleece.FolderStore(scene.store), "latest").disks
+    (disk,) = fleece.merge(fleece.open_store(scene.store), "latest").disks
     assert (disk.deltas, disk.frames, disk.cut) == (2, 8, 1)
     (entry,) = catalogue(scene).find("latest").disks.values()
     with fleece.open_delta(entry.path) as delta:
@@ -106,7 +106,7 @@ def test_frames_are_copied_and_only_what_is_hidden_in_part_is_cut(scene: Scene) 
 def test_a_synthetic_full_needs_nothing_else(scene: Scene) -> None:
     known = history(scene, 3)
     last = [*known][-1]
-    fleece.merge(fleece.FolderStore(scene.store), last)
+    fleece.merge(fleece.open_store(scene.store), last)
     (entry,) = catalogue(scene).find(last).disks.values()
     alone = scene.folder / "alone.fleece"
     alone.write_bytes(Path(entry.path).read_bytes())
@@ -116,7 +116,7 @@ def test_a_synthetic_full_needs_nothing_else(scene: Scene) -> None:
 
 def test_merging_twice_changes_nothing(scene: Scene) -> None:
     history(scene, 2)
-    store = fleece.FolderStore(scene.store)
+    store = fleece.open_store(scene.store)
     fleece.merge(store, "latest")
     (entry,) = catalogue(scene).find("latest").disks.values()
     before = Path(entry.path).read_bytes()

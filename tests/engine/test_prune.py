@@ -193,9 +193,9 @@ def test_a_base_of_several_stays(scene: Scene) -> None:
     for number in range(2):
         scene.writer().write(number * KIB64, os.urandom(KIB64))
         kept.append(scene.take("differential").point)
-    result = fleece.prune(fleece.FolderStore(scene.store), KeepRules(last=2))
+    result = fleece.prune(fleece.open_store(scene.store), KeepRules(last=2))
     assert (result.removed, _ids(scene)) == (0, [first, *kept])
-    fleece.prune(fleece.FolderStore(scene.store), KeepRules(last=1))
+    fleece.prune(fleece.open_store(scene.store), KeepRules(last=1))
     assert _ids(scene) == kept[1:]
     scene.check_exact()
 
@@ -203,7 +203,7 @@ def test_a_base_of_several_stays(scene: Scene) -> None:
 def test_a_backup_of_one_disk_does_not_count_for_the_others(pair: Scene) -> None:
     both = pair.take().point
     alone = pair.take(disks=["d0"]).point
-    fleece.prune(fleece.FolderStore(pair.store), KeepRules(last=1), GUEST)
+    fleece.prune(fleece.open_store(pair.store), KeepRules(last=1), GUEST)
     assert _ids(pair) == [both, alone]
     pair.verify()
 

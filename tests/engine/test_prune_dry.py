@@ -20,34 +20,34 @@ _NOBODY = 65534
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> fleece.FolderStore:
+def store(tmp_path: Path) -> fleece.Store:
     made = fleece.init(tmp_path / "store")
     long.fill(made, 5)
     return made
 
 
-def _deltas(store: fleece.FolderStore) -> list[Path]:
+def _deltas(store: fleece.Store) -> list[Path]:
     return sorted(store.path.rglob("*.fleece"))
 
 
-def _cut(store: fleece.FolderStore) -> None:
+def _cut(store: fleece.Store) -> None:
     os.truncate(_deltas(store)[1], 1000)
 
 
-def _remove(store: fleece.FolderStore) -> None:
+def _remove(store: fleece.Store) -> None:
     _deltas(store)[1].unlink()
 
 
-def _two_in_a_folder(store: fleece.FolderStore) -> None:
+def _two_in_a_folder(store: fleece.Store) -> None:
     first, second, *_ = _deltas(store)
     first.rename(second.with_name("other.fleece"))
 
 
-def _in_use(store: fleece.FolderStore) -> AbstractContextManager[None]:
+def _in_use(store: fleece.Store) -> AbstractContextManager[None]:
     return store.locked(long.GUEST)
 
 
-_FAULTS: dict[str, tuple[Callable[[fleece.FolderStore], object], str]] = {
+_FAULTS: dict[str, tuple[Callable[[fleece.Store], object], str]] = {
     "cut": (_cut, "damaged or unreadable"),
     "missing": (_remove, "is not in the store"),
     "two in a folder": (_two_in_a_folder, "folder of its own"),
@@ -55,13 +55,13 @@ _FAULTS: dict[str, tuple[Callable[[fleece.FolderStore], object], str]] = {
 }
 
 
-def _state(store: fleece.FolderStore) -> dict[str, int]:
+def _state(store: fleece.Store) -> dict[str, int]:
     return {str(path): path.lstat().st_ino for path in store.path.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("spoil", "words"), _FAULTS.values(), ids=_FAULTS.keys())
 def test_a_dry_run_refuses_what_the_real_one_refuses(
-    spoil: Callable[[fleece.FolderStore], object], words: str, store: fleece.FolderStore
+    spoil: Callable[[fleece.Store], object], words: str, store: fleece.Store
 ) -> None:
     with store.locked(long.GUEST):
         pass  # the lock's file is there
@@ -79,7 +79,7 @@ def test_a_dry_run_refuses_what_the_real_one_refuses(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_both_say_first_that_a_folder_cannot_be_written(
-    store: fleece.FolderStore, tmp_path: Path
+    store: fleece.Store, tmp_path: Path
 ) -> None:
     """Not when one point is merged, and the next one cannot be."""
     with store.locked(long.GUEST):

@@ -250,7 +250,7 @@ def test_disks_of_one_moment_in_a_real_guest_with_iothreads(
         scene.nothing_left()
         # Once QEMU did not answer to quit under these writes; nothing of it is needed any more.
         machine.kill()
-    for number, point in enumerate(fleece.FolderStore(scene.store).catalogue().points):
+    for number, point in enumerate(fleece.open_store(scene.store).catalogue().points):
         restored = [scene.restore(node, point.id) for node in ("d0", "d1")]
         assert consistency.check(restored, acked=acked[number]).problems == []
 

@@ -53,7 +53,7 @@ def _resize(scene: Scene, *sizes: int) -> None:
 
 def _stored(scene: Scene) -> fleece.Extents:
     """What the newest delta holds."""
-    newest = fleece.FolderStore(scene.store).catalogue().find("latest", GUEST)
+    newest = fleece.open_store(scene.store).catalogue().find("latest", GUEST)
     with fleece.open_delta(newest.disks[DISK].path) as delta:
         return delta.extents()
 
@@ -275,7 +275,7 @@ class Line:
 
     def all_are_exact(self) -> None:
         """Every point that is left restores to what the disk was."""
-        store = fleece.FolderStore(self.scene.store)
+        store = fleece.open_store(self.scene.store)
         for point in store.catalogue().of_guest(GUEST):
             raw = self.scene.restore(DISK, point.id)
             images.compare(raw, self.images[point.id], "raw", "raw")
@@ -306,13 +306,13 @@ def test_every_point_restores(finished: Line) -> None:
     assert sizes == [size for size in HISTORY for _ in range(2)]
     modes = [
         point.disks[DISK].header.mode
-        for point in fleece.FolderStore(finished.scene.store).catalogue().of_guest(GUEST)
+        for point in fleece.open_store(finished.scene.store).catalogue().of_guest(GUEST)
     ]
     assert modes == ["full", *["incremental", "rescan"] * 5, "incremental"]
 
 
 def test_roots_are_those_of_the_images(finished: Line) -> None:
-    found = fleece.FolderStore(finished.scene.store).catalogue()
+    found = fleece.open_store(finished.scene.store).catalogue()
     for point, image in finished.images.items():
         ran = INTACT.run("root", image, "--json").succeeded()
         assert ran.result["root"] == found.find(point).disks[DISK].root
@@ -320,7 +320,7 @@ def test_roots_are_those_of_the_images(finished: Line) -> None:
 
 def test_any_run_of_them_is_merged(line: Line) -> None:
     """Whatever sizes lie between; down to a full that needs nothing else."""
-    store = fleece.FolderStore(line.scene.store)
+    store = fleece.open_store(line.scene.store)
     points = line.points
     for newest, oldest in ((11, 10), (9, 6), (8, 3), (4, 2), (5, 1)):
         fleece.merge(store, points[newest], points[oldest])
@@ -332,13 +332,13 @@ def test_any_run_of_them_is_merged(line: Line) -> None:
 
 def test_pruning(line: Line) -> None:
     for last in (9, 6, 4, 3, 1):
-        fleece.prune(fleece.FolderStore(line.scene.store), fleece.KeepRules(last=last))
+        fleece.prune(fleece.open_store(line.scene.store), fleece.KeepRules(last=last))
         line.all_are_exact()
     assert line.scene.points() == 1
 
 
 def test_serving(finished: Line, tmp_path: Path) -> None:
-    store = fleece.FolderStore(finished.scene.store)
+    store = fleece.open_store(finished.scene.store)
     for point, image in finished.images.items():
         with fleece.serve(store, point) as serving:
             copy = tmp_path / "copy"
@@ -361,7 +361,7 @@ def test_as_a_qcow2_chain(finished: Line, tmp_path: Path) -> None:
 
 def test_in_place_and_into_a_pipe(finished: Line, tmp_path: Path) -> None:
     one, two = finished.points[3], finished.points[9]
-    store = fleece.FolderStore(finished.scene.store)
+    store = fleece.open_store(finished.scene.store)
     target = tmp_path / "target"
     run_checked("cp", finished.images[one], target)
     os.truncate(target, HISTORY[4])
@@ -404,7 +404,7 @@ def _differing(old: Path, new: Path) -> list[tuple[int, int]]:
 
 def test_what_was_cut_off_is_checked_all_the_same(line: Line) -> None:
     """A restore reads every byte of its deltas, also those that the disk has no more."""
-    store = fleece.FolderStore(line.scene.store)
+    store = fleece.open_store(line.scene.store)
     entry = store.catalogue().find(line.points[4]).disks[DISK]
     full = store.catalogue().line(entry)[-1]
     with fleece.open_delta(full.path) as delta:
@@ -418,7 +418,7 @@ def test_what_was_cut_off_is_checked_all_the_same(line: Line) -> None:
 
 def test_a_partial_restore_brings_nothing_old_back(line: Line) -> None:
     """With each delta missing in turn: what is restored is what the disk was, or told as lost."""
-    store = fleece.FolderStore(line.scene.store)
+    store = fleece.open_store(line.scene.store)
     newest = line.points[-1]
     expected = line.images[newest].read_bytes()
     for entry in store.catalogue().line(store.catalogue().find(newest).disks[DISK])[1:]:
@@ -437,8 +437,8 @@ def test_a_partial_restore_brings_nothing_old_back(line: Line) -> None:
 def test_through_a_pipe_into_another_store(line: Line) -> None:
     """Each delta is taken in where its parent of another size is."""
     other = fleece.init(line.scene.folder / "other")
-    entry = fleece.FolderStore(line.scene.store).catalogue().find(line.points[-1]).disks[DISK]
-    for part in reversed(fleece.FolderStore(line.scene.store).catalogue().line(entry)):
+    entry = fleece.open_store(line.scene.store).catalogue().find(line.points[-1]).disks[DISK]
+    for part in reversed(fleece.open_store(line.scene.store).catalogue().line(entry)):
         with open(part.path, "rb") as file:
             fleece.import_delta(other, file.read)
     line.scene.store = other.path
@@ -448,7 +448,7 @@ def test_through_a_pipe_into_another_store(line: Line) -> None:
 
 def test_a_reader_of_the_formats_page_alone(finished: Line, tmp_path: Path) -> None:
     newest = finished.points[-1]
-    catalogue = fleece.FolderStore(finished.scene.store).catalogue()
+    catalogue = fleece.open_store(finished.scene.store).catalogue()
     paths = [part.path for part in catalogue.line(catalogue.find(newest).disks[DISK])]
     raw = tmp_path / "raw"
     run_checked(sys.executable, INTACT.root / "tools" / "read_delta.py", raw, *paths)

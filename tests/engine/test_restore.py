@@ -178,9 +178,9 @@ def test_in_place_writes_only_what_differs(kept: Scene, tmp_path: Path) -> None:
 
 
 def test_in_place_goes_back_to_an_older_point(kept: Scene, tmp_path: Path) -> None:
-    oldest, _, newest = fleece.FolderStore(kept.store).catalogue().points
+    oldest, _, newest = fleece.open_store(kept.store).catalogue().points
     target, other = tmp_path / "target.raw", tmp_path / "other.raw"
-    store = fleece.FolderStore(kept.store)
+    store = fleece.open_store(kept.store)
     fleece.restore(store, newest.id, "d0", str(target))
     fleece.restore(store, oldest.id, "d0", str(target), in_place=True)
     fleece.restore(store, oldest.id, "d0", str(other))
@@ -312,13 +312,13 @@ def test_a_backing_chain_needs_no_fleece_any_more(kept: Scene, tmp_path: Path) -
     folder = tmp_path / "chain"
     _restore(kept, folder, "--as-chain")
     files = sorted(folder.iterdir())
-    points = fleece.FolderStore(kept.store).catalogue().points
+    points = fleece.open_store(kept.store).catalogue().points
     assert [file.stem.rpartition("-")[2] for file in files] == [point.id for point in points]
     moved = folder.rename(tmp_path / "moved")
     for file, point in zip(sorted(moved.iterdir()), points, strict=True):
         images.check(file)
         whole = tmp_path / f"{point.id}.raw"
-        fleece.restore(fleece.FolderStore(kept.store), point.id, "d0", str(whole))
+        fleece.restore(fleece.open_store(kept.store), point.id, "d0", str(whole))
         images.compare(file, whole)
     newest = sorted(moved.iterdir())[-1]
     info = json.loads(run_checked("qemu-img", "info", "--output=json", "--backing-chain", newest))

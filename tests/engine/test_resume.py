@@ -562,4 +562,4 @@ def test_live_data_is_not_taken_for_the_point_if_the_job_is_gone(tmp_path: Path)
         scene.backup().failed(4, "the point was lost")
         assert scene.points() == 1
         scene.nothing_left()
-        assert fleece.FolderStore(scene.store).catalogue().damaged == ()
+        assert fleece.open_store(scene.store).catalogue().damaged == ()

@@ -94,7 +94,7 @@ def test_the_backup_gives_up_before_the_scratch_is_full(files: GuestFiles, tmp_p
         nothing_left(guest, scene.scratch)
         _saw_nothing(guest)
         assert pulse.longest < STALL
-        assert fleece.FolderStore(scene.store).catalogue().points == ()
+        assert fleece.open_store(scene.store).catalogue().points == ()
 
 
 def test_a_guest_that_a_dead_run_left_stopped_goes_on(files: GuestFiles, tmp_path: Path) -> None:

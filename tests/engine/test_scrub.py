@@ -31,7 +31,7 @@ def guest(tmp_path: Path) -> Guest:
 
 
 def catalogue(guest: Guest) -> fleece.Catalogue:
-    return fleece.FolderStore(guest.store).catalogue()
+    return fleece.open_store(guest.store).catalogue()
 
 
 def run_scrub(
@@ -159,7 +159,7 @@ def test_only_a_whole_record_of_this_very_file_counts(
 
 def test_a_merged_delta_was_never_verified_and_prune_takes_records_along(guest: Guest) -> None:
     run_scrub(guest)
-    store = fleece.FolderStore(guest.store)
+    store = fleece.open_store(guest.store)
     fleece.merge(store, guest.points[3], guest.points[2])
     assert fleece.status(store.catalogue(), NOW).guests[0].unverified == 2
     fleece.prune(store, fleece.KeepRules(last=1))
@@ -176,7 +176,7 @@ def test_a_parent_that_goes_during_a_verification_condemns_no_child(
     guest: Guest, forward: str
 ) -> None:
     """The run may fail; but what `status` knows is only what is wrong with a file itself."""
-    store = fleece.FolderStore(guest.store)
+    store = fleece.open_store(guest.store)
 
     def listen(event: Event) -> None:
         if isinstance(event, DeltaChecked) and len(catalogue(guest).points) == 4:

@@ -101,7 +101,7 @@ def test_a_wrong_passphrase_that_is_not_utf_8_is_one_error_and_not_shown(
 def test_the_callers_own_environment_stays_as_it_is(scene: Scene) -> None:
     script = (
         "import fleece, os, sys; secret = fleece.Secret.of_passphrase(sys.argv[2])\n"
-        "with fleece.serve(fleece.FolderStore(sys.argv[1], secret), 'latest'):\n"
+        "with fleece.serve(fleece.open_store(sys.argv[1], secret), 'latest'):\n"
         "    print(os.environ['FLEECE_PASSPHRASE'])"
     )
     ran = INTACT.script(script, scene.store, PASSPHRASE).wait().succeeded()

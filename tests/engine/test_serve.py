@@ -54,7 +54,7 @@ def small(short: Path) -> Guest:
 
 def serving(guest: Guest, point: str = "latest", **options: Any) -> Any:
     """Serve by the library."""
-    return fleece.serve(fleece.FolderStore(guest.store), point, **options)
+    return fleece.serve(fleece.open_store(guest.store), point, **options)
 
 
 @dataclass(frozen=True)

@@ -391,7 +391,7 @@ def test_a_monitor_lost_after_the_commit_loses_nothing(pair: Scene) -> None:
 
     options = fleece.BackupOptions(guest=GUEST)
     with fleece.QemuSource(str(proxy.path), pair.scratch) as source:
-        stored = fleece.backup(source, fleece.FolderStore(pair.store), options, cut)
+        stored = fleece.backup(source, fleece.open_store(pair.store), options, cut)
     (warning,) = warnings
     assert "is stored, but" in warning
     assert "connection to QEMU was lost" in warning

@@ -618,7 +618,7 @@ def test_a_copied_file_in_the_store_changes_nothing(scene: Scene) -> None:
     scene.writer().write(0, os.urandom(1000))
     last = scene.take().point
     shutil.copytree(first.parent, first.parent.with_name("999999-copy"))
-    assert fleece.FolderStore(scene.store).catalogue().find("latest").id == last
+    assert fleece.open_store(scene.store).catalogue().find("latest").id == last
     scene.check_exact()
     scene.take("incremental")
     scene.check_exact()

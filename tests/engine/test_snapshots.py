@@ -66,7 +66,7 @@ class Snapshots(Scene):
 
     def goes_back(self, most: int) -> None:
         """Back up: incremental since an older point than the newest."""
-        newest = fleece.FolderStore(self.store).catalogue().of_guest(GUEST)[-1].id
+        newest = fleece.open_store(self.store).catalogue().of_guest(GUEST)[-1].id
         heard: list[Event] = []
         result = self.take(listener=heard.append)
         mode, reason = reasons(heard)[DISK]
@@ -238,7 +238,7 @@ def test_a_bitmap_that_somebody_removed(scene: Snapshots) -> None:
 
 
 def test_the_reason_names_the_newest_point(scene: Snapshots) -> None:
-    newest = fleece.FolderStore(scene.store).catalogue().of_guest(GUEST)[-1].id
+    newest = fleece.open_store(scene.store).catalogue().of_guest(GUEST)[-1].id
     scene.snapshot("over")
     scene.write(1)
     assert newest in scene.rescanned(KIB64)

@@ -177,7 +177,7 @@ class History(RuleBasedStateMachine):
         """Any point, onto any other one of its line."""
         if not (known := self._committed()):
             return
-        store = fleece.FolderStore(self.scene.store)
+        store = fleece.open_store(self.scene.store)
         catalogue = store.catalogue()
         point = catalogue.find(known[which % len(known)])
         line = catalogue.line(next(iter(point.disks.values())))
@@ -189,7 +189,7 @@ class History(RuleBasedStateMachine):
     def prune(self, last: int) -> None:
         if not (known := self._committed()):
             return
-        fleece.prune(fleece.FolderStore(self.scene.store), fleece.KeepRules(last=last))
+        fleece.prune(fleece.open_store(self.scene.store), fleece.KeepRules(last=last))
         left = self._committed()
         assert known[-last:] == left[-last:]
         for point in set(known) - set(left):
@@ -211,7 +211,7 @@ class History(RuleBasedStateMachine):
     def _committed(self) -> list[str]:
         if not (self.scene.store / "fleece-store.json").exists():
             return []
-        return [p.id for p in fleece.FolderStore(self.scene.store).catalogue().of_guest(GUEST)]
+        return [p.id for p in fleece.open_store(self.scene.store).catalogue().of_guest(GUEST)]
 
     def _now(self, *nodes: str) -> dict[str, bytes]:
         return {node: bytes(self._models[node]) for node in nodes or NODES}

@@ -64,7 +64,7 @@ def _import(store: Path, delta: Path, *words: object) -> Ran:
 
 
 def _ids(store: Path) -> list[str]:
-    return [point.id for point in fleece.FolderStore(store).catalogue().points]
+    return [point.id for point in fleece.open_store(store).catalogue().points]
 
 
 def test_a_stream_is_a_delta_that_the_judges_take_and_that_restores_elsewhere(
@@ -179,12 +179,12 @@ def test_the_disks_of_a_point_come_one_by_one(tmp_path: Path) -> None:
         scene.take()
         scene.writer("d1").write(0, os.urandom(KIB64))
         scene.take()
-        points = fleece.FolderStore(scene.store).catalogue().points
+        points = fleece.open_store(scene.store).catalogue().points
         other = scene.place(tmp_path / "other")
         for number, point in enumerate(points):
             first = _import(other, Path(point.disks["d1"].path)).succeeded().result
             assert first["missing"] == ["d0"]
-            assert len(fleece.FolderStore(other).catalogue().of_guest(point.guest)) == number
+            assert len(fleece.open_store(other).catalogue().of_guest(point.guest)) == number
             second = _import(other, Path(point.disks["d0"].path)).succeeded().result
             assert second["missing"] == []
         scene.check_exact(store=other)
@@ -261,7 +261,7 @@ def test_a_delta_whose_parent_is_not_there_is_refused(scene: Scene, tmp_path: Pa
 
 def test_an_import_does_not_write_over_what_is_there(scene: Scene, tmp_path: Path) -> None:
     scene.take()
-    (entry,) = fleece.FolderStore(scene.store).catalogue().entries
+    (entry,) = fleece.open_store(scene.store).catalogue().entries
     good = tmp_path / "good"
     good.write_bytes(Path(entry.path).read_bytes())
     Path(entry.path).write_bytes(good.read_bytes()[:-1])
@@ -314,7 +314,7 @@ def test_everything_works_with_the_key_and_nothing_without(
     INTACT.run("verify", scene.store, "latest", "--against", target, *with_key).succeeded()
     INTACT.run("diff", scene.store, "latest", "latest", *with_key).succeeded()
     INTACT.run("map", scene.store, "latest", "d0", *with_key).succeeded()
-    served = fleece.FolderStore(scene.store, fleece.Secret.of_key_file(key))
+    served = fleece.open_store(scene.store, fleece.Secret.of_key_file(key))
     with fleece.serve(served, "latest") as serving:
         run_checked("nbdcopy", serving.disks[0].uri, tmp_path / "served.raw")
     scene.same_as_live("d0", tmp_path / "served.raw")

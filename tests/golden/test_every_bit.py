@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 import fleece
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
+from fleece.store.store import Store
 from tests.unit.kit import LEAF, Change, History, Stored, reassembled, records_of, store_history
 
 _HISTORY = History(
@@ -46,7 +46,7 @@ _BOTH_WAYS = os.environ.get("FLEECE_EVERY_BIT") == "1"
 class Small:
     """The chain in a store."""
 
-    store: FolderStore
+    store: Store
     files: tuple[Path, ...]
     disk: bytes
     target: Path

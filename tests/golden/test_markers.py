@@ -34,7 +34,7 @@ def _store(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize(("name", "secret"), _SECRETS.items(), ids=_SECRETS)
 def test_a_marker_opens_its_store(name: str, secret: fleece.Secret | None, tmp_path: Path) -> None:
     raw = json.loads((_HERE / f"{name}.json").read_text())
-    store = fleece.FolderStore(_store(name, tmp_path), secret)
+    store = fleece.open_store(_store(name, tmp_path), secret)
     assert store.id == raw["id"]
     assert store.algorithm.name == raw.get("hash", "xxh3-128")
     assert (store.protection is not None) == ("key" in raw)
@@ -48,7 +48,7 @@ def test_every_marker_is_tried() -> None:
 
 def test_a_marker_with_a_key_and_without_a_mac_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fleece.StoreError, match="lacks the MAC"):
-        fleece.FolderStore(_store("unproven", tmp_path), KEY_FILE)
+        fleece.open_store(_store("unproven", tmp_path), KEY_FILE)
 
 
 def _expand(secret: bytes, salt: bytes, purpose: bytes) -> bytes:

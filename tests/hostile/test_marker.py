@@ -102,7 +102,7 @@ def _refused(store: Path, marker: bytes, secret: fleece.Secret = KEY_FILE) -> st
     """Check that a store with this marker cannot be opened with the key; gives why."""
     (store / MARKER).write_bytes(marker)
     with pytest.raises((fleece.StoreError, fleece.UsageError)) as caught:
-        fleece.FolderStore(store, secret)
+        fleece.open_store(store, secret)
     return str(caught.value)
 
 
@@ -176,7 +176,7 @@ def test_every_field_counts(store: Path, genuine: bytes) -> None:
                 tried += 1
     assert tried >= len(places) * (len(_OTHERS) - 1)
     (store / MARKER).write_bytes(genuine)
-    fleece.FolderStore(store, KEY_FILE)
+    fleece.open_store(store, KEY_FILE)
 
 
 def test_no_case_of_a_digit_is_another_way_to_say_it(store: Path, genuine: bytes) -> None:

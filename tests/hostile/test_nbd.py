@@ -43,7 +43,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 def _root(verb: str, guest: Guest) -> str:
     """The true root, as a verb tells it."""
     if verb == "verify":
-        return fleece.FolderStore(guest.store).catalogue().find("latest").disk("vda").root
+        return fleece.open_store(guest.store).catalogue().find("latest").disk("vda").root
     image = guest.store.with_name("image")
     image.write_bytes(_CONTENT)
     with fleece.open_image(str(image), "raw") as disk:

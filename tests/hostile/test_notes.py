@@ -30,7 +30,7 @@ POINT, LEFT = "feedc0de01", "feedc0de02"
 REASON = f"of {DISK}, {GUEST}'s, 65536 bytes differ since point {POINT}"
 
 
-def _write(store: fleece.FolderStore, point: str, sequence: int, *, whole: bool) -> None:
+def _write(store: fleece.Store, point: str, sequence: int, *, whole: bool) -> None:
     disk = os.urandom(2 * LEAF)
     head = header(len(disk), sequence, guest=GUEST, disk=DISK)
     ref = replace(head.point, id=point)
@@ -45,7 +45,7 @@ def _write(store: fleece.FolderStore, point: str, sequence: int, *, whole: bool)
         sink.sync()
 
 
-def _store(folder: Path, wishes: fleece.StoreWishes) -> fleece.FolderStore:
+def _store(folder: Path, wishes: fleece.StoreWishes) -> fleece.Store:
     """With everything in it that there can be."""
     store = fleece.init(folder, KEY_FILE, wishes)
     with store.locked(GUEST):
@@ -72,7 +72,7 @@ def test_what_an_encrypted_store_holds_names_no_guest_no_disk_and_no_point(tmp_p
 @KINDS
 def test_all_of_it_is_found_again(wishes: fleece.StoreWishes, tmp_path: Path) -> None:
     path = _store(tmp_path / "store", wishes).path
-    store = fleece.FolderStore(path, KEY_FILE)
+    store = fleece.open_store(path, KEY_FILE)
     assert store.distrusted(CHAIN, DISK) == REASON
     assert store.distrusted(CHAIN, "another") is None
     assert store.distrusted("c0ffee13", DISK) is None
@@ -92,7 +92,7 @@ def test_all_of_it_is_found_again(wishes: fleece.StoreWishes, tmp_path: Path) ->
     assert not [*path.rglob("*.pin.json")]
 
 
-def _record(store: fleece.FolderStore) -> tuple[str, Path]:
+def _record(store: fleece.Store) -> tuple[str, Path]:
     (entry,) = store.catalogue().entries
     return entry.path, Path(f"{entry.path}.verified.json")
 

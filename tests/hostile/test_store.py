@@ -40,11 +40,12 @@ from fleece.errors import FleeceError, Interrupted, StoreError
 from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.store.catalogue import Entry
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.lock import Patience
 from fleece.store.marker import StoreWishes
+from fleece.store.open import open_store
 from fleece.store.spool import spooled
+from fleece.store.store import Store
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, write_delta
 
@@ -77,12 +78,12 @@ def _write(sink: object, sequence: int, parent: Entry | None) -> None:
     write_delta(sink, head, base, _content(sequence), Extents.whole(_SIZE))  # type: ignore[arg-type]
 
 
-def _newest(store: FolderStore) -> Entry | None:
+def _newest(store: Store) -> Entry | None:
     points = store.catalogue().of_guest(GUEST)
     return points[-1].disks[DISK] if points else None
 
 
-def _add(store: FolderStore, sequence: int, parent: Entry | None) -> None:
+def _add(store: Store, sequence: int, parent: Entry | None) -> None:
     partial = store.begin(GUEST, _id(sequence), sequence)
     try:
         _write(partial.create(DISK), sequence, parent)
@@ -92,7 +93,7 @@ def _add(store: FolderStore, sequence: int, parent: Entry | None) -> None:
         raise
 
 
-def _made(path: Path, mode: int = 0o600) -> FolderStore:
+def _made(path: Path, mode: int = 0o600) -> Store:
     """Three points, with all notes that there are, and what a killed run left of a fourth."""
     store = init(path, None, StoreWishes(mode=mode))
     with store.locked(GUEST):
@@ -267,7 +268,7 @@ def _plant(path: Path, place: str, plant: str, victim: Victim) -> None:
 # ---- what is done ----------------------------------------------------------------------------
 
 
-def _backup(store: FolderStore, incoming: bytes) -> None:
+def _backup(store: Store, incoming: bytes) -> None:
     with store.locked(GUEST):
         store.distrusted(CHAIN, DISK)
         store.unfinished(GUEST)
@@ -278,7 +279,7 @@ def _backup(store: FolderStore, incoming: bytes) -> None:
     _restored(store, number, _id(number))
 
 
-def _resume(store: FolderStore, incoming: bytes) -> None:
+def _resume(store: Store, incoming: bytes) -> None:
     with store.locked(GUEST):
         for left in store.unfinished(GUEST):
             partial = store.resume(left)
@@ -287,60 +288,60 @@ def _resume(store: FolderStore, incoming: bytes) -> None:
             assert proven.head.disk == DISK
 
 
-def _import(store: FolderStore, incoming: bytes) -> None:
+def _import(store: Store, incoming: bytes) -> None:
     import_delta(store, io.BytesIO(incoming).read)
     _restored(store, 5, _id(5))
 
 
-def _restored(store: FolderStore, sequence: int, point: str = "latest") -> None:
+def _restored(store: Store, sequence: int, point: str = "latest") -> None:
     sink = io.BytesIO()
     restore_stream(store, point, DISK, sink, guest=GUEST)
     assert sink.getvalue() == _content(sequence)
 
 
-def _restore(store: FolderStore, incoming: bytes) -> None:
+def _restore(store: Store, incoming: bytes) -> None:
     newest = store.catalogue().find("latest", GUEST).sequence
     _restored(store, newest)
 
 
-def _verify(store: FolderStore, incoming: bytes) -> None:
+def _verify(store: Store, incoming: bytes) -> None:
     result = verify_store(store.catalogue(), record=True)
     if result.errors:
         raise StoreError(result.errors[0])
 
 
-def _scrub(store: FolderStore, incoming: bytes) -> None:
+def _scrub(store: Store, incoming: bytes) -> None:
     result = scrub(store.catalogue(), ScrubRules())
     if result.errors:
         raise StoreError(result.errors[0])
 
 
-def _status(store: FolderStore, incoming: bytes) -> None:
+def _status(store: Store, incoming: bytes) -> None:
     result = status(store.catalogue())
     if result.problems:
         raise StoreError(result.problems[0])
 
 
-def _list(store: FolderStore, incoming: bytes) -> None:
+def _list(store: Store, incoming: bytes) -> None:
     assert len(store.catalogue().points) <= 3
 
 
-def _prune(store: FolderStore, incoming: bytes) -> None:
+def _prune(store: Store, incoming: bytes) -> None:
     prune(store, KeepRules(last=1))
     _restore(store, incoming)
 
 
-def _merge(store: FolderStore, incoming: bytes) -> None:
+def _merge(store: Store, incoming: bytes) -> None:
     merge(store, "latest", guest=GUEST)
     _restore(store, incoming)
 
 
-def _pin(store: FolderStore, incoming: bytes) -> None:
+def _pin(store: Store, incoming: bytes) -> None:
     set_pin(store, _id(3))
     set_pin(store, _id(2), pinned=False)
 
 
-def _audit_note(store: FolderStore, incoming: bytes) -> None:
+def _audit_note(store: Store, incoming: bytes) -> None:
     with store.locked(GUEST):
         store.distrust(CHAIN, DISK, "found out")
         assert store.distrusted(CHAIN, DISK) == "found out"
@@ -348,7 +349,7 @@ def _audit_note(store: FolderStore, incoming: bytes) -> None:
         assert store.distrusted(CHAIN, DISK) is None
 
 
-Verb = Callable[[FolderStore, bytes], None]
+Verb = Callable[[Store, bytes], None]
 VERBS: dict[str, Verb] = {
     "backup": _backup,
     "resume": _resume,
@@ -397,7 +398,7 @@ def test_a_planted_thing_harms_nothing_and_stops_nothing(
     said: FleeceError | None = None
     with _in_bounds():
         try:
-            VERBS[verb](FolderStore(path), incoming)
+            VERBS[verb](open_store(path), incoming)
         except FleeceError as error:
             said = error
     assert said is None or place not in NOBODYS, str(said)
@@ -414,7 +415,7 @@ def test_every_verb_works_in_the_pattern(pattern: Path, incoming: bytes, tmp_pat
     """So what stops a verb in the matrix is what was planted."""
     for verb, use in VERBS.items():
         shutil.copytree(pattern, tmp_path / verb)
-        use(FolderStore(tmp_path / verb), incoming)
+        use(open_store(tmp_path / verb), incoming)
 
 
 # ---- a guest's folder that is a link ---------------------------------------------------------
@@ -428,7 +429,7 @@ def test_a_guests_folder_that_is_a_link_is_refused_both_ways(
     shutil.copytree(pattern, path)
     (path / GUEST).rename(tmp_path / "elsewhere")
     (path / GUEST).symlink_to(tmp_path / "elsewhere")
-    store = FolderStore(path)
+    store = open_store(path)
     with pytest.raises(StoreError, match="web: is a symbolic link: not followed; nothing in a"):
         _backup(store, b"")
     assert store.catalogue().points == ()
@@ -484,9 +485,9 @@ def test_what_is_not_fleeces_stops_no_verb(
     shutil.copytree(pattern, path)
     there = path / ROOMS[room] / dropping
     _lay(there, DROPPINGS[dropping])
-    assert str(there) in status(FolderStore(path).catalogue()).foreign
-    assert len(FolderStore(path).unfinished(GUEST)) == 1, "a killed run can still be resumed"
-    VERBS[verb](FolderStore(path), incoming)
+    assert str(there) in status(open_store(path).catalogue()).foreign
+    assert len(open_store(path).unfinished(GUEST)) == 1, "a killed run can still be resumed"
+    VERBS[verb](open_store(path), incoming)
     if room == "store":
         assert os.path.lexists(there)
     shutil.rmtree(path)
@@ -513,13 +514,13 @@ def test_a_damaged_delta_is_damaged_and_not_somebody_elses(pattern: Path, tmp_pa
     delta = path / _folder(3) / f"{DISK}.fleece"
     for harmed in (b"", b"\0" * 4096, delta.read_bytes()[100:]):
         delta.write_bytes(harmed)
-        catalogue = FolderStore(path).catalogue()
+        catalogue = open_store(path).catalogue()
         assert [str(delta)] == [damaged.path for damaged in catalogue.damaged]
         assert catalogue.foreign == ()
         with pytest.raises(StoreError, match="the latest point cannot be told"):
             catalogue.find("latest")
         with pytest.raises(StoreError, match="damaged or unreadable"):
-            prune(FolderStore(path), KeepRules(last=1))
+            prune(open_store(path), KeepRules(last=1))
 
 
 def test_what_is_not_fleeces_stays_where_a_point_was_dropped_and_is_told(
@@ -527,7 +528,7 @@ def test_what_is_not_fleeces_stays_where_a_point_was_dropped_and_is_told(
 ) -> None:
     path = tmp_path / "store"
     shutil.copytree(pattern, path)
-    set_pin(FolderStore(path), _id(2), pinned=False)
+    set_pin(open_store(path), _id(2), pinned=False)
     for sequence in (1, 2):
         folder = path / _folder(sequence)
         (folder / "@eaDir" / "vda.fleece").mkdir(parents=True)
@@ -537,7 +538,7 @@ def test_what_is_not_fleeces_stays_where_a_point_was_dropped_and_is_told(
     photos.mkdir()
     (photos / "one.jpg").write_bytes(b"photo")
     heard: list[events.Event] = []
-    prune(FolderStore(path), KeepRules(last=1), listener=heard.append)
+    prune(open_store(path), KeepRules(last=1), listener=heard.append)
     (warned,) = [event.what for event in heard if isinstance(event, events.Warned)]
     assert "what is not fleece's" in warned
     (kept,) = path.glob(f"{GUEST}/foreign-*")
@@ -547,8 +548,8 @@ def test_what_is_not_fleeces_stays_where_a_point_was_dropped_and_is_told(
     assert [item.name for item in (path / GUEST).iterdir() if item.name.startswith("00")] == [
         Path(_folder(3)).name
     ]
-    assert status(FolderStore(path).catalogue()).foreign == (str(kept),)
-    prune(FolderStore(path), KeepRules(last=1))
+    assert status(open_store(path).catalogue()).foreign == (str(kept),)
+    prune(open_store(path), KeepRules(last=1))
     assert kept.is_dir()
 
 
@@ -561,7 +562,7 @@ def test_a_folder_that_was_not_removed_to_its_end_is_removed_by_the_next_run(
     left = path / GUEST / ".dropped-000001-0000000001-0123456789abcdef"
     left.mkdir()
     (left / ".nfs0000000000000001").write_bytes(b"x")
-    merge(FolderStore(path), "latest", guest=GUEST)
+    merge(open_store(path), "latest", guest=GUEST)
     assert not left.exists()
 
 
@@ -613,9 +614,9 @@ def test_all_that_is_made_has_the_stores_mode_whatever_the_umask(
     try:
         _made(path, mode)
         for verb in ("import", "verify", "merge", "backup", "audit-note", "pin"):
-            VERBS[verb](FolderStore(path), incoming)
-        FolderStore(path).distrust(CHAIN, DISK, "again")
-        left = FolderStore(path).begin(GUEST, "0123456789", 99)
+            VERBS[verb](open_store(path), incoming)
+        open_store(path).distrust(CHAIN, DISK, "again")
+        left = open_store(path).begin(GUEST, "0123456789", 99)
         left.create(DISK)
     finally:
         os.umask(before)
@@ -672,7 +673,7 @@ def test_who_cannot_write_into_a_store_cannot_hold_its_locks(readable: Path) -> 
 def test_an_old_lock_that_anybody_can_open_is_mended(readable: Path) -> None:
     lock = readable / GUEST / ".lock"
     lock.chmod(0o644)
-    with FolderStore(readable).locked(GUEST):
+    with open_store(readable).locked(GUEST):
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
     assert _unprivileged(_HOLD, lock) == "refused: Permission denied\n"
 
@@ -685,13 +686,13 @@ def test_a_strangers_lock_that_anybody_can_open_is_refused(readable: Path) -> No
     with pytest.raises(
         StoreError, match=r"can be held by users who may not write there .*owner 12"
     ):
-        _backup(FolderStore(readable), b"")
+        _backup(open_store(readable), b"")
     lock.chmod(0o600)
-    with FolderStore(readable).locked(GUEST):
+    with open_store(readable).locked(GUEST):
         pass
     lock.chmod(0o666)
     (readable / GUEST).chmod(0o777)
-    with FolderStore(readable).locked(GUEST):
+    with open_store(readable).locked(GUEST):
         pass
 
 
@@ -706,10 +707,10 @@ def test_where_the_mount_decides_who_owns_files_locks_work(pattern: Path, tmp_pa
     subprocess.run(["bindfs", *options, path, mounted], check=True)
     try:
         for _ in range(2):
-            with FolderStore(mounted).locked(GUEST):
+            with open_store(mounted).locked(GUEST):
                 assert (mounted / GUEST / ".lock").stat().st_uid == 1000
         assert [item.name for item in path.rglob(".lock*")] == [".lock"]
-        _backup(FolderStore(mounted), b"")
+        _backup(open_store(mounted), b"")
     finally:
         subprocess.run(["umount", mounted], check=True)
 
@@ -720,10 +721,10 @@ def test_a_lock_that_has_another_name_is_not_written_to(
     path = tmp_path / "store"
     shutil.copytree(pattern, path)
     _plant(path, "lock", "hard-link", victim)
-    with pytest.raises(StoreError, match="2 names"), FolderStore(path).locked(GUEST):
+    with pytest.raises(StoreError, match="2 names"), open_store(path).locked(GUEST):
         raise AssertionError
     victim.file.chmod(0o600)
-    with FolderStore(path).locked(GUEST):  # as after `cp -al`
+    with open_store(path).locked(GUEST):  # as after `cp -al`
         pass
     assert victim.file.read_bytes() == b"precious"
 
@@ -731,7 +732,7 @@ def test_a_lock_that_has_another_name_is_not_written_to(
 def test_who_holds_the_lock_is_told_only_if_it_is_a_process(pattern: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(pattern, path)
-    store = FolderStore(path)
+    store = open_store(path)
     with store.locked(GUEST):
         (path / GUEST / ".lock").write_bytes(b"\x1b]0;owned\x07")
         with pytest.raises(StoreError, match=r"\(process unknown\)"), store.locked(GUEST):
@@ -754,9 +755,9 @@ def test_a_lock_that_was_replaced_while_it_was_waited_for_is_taken_anew(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (
-        FolderStore(path).locked(GUEST),
+        open_store(path).locked(GUEST),
         pytest.raises(StoreError, match="another backup"),
-        FolderStore(path).locked(GUEST),
+        open_store(path).locked(GUEST),
     ):
         raise AssertionError
 
@@ -764,7 +765,7 @@ def test_a_lock_that_was_replaced_while_it_was_waited_for_is_taken_anew(
 def test_waiting_for_a_lock_can_be_cancelled(pattern: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(pattern, path)
-    store, cancel = FolderStore(path), CancelToken()
+    store, cancel = open_store(path), CancelToken()
     cancel.cancel()
     with (
         store.locked(GUEST),
@@ -800,7 +801,7 @@ def test_names_of_any_length_can_be_merged_pinned_and_dropped(
         (folder / f"{DISK}.fleece").rename(folder / f"{'𝄞' * 62}.fleece")
         folder.rename(folder.with_name("ä" * 120 + str(sequence)))
     (path / GUEST).rename(path / ("ö" * 127))
-    store = FolderStore(path)
+    store = open_store(path)
     set_pin(store, _id(2), pinned=False)
     set_pin(store, _id(3))
     prune(store, KeepRules(last=1))

@@ -87,7 +87,7 @@ def test_a_restored_image_is_private_from_the_first_byte(
     def look(event: Event) -> None:
         seen.update(mode_of(path) for path in out.iterdir())
 
-    store = fleece.FolderStore(guest.store)
+    store = fleece.open_store(guest.store)
     with umask(0):
         if "--partial" in words:
             fleece.restore_partial(store, "latest", "vda", str(out / "x"), listener=look)
@@ -109,7 +109,7 @@ def test_a_backing_chain_is_private(guest: Guest, tmp_path: Path) -> None:
                 seen.add((path.is_dir(), mode_of(path)))
 
     with umask(0):
-        store, chain = fleece.FolderStore(guest.store), tmp_path / "chain"
+        store, chain = fleece.open_store(guest.store), tmp_path / "chain"
         fleece.restore_as_chain(store, "latest", "vda", str(chain), listener=look)
     assert seen == {(True, 0o700), (False, 0o600)}
     assert mode_of(chain) == 0o700
@@ -353,7 +353,7 @@ def test_no_guest_starts_on_a_device_that_is_being_written(
         if fmt and in_place:
             run_checked("qemu-img", "create", "-q", "-f", fmt, device, str(SIZE))
         listen, said = probing(device, fmt or "raw", tmp_path)
-        store = fleece.FolderStore(guest.store)
+        store = fleece.open_store(guest.store)
         fleece.restore(
             store,
             "latest",
@@ -373,7 +373,7 @@ def test_no_guest_starts_on_a_file_that_is_being_replaced(guest: Guest, tmp_path
     target = tmp_path / "x"
     target.write_bytes(OTHER)
     listen, said = probing(target, "raw", tmp_path)
-    store = fleece.FolderStore(guest.store)
+    store = fleece.open_store(guest.store)
     fleece.restore(store, "latest", "vda", str(target), force=True, listener=listen)
     assert said
     assert "lock" in said[0]
@@ -392,7 +392,7 @@ def test_a_reader_that_comes_meanwhile_keeps_its_file(guest: Guest, tmp_path: Pa
                 started.append(stack.enter_context(nbd_server(target, tmp_path / "s", "-r")))
 
         started: list[str] = []
-        store = fleece.FolderStore(guest.store)
+        store = fleece.open_store(guest.store)
         with pytest.raises(fleece.TargetError, match="is in use"):
             fleece.restore(store, "latest", "vda", str(target), force=True, listener=listen)
     assert started
@@ -506,7 +506,7 @@ def test_a_name_of_a_file_is_no_name_of_a_protocol(
     guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    store = fleece.FolderStore(guest.store)
+    store = fleece.open_store(guest.store)
     wanted = fleece.ImageFormat.QCOW2
     fleece.restore(store, "latest", "vda", name, target_format=wanted)
     result = fleece.restore(store, "latest", "vda", name, target_format=wanted, in_place=True)
@@ -541,7 +541,7 @@ def test_a_device_of_qcow2_goes_back_in_place(guest: Guest, tmp_path: Path) -> N
     (tmp_path / "backing").write_bytes(bytes(3 * SIZE))
     with loop_device(tmp_path / "backing") as device:
         restore(guest, device, "--force", "--format", "qcow2").succeeded()
-        store = fleece.FolderStore(guest.store)
+        store = fleece.open_store(guest.store)
         result = fleece.restore(
             store,
             guest.points[0],
@@ -641,7 +641,7 @@ def test_a_name_that_is_swapped_leads_to_no_other_file(
         pytest.raises(fleece.TargetError, match="somebody else has put another file there"),
     ):
         fleece.restore(
-            fleece.FolderStore(guest.store),
+            fleece.open_store(guest.store),
             "latest",
             "vda",
             str(target),

@@ -146,7 +146,7 @@ def test_a_listener_that_raises_is_raised_when_all_is_tidied_up(
     """Also one that raises at the warning that something could not be tidied up."""
     with pytest.MonkeyPatch.context() as patch:
         if deaf is Warned:
-            patch.setattr(fleece.FolderStore, "trust", _cannot)
+            patch.setattr(fleece.Store, "trust", _cannot)
 
         def hear(event: Event) -> None:
             if isinstance(event, deaf):

@@ -13,7 +13,7 @@ from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.writer import DeltaWriter
 from fleece.extents import Int64Array
 from fleece.hashing import XXH3_128
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 from fleece.tree import LEAF_SIZE, Geometry, HashArray
 
 LEAVES = 16
@@ -66,7 +66,7 @@ def point_id(number: int) -> str:
 
 
 def fill(
-    store: FolderStore, count: int, *, guest: str = GUEST, disk: str = "vda", start: bytes = b""
+    store: Store, count: int, *, guest: str = GUEST, disk: str = "vda", start: bytes = b""
 ) -> None:
     """Give a guest `count` points, an hour apart, each but the first an incremental of one leaf.
 

@@ -19,10 +19,10 @@ from fleece.delta import pages
 from fleece.delta.layout import MAX_PAGE, Tag, seal
 from fleece.errors import DeltaError, StoreError
 from fleece.hashing import XXH3_128
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.loose import open_delta
 from fleece.store.names import MARKER
+from fleece.store.open import open_store
 from fleece.tree import Geometry, Level
 from tests.unit.kit import LEAF, header
 
@@ -92,7 +92,7 @@ def test_a_marker_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     with open(store.path / MARKER, "r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match="marker cannot be read"):
-        FolderStore(store.path)
+        open_store(store.path)
 
 
 def test_tree_pages_are_within_their_limit_whatever_the_fan_out() -> None:

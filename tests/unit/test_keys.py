@@ -33,11 +33,12 @@ from fleece.engine.work.pool import Counter
 from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey, bug
 from fleece.extents import Extents
 from fleece.keys import Derivation, Secret
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.loose import open_delta
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.store.names import MARKER
+from fleece.store.open import open_store
+from fleece.store.store import Store
 from fleece.tree import BlankDisk
 from tests.unit.kit import LEAF, header, read_back, write_delta
 
@@ -56,7 +57,7 @@ DIRT = Extents.of([(0, LEAF)])
 CHANGED = b"changed\n".ljust(LEAF, b"!") + DISK[LEAF:]
 
 
-def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -> FolderStore:
+def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -> Store:
     """A store with a full and an incremental of one disk."""
     store = init(folder, secret, wishes)
     with store.locked(GUEST):
@@ -65,7 +66,7 @@ def _filled(folder: Path, wishes: StoreWishes, secret: Secret | None = SECRET) -
     return store
 
 
-def _add(store: FolderStore, sequence: int, disk: bytes, dirty: Extents) -> None:
+def _add(store: Store, sequence: int, disk: bytes, dirty: Extents) -> None:
     catalogue = store.catalogue()
     newest = catalogue.points[-1].disks["vda"] if catalogue.points else None
     parent = None if newest is None else newest.as_parent()
@@ -86,7 +87,7 @@ def _counter() -> Counter:
     return Counter(events.ignore, events.Phase.VERIFY, "test", 0)
 
 
-def _paths(store: FolderStore) -> list[Path]:
+def _paths(store: Store) -> list[Path]:
     """The deltas, oldest first."""
     return [Path(point.disks["vda"].path) for point in store.catalogue().points]
 
@@ -94,7 +95,7 @@ def _paths(store: FolderStore) -> list[Path]:
 @EVERY
 def test_a_protected_chain_gives_back_what_was_put_in(wishes: StoreWishes, tmp_path: Path) -> None:
     store = _filled(tmp_path / "store", wishes)
-    again = FolderStore(store.path, SECRET).catalogue()
+    again = open_store(store.path, SECRET).catalogue()
     for point, content in zip(again.points, (DISK, CHANGED), strict=True):
         with again.chain(point.disks["vda"]) as chain:
             assert read_back(chain) == content
@@ -136,7 +137,7 @@ def test_every_byte_of_a_protected_delta_counts(wishes: StoreWishes, tmp_path: P
             _every_flip_is_noticed(store, child, Chain([older]), mask)
 
 
-def _every_flip_is_noticed(store: FolderStore, path: Path, older: Chain, mask: int) -> None:
+def _every_flip_is_noticed(store: Store, path: Path, older: Chain, mask: int) -> None:
     raw = path.read_bytes()
     harmed = path.with_name("harmed")
     for at in range(len(raw)):
@@ -185,7 +186,7 @@ def test_a_wrong_key_is_one_clear_error(wishes: StoreWishes, tmp_path: Path) -> 
     path = _paths(store)[0]
     for secret, words in ((OTHER, "not the key"), (PHRASE, "not the key"), (None, "by a key")):
         with pytest.raises(WrongKey, match=words):
-            FolderStore(store.path, secret)
+            open_store(store.path, secret)
         with pytest.raises(WrongKey, match=words):
             open_delta(path, secret)
 
@@ -194,7 +195,7 @@ def test_a_key_for_a_store_that_has_none_is_refused(tmp_path: Path) -> None:
     """Else who swaps the marker would have a keyed store written and read without its key."""
     _filled(tmp_path / "store", StoreWishes(), secret=None)
     with pytest.raises(UsageError, match="this store has none"):
-        FolderStore(tmp_path / "store", SECRET)
+        open_store(tmp_path / "store", SECRET)
 
 
 def test_a_plain_delta_in_a_protected_store_is_not_believed(tmp_path: Path) -> None:
@@ -330,7 +331,7 @@ def test_a_marker_that_makes_no_sense_is_no_store(harm: dict[str, object], tmp_p
     marker = store.path / MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | harm))
     with pytest.raises(StoreError, match="marker cannot be read"):
-        FolderStore(store.path, SECRET)
+        open_store(store.path, SECRET)
 
 
 @pytest.mark.parametrize(

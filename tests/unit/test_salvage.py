@@ -31,9 +31,9 @@ from fleece.delta.salvage import Survey
 from fleece.delta.writer import DeltaWriter
 from fleece.engine.restore.salvage import lost_extents, survey
 from fleece.extents import Extents
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.loose import open_delta, open_wreck
+from fleece.store.store import Store
 from fleece.tree import BlankDisk
 from tests.fuzz.target import survey_of
 from tests.rig.process import run_checked
@@ -63,7 +63,7 @@ def _folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _store_of(folder: Path, stored: list[Stored]) -> FolderStore:
+def _store_of(folder: Path, stored: list[Stored]) -> Store:
     """A store with these deltas."""
     store = init(folder / "store")
     for item in stored:
@@ -73,7 +73,7 @@ def _store_of(folder: Path, stored: list[Stored]) -> FolderStore:
     return store
 
 
-def _path(store: FolderStore, number: int) -> Path:
+def _path(store: Store, number: int) -> Path:
     return store.path / "web" / str(number) / "vda.fleece"
 
 
@@ -548,7 +548,7 @@ def test_so_it_is_of_one_that_was_cut_and_grown(disks: list[bytes]) -> None:
 
 
 def _partial(
-    store: FolderStore, tmp_path: Path, point: str = "latest"
+    store: Store, tmp_path: Path, point: str = "latest"
 ) -> tuple[fleece.PartialResult, bytes]:
     target = tmp_path / "target"
     result = fleece.restore_partial(store, point, "vda", str(target), force=True)
@@ -556,12 +556,12 @@ def _partial(
 
 
 @pytest.fixture
-def store(chain: list[Stored], tmp_path: Path) -> FolderStore:
+def store(chain: list[Stored], tmp_path: Path) -> Store:
     return _store_of(tmp_path / "made", chain)
 
 
 def test_an_older_content_never_stands_in_for_a_lost_one(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     path = _path(store, 2)
     _flip(path, _row(path, 1)[1])
@@ -572,7 +572,7 @@ def test_an_older_content_never_stands_in_for_a_lost_one(
 
 
 def test_an_older_content_never_stands_in_where_no_tree_is_left_either(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     path = _path(store, 2)
     _flip(path, _row(path, 1)[1])
@@ -586,7 +586,7 @@ def test_an_older_content_never_stands_in_where_no_tree_is_left_either(
 
 
 def test_what_only_an_older_point_needed_is_not_missed(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     path = _path(store, 1)
     for leaf in (1, 2, 5):
@@ -598,7 +598,7 @@ def test_what_only_an_older_point_needed_is_not_missed(
 
 
 def test_a_damaged_tree_costs_nothing_while_the_records_give_its_root(
-    store: FolderStore, tmp_path: Path
+    store: Store, tmp_path: Path
 ) -> None:
     for number in (1, 2):
         with open_delta(_path(store, number)) as delta:
@@ -633,7 +633,7 @@ def test_a_missing_delta_costs_only_what_it_alone_held(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_salvaged_file_in_the_store_serves_as_well_as_the_damaged_one(
-    number: int, store: FolderStore, tmp_path: Path
+    number: int, store: Store, tmp_path: Path
 ) -> None:
     path = _path(store, number)
     _flip(path, _row(path, 2)[1])
@@ -644,7 +644,7 @@ def test_a_salvaged_file_in_the_store_serves_as_well_as_the_damaged_one(
 
 
 def test_a_point_whose_root_nothing_tells_is_not_called_whole(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     os.truncate(_path(store, 2), chain[1].summary.stored_bytes - 1)
     os.truncate(_path(store, 1), chain[0].summary.stored_bytes - 1)
@@ -658,7 +658,7 @@ def test_a_point_whose_root_nothing_tells_is_not_called_whole(
 
 
 def test_where_no_header_is_left_there_is_nothing_to_restore(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     os.truncate(_path(store, 2), 100)
     with pytest.raises(fleece.StoreError, match="nothing is left of disk vda at point"):
@@ -682,7 +682,7 @@ def _fleece(*words: object) -> tuple[int, str, str]:
 
 
 def test_the_command_line_salvages_and_restores_in_part(
-    store: FolderStore, chain: list[Stored], tmp_path: Path
+    store: Store, chain: list[Stored], tmp_path: Path
 ) -> None:
     path, new, target = _path(store, 2), tmp_path / "new", tmp_path / "out.qcow2"
     _flip(path, _row(path, 1)[1])

@@ -31,11 +31,12 @@ from fleece.extents import Extents
 from fleece.keys import Secret
 from fleece.store import sink as store_sink
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.folder import FolderStore
 from fleece.store.init import init
 from fleece.store.marker import StoreWishes
 from fleece.store.names import LOCK, MARKER, safe_name
+from fleece.store.open import open_store
 from fleece.store.partial_point import PartialPoint
+from fleece.store.store import Store
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, naive_root, read_back, write_delta
 
@@ -44,7 +45,7 @@ _NOBODY = 65534
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FolderStore:
+def store(tmp_path: Path) -> Store:
     return init(tmp_path / "store")
 
 
@@ -52,12 +53,12 @@ def _disk(sequence: int, size: int = 2 * LEAF + 7) -> bytes:
     return bytes([sequence]) * size
 
 
-def _begin(store: FolderStore, sequence: int, guest: str = "web") -> PartialPoint:
+def _begin(store: Store, sequence: int, guest: str = "web") -> PartialPoint:
     return store.begin(guest, f"{sequence:010x}", sequence)
 
 
 def _add(
-    store: FolderStore,
+    store: Store,
     sequence: int,
     parent: Entry | None = None,
     *,
@@ -81,7 +82,7 @@ def _add(
     return partial
 
 
-def _fill(store: FolderStore, count: int, guest: str = "web") -> list[Entry]:
+def _fill(store: Store, count: int, guest: str = "web") -> list[Entry]:
     """A chain of points, each of one disk; gives their entries, oldest first."""
     made: list[Entry] = []
     with store.locked(guest):
@@ -91,7 +92,7 @@ def _fill(store: FolderStore, count: int, guest: str = "web") -> list[Entry]:
     return made
 
 
-def _problems(store: FolderStore) -> tuple[str, ...]:
+def _problems(store: Store) -> tuple[str, ...]:
     catalogue = store.catalogue()
     return verify_store(catalogue).errors
 
@@ -105,7 +106,7 @@ def _ids(catalogue: Catalogue) -> list[str]:
 
 def test_a_store_is_made_where_nothing_is_and_opened_again(tmp_path: Path) -> None:
     made = init(tmp_path / "a" / "b")
-    assert FolderStore(tmp_path / "a" / "b").id == made.id
+    assert open_store(tmp_path / "a" / "b").id == made.id
     assert made.catalogue().points == ()
 
 
@@ -214,7 +215,7 @@ def test_of_processes_that_make_a_store_at_once_one_makes_it(kind: str, tmp_path
         assert len(refused) == len(makers) - 1
         (made,) = {*said} - {*refused}
         secret = Secret.of_passphrase("x") if kind == "encrypted" else None
-        assert FolderStore(path, secret).id == made.strip()
+        assert open_store(path, secret).id == made.strip()
         assert {maker.returncode for maker in makers} == {0}
         assert [item.name for item in path.iterdir()] == [MARKER]
 
@@ -259,7 +260,7 @@ def test_an_init_that_stops_at_any_step_leaves_a_store_or_nothing_in_the_way(
         made = (path / MARKER).exists()
         if not made and fault == "EIO":
             assert not (tmp_path / str(step)).exists()
-        store = FolderStore(path) if made else init(path)
+        store = open_store(path) if made else init(path)
         assert store.catalogue().points == ()
     assert code == 0
     assert step > 10
@@ -267,14 +268,14 @@ def test_an_init_that_stops_at_any_step_leaves_a_store_or_nothing_in_the_way(
 
 def test_what_is_not_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no store here"):
-        FolderStore(tmp_path / "none")
+        open_store(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="there is no store here"):
-        FolderStore(tmp_path / "file")
+        open_store(tmp_path / "file")
     with pytest.raises(StoreError, match="is no empty folder"):
         init(tmp_path / "file")
 
@@ -298,12 +299,12 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
 def test_a_marker_that_makes_no_sense_is_refused(marker: bytes, tmp_path: Path) -> None:
     (tmp_path / MARKER).write_bytes(marker)
     with pytest.raises(StoreError, match="marker cannot be read"):
-        FolderStore(tmp_path)
+        open_store(tmp_path)
 
 
 def test_two_stores_have_chains_of_their_own(tmp_path: Path) -> None:
     one, other = (init(tmp_path / name) for name in "ab")
-    assert one.chain_id("web") == FolderStore(tmp_path / "a").chain_id("web")
+    assert one.chain_id("web") == open_store(tmp_path / "a").chain_id("web")
     assert len({one.chain_id("web"), other.chain_id("web"), one.chain_id("db")}) == 3
     assert re.fullmatch("[0-9a-f]{8}", one.chain_id("web"))
 
@@ -352,9 +353,10 @@ def test_a_store_behind_a_closed_door_is_a_store_error(public: Path) -> None:
         """
         import sys
         from fleece.errors import StoreError
-        from fleece.store.folder import FolderStore
+        from fleece.store.open import open_store
+        from fleece.store.store import Store
         from fleece.store.init import init
-        for make in FolderStore, init:
+        for make in open_store, init:
             try:
                 make(sys.argv[1])
             except StoreError as error:
@@ -374,9 +376,10 @@ def test_a_guests_folder_that_may_not_be_listed_is_an_error_and_not_empty(public
         """
         import sys
         from fleece.errors import StoreError
-        from fleece.store.folder import FolderStore
+        from fleece.store.open import open_store
+        from fleece.store.store import Store
         try:
-            print(FolderStore(sys.argv[1]).catalogue().points)
+            print(open_store(sys.argv[1]).catalogue().points)
         except StoreError as error:
             print("refused:", error)
         """,
@@ -432,7 +435,7 @@ def test_ordinary_names_stay_readable() -> None:
 
 
 @pytest.mark.parametrize("guest", ["../evil", ".hidden", "a/b", "ä" * 100, "x" * 500])
-def test_a_guest_of_any_name_is_kept_within_the_store(guest: str, store: FolderStore) -> None:
+def test_a_guest_of_any_name_is_kept_within_the_store(guest: str, store: Store) -> None:
     with store.locked(guest):
         _add(store, 1, guest=guest, disks=("../disk",))
     assert _ids(store.catalogue()) == [f"{1:010x}"]
@@ -444,15 +447,16 @@ def test_a_guest_of_any_name_is_kept_within_the_store(guest: str, store: FolderS
 
 _HOLD = """
 import sys
-from fleece.store.folder import FolderStore
-with FolderStore(sys.argv[1]).locked("web"):
+from fleece.store.open import open_store
+from fleece.store.store import Store
+with open_store(sys.argv[1]).locked("web"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
-def holder(store: FolderStore) -> Iterator[subprocess.Popen[str]]:
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until its stdin ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(store.path)],
@@ -469,7 +473,7 @@ def holder(store: FolderStore) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_guest_that_another_process_backs_up_is_refused(
-    store: FolderStore, holder: subprocess.Popen[str]
+    store: Store, holder: subprocess.Popen[str]
 ) -> None:
     expected = rf"another backup of web into this store is running \(process {holder.pid}\)"
     with pytest.raises(StoreError, match=expected), store.locked("web"):
@@ -477,27 +481,27 @@ def test_a_guest_that_another_process_backs_up_is_refused(
 
 
 def test_another_guest_of_the_same_store_is_not_locked(
-    store: FolderStore, holder: subprocess.Popen[str]
+    store: Store, holder: subprocess.Popen[str]
 ) -> None:
     with store.locked("db"):
         pass
 
 
-def test_the_lock_dies_with_its_holder(store: FolderStore, holder: subprocess.Popen[str]) -> None:
+def test_the_lock_dies_with_its_holder(store: Store, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
     with store.locked("web"):
         pass
 
 
-def test_the_lock_is_given_back_after_an_error(store: FolderStore) -> None:
+def test_the_lock_is_given_back_after_an_error(store: Store) -> None:
     with pytest.raises(ValueError, match="boom"), store.locked("web"):
         raise ValueError("boom")
     with store.locked("web"):
         pass
 
 
-def test_the_lock_is_not_held_twice_by_one_process(store: FolderStore) -> None:
+def test_the_lock_is_not_held_twice_by_one_process(store: Store) -> None:
     with (
         store.locked("web"),
         pytest.raises(StoreError, match="another backup"),
@@ -509,7 +513,7 @@ def test_the_lock_is_not_held_twice_by_one_process(store: FolderStore) -> None:
 # ---- points that are not committed -----------------------------------------------------------
 
 
-def test_a_point_that_is_being_written_is_not_in_the_store(store: FolderStore) -> None:
+def test_a_point_that_is_being_written_is_not_in_the_store(store: Store) -> None:
     partial = _add(store, 1, commit=False)
     assert store.catalogue().entries == ()
     assert store.catalogue().damaged == ()
@@ -517,7 +521,7 @@ def test_a_point_that_is_being_written_is_not_in_the_store(store: FolderStore) -
     assert _ids(store.catalogue()) == [f"{1:010x}"]
 
 
-def test_what_dead_runs_left_of_points_is_removed_and_told(store: FolderStore) -> None:
+def test_what_dead_runs_left_of_points_is_removed_and_told(store: Store) -> None:
     _fill(store, 1)
     left = _add(store, 2, commit=False)
     assert store.remove_partial("web") == [str(left.folder)]
@@ -526,20 +530,20 @@ def test_what_dead_runs_left_of_points_is_removed_and_told(store: FolderStore) -
     assert _ids(store.catalogue()) == [f"{1:010x}"]
 
 
-def test_other_guests_partial_points_are_left_alone(store: FolderStore) -> None:
+def test_other_guests_partial_points_are_left_alone(store: Store) -> None:
     other = _add(store, 1, guest="db", commit=False)
     assert store.remove_partial("web") == []
     assert other.folder.is_dir()
 
 
-def test_a_discarded_point_leaves_nothing(store: FolderStore) -> None:
+def test_a_discarded_point_leaves_nothing(store: Store) -> None:
     partial = _add(store, 1, commit=False)
     partial.discard()
     assert not partial.folder.exists()
     assert not partial.final.exists()
 
 
-def test_a_delta_that_was_not_finished_is_not_committed(store: FolderStore) -> None:
+def test_a_delta_that_was_not_finished_is_not_committed(store: Store) -> None:
     partial = _begin(store, 1)
     partial.create("vda").write(b"half a delta")
     with pytest.raises(StoreError, match="not a fleece delta"):
@@ -547,7 +551,7 @@ def test_a_delta_that_was_not_finished_is_not_committed(store: FolderStore) -> N
     assert not partial.final.exists()
 
 
-def test_a_point_never_replaces_another(store: FolderStore) -> None:
+def test_a_point_never_replaces_another(store: Store) -> None:
     _fill(store, 1)
     twin = _add(store, 1, commit=False)
     with pytest.raises(StoreError):
@@ -555,14 +559,14 @@ def test_a_point_never_replaces_another(store: FolderStore) -> None:
     assert _problems(store) == ()
 
 
-def test_the_same_disk_cannot_be_written_twice_into_a_point(store: FolderStore) -> None:
+def test_the_same_disk_cannot_be_written_twice_into_a_point(store: Store) -> None:
     partial = _begin(store, 1)
     partial.create("vda")
     with pytest.raises(StoreError, match="exists"):
         partial.create("vda")
 
 
-def test_a_full_file_system_is_a_store_error_with_advice(store: FolderStore) -> None:
+def test_a_full_file_system_is_a_store_error_with_advice(store: Store) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     partial = _begin(store, 1)
@@ -576,9 +580,7 @@ def test_a_full_file_system_is_a_store_error_with_advice(store: FolderStore) -> 
     sink.abandon()
 
 
-def test_the_header_is_in_the_file_at_once(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_header_is_in_the_file_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says whose the partial delta is that a killed run leaves."""
     monkeypatch.setattr(store_sink, "GATHERED_FOR", 3600)
     partial = _begin(store, 1)
@@ -589,9 +591,7 @@ def test_the_header_is_in_the_file_at_once(
     partial.discard()
 
 
-def test_what_is_gathered_does_not_wait_long(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_gathered_does_not_wait_long(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed run loses no more than what it wrote in the last moment."""
     partial = _begin(store, 1)
     sink = partial.create("vda")
@@ -604,7 +604,7 @@ def test_what_is_gathered_does_not_wait_long(
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 300 * 1024, 2), (70_000,) * 9])
-def test_what_was_synced_is_in_the_file(store: FolderStore, sizes: tuple[int, ...]) -> None:
+def test_what_was_synced_is_in_the_file(store: Store, sizes: tuple[int, ...]) -> None:
     """A scratch gives up what is durable here: nothing of it may wait in this process."""
     partial = _begin(store, 1)
     sink = partial.create("vda")
@@ -673,7 +673,7 @@ def test_everything_is_synced_before_the_rename_and_the_name_after_it(tmp_path: 
 
 
 def test_a_file_that_cannot_be_synced_is_not_committed(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = _add(store, 1, commit=False)
 
@@ -691,7 +691,7 @@ def test_a_file_that_cannot_be_synced_is_not_committed(
 # ---- the catalogue ---------------------------------------------------------------------------
 
 
-def test_the_chain_of_a_point_is_found_by_its_headers(store: FolderStore) -> None:
+def test_the_chain_of_a_point_is_found_by_its_headers(store: Store) -> None:
     entries = _fill(store, 3)
     catalogue = store.catalogue()
     assert catalogue.line(entries[2]) == [entries[2], entries[1], entries[0]]
@@ -700,7 +700,7 @@ def test_the_chain_of_a_point_is_found_by_its_headers(store: FolderStore) -> Non
         assert chain.root.hex() == entries[2].root == naive_root(_disk(3), 2).hex()
 
 
-def test_names_and_times_of_files_mean_nothing(store: FolderStore) -> None:
+def test_names_and_times_of_files_mean_nothing(store: Store) -> None:
     before = _fill(store, 3)
     folders = sorted(path for path in (store.path / "web").iterdir() if path.is_dir())
     for at, path in enumerate(folders):
@@ -720,7 +720,7 @@ def test_names_and_times_of_files_mean_nothing(store: FolderStore) -> None:
     assert _problems(store) == ()
 
 
-def test_two_files_that_exchanged_their_names_change_nothing(store: FolderStore) -> None:
+def test_two_files_that_exchanged_their_names_change_nothing(store: Store) -> None:
     _fill(store, 2)
     one, other = sorted((store.path / "web").glob("*/*.fleece"))
     keep = one.read_bytes()
@@ -733,7 +733,7 @@ def test_two_files_that_exchanged_their_names_change_nothing(store: FolderStore)
     assert _problems(store) == ()
 
 
-def test_a_copy_of_a_point_does_not_double_it(store: FolderStore) -> None:
+def test_a_copy_of_a_point_does_not_double_it(store: Store) -> None:
     _fill(store, 2)
     first = store.path / "web" / "000001-0000000001"
     shutil.copytree(first, first.with_name("a copy"))
@@ -743,7 +743,7 @@ def test_a_copy_of_a_point_does_not_double_it(store: FolderStore) -> None:
     assert _problems(store) == ()
 
 
-def test_files_that_are_no_deltas_by_their_ending_are_nobodys(store: FolderStore) -> None:
+def test_files_that_are_no_deltas_by_their_ending_are_nobodys(store: Store) -> None:
     _fill(store, 1)
     for path in (store.path, store.path / "web", store.path / "web" / "000001-0000000001"):
         (path / "README").write_text("hello")
@@ -752,7 +752,7 @@ def test_files_that_are_no_deltas_by_their_ending_are_nobodys(store: FolderStore
 
 
 def test_a_point_without_one_of_its_disks_is_incomplete_and_does_not_count(
-    store: FolderStore,
+    store: Store,
 ) -> None:
     _add(store, 1, disks=("vda", "vdb"))
     _add(store, 2, disks=("vda", "vdb"), written=("vda",))
@@ -765,7 +765,7 @@ def test_a_point_without_one_of_its_disks_is_incomplete_and_does_not_count(
     assert any("is incomplete: no delta for vdb" in line for line in _problems(store))
 
 
-def test_a_missing_parent_is_named_and_never_passed_over(store: FolderStore) -> None:
+def test_a_missing_parent_is_named_and_never_passed_over(store: Store) -> None:
     _fill(store, 3)
     shutil.rmtree(store.path / "web" / "000002-0000000002")
     catalogue = store.catalogue()
@@ -775,7 +775,7 @@ def test_a_missing_parent_is_named_and_never_passed_over(store: FolderStore) -> 
     assert len(_problems(store)) == 1
 
 
-def test_a_damaged_parent_is_named_where_its_absence_is_told(store: FolderStore) -> None:
+def test_a_damaged_parent_is_named_where_its_absence_is_told(store: Store) -> None:
     _fill(store, 2)
     harmed = next((store.path / "web").glob("000001-*/*.fleece"))
     harmed.write_bytes(harmed.read_bytes()[:-1])
@@ -784,7 +784,7 @@ def test_a_damaged_parent_is_named_where_its_absence_is_told(store: FolderStore)
         catalogue.line(catalogue.find("latest").disk("vda"))
 
 
-def test_a_parent_of_another_root_is_not_taken(store: FolderStore) -> None:
+def test_a_parent_of_another_root_is_not_taken(store: Store) -> None:
     (first,) = _fill(store, 1)
     lie = dataclasses.replace(first, root="00" * 16)
     _add(store, 2, lie)
@@ -793,7 +793,7 @@ def test_a_parent_of_another_root_is_not_taken(store: FolderStore) -> None:
         catalogue.line(catalogue.find("latest").disk("vda"))
 
 
-def test_deltas_that_name_each_other_as_parents_are_no_endless_line(store: FolderStore) -> None:
+def test_deltas_that_name_each_other_as_parents_are_no_endless_line(store: Store) -> None:
     """A parent is older by its own header, so no circle closes, whatever roots are claimed."""
     (first,) = _fill(store, 1)
     roots = {n: naive_root(_disk(n), 2).hex() for n in (2, 3)}
@@ -810,19 +810,19 @@ def test_deltas_that_name_each_other_as_parents_are_no_endless_line(store: Folde
 
 
 @pytest.mark.parametrize("text", ["000000001", "0000000011"])
-def test_a_prefix_that_only_one_point_has_names_it(text: str, store: FolderStore) -> None:
+def test_a_prefix_that_only_one_point_has_names_it(text: str, store: Store) -> None:
     for sequence in (0x11, 0x21):
         _add(store, sequence)
     assert store.catalogue().find(text).sequence == 0x11
 
 
-def test_a_prefix_of_several_points_is_refused(store: FolderStore) -> None:
+def test_a_prefix_of_several_points_is_refused(store: Store) -> None:
     _fill(store, 2)
     with pytest.raises(UsageError, match="could be 2 points; give more digits"):
         store.catalogue().find("00000000")
 
 
-def test_a_whole_id_that_begins_another_one_names_its_own_point(store: FolderStore) -> None:
+def test_a_whole_id_that_begins_another_one_names_its_own_point(store: Store) -> None:
     for sequence, name in ((1, "0123456789"), (2, "0123456789ab")):
         point = dataclasses.replace(header(1, sequence).point, id=name)
         _add(store, sequence, point=point)
@@ -831,21 +831,21 @@ def test_a_whole_id_that_begins_another_one_names_its_own_point(store: FolderSto
     assert catalogue.find("0123456789a").sequence == 2
 
 
-def test_an_id_that_no_point_has_is_refused(store: FolderStore) -> None:
+def test_an_id_that_no_point_has_is_refused(store: Store) -> None:
     _fill(store, 1)
     for text in ("ffff", "vda", "000001-0000000001", "*"):
         with pytest.raises(StoreError, match="no such point"):
             store.catalogue().find(text)
 
 
-def test_latest_is_the_point_of_the_highest_sequence_whatever_its_time(store: FolderStore) -> None:
+def test_latest_is_the_point_of_the_highest_sequence_whatever_its_time(store: Store) -> None:
     for sequence, time in ((2, "2001-01-01T00:00:00Z"), (1, "2030-01-01T00:00:00Z")):
         point = dataclasses.replace(header(1, sequence).point, time=time)
         _add(store, sequence, point=point)
     assert store.catalogue().find("latest").sequence == 2
 
 
-def test_latest_of_several_guests_needs_a_name(store: FolderStore) -> None:
+def test_latest_of_several_guests_needs_a_name(store: Store) -> None:
     _fill(store, 1, "web")
     _fill(store, 2, "db")
     catalogue = store.catalogue()
@@ -855,20 +855,20 @@ def test_latest_of_several_guests_needs_a_name(store: FolderStore) -> None:
     assert catalogue.find("latest", "db").sequence == 2
 
 
-def test_latest_of_an_empty_store_is_no_point(store: FolderStore) -> None:
+def test_latest_of_an_empty_store_is_no_point(store: Store) -> None:
     with pytest.raises(StoreError, match="no such point: latest"):
         store.catalogue().find("latest")
 
 
 def test_a_disk_that_a_point_does_not_have_is_refused_with_those_it_has(
-    store: FolderStore,
+    store: Store,
 ) -> None:
     _add(store, 1, disks=("vda", "vdb"))
     with pytest.raises(UsageError, match="has no disk vdc; its disks are: vda, vdb"):
         store.catalogue().find("latest").disk("vdc")
 
 
-def test_symbolic_links_are_not_followed(store: FolderStore, tmp_path: Path) -> None:
+def test_symbolic_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     outside = init(tmp_path / "outside")
     _fill(outside, 1, "db")
     _fill(store, 1)
@@ -879,9 +879,7 @@ def test_symbolic_links_are_not_followed(store: FolderStore, tmp_path: Path) -> 
     assert [point.guest for point in store.catalogue().points] == ["web"]
 
 
-def test_removing_a_partial_point_removes_no_links_target(
-    store: FolderStore, tmp_path: Path
-) -> None:
+def test_removing_a_partial_point_removes_no_links_target(store: Store, tmp_path: Path) -> None:
     partial = _add(store, 1, commit=False)
     (tmp_path / "precious").write_text("keep")
     (partial.folder / "link").symlink_to(tmp_path / "precious")
@@ -890,7 +888,7 @@ def test_removing_a_partial_point_removes_no_links_target(
 
 
 def test_a_listing_that_fails_is_an_error_and_not_an_empty_store(
-    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(store, 1)
     real = os.scandir
@@ -908,7 +906,7 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_store(
 
 
 def test_of_several_deltas_of_one_point_the_one_with_the_shortest_whole_line_is_used(
-    store: FolderStore,
+    store: Store,
 ) -> None:
     first, second, third = (_fill(store, 3), store.catalogue().entries)[1]
     merged = store.path / "web" / "aaa" / "merged.fleece"
@@ -931,7 +929,7 @@ def test_of_several_deltas_of_one_point_the_one_with_the_shortest_whole_line_is_
 # ---- harm ------------------------------------------------------------------------------------
 
 
-def test_a_sound_store_is_proven_whole(store: FolderStore) -> None:
+def test_a_sound_store_is_proven_whole(store: Store) -> None:
     _fill(store, 3)
     catalogue = store.catalogue()
     heard: list[events.Event] = []
@@ -944,7 +942,7 @@ def test_a_sound_store_is_proven_whole(store: FolderStore) -> None:
 
 
 def test_harm_anywhere_in_a_store_is_found_and_proves_no_point_that_needs_it(
-    store: FolderStore,
+    store: Store,
 ) -> None:
     """Every seventh byte; `test_delta` does them all, a delta at a time."""
     _fill(store, 2)
@@ -961,7 +959,7 @@ def test_harm_anywhere_in_a_store_is_found_and_proves_no_point_that_needs_it(
     assert _problems(store) == ()
 
 
-def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: FolderStore) -> None:
+def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: Store) -> None:
     _fill(store, 1, "web")
     _fill(store, 1, "db")
     for path in store.path.glob("*/*/*.fleece"):
@@ -969,7 +967,7 @@ def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: FolderSt
     assert len(_problems(store)) == 2
 
 
-def test_a_damaged_file_fails_the_verification_of_each_guest(store: FolderStore) -> None:
+def test_a_damaged_file_fails_the_verification_of_each_guest(store: Store) -> None:
     """Nobody knows whose it was."""
     _fill(store, 2, "web")
     _fill(store, 1, "db")
@@ -981,20 +979,20 @@ def test_a_damaged_file_fails_the_verification_of_each_guest(store: FolderStore)
         assert result.points == ("0000000001",)
 
 
-def test_a_guest_without_points_is_not_proven_whole(store: FolderStore) -> None:
+def test_a_guest_without_points_is_not_proven_whole(store: Store) -> None:
     _fill(store, 1, "web")
     with pytest.raises(StoreError, match="there is no point of guest wbe"):
         verify_store(store.catalogue(), guest="wbe")
 
 
-def test_a_marker_of_the_first_stores_named_no_hash(store: FolderStore) -> None:
+def test_a_marker_of_the_first_stores_named_no_hash(store: Store) -> None:
     first = {"format": "fleece store", "version": 1, "id": store.id}
     (store.path / MARKER).write_text(json.dumps(first))
-    _fill(FolderStore(store.path), 1)
-    assert FolderStore(store.path).algorithm.name == "xxh3-128"
+    _fill(open_store(store.path), 1)
+    assert open_store(store.path).algorithm.name == "xxh3-128"
 
 
-def test_the_marker_is_json_that_names_itself(store: FolderStore) -> None:
+def test_the_marker_is_json_that_names_itself(store: Store) -> None:
     said = json.loads((store.path / MARKER).read_text())
     assert said == {
         "format": "fleece store",
@@ -1004,3 +1002,19 @@ def test_the_marker_is_json_that_names_itself(store: FolderStore) -> None:
         "encryption": None,
     }
     assert CHAIN not in store.id
+
+
+def test_a_store_is_opened_by_its_path_or_by_a_uri_of_that(store: Store) -> None:
+    for text in (str(store.path), f"file:{store.path}", f"file://{store.path}"):
+        assert open_store(text).id == store.id
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/vms", "FTP://host/x", "x+y://", "file://host/x"])
+def test_a_store_of_a_kind_that_is_not_known_is_refused(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make in open_store, init:
+        with pytest.raises(UsageError, match="file:"):
+            make(text)
+    assert list(tmp_path.iterdir()) == []

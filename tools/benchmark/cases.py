@@ -308,7 +308,7 @@ from pathlib import Path
 socket, store, guest, scratch, workers = sys.argv[1:]
 options = fleece.BackupOptions(fleece.ModeWish.FULL, guest, workers=int(workers))
 with fleece.QemuSource(socket, Path(scratch)) as source:
-    fleece.backup(source, fleece.FolderStore(store), options)
+    fleece.backup(source, fleece.open_store(store), options)
 """
 
 

@@ -70,7 +70,7 @@ if way == "stored":
     stored.patch()
 options = fleece.BackupOptions(fleece.ModeWish.FULL, guest, level=1)
 with fleece.QemuSource(socket, Path(scratch)) as source:
-    fleece.backup(source, fleece.FolderStore(store), options)
+    fleece.backup(source, fleece.open_store(store), options)
 """
 
 

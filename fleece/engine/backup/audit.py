@@ -23,7 +23,7 @@ from fleece.source.base import Export, Transport
 from fleece.source.lost import reads_of
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AuditResult:
 
 def audit(
     source: QemuSource,
-    store: FolderStore,
+    store: Store,
     guest: str | None = None,
     disks: tuple[str, ...] = (),
     listener: events.Listener = events.ignore,
@@ -115,7 +115,7 @@ def audit(
     return AuditResult(guest, tuple(_result(job) for job in jobs))
 
 
-def distrust(store: FolderStore, chain: str, jobs: Sequence[AuditJob]) -> None:
+def distrust(store: Store, chain: str, jobs: Sequence[AuditJob]) -> None:
     """Make the next backup of each disk on which an audit found something a rescan."""
     for job in jobs:
         if job.trouble is not None:

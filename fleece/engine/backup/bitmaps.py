@@ -14,7 +14,7 @@ from fleece.errors import PointError, StoreError
 from fleece.source.qemu.inventory import Bitmap
 from fleece.source.qemu.names import Segment
 from fleece.source.qemu.source import QemuSource
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 from fleece.terminal import counted
 
 
@@ -36,7 +36,7 @@ class KeptSegment:
 
 
 def segments(
-    source: QemuSource, stores: Sequence[FolderStore] = (), guest: str | None = None
+    source: QemuSource, stores: Sequence[Store] = (), guest: str | None = None
 ) -> list[KeptSegment]:
     """All segments of all disks, by disk, chain and age.
 
@@ -70,7 +70,7 @@ def _needing(segment: Segment, needs: list[tuple[str, set[str]]]) -> tuple[str, 
     return tuple(where for where, chains in needs if segment.chain in chains)
 
 
-def _chains(store: FolderStore, guest: str) -> set[str]:
+def _chains(store: Store, guest: str) -> set[str]:
     """The chains that a store holds points of, and the one that it would begin for the guest.
 
     The latter has segments before it has a point: of streamed deltas that are not imported yet.
@@ -89,7 +89,7 @@ def _chains(store: FolderStore, guest: str) -> set[str]:
 def drop_segments(
     source: QemuSource,
     chain: str,
-    stores: Sequence[FolderStore] = (),
+    stores: Sequence[Store] = (),
     guest: str | None = None,
 ) -> list[KeptSegment]:
     """Drop all segments of a chain. A next backup into its store, if there is one, reads all.

@@ -91,7 +91,7 @@ def decide(
         wish: what the caller asks for.
         catalogue: of the store.
         guest, chain: whose points count.
-        distrust: why its bitmaps must not be believed (`FolderStore.distrusted`); None: they may.
+        distrust: why its bitmaps must not be believed (`Store.distrusted`); None: they may.
 
     Raises:
         PointError: what was asked for is impossible.

@@ -51,15 +51,15 @@ from fleece.source.qemu.push import PushJobs
 from fleece.source.qemu.scratch import estimate
 from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
-from fleece.store.folder import FolderStore
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint
 from fleece.store.sink import DeltaFile
+from fleece.store.store import Store
 from fleece.version import VERSION
 
 
 def backup(
     source: QemuSource,
-    store: FolderStore,
+    store: Store,
     options: BackupOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
@@ -123,7 +123,7 @@ class _Run:
     def __init__(
         self,
         source: QemuSource,
-        store: FolderStore,
+        store: Store,
         options: BackupOptions,
         catalogue: Catalogue,
         guest: str,

@@ -29,7 +29,7 @@ from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.nbd.uri import is_uri
 from fleece.store.catalogue import Entry
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 
 _SHORT = 256 * 1024
 """Bytes of disk of a record below which a worker takes it together with others."""
@@ -67,7 +67,7 @@ class _Piece:
 
 
 def restore(
-    store: FolderStore,
+    store: Store,
     point: str,
     disk: str,
     target: str,

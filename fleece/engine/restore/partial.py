@@ -24,7 +24,7 @@ from fleece.engine.work.root import disk_root
 from fleece.errors import UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.store.damaged_line import Line, Remains, line_of, opened
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 from fleece.tree import Geometry
 
 
@@ -60,7 +60,7 @@ class PartialResult:
 
 
 def restore_partial(
-    store: FolderStore,
+    store: Store,
     point: str,
     disk: str,
     target: str,

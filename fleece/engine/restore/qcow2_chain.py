@@ -29,7 +29,7 @@ from fleece.engine.work.pool import Counter
 from fleece.errors import TargetError
 from fleece.extents import Extents
 from fleece.folder import Folder
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 
 _READ, _READ_TO_SEARCH = 0o444, 2
 """Permissions to read, and by how many bits they are above those to search a folder."""
@@ -39,7 +39,7 @@ MOST_IMAGES = 256
 
 
 def restore_as_chain(
-    store: FolderStore,
+    store: Store,
     point: str,
     disk: str,
     target: str,

@@ -15,7 +15,7 @@ from fleece.engine.work.leaves import LeafHasher
 from fleece.engine.work.pool import WORKERS, Counter
 from fleece.engine.work.scan import REGION_LEVEL, Region, root_of
 from fleece.errors import TargetError, VerifyError
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 from fleece.tree import Geometry, HashArray, joined
 
 _PIECE = 1 << 20
@@ -24,7 +24,7 @@ _AHEAD = 4 * WORKERS
 
 
 def restore_stream(
-    store: FolderStore,
+    store: Store,
     point: str,
     disk: str,
     sink: Sink,

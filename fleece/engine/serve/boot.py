@@ -33,7 +33,7 @@ from fleece.nbd.server import dies_with_parent
 from fleece.programs import child_environment, program
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.monitor import Monitor
-from fleece.store.folder import FolderStore
+from fleece.store.store import Store
 
 _AGENT_PORT = "org.qemu.guest_agent.0"
 _PAUSE = 0.1
@@ -126,7 +126,7 @@ class BootResult:
 
 
 def boot_test(
-    store: FolderStore,
+    store: Store,
     point: str,
     disks: tuple[str, ...] = (),
     *,

@@ -17,7 +17,7 @@ from fleece.delta.chain import Chain
 from fleece.disk.chain import ChainDisk
 from fleece.errors import FleeceError, UsageError, bug
 from fleece.keys import PipedSecret, Secret
-from fleece.store.folder import FolderStore
+from fleece.store.open import open_store
 
 MOST_EXTENTS = 16384
 """Extents in one answer to a block status request; a client asks again for the rest."""
@@ -30,7 +30,7 @@ class Wish:
     """What to serve, as the parent process writes it into the plugin's standard input.
 
     Attributes:
-        store: the store's folder.
+        store: what `open_store` opens the store by.
         lines: of each disk, by its name, the paths of the deltas that lead to the point, newest
             first: so that only the parent process reads the whole store.
         secret: of the store, as `Secret.to_pipe` gives it; None: it has none.
@@ -90,7 +90,7 @@ class Exports:
 
     def __init__(self, wish: Wish) -> None:
         secret = None if wish.secret is None else Secret.of_pipe(*wish.secret)
-        access = FolderStore(wish.store, secret).access
+        access = open_store(wish.store, secret).access
         self._lock = threading.Lock()
         self._told: set[str] = set()
         with contextlib.ExitStack() as stack:

@@ -27,8 +27,8 @@ from fleece.nbd.server import greets
 from fleece.nbd.uri import unix_uri
 from fleece.programs import program, server_environment
 from fleece.store.catalogue import StoredPoint
-from fleece.store.folder import FolderStore
 from fleece.store.names import safe_name
+from fleece.store.store import Store
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 _START_LIMIT = 60.0
@@ -93,7 +93,7 @@ class Serving:
 
 @contextlib.contextmanager
 def serve(
-    store: FolderStore,
+    store: Store,
     point: str,
     disks: tuple[str, ...] = (),
     *,
@@ -152,7 +152,7 @@ def serve(
         yield Serving(found, servers)
 
 
-def _wish(store: FolderStore, lines: dict[str, list[str]]) -> Wish:
+def _wish(store: Store, lines: dict[str, list[str]]) -> Wish:
     paths = {name: [str(Path(path).absolute()) for path in line] for name, line in lines.items()}
     secret = store.access.secret
     return Wish(str(store.path.absolute()), paths, None if secret is None else secret.to_pipe())

@@ -14,10 +14,10 @@ from fleece.engine.check.verify import check_delta
 from fleece.engine.work.pool import Counter
 from fleece.errors import StoreError
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.folder import FolderStore
 from fleece.store.lock import Patience
 from fleece.store.sink import DeltaFile
 from fleece.store.spool import spooled
+from fleece.store.store import Store
 
 _PIECE = 1 << 20
 _PATIENCE = 60.0
@@ -47,7 +47,7 @@ class ImportResult:
 
 
 def import_delta(
-    store: FolderStore,
+    store: Store,
     read: Callable[[int], bytes],
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
@@ -80,7 +80,7 @@ def import_delta(
 
 
 def _take_in(
-    store: FolderStore,
+    store: Store,
     file: DeltaFile,
     delta: DeltaReader,
     listener: events.Listener,

@@ -25,9 +25,9 @@ from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
 from fleece.store import rewrite
 from fleece.store.catalogue import Entry, StoredPoint
-from fleece.store.folder import FolderStore
 from fleece.store.lines import OpenLines
 from fleece.store.sink import DeltaFile
+from fleece.store.store import Store
 from fleece.tree import BlankDisk, NodeSource
 from fleece.version import VERSION
 
@@ -61,7 +61,7 @@ class MergeResult:
 
 
 def merge(
-    store: FolderStore,
+    store: Store,
     point: str,
     first: str | None = None,
     *,

@@ -25,8 +25,8 @@ from fleece.engine.upkeep.retention import KeepRules, choose
 from fleece.errors import StoreError
 from fleece.store import rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.folder import FolderStore
 from fleece.store.lines import OpenLines
+from fleece.store.store import Store
 
 PINNED = "pinned"
 SHARED = "several points build on it"
@@ -84,7 +84,7 @@ class _GuestPlan:
 
 
 def prune(
-    store: FolderStore,
+    store: Store,
     rules: KeepRules,
     guest: str | None = None,
     *,
@@ -273,7 +273,7 @@ def _sequence(entry: Entry) -> int:
 
 
 def _carry_out(
-    store: FolderStore,
+    store: Store,
     catalogue: Catalogue,
     plans: Sequence[_GuestPlan],
     listener: events.Listener,
@@ -323,7 +323,7 @@ def _nothing_needs(catalogue: Catalogue, plan: _GuestPlan) -> None:
 
 
 def set_pin(
-    store: FolderStore, point: str, guest: str | None = None, *, pinned: bool = True
+    store: Store, point: str, guest: str | None = None, *, pinned: bool = True
 ) -> StoredPoint:
     """Protect a point from prune, or end that.
 

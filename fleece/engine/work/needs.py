@@ -17,7 +17,7 @@ from fleece.source.base import Transport
 from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.place import default_scratch
 from fleece.source.qemu.scratch import room_of
-from fleece.store.folder import read_marker
+from fleece.store.store import read_marker
 
 _LEAST = 64 * 1024
 """Bytes without which no store takes a point: header, tree and footer of one delta."""

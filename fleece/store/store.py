@@ -31,7 +31,7 @@ _LONGEST_MARKER = 4096
 _HINT = "is its file system mounted? 'fleece init' makes a new store"
 
 
-class FolderStore:
+class Store:
     """An existing store.
 
     Args:

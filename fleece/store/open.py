@@ -1,0 +1,51 @@
+"""Open a store by what a user calls it: what knows which kinds of stores there are."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from fleece.errors import UsageError
+from fleece.keys import Secret
+from fleece.store.store import Store
+
+_FILE = "file"
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def open_store(place: str | os.PathLike[str], secret: Secret | None = None) -> Store:
+    """Open an existing store.
+
+    Args:
+        place: the path of a folder, or `file:` and one.
+        secret: the store's key file or passphrase; None: it has no key.
+
+    Raises:
+        StoreError: it is not there, or it is no store.
+        UsageError: there are no stores of its scheme, or the secret is not the store's.
+    """
+    return Store(folder_of(place), secret)
+
+
+def folder_of(place: str | os.PathLike[str]) -> str:
+    """The path of the folder that a store's name means.
+
+    Raises:
+        UsageError: it names no folder.
+    """
+    text = os.fspath(place)
+    found = _SCHEME.match(text)
+    if found is not None and found[1].lower() != _FILE:
+        raise UsageError(
+            f"there are no stores of the kind {found[1]}://",
+            where=text,
+            hint=f"a store is the path of a folder, or {_FILE}:PATH",
+        )
+    if not text.startswith(f"{_FILE}:"):
+        return text
+    path = text.removeprefix(f"{_FILE}:")
+    if not path.startswith("//"):
+        return path
+    if not path.startswith("///"):
+        raise UsageError("names another host", where=text, hint=f"write {_FILE}:/PATH")
+    return path.removeprefix("//")
