@@ -20,7 +20,6 @@ from fleece.engine.backup.embed import dirty_extents, write_delta
 from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult
 from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.backup.run import backup
-from fleece.engine.backup.transport import TransportWish
 from fleece.engine.check.diff import compare_points
 from fleece.engine.check.disk_map import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
@@ -60,12 +59,20 @@ from fleece.files.point import PointFiles, open_files
 from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
-from fleece.source.base import Export, Transport
+from fleece.source.base import (
+    Export,
+    Request,
+    Since,
+    Transport,
+    TransportWish,
+    Unknown,
+    Wanted,
+)
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.doctor import ExaminedDisk, Report
 from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
-from fleece.source.qemu.source import QemuSource, Wanted
+from fleece.source.qemu.source import QemuSource
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
@@ -143,6 +150,7 @@ __all__ = (
     "PruneResult",
     "QemuSource",
     "Report",
+    "Request",
     "RestoreResult",
     "SalvagedFile",
     "ScrubResult",
@@ -150,6 +158,7 @@ __all__ = (
     "Secret",
     "ServedDisk",
     "Serving",
+    "Since",
     "SourceError",
     "Store",
     "StoreError",
@@ -161,6 +170,7 @@ __all__ = (
     "Transport",
     "TransportWish",
     "TreeComparison",
+    "Unknown",
     "UsageError",
     "VerifyError",
     "VerifyResult",

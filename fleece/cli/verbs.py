@@ -23,6 +23,7 @@ def open_source(
     scratch: str | None,
     scratch_limit: str | None = None,
     fleecing: str = fleece.Fleecing.CLASSIC,
+    agent: fleece.GuestAgent | None = None,
 ) -> fleece.QemuSource:
     """The source that a command line names."""
     kind, _, place = text.partition(":")
@@ -30,7 +31,7 @@ def open_source(
         raise UsageError("a source is written qmp:SOCKET", where=text)
     limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
     folder = None if scratch is None else Path(scratch)
-    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing), cancel)
+    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing), cancel, agent)
 
 
 def _bytes(option: str, text: str) -> int:
@@ -107,14 +108,15 @@ def backup(
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
         options = replace(options, level=level)
-    if guest_agent is not None:
-        options = replace(options, agent=fleece.GuestAgent(guest_agent, require_freeze))
+    agent = None if guest_agent is None else fleece.GuestAgent(guest_agent, require_freeze)
     with contextlib.ExitStack() as stack:
         sink = None
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
         place = fleece.open_store(store, secret)
-        opened = stack.enter_context(open_source(source, cancel, scratch, scratch_limit, fleecing))
+        opened = stack.enter_context(
+            open_source(source, cancel, scratch, scratch_limit, fleecing, agent)
+        )
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
@@ -133,7 +135,7 @@ def backup(
 def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
     """`fleece clean SOURCE`."""
     with open_source(source, cancel, scratch) as opened:
-        removed = list(opened.clean())
+        removed = list(opened.recover())
         doubts = opened.doubts
     for doubt in doubts:
         output.listen(events.Warned(doubt))

@@ -364,9 +364,10 @@ def test_other_readers_see_the_point_in_the_export(scene: Scene) -> None:
         catalogue = fleece.open_store(scene.store).catalogue()
         newest = catalogue.find("latest", GUEST)
         (disk,) = source.inventory().disks
-        bitmap = tuple(scene.segments())
-        wanted = [fleece.Wanted(disk, bitmap)]
-        with source.point(newest.chain, newest.sequence + 1, "0123456789", wanted) as point:
+        wanted = [fleece.Wanted(disk, fleece.Since(tuple(scene.segments())))]
+        with source.take(
+            fleece.Request(newest.chain, newest.sequence + 1, "0123456789", wanted)
+        ) as point:
             (export,) = point.exports
             ours = list(fleece.dirty_extents(export))
             scene.writer().write(0, os.urandom(KIB64))

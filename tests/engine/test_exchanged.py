@@ -311,6 +311,8 @@ def test_a_library_user_who_names_another_disks_bitmap_is_refused(scene: Exchang
     scene.qemu.start()
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         (disk,) = source.inventory().choose(("vd-d0",))
-        wanted = fleece.Wanted(disk, tuple(bitmap.name for bitmap in disk.bitmaps))
+        wanted = fleece.Wanted(disk, fleece.Since(tuple(bitmap.name for bitmap in disk.bitmaps)))
         with pytest.raises(fleece.PointError, match="not begun for disk vd-d0"):
-            source.point(disk.bitmaps[0].name.split("-")[1], 2, "0123456789", [wanted])
+            source.take(
+                fleece.Request(disk.bitmaps[0].name.split("-")[1], 2, "0123456789", [wanted])
+            )

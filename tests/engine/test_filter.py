@@ -365,7 +365,9 @@ def test_a_point_that_was_given_up_says_so_ever_after(
     socket = str(full_disk.qemu.qmp_socket)
     with fleece.QemuSource(socket, full_disk.scratch, None, fleece.Fleecing.FILTER) as source:
         (disk,) = source.inventory().disks
-        with source.point("01234567", 1, "0123456789", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request("01234567", 1, "0123456789", [fleece.Wanted(disk, None)])
+        ) as point:
             (scratch,) = full_disk.scratch.glob("*/s0.raw")
             with _slow_writes(full_disk.qemu.pid, scratch, 6):
                 full_disk.writer().write(30 * MIB, b"new")

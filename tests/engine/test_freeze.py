@@ -140,10 +140,13 @@ class Guest:
     def take(self, required: bool = False) -> tuple[fleece.BackupResult, list[Event]]:
         """Back up; gives the result and what was heard."""
         heard: list[Event] = []
-        options = fleece.BackupOptions(guest=GUEST, agent=replace(self.reach, required=required))
+        options = fleece.BackupOptions(guest=GUEST)
+        agent = replace(self.reach, required=required)
         scene = self.scene
         try:
-            with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
+            with fleece.QemuSource(
+                str(scene.qemu.qmp_socket), scene.scratch, agent=agent
+            ) as source:
                 return fleece.backup(source, scene.opened(), options, heard.append), heard
         finally:
             self.heard = heard
@@ -353,8 +356,10 @@ def test_an_agent_that_comes_back_during_the_backup(guest: Guest) -> None:
         if isinstance(event, Warned):
             revive()
 
-    options = fleece.BackupOptions(guest=GUEST, agent=guest.reach)
-    with fleece.QemuSource(str(guest.scene.qemu.qmp_socket), guest.scene.scratch) as source:
+    options = fleece.BackupOptions(guest=GUEST)
+    scene = guest.scene
+    socket = str(scene.qemu.qmp_socket)
+    with fleece.QemuSource(socket, scene.scratch, agent=guest.reach) as source:
         assert fleece.backup(source, guest.scene.opened(), options, hear).frozen
     assert not guest.hangs()
     guest.scene.nothing_left()
@@ -446,10 +451,9 @@ def test_these_checks_can_fail(fault: Mutation, guest: Guest) -> None:
     guest.scene.engine = fault.engine(guest.scene.folder)
     code = (
         "import fleece, sys, pathlib; "
-        "s = fleece.QemuSource(sys.argv[1], pathlib.Path(sys.argv[2])); "
         "a = fleece.GuestAgent(sys.argv[4], answer_limit=.3, freeze_limit=.5, thaw_limit=1.5); "
-        "fleece.backup(s, fleece.init(sys.argv[3]), "
-        "fleece.BackupOptions(agent=a))"
+        "s = fleece.QemuSource(sys.argv[1], pathlib.Path(sys.argv[2]), agent=a); "
+        "fleece.backup(s, fleece.init(sys.argv[3]))"
     )
     scene = guest.scene
     words = scene.qemu.qmp_socket, scene.scratch, scene.store, guest.agent.path

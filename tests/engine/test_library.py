@@ -56,7 +56,9 @@ def test_points_are_taken_and_written_without_a_store(
     full, second = scene.folder / "full.fleece", scene.folder / "second.fleece"
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         (disk,) = source.inventory().disks
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])
+        ) as point:
             (export,) = point.exports
             assert (export.disk, export.size, export.dirty_context) == ("d0", 8 * MIB, None)
             memory = io.BytesIO()
@@ -78,9 +80,10 @@ def test_points_are_taken_and_written_without_a_store(
         ExitStack() as stack,
     ):
         (disk,) = source.inventory().disks
-        bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
+        since = source.known_since(disk, CHAIN, 1, f"{1:010x}")
+        assert isinstance(since, fleece.Since)
         point = stack.enter_context(
-            source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, bitmaps)])
+            source.take(fleece.Request(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, since)]))
         )
         (export,) = point.exports
         assert list(fleece.dirty_extents(export)) == [
@@ -131,7 +134,9 @@ def test_a_delta_to_a_stream_is_the_one_in_a_store(scene: Scene) -> None:
     stored = scene.take().disks[0]
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         (disk,) = source.inventory().disks
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])
+        ) as point:
             (export,) = point.exports
             summary = fleece.write_delta(point, export, _header(export, 1, None), io.BytesIO())
     assert summary.root.hex() == stored.root
@@ -196,7 +201,7 @@ def test_a_body_that_raises_takes_its_point_down(scene: Scene) -> None:
         for error in (ZeroDivisionError, KeyboardInterrupt):
             with (
                 pytest.raises(error),
-                source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]),
+                source.take(fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])),
             ):
                 raise error
             scene.nothing_left()
@@ -210,7 +215,9 @@ def test_a_sink_that_fails_fails_the_delta(scene: Scene) -> None:
 
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         (disk,) = source.inventory().disks
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])
+        ) as point:
             (export,) = point.exports
             with pytest.raises(OSError, match="No space left"):
                 fleece.write_delta(point, export, _header(export, 1, None), Full())
@@ -222,7 +229,9 @@ def test_a_delta_on_a_disk_that_was_cut_is_refused(scene: Scene) -> None:
     full = scene.folder / "full.fleece"
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
         (disk,) = source.inventory().disks
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])
+        ) as point:
             (export,) = point.exports
             with full.open("wb") as sink:
                 fleece.write_delta(point, export, _header(export, 1, None), sink)
@@ -230,9 +239,12 @@ def test_a_delta_on_a_disk_that_was_cut_is_refused(scene: Scene) -> None:
         for size in (4 * MIB, 8 * MIB):
             scene.qemu.control.command("block_resize", {"node-name": "d0", "size": size})
         (disk,) = source.inventory().disks
-        bitmaps = tuple(bitmap.name for bitmap in disk.segments(CHAIN).values())
+        since = source.known_since(disk, CHAIN, 1, f"{1:010x}")
+        assert isinstance(since, fleece.Since)
         with (
-            source.point(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, bitmaps)]) as point,
+            source.take(
+                fleece.Request(CHAIN, 2, f"{2:010x}", [fleece.Wanted(disk, since)])
+            ) as point,
             fleece.open_delta(full) as parent,
         ):
             (export,) = point.exports
@@ -257,7 +269,9 @@ def test_a_delta_is_given_up_before_its_scratch_is_too_large(scene: Scene) -> No
 
     with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch, 4 * MIB) as source:
         (disk,) = source.inventory().disks
-        with source.point(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)]) as point:
+        with source.take(
+            fleece.Request(CHAIN, 1, f"{1:010x}", [fleece.Wanted(disk, None)])
+        ) as point:
             (export,) = point.exports
             with pytest.raises(fleece.PointError, match="the scratch has taken"):
                 fleece.write_delta(point, export, _header(export, 1, None), Stalls())

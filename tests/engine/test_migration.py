@@ -124,9 +124,9 @@ def _refused(scene: MachineScene, *words: str) -> None:
         with pytest.raises(fleece.SourceError, match="does not have its guest"):
             source.drop_bitmap("vd-d0", "any")
         (found,) = source.inventory().disks
-        for take in (source.point, source.adopt):
+        for take in (source.take, source.adopt):
             with pytest.raises(fleece.SourceError, match="does not have its guest"):
-                take("deadbeef", 1, "0123456789", [fleece.Wanted(found, None)])
+                take(fleece.Request("deadbeef", 1, "0123456789", [fleece.Wanted(found, None)]))
     assert (_nodes(scene), ask("query-status"), scene.points()) == before
     assert [*scene.scratch.iterdir()] == []
 
@@ -277,7 +277,7 @@ def test_a_point_whose_guest_left_is_lost(
         with fleece.QemuSource(str(qemu.qmp_socket), scene.scratch) as source:
             (found,) = source.inventory().disks
             wanted = [fleece.Wanted(found, None)]
-            with source.point("deadbeef", 1, "0123456789", wanted) as point:
+            with source.take(fleece.Request("deadbeef", 1, "0123456789", wanted)) as point:
                 monkeypatch.setattr(presence, "run_state", lambda monitor: "finish-migrate")
                 point.look(crossed=False)
                 point.check()

@@ -103,7 +103,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored(scene: Scene) -> None:
 
 def test_a_signal_before_the_point_stores_none(scene: Scene) -> None:
     words = scene.words()
-    running = scene.slow("fleece.source.qemu.source", "QemuSource.point", 500, *words)
+    running = scene.slow("fleece.source.qemu.source", "QemuSource.take", 500, *words)
     running.wait_event("plan")
     running.signal(signal.SIGTERM)
     running.wait().failed(130)

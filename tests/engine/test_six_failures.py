@@ -172,8 +172,8 @@ def uneven_replies(engine: Engine, folder: Path) -> None:
         scene.qemu.control.command("block-dirty-bitmap-add", bitmap)
         scene.writer().write(78 * MIB, os.urandom(MIB))
         with fleece.QemuSource(str(scene.qemu.qmp_socket), scene.scratch) as source:
-            wanted = [fleece.Wanted(source.inventory().disks[0], ("written",))]
-            with source.point("01234567", 1, "0123456789", wanted) as point:
+            wanted = [fleece.Wanted(source.inventory().disks[0], fleece.Since(("written",)))]
+            with source.take(fleece.Request("01234567", 1, "0123456789", wanted)) as point:
                 (export,) = point.exports
                 assert export.dirty_context is not None
                 assert _reply_sizes(export.uri, export.dirty_context, size) == {
@@ -428,8 +428,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "source/qemu/segments.py",
-                    "for number in line))",
-                    "for number in line[-1:]))",
+                    "name for number in line)",
+                    "name for number in line[-1:])",
                 ),
             ),
         ),

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleece.source.base import Since, Unknown
 from fleece.source.qemu.inventory import Bitmap, GuestDisk
 from fleece.source.qemu.names import Segment, disk_tag
-from fleece.source.qemu.segments import Known, Lost, next_segment, written_since
+from fleece.source.qemu.segments import next_segment, written_since
 
 _CHAIN = "0123abcd"
 _OTHER = "deadbeef"
@@ -36,38 +37,38 @@ def _disk(*bitmaps: Bitmap) -> GuestDisk:
     return GuestDisk(_DISK, "node", 1 << 30, "qcow2", False, True, None, bitmaps)
 
 
-def _since(sequence: int, *bitmaps: Bitmap) -> Known | Lost:
+def _since(sequence: int, *bitmaps: Bitmap) -> Since | Unknown:
     return written_since(_disk(*bitmaps), _CHAIN, sequence, _point(sequence))
 
 
-def _lost(result: Known | Lost) -> str:
-    assert isinstance(result, Lost)
+def _lost(result: Since | Unknown) -> str:
+    assert isinstance(result, Unknown)
     return result.reason
 
 
 def test_one_recording_segment_from_the_point_on_is_all_that_is_needed() -> None:
     only = _bitmap(3, 2)
-    assert _since(3, only) == Known((only.name,))
+    assert _since(3, only) == Since((only.name,))
 
 
 def test_a_point_is_followed_by_its_own_segment_and_all_later_ones() -> None:
     line = [_bitmap(3, 2, recording=False), _bitmap(5, 3, recording=False), _bitmap(6, 5)]
-    assert _since(3, *line) == Known(tuple(bitmap.name for bitmap in line))
-    assert _since(5, *line) == Known(tuple(bitmap.name for bitmap in line[1:]))
+    assert _since(3, *line) == Since(tuple(bitmap.name for bitmap in line))
+    assert _since(5, *line) == Since(tuple(bitmap.name for bitmap in line[1:]))
 
 
 @given(st.permutations(range(4)))
 def test_the_order_in_which_qemu_lists_bitmaps_does_not_matter(order: list[int]) -> None:
     line = [_bitmap(n + 1, n, recording=n == 3) for n in range(4)]
     names = tuple(bitmap.name for bitmap in line)
-    assert _since(1, *(line[at] for at in order)) == Known(names)
+    assert _since(1, *(line[at] for at in order)) == Since(names)
 
 
 def test_what_happened_before_the_point_does_not_matter() -> None:
     broken = _bitmap(1, 0, inconsistent=True, recording=False)
     stray = _bitmap(2, 0, busy=True)
     good = _bitmap(4, 3)
-    assert _since(4, broken, stray, good) == Known((good.name,))
+    assert _since(4, broken, stray, good) == Since((good.name,))
 
 
 def test_without_any_bitmap_nothing_is_known() -> None:
@@ -82,7 +83,7 @@ def test_other_peoples_bitmaps_and_other_chains_say_nothing() -> None:
 def test_other_chains_segments_do_not_break_a_line() -> None:
     good = _bitmap(1, 0)
     noise = _bitmap(2, 9, chain=_OTHER, busy=True, inconsistent=True, recording=False)
-    assert _since(1, good, noise) == Known((good.name,))
+    assert _since(1, good, noise) == Since((good.name,))
 
 
 def test_a_segment_of_the_same_number_that_began_at_another_point_is_not_taken() -> None:
@@ -109,7 +110,7 @@ def test_another_disks_segment_breaks_the_line_wherever_it_is(
 
 def test_another_disks_older_segment_does_not_matter() -> None:
     older, good = _bitmap(1, 0, tag=disk_tag("vdb"), recording=False), _bitmap(2, 1)
-    assert _since(2, older, good) == Known((good.name,))
+    assert _since(2, older, good) == Since((good.name,))
 
 
 def test_a_point_that_only_another_disks_segments_are_near_is_lost_to_the_exchange() -> None:
@@ -166,11 +167,11 @@ def test_any_line_that_points_make_is_known_and_any_hole_in_it_is_noticed(
         bitmaps = [dataclasses.replace(old, recording=False) for old in bitmaps]
         bitmaps.append(_bitmap(sequence, made.previous))
     first, last = min(sequences), max(sequences)
-    assert _since(first, *bitmaps) == Known(tuple(bitmap.name for bitmap in bitmaps))
+    assert _since(first, *bitmaps) == Since(tuple(bitmap.name for bitmap in bitmaps))
     gone = data.draw(st.sampled_from(sorted(sequences)), "removed")
     left = [b for b in bitmaps if b.segment is not None and b.segment.sequence != gone]
     after = _since(first, *left)
-    assert isinstance(after, Lost)
+    assert isinstance(after, Unknown)
     if gone not in (first, last):
         assert "is gone" in after.reason
 

@@ -90,8 +90,8 @@ class Sparse:
         with fleece.QemuSource(str(self.source.qmp_socket), self.folder) as source:
             (disk,) = source.inventory().choose(())
             bitmaps = tuple(bitmap.name for bitmap in disk.bitmaps)
-            wanted = [fleece.Wanted(disk, bitmaps)]
-            with source.point("be" * 4, 1, "be" * 5, wanted, rotate=False) as point:
+            wanted = [fleece.Wanted(disk, fleece.Since(bitmaps))]
+            with source.take(fleece.Request("be" * 4, 1, "be" * 5, wanted, rotate=False)) as point:
                 yield point.exports[0]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
-from fleece.engine.backup.decide import Auditable, auditable
+from fleece.engine.backup.decide import Auditable, Lineage, auditable
 from fleece.engine.backup.guest import guest_name
 from fleece.engine.backup.identity import bound
 from fleece.engine.backup.pull import dirty_leaves, open_export
@@ -19,9 +19,8 @@ from fleece.engine.work.needs import check_backup_needs
 from fleece.engine.work.pool import Counter
 from fleece.errors import StoreError
 from fleece.extents import Extents
-from fleece.source.base import Export, Transport
+from fleece.source.base import Export, Request, Source, Transport, Wanted
 from fleece.source.lost import reads_of
-from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.store import Store
 
@@ -52,17 +51,17 @@ class AuditResult:
 
 
 def audit(
-    source: QemuSource,
+    source: Source,
     store: Store,
     guest: str | None = None,
     disks: tuple[str, ...] = (),
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> AuditResult:
-    """Compare every leaf that QEMU calls unchanged since the newest point with that point.
+    """Compare every leaf that the source calls unchanged since the newest point with that point.
 
-    Takes a point as a backup does, and takes it down again. The chain and QEMU's segments stay as
-    they are.
+    Takes a point as a backup does, and takes it down again. The chain stays as it is, and what
+    the source notes of it too.
 
     Args:
         source: the guest.
@@ -76,27 +75,29 @@ def audit(
         VerifyError: something differs; the next backup into this store is a rescan.
         StoreError: the store has no point of the guest.
         PointError: of a disk, nothing is known to be unchanged; or the points are another guest's.
-        SourceError: QEMU does not have its guest, or the guest is being migrated.
+        SourceError: the guest is not there, or will not stay.
         UsageError: no point can have the guest's name.
     """
     guest = guest_name(source, guest)
-    source.check_staying()
+    source.check_ready()
     if not store.catalogue().of_guest(guest):
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
-    check_backup_needs(Transport.PULL, source.fleecing)
+    check_backup_needs(Transport.PULL)
+    source.check_needs()
     with store.locked(guest):
         catalogue = store.catalogue()
         chain = store.chain_of(guest, catalogue)
         bound(source.identity(), catalogue, guest, chain)
-        for removed in source.clean(chain):
+        for removed in source.recover(chain):
             listener(events.Leftover(removed.kind, removed.item))
         for doubt in source.doubts:
             listener(events.Warned(doubt))
         chosen = source.inventory().choose(disks)
-        found = [auditable(disk, catalogue, guest, chain) for disk in chosen]
+        lineage = Lineage(source, catalogue, guest, chain)
+        found = [auditable(disk, lineage) for disk in chosen]
         point = secrets.token_hex(5)
-        wanted = [Wanted(item.disk, item.bitmaps) for item in found]
-        with source.point(chain, 0, point, wanted, rotate=False) as living:
+        wanted = [Wanted(item.disk, item.since) for item in found]
+        with source.take(Request(chain, 0, point, wanted, rotate=False)) as living:
             listener(events.PointTaken(point, tuple(disk.name for disk in chosen)))
             for warning in living.warnings:
                 listener(events.Warned(warning))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fleece.delta.header import Mode
 from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
-from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.segments import Lost, written_since
+from fleece.source.base import Disk, Since, Source, Unknown
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 
 
@@ -32,17 +31,17 @@ class Decision:
         mode: of its delta.
         reason: one line for the user.
         parent: the delta that the new one builds on; None: full.
-        bitmaps: whose union is what was written since the newest stored point; None: read all.
+        since: what was written since the newest stored point; None: read all.
         more_dirty: what changed between the parent and that point, in bytes of disk.
 
-    With a parent and without bitmaps, what changed is found by the chain's hashes.
+    With a parent and without `since`, what changed is found by the chain's hashes.
     """
 
-    disk: GuestDisk
+    disk: Disk
     mode: Mode
     reason: str
     parent: Entry | None = None
-    bitmaps: tuple[str, ...] | None = None
+    since: Since | None = None
     more_dirty: Extents | None = None
 
 
@@ -53,22 +52,48 @@ class Auditable:
     Attributes:
         disk: the disk.
         newest: its delta at the newest point that it can be held against.
-        bitmaps: whose union is what was written since.
+        since: what was written since.
     """
 
-    disk: GuestDisk
+    disk: Disk
     newest: Entry
-    bitmaps: tuple[str, ...]
+    since: Since
 
 
-def auditable(disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str) -> Auditable:
+@dataclass(frozen=True)
+class Lineage:
+    """A guest's chain, as the store and the source know it.
+
+    Attributes:
+        source: knows what was written since its points.
+        catalogue: of the store.
+        guest, chain_id: whose points count.
+    """
+
+    source: Source
+    catalogue: Catalogue
+    guest: str
+    chain_id: str
+
+    def newest_first(self, disk: Disk) -> list[StoredPoint]:
+        """The chain's complete points that have the disk."""
+        points = self.catalogue.of_chain(self.guest, self.chain_id)
+        return [point for point in points if disk.name in point.disks][::-1]
+
+    def names(self) -> set[str]:
+        """Of all disks that the chain has a point of."""
+        points = self.catalogue.of_chain(self.guest, self.chain_id)
+        return {name for point in points for name in point.disks}
+
+
+def auditable(disk: Disk, lineage: Lineage) -> Auditable:
     """What an audit can hold a disk against.
 
     Raises:
-        PointError: nothing; QEMU does not know what was written since a stored point.
+        PointError: nothing; the source does not know what was written since a stored point.
     """
-    found = _newest_usable(disk, catalogue, guest, chain)
-    if isinstance(found, Lost):
+    found = _newest_usable(disk, lineage)
+    if isinstance(found, Unknown):
         raise PointError(
             f"disk {disk.name}: there is nothing to audit: {found.reason}",
             hint="the next backup reads all of it; --disk names the disks to audit",
@@ -76,22 +101,14 @@ def auditable(disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str) -> 
     return Auditable(disk, *found)
 
 
-def decide(
-    disk: GuestDisk,
-    wish: ModeWish,
-    catalogue: Catalogue,
-    guest: str,
-    chain: str,
-    distrust: str | None = None,
-) -> Decision:
+def decide(disk: Disk, wish: ModeWish, lineage: Lineage, distrust: str | None = None) -> Decision:
     """Decide for one disk.
 
     Args:
         disk: the disk.
         wish: what the caller asks for.
-        catalogue: of the store.
-        guest, chain: whose points count.
-        distrust: why its bitmaps must not be believed (`Store.distrusted`); None: they may.
+        lineage: the chain that it goes into.
+        distrust: why what the source knows of it must not be believed; None: it may.
 
     Raises:
         PointError: what was asked for is impossible.
@@ -99,17 +116,17 @@ def decide(
     if wish is ModeWish.FULL:
         return Decision(disk, Mode.FULL, "asked for")
     if wish is ModeWish.RESCAN:
-        return _rescan(disk, catalogue, guest, chain, "asked for", must=True)
-    found = _newest_usable(disk, catalogue, guest, chain) if distrust is None else Lost(distrust)
-    if isinstance(found, Lost):
+        return _rescan(disk, lineage, "asked for", must=True)
+    found = _newest_usable(disk, lineage) if distrust is None else Unknown(distrust)
+    if isinstance(found, Unknown):
         if wish is not ModeWish.AUTO:
             raise impossible(disk.name, wish, found.reason)
-        return _rescan(disk, catalogue, guest, chain, found.reason)
-    newest, bitmaps = found
+        return _rescan(disk, lineage, found.reason)
+    newest, since = found
     if wish is ModeWish.DIFFERENTIAL:
-        return _differential(disk, catalogue, newest, bitmaps)
+        return _differential(disk, lineage.catalogue, newest, since)
     reason = f"changed since point {newest.header.point.id}"
-    return Decision(disk, Mode.INCREMENTAL, reason, newest, bitmaps)
+    return Decision(disk, Mode.INCREMENTAL, reason, newest, since)
 
 
 def impossible(disk: str, wish: ModeWish, reason: str) -> PointError:
@@ -120,19 +137,11 @@ def impossible(disk: str, wish: ModeWish, reason: str) -> PointError:
     )
 
 
-def _rescan(
-    disk: GuestDisk,
-    catalogue: Catalogue,
-    guest: str,
-    chain: str,
-    reason: str,
-    *,
-    must: bool = False,
-) -> Decision:
+def _rescan(disk: Disk, lineage: Lineage, reason: str, *, must: bool = False) -> Decision:
     """Read everything, store what the newest whole line does not hold; without one: a full."""
-    for point in _newest_first(disk, catalogue, guest, chain):
+    for point in lineage.newest_first(disk):
         entry = point.disks[disk.name]
-        if _broken(catalogue, entry) is None:
+        if _broken(lineage.catalogue, entry) is None:
             return Decision(disk, Mode.RESCAN, reason, entry)
     if must:
         raise PointError(
@@ -142,69 +151,57 @@ def _rescan(
     return Decision(disk, Mode.FULL, reason)
 
 
-def _newest_first(
-    disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
-) -> list[StoredPoint]:
-    """The chain's complete points that have the disk."""
-    points = [p for p in catalogue.of_chain(guest, chain) if disk.name in p.disks]
-    return points[::-1]
-
-
-def _newest_usable(
-    disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str
-) -> tuple[Entry, tuple[str, ...]] | Lost:
-    """The newest stored point that the disk's segments lead back to, or why there is none."""
-    first: Lost | None = None
-    names = {name for point in catalogue.of_chain(guest, chain) for name in point.disks}
-    for point in _newest_first(disk, catalogue, guest, chain):
+def _newest_usable(disk: Disk, lineage: Lineage) -> tuple[Entry, Since] | Unknown:
+    """The newest stored point since which all is known of a disk, or why there is none."""
+    first: Unknown | None = None
+    source, chain_id, names = lineage.source, lineage.chain_id, lineage.names()
+    for point in lineage.newest_first(disk):
         entry = point.disks[disk.name]
-        lost = _unfit(disk, catalogue, entry)
-        if lost is None:
-            known = written_since(disk, chain, point.sequence, point.id, names)
-            if not isinstance(known, Lost):
-                return entry, known.bitmaps
-            lost = known
-        first = first or lost
-    return first or Lost("the store has no point of this disk yet")
+        unknown = _unfit(disk, lineage.catalogue, entry)
+        if unknown is None:
+            known = source.known_since(disk, chain_id, point.sequence, point.id, names)
+            if not isinstance(known, Unknown):
+                return entry, known
+            unknown = known
+        first = first or unknown
+    return first or Unknown("the store has no point of this disk yet")
 
 
-def needed_since(disk: GuestDisk, catalogue: Catalogue, guest: str, chain: str) -> int | None:
-    """The sequence of the point from which on a next backup needs the disk's segments.
+def needed_since(disk: Disk, lineage: Lineage) -> int | None:
+    """The sequence of the point since which a next backup must know what was written.
 
-    It is the newest stored one that they lead back to. If they lead to none now (a bitmap is busy,
-    a file in the store is being put back), it is the newest that has the disk.
+    It is the newest stored one since which that is known. If none is now (a bitmap is busy, a file
+    in the store is being put back), it is the newest that has the disk.
 
     Returns:
         None: the store has no point of the disk.
     """
-    found = _newest_usable(disk, catalogue, guest, chain)
-    if not isinstance(found, Lost):
+    found = _newest_usable(disk, lineage)
+    if not isinstance(found, Unknown):
         return found[0].header.point.sequence
-    stored = _newest_first(disk, catalogue, guest, chain)
+    stored = lineage.newest_first(disk)
     return stored[0].sequence if stored else None
 
 
-def _unfit(disk: GuestDisk, catalogue: Catalogue, entry: Entry) -> Lost | None:
-    """Why a stored delta cannot be a parent now, whatever QEMU knows."""
+def _unfit(disk: Disk, catalogue: Catalogue, entry: Entry) -> Unknown | None:
+    """Why a stored delta cannot be a parent now, whatever the source knows."""
     if entry.header.size != disk.size:
-        return Lost(f"the disk's size changed from {entry.header.size} to {disk.size} bytes")
+        return Unknown(f"the disk's size changed from {entry.header.size} to {disk.size} bytes")
     return _broken(catalogue, entry)
 
 
-def _broken(catalogue: Catalogue, entry: Entry) -> Lost | None:
+def _broken(catalogue: Catalogue, entry: Entry) -> Unknown | None:
     try:
         catalogue.check_line(entry)
     except StoreError as error:
-        return Lost(f"its chain in the store is broken: {error}")
+        return Unknown(f"its chain in the store is broken: {error}")
     return None
 
 
-def _differential(
-    disk: GuestDisk, catalogue: Catalogue, newest: Entry, bitmaps: tuple[str, ...]
-) -> Decision:
-    """Build on the line's full: what changed is what its deltas hold and the bitmaps name.
+def _differential(disk: Disk, catalogue: Catalogue, newest: Entry, since: Since) -> Decision:
+    """Build on the line's full: what changed is what its deltas hold and `since` tells.
 
-    So the bitmaps since the full need not be kept in QEMU.
+    So the source need not know what was written since the full.
     """
     line = catalogue.line(newest)
     full = line[-1]
@@ -213,4 +210,4 @@ def _differential(
         with catalogue.open(entry) as delta:
             more = more.union(delta.extents())
     reason = f"changed since the full of point {full.header.point.id}"
-    return Decision(disk, Mode.DIFFERENTIAL, reason, full, bitmaps, more.clip(0, disk.size))
+    return Decision(disk, Mode.DIFFERENTIAL, reason, full, since, more.clip(0, disk.size))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fleece.delta.header import is_name
 from fleece.errors import UsageError
-from fleece.source.qemu.source import QemuSource
+from fleece.source.base import Source
 
 
-def guest_name(source: QemuSource, wanted: str | None) -> str:
+def guest_name(source: Source, wanted: str | None) -> str:
     """The guest's name in the store.
 
     Args:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from fleece.delta.header import Mode
 from fleece.engine.backup.decide import ModeWish
-from fleece.engine.backup.transport import TransportWish
 from fleece.engine.work.pool import WORKERS
-from fleece.source.base import Transport
-from fleece.source.qemu.agent import GuestAgent
+from fleece.source.base import Transport, TransportWish
 
 DEFAULT_LEVEL = 1
 """The zstd level (docs/benchmarks.rst tells why)."""
@@ -29,10 +27,9 @@ class BackupOptions:
         workers: threads that read, hash and compress.
         audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
             chain all the same, sampled anew each time.
-        agent: of the guest, which freezes its file systems for the moment of the point.
         resume: go on with a point that a dead run left, if it is whole; else always take a new one.
         transport: whether a new point is pulled or pushed.
-        rate: the most bytes that are read of QEMU in a second; None: as many as it gives.
+        rate: the most bytes that are read of the source in a second; None: as many as it gives.
         adopt: the chain is another guest's; from this point on it is this one's. All is read.
     """
 
@@ -42,7 +39,6 @@ class BackupOptions:
     level: int = DEFAULT_LEVEL
     workers: int = WORKERS
     audit: float = 0.0
-    agent: GuestAgent | None = None
     resume: bool = True
     transport: TransportWish = TransportWish.AUTO
     rate: int | None = None
@@ -86,9 +82,9 @@ class BackupResult:
 
     Attributes:
         point, guest, mode, disks: what it is.
-        frozen: the guest's agent held its file systems still for it.
+        frozen: the guest's file systems stood still for it.
         resumed: a dead run took it, at the time that its headers say.
-        transport: how it came out of QEMU.
+        transport: how it came out of the source.
         adopted: the chain was another guest's before.
     """
 

@@ -18,7 +18,7 @@ from fleece.errors import PointError
 from fleece.extents import Extents, Gathering
 from fleece.nbd.handover import Channel, Request
 from fleece.nbd.sink import NbdSink
-from fleece.source.qemu.push import PushJobs
+from fleece.source.base import PushFeed
 from fleece.tree import Geometry
 
 _PATIENCE = 10.0
@@ -108,7 +108,7 @@ class PushJob:
 
 def push_all(
     jobs: Sequence[PushJob],
-    push: PushJobs,
+    push: PushFeed,
     counter: Callable[[int], Counter],
     cancel: CancelToken,
     workers: int,
@@ -152,7 +152,7 @@ class _Receiver:
     def __init__(
         self,
         jobs: Sequence[PushJob],
-        push: PushJobs,
+        push: PushFeed,
         sink: NbdSink,
         counter: Counter,
         cancel: CancelToken,

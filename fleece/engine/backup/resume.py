@@ -11,15 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fleece.delta.header import Header
-from fleece.engine.backup.decide import Decision, ModeWish, decide
+from fleece.engine.backup.decide import Decision, Lineage, ModeWish, decide
 from fleece.engine.backup.identity import Bond
-from fleece.engine.backup.transport import TransportWish
 from fleece.errors import FleeceError, PointError
-from fleece.source.qemu.hold import Fleecing
-from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.point import QemuPoint
-from fleece.source.qemu.source import QemuSource, Wanted
-from fleece.store.catalogue import Catalogue
+from fleece.source.base import Disk, Point, Request, Resumable, TransportWish, Wanted
 from fleece.store.partial_point import UnfinishedPoint
 
 
@@ -35,7 +30,7 @@ class Begun:
 
     left: UnfinishedPoint
     decisions: tuple[Decision, ...]
-    living: QemuPoint
+    living: Point
 
 
 @dataclass(frozen=True)
@@ -43,27 +38,22 @@ class Asked:
     """What this run is asked to back up: a point that is resumed must be that.
 
     Attributes:
-        guest, chain: whose point.
+        lineage: of the chain whose point it is.
         bond: of the chain to the guest.
         mode: what is wanted; auto takes any.
         disks: names; empty: all writable ones.
-        frozen: the guest must have been frozen for the point.
-        transport: how it is to come out of QEMU.
+        transport: how it is to come out of the source.
     """
 
-    guest: str
-    chain: str
+    lineage: Lineage
     bond: Bond
     mode: ModeWish
     disks: tuple[str, ...]
-    frozen: bool = False
     transport: TransportWish = TransportWish.AUTO
 
 
 def find_begun(
     candidates: Sequence[UnfinishedPoint],
-    source: QemuSource,
-    catalogue: Catalogue,
     asked: Asked,
     stack: contextlib.ExitStack,
     doubt: Callable[[UnfinishedPoint, str], None],
@@ -72,65 +62,67 @@ def find_begun(
 
     Args:
         candidates: what the store has.
-        source: where their points may still live.
-        catalogue: of the store.
         asked: what this run is asked for.
         stack: its end takes the living point down.
         doubt: told of each candidate that was given up, and why.
     """
     for left in candidates:
         try:
-            _check_way(source, asked)
-            decisions = _decisions(left, source, catalogue, asked)
-            wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
-            point = source.adopt(asked.chain, left.ref.sequence, left.ref.id, wanted)
+            source = _resumable(asked)
+            decisions = _decisions(left, asked)
+            wanted = [Wanted(made.disk, made.since) for made in decisions]
+            chain_id = asked.lineage.chain_id
+            point = source.adopt(Request(chain_id, left.ref.sequence, left.ref.id, wanted))
             return Begun(left, decisions, stack.enter_context(point))
         except FleeceError as error:
             doubt(left, str(error))
     return None
 
 
-def _check_way(source: QemuSource, asked: Asked) -> None:
-    """Raise `PointError` if no point that is gone on with can be what is asked for.
+def _resumable(asked: Asked) -> Resumable:
+    """The source, if a point that it resumes can be what is asked for.
 
-    All of them are held by jobs and pulled, and nothing tells how a dead run's freeze went.
+    Raises:
+        PointError: none can.
     """
-    if asked.frozen:
-        raise PointError("whether the guest was frozen for it is not known, and that is required")
+    source = asked.lineage.source
+    if not isinstance(source, Resumable):
+        raise PointError("this kind of source resumes none")
+    if (reason := source.unresumable()) is not None:
+        raise PointError(reason)
     if asked.transport is TransportWish.PUSH:
         raise PointError("push is asked for, and what is pushed is always taken anew")
-    if source.fleecing is not Fleecing.CLASSIC:
-        raise PointError("filters are asked for, and what is held by filters is always taken anew")
+    return source
 
 
-def _decisions(
-    left: UnfinishedPoint, source: QemuSource, catalogue: Catalogue, asked: Asked
-) -> tuple[Decision, ...]:
+def _decisions(left: UnfinishedPoint, asked: Asked) -> tuple[Decision, ...]:
     """The dead run's decisions, made again: they must come out the same.
 
     Raises:
         FleeceError: they do not, or the point is not what is asked for.
     """
-    if left.chain != asked.chain:
+    lineage = asked.lineage
+    if left.chain != lineage.chain_id:
         raise PointError("it is of another chain")
     if any(head.identity != asked.bond.identity for head in left.heads):
         raise PointError("it is of another guest")
-    stored = [point.sequence for point in catalogue.points if point.guest == asked.guest]
+    points = lineage.catalogue.points
+    stored = [point.sequence for point in points if point.guest == lineage.guest]
     if left.ref.sequence <= max([0, *stored]):
         raise PointError("the store has a later point")
-    disks = {disk.name: disk for disk in source.inventory().choose(asked.disks)}
+    disks = {disk.name: disk for disk in lineage.source.inventory().choose(asked.disks)}
     if sorted(disks) != sorted(head.disk for head in left.heads):
         raise PointError("it is of other disks than are asked for")
-    return tuple(_decided(head, disks[head.disk], catalogue, asked) for head in left.heads)
+    return tuple(_decided(head, disks[head.disk], asked) for head in left.heads)
 
 
-def _decided(head: Header, disk: GuestDisk, catalogue: Catalogue, asked: Asked) -> Decision:
+def _decided(head: Header, disk: Disk, asked: Asked) -> Decision:
     wish = ModeWish(head.mode.value)
     if asked.mode not in (ModeWish.AUTO, wish):
         raise PointError(f"it is {head.mode}, and {asked.mode} is asked for")
     if head.size != disk.size:
         raise PointError(f"disk {disk.name} has another size now")
-    made = decide(disk, wish, catalogue, asked.guest, asked.chain, asked.bond.adopted)
+    made = decide(disk, wish, asked.lineage, asked.bond.adopted)
     parent = None if made.parent is None else made.parent.as_parent()
     if made.mode is not head.mode or parent != head.parent:
         raise PointError(f"disk {disk.name} would build on something else now")

@@ -18,7 +18,14 @@ from fleece.delta.header import Header, Mode, PointRef
 from fleece.delta.sink import Sink
 from fleece.engine.backup.aftermath import Aftermath
 from fleece.engine.backup.audit import distrust
-from fleece.engine.backup.decide import Decision, ModeWish, decide, impossible, needed_since
+from fleece.engine.backup.decide import (
+    Decision,
+    Lineage,
+    ModeWish,
+    decide,
+    impossible,
+    needed_since,
+)
 from fleece.engine.backup.guest import guest_name
 from fleece.engine.backup.identity import Bond, bound
 from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult, common_mode
@@ -37,19 +44,22 @@ from fleece.engine.backup.taken import (
     open_disk,
     push_job,
 )
-from fleece.engine.backup.transport import choose
 from fleece.engine.work.needs import check_backup_needs, room_in
 from fleece.engine.work.pool import Counter, run_beside
 from fleece.errors import SourceError, UsageError
 from fleece.extents import Extents
 from fleece.pace import Pace
-from fleece.source.base import Export, Point, Transport
+from fleece.source.base import (
+    Disk,
+    Export,
+    Point,
+    PushFeed,
+    Request,
+    Source,
+    Transport,
+    Wanted,
+)
 from fleece.source.lost import reads_of
-from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.plan import GRANULARITY
-from fleece.source.qemu.push import PushJobs
-from fleece.source.qemu.scratch import estimate
-from fleece.source.qemu.source import QemuSource, Wanted
 from fleece.store.catalogue import Catalogue
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint
 from fleece.store.sink import DeltaFile
@@ -58,7 +68,7 @@ from fleece.version import VERSION
 
 
 def backup(
-    source: QemuSource,
+    source: Source,
     store: Store,
     options: BackupOptions | None = None,
     listener: events.Listener = events.ignore,
@@ -91,12 +101,10 @@ def backup(
         raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
     if options.workers < 1 or (options.rate is not None and options.rate < 1):
         raise UsageError("without a thread, or at a rate of 0, no backup ends")
-    source.check_staying()
+    source.check_ready()
     with store.locked(guest):
-        for removed in source.let_go():
+        for removed in source.release():
             listener(events.Leftover(removed.kind, removed.item))
-        if options.agent is not None and options.agent.thaw_left():
-            listener(events.Leftover("freeze of the guest", options.agent.path))
         catalogue = store.catalogue()
         for file in catalogue.damaged:
             listener(events.Warned(str(file.error)))
@@ -122,7 +130,7 @@ class _Run:
 
     def __init__(
         self,
-        source: QemuSource,
+        source: Source,
         store: Store,
         options: BackupOptions,
         catalogue: Catalogue,
@@ -143,6 +151,7 @@ class _Run:
         self._bond = bond
         self._listener = listener
         self._cancel = cancel
+        self._lineage = Lineage(source, catalogue, guest, chain)
         self._pace = None if options.rate is None else Pace(options.rate, cancel)
 
     def execute(self) -> BackupResult:
@@ -165,15 +174,14 @@ class _Run:
             after.attempt(taken.living.close)
             after.attempt(lambda: self._forget(taken, oldest, after))
         after.settle()
-        freeze = taken.living.freeze
-        if freeze.stuck is not None:
-            raise SourceError(f"point {taken.ref.id} is stored, but {freeze.stuck}")
+        if taken.living.stuck is not None:
+            raise SourceError(f"point {taken.ref.id} is stored, but {taken.living.stuck}")
         return BackupResult(
             taken.ref.id,
             self._guest,
             common_mode(results),
             tuple(results),
-            freeze.frozen,
+            taken.living.frozen,
             taken.left is not None,
             Transport.PULL if taken.living.push is None else Transport.PUSH,
             self._bond.adopted is not None,
@@ -182,15 +190,16 @@ class _Run:
     def _check_needs(self) -> None:
         """See that all is there that the point will need, before anything is changed."""
         disks = self._source.inventory().choose(self._options.disks)
-        chosen = choose(self._source, self._options.transport, disks)
-        check_backup_needs(chosen.transport, self._source.fleecing)
+        chosen = self._source.transport(self._options.transport, disks)
+        check_backup_needs(chosen.transport)
+        self._source.check_needs()
         if self._output is None:
             room_in(self._store.path)
 
     def _warn_of_room(self, decisions: Sequence[Decision]) -> None:
         """Warn if the store may not take all that has changed. Of a whole disk nobody can tell."""
-        known = ((made.disk, made.bitmaps) for made in decisions if made.bitmaps is not None)
-        changed, left = estimate(known), room_in(self._store.path)
+        changed = sum(made.since.changed for made in decisions if made.since is not None)
+        left = room_in(self._store.path)
         if left < changed:
             text = f"{self._store.path}: the store may run out of room: {left} bytes are left, "
             self._listener(events.Warned(f"{text}and {changed} bytes have changed"))
@@ -201,24 +210,13 @@ class _Run:
 
     def _go_on(self, stack: contextlib.ExitStack) -> Taken | None:
         """Find what dead runs left: go on with one point of it, and take all the rest down."""
-        options, agent = self._options, self._options.agent
-        frozen = agent is not None and agent.required
-        asked = Asked(
-            self._guest,
-            self._chain,
-            self._bond,
-            options.mode,
-            options.disks,
-            frozen,
-            options.transport,
-        )
-        begun = find_begun(
-            self._candidates(), self._source, self._catalogue, asked, stack, self._tell_doubt
-        )
+        options = self._options
+        asked = Asked(self._lineage, self._bond, options.mode, options.disks, options.transport)
+        begun = find_begun(self._candidates(), asked, stack, self._tell_doubt)
         keep = None if begun is None else begun.left
         for path in self._store.remove_partial(self._guest, keep):
             self._listener(events.Leftover("partial point", path))
-        for removed in self._source.clean(self._chain):
+        for removed in self._source.recover(self._chain):
             self._listener(events.Leftover(removed.kind, removed.item))
         for doubt in self._source.doubts:
             self._listener(events.Warned(doubt))
@@ -226,9 +224,8 @@ class _Run:
             return None
         reason = f"resumes point {begun.left.ref.id} of an interrupted backup"
         self._tell_plan(begun.decisions, reason)
-        if agent is not None:
-            doubt = f"whether the guest was frozen for point {begun.left.ref.id} is not known"
-            self._listener(events.Warned(f"{doubt}: an interrupted backup took it"))
+        for warning in begun.living.warnings:
+            self._listener(events.Warned(warning))
         return Taken(begun.left.ref, begun.decisions, begun.living, begun.left)
 
     def _candidates(self) -> Sequence[UnfinishedPoint]:
@@ -252,7 +249,7 @@ class _Run:
                 hint="choose one with --disk",
             )
         decisions = tuple(self._decide(disk) for disk in disks)
-        chosen = choose(self._source, self._options.transport, disks)
+        chosen = self._source.transport(self._options.transport, disks)
         if chosen.transport is Transport.PUSH:
             decisions = self._pushed(decisions, chosen.reason)
         self._tell_plan(decisions)
@@ -261,16 +258,9 @@ class _Run:
         gone = self._gone({disk.name for disk in inventory.disks})
         self._cancel.check()
         ref = self._new_point(decisions)
-        wanted = [Wanted(made.disk, made.bitmaps) for made in decisions]
-        point = self._source.point(
-            self._chain,
-            ref.sequence,
-            ref.id,
-            wanted,
-            self._options.agent,
-            transport=chosen.transport,
-        )
-        living = stack.enter_context(point)
+        wanted = [Wanted(made.disk, made.since) for made in decisions]
+        request = Request(self._chain, ref.sequence, ref.id, wanted, transport=chosen.transport)
+        living = stack.enter_context(self._source.take(request))
         self._listener(events.PointTaken(ref.id, tuple(disk.name for disk in disks)))
         for warning in living.warnings:
             self._listener(events.Warned(warning))
@@ -290,9 +280,9 @@ class _Run:
         return tuple(gone)
 
     def _pushed(self, decisions: Sequence[Decision], reason: str | None) -> tuple[Decision, ...]:
-        """What is to be done if QEMU pushes.
+        """What is to be done if the source pushes.
 
-        QEMU knows only what changed since the newest point. For a differential all is pushed, and
+        It tells only what changed since the newest point. For a differential all is pushed, and
         what the full holds already is not stored.
         """
         if self._options.audit:
@@ -304,17 +294,15 @@ class _Run:
             dataclasses.replace(
                 made,
                 reason=f"{made.reason}; {reason}",
-                bitmaps=None if made.mode is Mode.DIFFERENTIAL else made.bitmaps,
+                since=None if made.mode is Mode.DIFFERENTIAL else made.since,
                 more_dirty=None,
             )
             for made in decisions
         )
 
-    def _decide(self, disk: GuestDisk) -> Decision:
+    def _decide(self, disk: Disk) -> Decision:
         distrusted = self._bond.adopted or self._store.distrusted(self._chain, disk.name)
-        return decide(
-            disk, self._options.mode, self._catalogue, self._guest, self._chain, distrusted
-        )
+        return decide(disk, self._options.mode, self._lineage, distrusted)
 
     def _tell_plan(self, decisions: Sequence[Decision], reason: str | None = None) -> None:
         for made in decisions:
@@ -326,9 +314,10 @@ class _Run:
 
     def _new_point(self, decisions: Sequence[Decision]) -> PointRef:
         stored = [p.sequence for p in self._catalogue.points if p.guest == self._guest]
-        in_qemu = [number for made in decisions for number in made.disk.segments(self._chain)]
+        disks = [made.disk for made in decisions]
+        in_source = self._source.highest_sequence(self._chain, disks)
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        return PointRef(secrets.token_hex(5), max([0, *stored, *in_qemu]) + 1, now)
+        return PointRef(secrets.token_hex(5), max([in_source, *stored]) + 1, now)
 
     def _store_point(self, taken: Taken) -> list[DiskResult]:
         partial = (
@@ -358,7 +347,7 @@ class _Run:
     def _oldest_needed(self, taken: Taken) -> int:
         """The sequence of the oldest segment that a next backup of the streamed disk needs."""
         (made,) = taken.decisions
-        needed = needed_since(made.disk, self._catalogue, self._guest, self._chain)
+        needed = needed_since(made.disk, self._lineage)
         return taken.ref.sequence if needed is None else needed
 
     def _fill(self, sinks: PartialPoint | Stream, taken: Taken) -> list[DiskResult]:
@@ -391,14 +380,14 @@ class _Run:
         self,
         sinks: PartialPoint | Stream,
         taken: Taken,
-        push: PushJobs,
+        push: PushFeed,
         stack: contextlib.ExitStack,
     ) -> list[DiskResult]:
         living, protection = taken.living, self._store.protection
         jobs = []
         for made in taken.decisions:
             base = stack.enter_context(self._base(made))
-            granularity = None if made.bitmaps is None else GRANULARITY
+            granularity = None if made.since is None else living.granularity
             head = self._header(taken, made, made.disk.size, granularity)
             sink = sinks.create(made.disk.name)
             jobs.append(push_job(made, head, sink, base, protection))
@@ -528,5 +517,5 @@ class _Run:
         )
 
 
-def _producer(source: QemuSource) -> dict[str, str]:
-    return {"fleece": VERSION, "python": platform.python_version(), "qemu": source.version}
+def _producer(source: Source) -> dict[str, str]:
+    return {"fleece": VERSION, "python": platform.python_version(), **source.producer()}

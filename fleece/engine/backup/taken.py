@@ -22,8 +22,7 @@ from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.pace import Pace
-from fleece.source.base import Export
-from fleece.source.qemu.point import QemuPoint
+from fleece.source.base import Export, Point
 from fleece.store.partial_point import UnfinishedPoint
 from fleece.tree import BlankDisk
 
@@ -42,7 +41,7 @@ class Taken:
 
     ref: PointRef
     decisions: tuple[Decision, ...]
-    living: QemuPoint
+    living: Point
     left: UnfinishedPoint | None = None
     gone: tuple[str, ...] = ()
 
@@ -90,7 +89,7 @@ class Opened:
     def to_be_rescanned(self, reason: str) -> Opened:
         """The same disk, of which no bitmap is believed."""
         made = dataclasses.replace(
-            self.made, mode=Mode.RESCAN, reason=reason, bitmaps=None, more_dirty=None
+            self.made, mode=Mode.RESCAN, reason=reason, since=None, more_dirty=None
         )
         whole = Extents.whole(self.disk.size)
         return dataclasses.replace(self, made=made, dirty=whole, granularity=None)
@@ -141,7 +140,7 @@ def push_job(
 ) -> PushJob:
     """The work on one disk that QEMU pushes."""
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
-    all_comes = base is not None and made.bitmaps is None
+    all_comes = base is not None and made.since is None
     held = HeldLeaves(base, head.covers_from) if base is not None and all_comes else None
     return PushJob(made.disk.name, writer, head.geometry, head.level, held)
 

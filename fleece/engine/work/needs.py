@@ -14,7 +14,6 @@ from fleece.nbd.binding import libnbd
 from fleece.nbd.nbdkit import check_nbdkit, check_same_python
 from fleece.programs import program
 from fleece.source.base import Transport
-from fleece.source.qemu.hold import Fleecing
 from fleece.source.qemu.place import default_scratch
 from fleece.source.qemu.scratch import room_of
 from fleece.store.store import read_marker
@@ -49,8 +48,10 @@ class Need:
         return self.trouble is None
 
 
-def check_backup_needs(transport: Transport, fleecing: Fleecing) -> None:
-    """See that all is there that a point needs, before anything is changed in QEMU.
+def check_backup_needs(transport: Transport) -> None:
+    """See that all is there that the engine needs of a point, before anything is changed.
+
+    What its source needs, the source tells (`Source.check_needs`).
 
     Raises:
         UsageError: something is missing; it says what to install.
@@ -59,8 +60,6 @@ def check_backup_needs(transport: Transport, fleecing: Fleecing) -> None:
         check_nbdkit()
     else:
         libnbd()
-    if fleecing is Fleecing.CLASSIC:
-        program("qemu-img")
 
 
 def room_in(store: Path) -> int:

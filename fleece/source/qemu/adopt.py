@@ -14,6 +14,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import PointError
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
+from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, bitmaps_of, children, error_of
@@ -61,7 +62,11 @@ def adopted_disk(
 
 @contextmanager
 def adopted_point(
-    monitor: Monitor, names: PointNames, disks: Sequence[PlannedDisk], limit: int | None
+    monitor: Monitor,
+    names: PointNames,
+    disks: Sequence[PlannedDisk],
+    limit: int | None,
+    agent: GuestAgent | None = None,
 ) -> Iterator[QemuPoint]:
     """Take a dead engine's point over; take it down when the context ends, however it does.
 
@@ -70,6 +75,7 @@ def adopted_point(
         names: of the point's things in QEMU.
         disks: all disks of the point.
         limit: bytes that the scratch files may take together; None: what their file system has.
+        agent: that is asked to freeze the guest, as nobody knows whether it did for this point.
 
     Raises:
         PointError: on entry: something of it is not as it was made. It is left as it is.
@@ -80,6 +86,8 @@ def adopted_point(
         _check_whole(monitor, names, disks, work)
         point.check()
         point.look(crossed=False)
+        if agent is not None:
+            point.doubt_freeze()
         point.exports = tuple(
             export_of(planned, names.export(number), work.socket)
             for number, planned in enumerate(disks)

@@ -59,7 +59,10 @@ class QemuPoint:
 
     Attributes:
         push: starts the jobs that push it; None: it is pulled, from `exports`.
+        granularity: `GRANULARITY`.
     """
+
+    granularity = GRANULARITY
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class QemuPoint:
         self.exports: tuple[Export, ...] = ()
         self.freeze = Freeze()
         self._agent = agent
+        self._unknown: str | None = None
         self.push = PushJobs(plan) if transport is Transport.PUSH else None
         self._doubt: str | None = None
         self._committed = False
@@ -156,7 +160,25 @@ class QemuPoint:
         """What the user should know of how the point was taken."""
         trouble = self.freeze.trouble
         loose = None if trouble is None else f"the guest was not frozen: {trouble}"
-        return tuple(text for text in (self._doubt, loose, self.freeze.stuck) if text)
+        told = self._doubt, loose, self.freeze.stuck, self._unknown
+        return tuple(text for text in told if text)
+
+    @property
+    def frozen(self) -> bool:
+        """The guest's file systems stood still when the point was taken."""
+        return self.freeze.frozen
+
+    @property
+    def stuck(self) -> str | None:
+        """Why the guest may still be frozen; None: it is not."""
+        return self.freeze.stuck
+
+    def doubt_freeze(self) -> None:
+        """An interrupted run took the point, and nothing tells how its freeze went."""
+        self._unknown = (
+            f"whether the guest was frozen for point {self._names.point} is not known: an "
+            "interrupted backup took it"
+        )
 
     def close(self) -> None:
         """Take this point out of QEMU. Its segments stay: the next point needs them.

@@ -8,30 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
+from fleece.source.base import Since, Unknown
 from fleece.source.qemu.inventory import Bitmap, GuestDisk
 from fleece.source.qemu.names import Segment, disk_tag
 
 
-@dataclass(frozen=True)
-class Known:
-    """The bitmaps whose union is what was written since a point."""
-
-    bitmaps: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What was written since a point is not known, and why: one clause for the user."""
-
-    reason: str
-
-
 def written_since(
     disk: GuestDisk, chain: str, sequence: int, point: str, names: Collection[str] = ()
-) -> Known | Lost:
-    """Find the unbroken line of segments from a point until now.
+) -> Since | Unknown:
+    """Find the unbroken line of segments from a point until now; the bitmaps are their names.
 
     Args:
         disk: as the inventory shows it now.
@@ -42,7 +28,7 @@ def written_since(
     held = disk.segments(chain)
     first = held.get(sequence)
     if first is None or (segment := first.segment) is None or segment.point != point:
-        return _foreign(disk, held.values(), names) or Lost(
+        return _foreign(disk, held.values(), names) or Unknown(
             f"QEMU has no bitmap of what was written since point {point}"
         )
     line = [number for number in sorted(held) if number >= sequence]
@@ -50,14 +36,15 @@ def written_since(
         return foreign
     for number in line:
         if (trouble := _trouble(held[number])) is not None:
-            return Lost(trouble)
+            return Unknown(trouble)
     if not held[line[-1]].recording:
-        return Lost(f"no bitmap has recorded writes since {held[line[-1]].name}")
+        return Unknown(f"no bitmap has recorded writes since {held[line[-1]].name}")
     for before, after in itertools.pairwise(line):
         later = held[after].segment
         if later is None or later.previous != before:
-            return Lost(f"a bitmap between {held[before].name} and {held[after].name} is gone")
-    return Known(tuple(held[number].name for number in line))
+            return Unknown(f"a bitmap between {held[before].name} and {held[after].name} is gone")
+    written = sum(held[number].count for number in line)
+    return Since(tuple(held[number].name for number in line), min(written, disk.size))
 
 
 def next_segment(disk: GuestDisk, chain: str, sequence: int, point: str) -> Segment:
@@ -66,7 +53,7 @@ def next_segment(disk: GuestDisk, chain: str, sequence: int, point: str) -> Segm
     return Segment(chain, sequence, previous, point, disk_tag(disk.name))
 
 
-def _foreign(disk: GuestDisk, bitmaps: Iterable[Bitmap], names: Collection[str]) -> Lost | None:
+def _foreign(disk: GuestDisk, bitmaps: Iterable[Bitmap], names: Collection[str]) -> Unknown | None:
     """Why bitmaps on a disk say nothing of it: they were begun for another one; None: for this.
 
     They are on the image, and that was another disk's then, or is a copy of another disk's.
@@ -76,12 +63,14 @@ def _foreign(disk: GuestDisk, bitmaps: Iterable[Bitmap], names: Collection[str])
         if segment is None or segment.is_of(disk.name):
             continue
         if segment.tag is None:
-            return Lost(
+            return Unknown(
                 f"bitmap {bitmap.name}, of an early fleece, does not tell which disk's it is"
             )
         owner = next((name for name in sorted(names) if segment.is_of(name)), None)
         whose = "another disk" if owner is None else f"disk {owner}"
-        return Lost(f"its bitmaps are those of {whose}: the disks, or their images, were exchanged")
+        return Unknown(
+            f"its bitmaps are those of {whose}: the disks, or their images, were exchanged"
+        )
     return None
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
 from fleece.delta.identity import GuestIdentity
-from fleece.errors import PointError, SourceError
+from fleece.errors import PointError, SourceError, UsageError
 from fleece.folder import Folder
-from fleece.source.base import Transport
+from fleece.programs import program
+from fleece.source.base import (
+    Chosen,
+    Disk,
+    Removed,
+    Request,
+    Since,
+    Transport,
+    TransportWish,
+    Unknown,
+    Wanted,
+)
 from fleece.source.qemu import teardown as runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
@@ -29,8 +39,9 @@ from fleece.source.qemu.place import check_path, default_scratch, doubt
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
-from fleece.source.qemu.segments import next_segment
-from fleece.source.qemu.teardown import Removed, Unremoved
+from fleece.source.qemu.segments import next_segment, written_since
+from fleece.source.qemu.teardown import Unremoved
+from fleece.source.qemu.transport import choose
 from fleece.source.qemu.workfolder import (
     Note,
     Strangers,
@@ -40,14 +51,6 @@ from fleece.source.qemu.workfolder import (
     process_lives,
     work_folders,
 )
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A disk of a point to take: `bitmaps` as `segments.Known` gave them; None: read it all."""
-
-    disk: GuestDisk
-    bitmaps: tuple[str, ...] | None
 
 
 class QemuSource:
@@ -60,6 +63,7 @@ class QemuSource:
         scratch_limit: bytes that a point's scratch files may take; a backup that needs more is
             given up. None: as much as the file system has, less a reserve.
         fleecing: how points are held.
+        agent: of the guest, which freezes its file systems for the moment of a point.
         cancel: of the run that uses it: once it is set, QEMU has little time for its answers.
 
     Raises:
@@ -74,12 +78,14 @@ class QemuSource:
         scratch_limit: int | None = None,
         fleecing: Fleecing = Fleecing.CLASSIC,
         cancel: CancelToken | None = None,
+        agent: GuestAgent | None = None,
     ) -> None:
         self.where = socket
         self.scratch = scratch or default_scratch()
         check_path(self.scratch)
         self.scratch_limit = scratch_limit
         self.fleecing = fleecing
+        self.agent = agent
         self.monitor = Monitor(socket, cancel)
         self._strangers = Strangers()
         self._left: tuple[str, ...] = ()
@@ -93,6 +99,10 @@ class QemuSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the monitor."""
         self.monitor.close()
 
     def inventory(self) -> Inventory:
@@ -115,7 +125,7 @@ class QemuSource:
         """
         refuse_absent(self.monitor)
 
-    def check_staying(self) -> None:
+    def check_ready(self) -> None:
         """Check that this QEMU has its guest and keeps it, so that a point can be taken.
 
         Raises:
@@ -124,34 +134,61 @@ class QemuSource:
         self.check_present()
         refuse_leaving(self.monitor)
 
-    @property
-    def version(self) -> str:
+    def check_needs(self) -> None:
+        """See that the programs are there that a point needs.
+
+        Raises:
+            UsageError: something is missing; it says what to install.
+        """
+        if self.fleecing is Fleecing.CLASSIC:
+            program("qemu-img")
+
+    def producer(self) -> Mapping[str, str]:
         """QEMU's version."""
-        return ".".join(map(str, self.monitor.version))
+        return {"qemu": ".".join(map(str, self.monitor.version))}
+
+    def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
+        """The highest sequence of the chain's segments on some disks; 0: there is none."""
+        return max([0, *(number for disk in disks for number in _own(disk).segments(chain_id))])
+
+    def known_since(
+        self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
+    ) -> Since | Unknown:
+        """Whether an unbroken line of segments tells what was written since a point."""
+        return written_since(_own(disk), chain_id, sequence, point, others)
+
+    def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
+        """Whether a point of some disks is pulled or pushed.
+
+        Raises:
+            UsageError: it must be pushed, and points are held by filters.
+        """
+        own = [_own(disk) for disk in disks]
+        return choose(own, self.monitor.version, wish, self.fleecing)
 
     def examine(self) -> Report:
         """What this QEMU can do, and what it has."""
         return examine(self.monitor, self.guest())
 
-    def clean(self, chain: str | None = None) -> Iterator[Removed]:
+    def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
         """Take down what dead engines left: exports, jobs, nodes, scratches; never a segment.
 
         A guest that stopped because such a scratch was full is continued.
 
-        A point whose engine lives is left alone; so are other chains' points, if `chain` is given,
-        and what another user made in the scratch (`doubts`). Each point is tried, whatever became
-        of the others.
+        A point whose engine lives is left alone; so are other chains' points, if `chain_id` is
+        given, and what another user made in the scratch (`doubts`). Each point is tried,
+        whatever became of the others.
 
         Raises:
             SourceError: QEMU does not have its guest; or, at the end, something cannot be taken
                 down.
         """
         self.check_present()
-        yield from self.let_go()
-        own = PREFIX if chain is None else f"{PREFIX}{chain}-"
+        yield from self._let_go()
+        own = PREFIX if chain_id is None else f"{PREFIX}{chain_id}-"
         left: dict[str, Path | None] = {
             work.path.name: work.path
-            for work in self._of_this_qemu(own, Strangers(), chain is not None)
+            for work in self._of_this_qemu(own, Strangers(), chain_id is not None)
         }
         for prefix in runtime.point_prefixes(self.monitor):
             if prefix.startswith(own):
@@ -192,12 +229,17 @@ class QemuSource:
                         yield Removed("stop of the guest", self.where)
         tried.settle(SourceError)
 
-    def let_go(self) -> Iterator[Removed]:
-        """Let a guest go on that a dead engine, of whatever chain, left stopped.
+    def release(self) -> Iterator[Removed]:
+        """Let a guest go on that an interrupted run, of whatever chain, left stopped or frozen.
 
         Raises:
             SourceError: at the end: that failed.
         """
+        yield from self._let_go()
+        if self.agent is not None and self.agent.thaw_left():
+            yield Removed("freeze of the guest", self.agent.path)
+
+    def _let_go(self) -> Iterator[Removed]:
         known = {
             runtime.work_folder(self.monitor, prefix)
             for prefix in runtime.point_prefixes(self.monitor)
@@ -223,15 +265,15 @@ class QemuSource:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What the user should know of the scratch folder, since `let_go` or `clean` looked."""
+        """What the user should know of the scratch folder, since `release` or `recover` looked."""
         unsafe = None
         with contextlib.suppress(OSError), Folder.open(os.path.realpath(self.scratch)) as place:
             unsafe = doubt(place)
         return tuple(text for text in (unsafe, self._strangers.warning, *self._left) if text)
 
-    def has_point(self, chain: str) -> bool:
+    def has_point(self, chain_id: str) -> bool:
         """Whether anything of a point of this chain is in QEMU."""
-        own = f"{PREFIX}{chain}-"
+        own = f"{PREFIX}{chain_id}-"
         return any(prefix.startswith(own) for prefix in runtime.point_prefixes(self.monitor))
 
     def drop_bitmap(self, disk: str, name: str) -> None:
@@ -271,83 +313,72 @@ class QemuSource:
             if whatever or (pid is not None and (pid == mine or not process_lives(pid))):
                 yield work
 
-    def point(
-        self,
-        chain: str,
-        sequence: int,
-        point: str,
-        wanted: Sequence[Wanted],
-        agent: GuestAgent | None = None,
-        *,
-        rotate: bool = True,
-        transport: Transport = Transport.PULL,
-    ) -> AbstractContextManager[QemuPoint]:
+    def take(self, request: Request) -> AbstractContextManager[QemuPoint]:
         """Take a point of some disks, all in one transaction; the context's end takes it down.
 
-        Args:
-            chain, sequence, point: of the point.
-            wanted: its disks.
-            agent: of the guest, to freeze it for the moment of the point; `QemuPoint.freeze` then
-                says how that went.
-            rotate: begin a new segment on each disk. Without it the segments stay as they are, so
-                that nothing can be committed.
-            transport: pulled, it has exports; to be pushed, it has `QemuPoint.push`.
+        With `rotate` a new segment begins on each disk.
 
         Raises:
             PointError: it is impossible; nothing was changed in QEMU.
             SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
-        self.check_staying()
-        if transport is Transport.PULL:
-            self._refuse_obstacles([want.disk for want in wanted])
-        for want in wanted:
-            _refuse_foreign(want)
+        self.check_ready()
+        wanted = [(_own(want.disk), _bitmaps(want)) for want in request.wanted]
+        if request.transport is Transport.PULL:
+            self._refuse_obstacles([disk for disk, _ in wanted])
+        for disk, bitmaps in wanted:
+            _refuse_foreign(disk, bitmaps or ())
+        chain_id, sequence, point = request.chain_id, request.sequence, request.point
         planned = [
             PlannedDisk(
-                want.disk,
-                next_segment(want.disk, chain, sequence, point) if rotate else None,
-                want.bitmaps,
+                disk,
+                next_segment(disk, chain_id, sequence, point) if request.rotate else None,
+                bitmaps,
             )
-            for want in wanted
+            for disk, bitmaps in wanted
         ]
-        names = PointNames(chain, point)
         return living_point(
             self.monitor,
-            names,
+            PointNames(chain_id, point),
             planned,
             self.scratch,
-            agent,
+            self.agent,
             self.scratch_limit,
             self.fleecing,
-            transport,
+            request.transport,
         )
 
-    def pull_obstacle(self, disk: GuestDisk) -> str | None:
-        """Why a disk must not be pulled from this QEMU; None: it may."""
-        return pull_obstacle(disk, self.monitor.version)
+    def unresumable(self) -> str | None:
+        """Why no point can be resumed: all of them are held by jobs."""
+        if self.agent is not None and self.agent.required:
+            return "whether the guest was frozen for it is not known, and that is required"
+        if self.fleecing is not Fleecing.CLASSIC:
+            return "filters are asked for, and what is held by filters is always taken anew"
+        return None
 
-    def adopt(
-        self, chain: str, sequence: int, point: str, wanted: Sequence[Wanted]
-    ) -> AbstractContextManager[QemuPoint]:
-        """Go on with a point that a dead engine took; the context's end takes it down.
+    def adopt(self, request: Request) -> AbstractContextManager[QemuPoint]:
+        """Resume a point that an interrupted run took; the context's end takes it down.
 
         Args:
-            chain, sequence, point: of the point.
-            wanted: its disks, in the order in which it was taken.
+            request: its disks are in the order in which it was taken.
 
         Raises:
             PointError: it is not there as it was taken, to the last part; nothing was changed.
             SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
-        self.check_staying()
-        self._refuse_obstacles([want.disk for want in wanted])
-        planned = [adopted_disk(want.disk, chain, sequence, point, want.bitmaps) for want in wanted]
-        names = PointNames(chain, point)
-        return adopted_point(self.monitor, names, planned, self.scratch_limit)
+        self.check_ready()
+        wanted = [(_own(want.disk), _bitmaps(want)) for want in request.wanted]
+        self._refuse_obstacles([disk for disk, _ in wanted])
+        chain_id, sequence, point = request.chain_id, request.sequence, request.point
+        planned = [
+            adopted_disk(disk, chain_id, sequence, point, bitmaps) for disk, bitmaps in wanted
+        ]
+        names = PointNames(chain_id, point)
+        return adopted_point(self.monitor, names, planned, self.scratch_limit, self.agent)
 
     def _refuse_obstacles(self, disks: Sequence[GuestDisk]) -> None:
         for disk in disks:
-            if (reason := self.pull_obstacle(disk)) is not None:
+            if (reason := pull_obstacle(disk, self.monitor.version)) is not None:
                 raise PointError(
                     f"disk {disk.name} cannot be pulled: {reason}",
                     where=self.where,
@@ -355,13 +386,28 @@ class QemuSource:
                 )
 
 
-def _refuse_foreign(want: Wanted) -> None:
+def _own(disk: Disk) -> GuestDisk:
+    """A disk of QEMU's.
+
+    Raises:
+        UsageError: it is another source's.
+    """
+    if not isinstance(disk, GuestDisk):
+        raise UsageError(f"disk {disk.name} is not of this source")
+    return disk
+
+
+def _bitmaps(want: Wanted) -> tuple[str, ...] | None:
+    return None if want.since is None else want.since.parts
+
+
+def _refuse_foreign(disk: GuestDisk, bitmaps: Sequence[str]) -> None:
     """Raise `PointError` if what changed on a disk is to be told by another disk's segment."""
-    for name in want.bitmaps or ():
+    for name in bitmaps:
         segment = Segment.parse(name)
-        if segment is not None and not segment.is_of(want.disk.name):
+        if segment is not None and not segment.is_of(disk.name):
             raise PointError(
-                f"bitmap {name} was not begun for disk {want.disk.name}: the disks, or their "
-                "images, were exchanged",
+                f"bitmap {name} was not begun for disk {disk.name}: the disks, or their images, "
+                "were exchanged",
                 hint="read all of it",
             )

@@ -12,12 +12,12 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fleece.attempts import Attempts
 from fleece.errors import SourceError
+from fleece.source.base import Removed
 from fleece.source.qemu.answers import known
 from fleece.source.qemu.inventory import children, node_names, plugged
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
@@ -45,14 +45,6 @@ _POINT = re.compile(rf"({PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}})[a-z]\d+")
 
 class Unremoved(SourceError):
     """Files in the scratch could not be removed. Nothing of the point is in QEMU."""
-
-
-@dataclass(frozen=True)
-class Removed:
-    """One thing that was taken down."""
-
-    kind: str
-    item: str
 
 
 def point_prefixes(monitor: Monitor) -> set[str]:
