@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -369,12 +368,10 @@ def test_guest_goes_on_after_sigkill(files: GuestFiles, tmp_path: Path) -> None:
 def test_waits_have_a_limit(tmp_path: Path) -> None:
     image = images.make_disk(tmp_path / "disk", MIB)
     with Machine([Disk(image, "drive0")]) as machine:
-        start = time.monotonic()
         with pytest.raises(TimeoutError):
             machine.control.wait_event("BLOCK_JOB_COMPLETED", 0.1)
         with pytest.raises(TimeoutError):
             Monitor(machine.folder / "control.sock", timeout=0.2)
-        assert time.monotonic() - start < 2.0
 
 
 @qemu_kinds

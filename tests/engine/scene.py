@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ from fleece.store.init import is_free
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
-from tests.rig.process import run, run_checked
+from tests.rig.process import LIMIT, run, run_checked
 from tests.rig.qemu import QemuProcess
 from tests.rig.qmp import QmpError
 from tests.rig.writer import Writer
@@ -38,8 +40,6 @@ ROOT = Path(__file__).parents[2]
 MIB = images.MIB
 KIB64 = 65536
 GUEST = "g"
-LIMIT = 60.0
-"""Seconds that any one command may take before it counts as hung."""
 
 Json = dict[str, Any]
 
@@ -115,16 +115,22 @@ class Engine:
         return self._start("-c", code, *words)
 
     def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
-        """Start `fleece WORDS`, each call of one function of which takes longer."""
-        return self.script(_SLOW, module, function, "before", milliseconds, *words)
+        """Start `fleece WORDS`, each call of one function of which takes longer.
 
-    def _start(self, *words: object) -> Running:
+        And none goes on before the test waits for the command's end or sends a signal, but for the
+        one that an event "progress" needs: the command is where the test meets it, however slow
+        the host is.
+        """
+        place = module, function, "before", milliseconds
+        return self._start("-c", _SLOW, *place, *words, stdin=subprocess.PIPE)
+
+    def _start(self, *words: object, stdin: int = subprocess.DEVNULL) -> Running:
         # The working directory comes first on Python's path: it must be this copy's.
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
             cwd=self.root,
             env=os.environ | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -154,24 +160,62 @@ class Running:
             pytest.fail(f"a command hung: {self._process.args!r}\n{out}{err}")
         return Ran(self._process.returncode, "".join(self._lines) + out, err)
 
-    def wait_event(self, name: str) -> Json:
-        """Wait until a command with --json has printed an event of this name."""
+    def wait_event(self, name: str, *, held: bool = False) -> Json:
+        """Wait until a command with --json has printed an event of this name.
+
+        Args:
+            name: of the event.
+            held: let no call of a slow command go on for it, as is done for "progress".
+        """
         assert self._process.stdout is not None
-        while line := self._process.stdout.readline():
-            self._lines.append(line)
-            event: Json = json.loads(line)
-            if event["event"] == name:
-                return event
+        with self._feeding(name == "progress" and not held):
+            while line := self._process.stdout.readline():
+                self._lines.append(line)
+                event: Json = json.loads(line)
+                if event["event"] == name:
+                    return event
         pytest.fail(f"it ended without {name}: {self.wait()}")
+
+    @contextmanager
+    def _feeding(self, wanted: bool) -> Iterator[None]:
+        """Let the calls of a slow command go on meanwhile, one after the other."""
+        gate, enough = self._process.stdin, threading.Event()
+        if gate is None or not wanted:
+            yield
+            return
+
+        def feed() -> None:
+            with suppress(OSError):  # it has ended
+                while not enough.is_set():
+                    os.write(gate.fileno(), b".")
+                    while not enough.wait(1) and _waiting(gate.fileno()):
+                        pass
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        try:
+            yield
+        finally:
+            enough.set()
+            thread.join()
 
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of a slow one: its calls take their time, but wait for nobody any more."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+            self._process.stdin = None
 
     def close_output(self) -> Ran:
         """Stop reading what it prints, and wait for its end."""
         assert self._process.stdout is not None
         self._process.stdout.close()
+        self._let_go()
         assert self._process.stderr is not None
         err = self._process.stderr.read()
         self._process.wait(LIMIT)
@@ -181,6 +225,11 @@ class Running:
         """SIGKILL, and wait for its end."""
         self.signal(signal.SIGKILL)
         return self.wait()
+
+
+def _waiting(pipe: int) -> bool:
+    """Whether a pipe holds what nobody has taken yet."""
+    return fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)) != bytes(4)
 
 
 INTACT = Engine(ROOT)
@@ -238,7 +287,7 @@ from fleece.cli.main import main
 sys.exit(main(sys.argv[5:]))
 """
 _DIE = _WRAPPER.replace("{happen}", "number == nth and os.kill(os.getpid(), signal.SIGKILL)")
-_SLOW = _WRAPPER.replace("{happen}", "time.sleep(nth / 1000)")
+_SLOW = _WRAPPER.replace("{happen}", "time.sleep(nth / 1000); os.read(0, 1)")
 
 
 @dataclass(frozen=True)

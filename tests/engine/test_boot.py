@@ -24,7 +24,7 @@ from tests.engine.scene import (
 )
 from tests.engine.test_guest import Load, load
 from tests.rig.initramfs import GuestFiles
-from tests.rig.process import run_checked
+from tests.rig.process import LIMIT, run_checked
 
 __all__ = ("load",)
 
@@ -34,7 +34,7 @@ APPEND = "console=ttyS0 quiet panic=-1 tsc=reliable rig.mode=none"
 def boot(store: Path, files: GuestFiles, *words: object, engine: Engine = INTACT) -> Ran:
     """Boot the newest point with the rig's kernel."""
     kernel = ("--kernel", files.kernel, "--initrd", files.initramfs, "--append", APPEND)
-    machine = ("--emulated", "--memory", 256, "--cpus", 1, "--timeout", 40, *kernel)
+    machine = ("--emulated", "--memory", 256, "--cpus", 1, "--timeout", LIMIT, *kernel)
     return engine.run("boot-test", store, "latest", *machine, *words)
 
 
@@ -81,7 +81,7 @@ def test_the_bios_boots_the_first_disk_on_any_bus(bus: str, tmp_path: Path) -> N
     guest = Guest(tmp_path / "store")
     guest.holding({"empty": bytes(MIB), "system": bootable()})
     words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--bus", bus)
-    wanted = ("--console-text", "BOOTED", "--timeout", 30)
+    wanted = ("--console-text", "BOOTED", "--timeout", LIMIT)
     ran = INTACT.run(*words, *wanted, "--disk", "system", "--disk", "empty", "--json").succeeded()
     assert [disk["disk"] for disk in ran.result["disks"]] == ["system", "empty"]
     assert ran.result["sign"] == "console"
@@ -152,14 +152,14 @@ def test_what_cannot_be_kept_hides_no_signal(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_kept_hides_no_failure(tmp_path: Path) -> None:
-    ran = started(tmp_path, "--timeout", 4).wait().failed(6, "agent did not come in 4 s")
+    ran = started(tmp_path, "--timeout", 20).wait().failed(6, "agent did not come in 20 s")
     assert len(warnings(ran)) == 2
 
 
 def test_what_cannot_be_kept_is_an_error_of_a_point_that_has_booted(tmp_path: Path) -> None:
     guest, kept = Guest(tmp_path / "store"), tmp_path / "kept"
     guest.holding({"vda": bootable()})
-    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 30)
+    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", LIMIT)
     with small_tmpfs(1) as place:
         fill(place)
         log = place / "log"
@@ -180,7 +180,7 @@ def test_a_machine_that_ends_has_not_booted(load: Load, files: GuestFiles) -> No
     ran.failed(6, "the machine ended")
 
 
-def reads_of_damage_fail(engine: Engine, folder: Path) -> None:
+def reads_of_damage_fail(engine: Engine, folder: Path, limit: float = LIMIT) -> None:
     """The boot sector comes, but what the machine read of it is not what was backed up."""
     guest = Guest(folder / "store")
     guest.holding({"vda": bootable()})
@@ -188,7 +188,7 @@ def reads_of_damage_fail(engine: Engine, folder: Path) -> None:
     with fleece.open_delta(str(path)) as delta:
         (row,) = delta.rows()[:1]
     flip(path, int(row["position"]) + int(row["frame_length"]) + 40)
-    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", 5)
+    words = ("boot-test", guest.store, "latest", "--emulated", "--memory", 64, "--timeout", limit)
     engine.run(*words, "--console-text", "BOOTED").failed(6, "met damage")
 
 
@@ -204,7 +204,7 @@ FAULT = Mutation(
 def test_a_fault_in_boot_test_is_noticed(tmp_path: Path) -> None:
     engine = FAULT.engine(tmp_path)
     with pytest.raises(AssertionError):
-        reads_of_damage_fail(engine, tmp_path)
+        reads_of_damage_fail(engine, tmp_path, limit=5)
 
 
 def test_a_killed_boot_test_leaves_no_machine_and_no_file(

@@ -22,6 +22,7 @@ from fleece.source.qemu.server import connections
 from tests.engine.scene import GUEST, MIB, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.process import LIMIT
 
 _DISKS = 14
 _OTHERS = 110
@@ -102,9 +103,9 @@ def test_a_server_that_never_greets_is_one_clear_error(
         begun = time.monotonic()
         with pytest.raises(fleece.SourceError, match="did not answer within 1 s") as told:
             NbdDisk(uri)
-        assert 1 <= time.monotonic() - begun < 3
+        assert time.monotonic() - begun >= 1
         assert told.value.where == uri
         client, _ = listener.accept()
         with client:
-            client.settimeout(1)
+            client.settimeout(LIMIT)
             assert client.recv(1) == b"", "the connection was not given up"

@@ -342,16 +342,16 @@ def test_a_slow_scratch_keeps_no_write_waiting_for_long(
     def overwrite(event: Event) -> None:
         if event.name == "point":
             (scratch,) = full_disk.scratch.glob("*/s0.raw")
-            with _slow_writes(full_disk.qemu.pid, scratch, 6):
-                for offset in (30 * MIB, 31 * MIB):
+            with _slow_writes(full_disk.qemu.pid, scratch, 60):
+                for offset in range(20 * MIB, 32 * MIB, MIB):
                     start = time.monotonic()
                     full_disk.writer().write(offset, b"new")
                     took.append(time.monotonic() - start)
 
     with pytest.raises(fleece.PointError, match="or not within 1 s"):
         full_disk.take("full", fleecing="filter", listener=overwrite)
-    assert 1 <= took[0] < 5
-    assert took[1] < 1
+    assert 1 <= took[0] < 60
+    assert min(took[1:]) < 1, "each write waited"
     full_disk.nothing_left()
     full_disk.take("incremental", fleecing="filter")
     full_disk.check_exact()
@@ -369,7 +369,7 @@ def test_a_point_that_was_given_up_says_so_ever_after(
             fleece.Request("01234567", 1, "0123456789", [fleece.Wanted(disk, None)])
         ) as point:
             (scratch,) = full_disk.scratch.glob("*/s0.raw")
-            with _slow_writes(full_disk.qemu.pid, scratch, 6):
+            with _slow_writes(full_disk.qemu.pid, scratch, 60):
                 full_disk.writer().write(30 * MIB, b"new")
             for tell in (point.watch, point.check, point.check):
                 with pytest.raises(fleece.PointError, match="or not within 1 s"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.rig.agent import SILENCE, Answer, HangUp, ScriptedAgent
 from tests.rig.disk import Disk
 from tests.rig.initramfs import GuestFiles
 from tests.rig.machine import GuestMachine
+from tests.rig.process import LIMIT
 
 MIB = images.MIB
 FREEZE, THAW, STATUS = (f"guest-fsfreeze-{what}" for what in ("freeze", "thaw", "status"))
@@ -125,13 +125,15 @@ class Guest:
     scene: Scene
     agent: ScriptedAgent
     heard: list[Event] = field(default_factory=list)
+    answer_limit: float = LIMIT
+    freeze_limit: float = LIMIT
+    thaw_limit: float = LIMIT
 
     @property
     def reach(self) -> fleece.GuestAgent:
-        """The agent with short limits."""
-        return fleece.GuestAgent(
-            str(self.agent.path), answer_limit=0.3, freeze_limit=0.5, thaw_limit=1.0
-        )
+        """The agent, waited for as long as it takes, but where a test says less."""
+        limits = self.answer_limit, self.freeze_limit, self.thaw_limit
+        return fleece.GuestAgent(str(self.agent.path), False, *limits)
 
     def hangs(self) -> bool:
         """Whether its file systems are frozen."""
@@ -182,7 +184,8 @@ def _die(agent: ScriptedAgent) -> Answer:
 
 
 def _freeze_late(agent: ScriptedAgent) -> Answer:
-    time.sleep(1.0)
+    """Once the other side has asked for something else, because it waits no longer."""
+    agent.until_asked()
     return agent.obey(FREEZE)
 
 
@@ -228,6 +231,8 @@ def test_a_freeze_that_fails(
     guest: Guest, behaviour: Callable[..., Answer | None], words: str
 ) -> None:
     guest.agent.behaviour = behaviour
+    if "did not answer" in words:
+        guest.freeze_limit = 0.5
     result, heard = guest.take()
     assert not result.frozen
     (warning,) = _warnings(heard)
@@ -245,6 +250,7 @@ def test_a_freeze_that_fails(
 
 def test_an_agent_that_never_answers(guest: Guest) -> None:
     guest.agent.silent = True
+    guest.answer_limit = guest.thaw_limit = 0.3
     result, heard = guest.take()
     assert not result.frozen
     assert "the guest agent does not answer" in _warnings(heard)[0]
@@ -326,6 +332,7 @@ def test_a_guest_that_thaws_by_itself_was_not_frozen(guest: Guest) -> None:
 def test_an_agent_that_dies_while_the_guest_is_frozen(guest: Guest) -> None:
     """The point is stored, the run says that the guest may hang, the next one thaws it."""
     guest.agent.behaviour = _on(THAW, _die)
+    guest.answer_limit = guest.thaw_limit = 3.0
     with pytest.raises(fleece.SourceError, match=r"is stored, but .* may still be frozen"):
         guest.take()
     assert any("could not be thawed" in text for text in _warnings(guest.heard))
@@ -344,6 +351,7 @@ def test_an_agent_that_dies_while_the_guest_is_frozen(guest: Guest) -> None:
 
 def test_an_agent_that_comes_back_during_the_backup(guest: Guest) -> None:
     guest.agent.behaviour = _on(THAW, _die)
+    guest.answer_limit = guest.thaw_limit = 3.0
 
     def revive() -> None:
         guest.agent.behaviour = lambda agent, command: None

@@ -18,7 +18,6 @@ from tests.engine.history import Guest
 from tests.engine.scene import (
     GUEST,
     INTACT,
-    LIMIT,
     ROOT,
     Moment,
     Ran,
@@ -27,6 +26,7 @@ from tests.engine.scene import (
     small_tmpfs,
 )
 from tests.engine.test_boot import bootable
+from tests.rig.process import LIMIT
 
 PACKAGES = Path(numpy.__file__).parents[1]
 """Where this Python's packages are; libnbd's bindings are elsewhere, among the distribution's."""
@@ -284,7 +284,7 @@ def test_a_machine_boots_whether_kvm_works_or_not(broken: bool, tmp_path: Path) 
     guest = Guest(tmp_path / "store")
     guest.holding({"system": bootable()})
     words: list[object] = [sys.executable, "-m", "fleece", "boot-test", guest.store, "latest"]
-    words += ["--memory", 64, "--console-text", "BOOTED", "--timeout", 50, "--json"]
+    words += ["--memory", 64, "--console-text", "BOOTED", "--timeout", LIMIT / 2, "--json"]
     if broken:
         if os.geteuid() != 0 or not Path("/dev/kvm").exists():
             pytest.skip("nothing to break, or not root")

@@ -14,7 +14,7 @@ import pytest
 from tests.engine.scene import MIB, ROOT, Ran, Scene, daemon, fill, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
-from tests.rig.process import run_checked
+from tests.rig.process import LIMIT, run_checked
 
 PAGE = os.sysconf("SC_PAGESIZE")
 FULL = Path("/dev/full")
@@ -38,7 +38,7 @@ def _run(*words: object, streams: str = "", unbuffered: str = "") -> Ran:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LIMIT,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 

@@ -16,6 +16,7 @@ from tests.engine.test_boot import machines
 from tests.engine.test_serve import children
 from tests.rig import filesystems as made
 from tests.rig.disk import Disk
+from tests.rig.process import LIMIT
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -74,7 +75,7 @@ def test_the_reader_of_file_systems_knows_no_secret(scene: Scene) -> None:
 
 
 def test_neither_the_machine_nor_its_server_knows_a_secret(scene: Scene) -> None:
-    words = ("boot-test", scene.store, "latest", "--emulated", "--memory", 64, "--timeout", 50)
+    words = ("boot-test", scene.store, "latest", "--emulated", "--memory", 64, "--timeout", LIMIT)
     with command(*words) as running:
         wait_until(lambda: bool(machines(running.pid)), "a machine")
         assert len(children(running.pid)) == 2

@@ -24,7 +24,6 @@ from tests.engine.scene import (
     GUEST,
     INTACT,
     KIB64,
-    LIMIT,
     MIB,
     ROOT,
     Proxy,
@@ -37,6 +36,7 @@ from tests.engine.scene import (
 from tests.rig import filesystems, images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
+from tests.rig.process import LIMIT
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

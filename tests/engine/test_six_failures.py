@@ -333,7 +333,7 @@ class _SequenceWriter:
                 for writer in self._writers:
                     writer.write(number * KIB64, number.to_bytes(8, "big") * 512)
                 self.written = number
-                time.sleep(0.0003)
+                time.sleep(0.005)
         except OSError as error:
             self._error = error
 
@@ -500,7 +500,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                     "import time\n"
                     "        jobs = [a for a in actions if a['type'] == 'blockdev-backup']\n"
                     "        self.execute('transaction', {'actions': jobs})\n"
-                    "        time.sleep(0.05)\n"
+                    "        time.sleep(1)\n"
                     "        rest = [a for a in actions if a not in jobs]\n"
                     "        self.execute('transaction', {'actions': rest})",
                 ),
@@ -520,7 +520,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                     "            batch.append(action)\n"
                     "            if action['type'] == 'blockdev-backup':\n"
                     "                self.execute('transaction', {'actions': batch})\n"
-                    "                time.sleep(0.05)\n"
+                    "                time.sleep(1)\n"
                     "                batch = []\n"
                     "        if batch:\n"
                     "            self.execute('transaction', {'actions': batch})",

@@ -20,7 +20,7 @@ from tests.engine.scene import INTACT, KIB64, MIB, ROOT, MachineScene, Ran, Scen
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
-from tests.rig.process import run_checked
+from tests.rig.process import LIMIT, run_checked
 
 SIZE = 4 * MIB + 512
 
@@ -51,7 +51,7 @@ def _run(words: tuple[object, ...], **streams: object) -> subprocess.CompletedPr
         cwd=ROOT,
         stderr=subprocess.PIPE,
         check=False,
-        timeout=120,
+        timeout=LIMIT,
         **streams,  # type: ignore[call-overload]
     )
     return done

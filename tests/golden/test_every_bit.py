@@ -24,6 +24,7 @@ import pytest
 import fleece
 from fleece.store.init import init
 from fleece.store.store import Store
+from tests.rig.process import LIMIT
 from tests.unit.kit import LEAF, Change, History, Stored, reassembled, records_of, store_history
 
 _HISTORY = History(
@@ -235,7 +236,7 @@ def test_the_command_line_says_so_in_one_line_and_by_its_exit_code(
             [sys.executable, "-m", "fleece", *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
             check=False,
         )
         assert done.returncode == fleece.ExitCode.STORE

@@ -27,7 +27,7 @@ from tests.engine.test_boot import bootable
 from tests.engine.test_restore import loop_device, nbd_server
 from tests.rig import images
 from tests.rig.disk import Disk
-from tests.rig.process import run, run_checked
+from tests.rig.process import LIMIT, run, run_checked
 
 SIZE = MIB
 NOBODY = 0xFFFFFFFF
@@ -131,7 +131,7 @@ def test_console_and_screen_are_private_and_lead_nowhere(tmp_path: Path) -> None
     log, screen = tmp_path / "log", tmp_path / "screen"
     screen.touch()
     screen.chmod(0o640)
-    machine = ("boot-test", made.store, "latest", "--emulated", "--memory", 64, "--timeout", 120)
+    machine = ("boot-test", made.store, "latest", "--emulated", "--memory", 64, "--timeout", LIMIT)
     words = (*machine, "--console-text", "BOOTED", "--console-log", log, "--screenshot", screen)
     with umask(0):
         INTACT.run(*words).succeeded()

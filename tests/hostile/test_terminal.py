@@ -19,12 +19,12 @@ from typing import IO, Any
 import pytest
 
 from fleece.terminal import shown
-from tests.engine.scene import LIMIT, MIB, ROOT, MachineScene, Scene, daemon
+from tests.engine.scene import MIB, ROOT, MachineScene, Scene, daemon
 from tests.rig import images
 from tests.rig.agent import Answer, ScriptedAgent
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
-from tests.rig.process import run_checked
+from tests.rig.process import LIMIT, run_checked
 
 EVIL = (
     "x\x1b]0;owned\x07\x1b[2J\b\r\x7f\x85\x9b31m"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.rig.process import LIMIT
 
 Answer = dict[str, Any]
 Behaviour = Callable[["ScriptedAgent", str], "Answer | None"]
@@ -43,6 +46,7 @@ class ScriptedAgent:
         self.asked: list[str] = []
         self.silent = False
         self.litter = b""
+        self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -58,6 +62,7 @@ class ScriptedAgent:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self._client = client
                 with client, client.makefile("rb") as lines, suppress(HangUp, OSError):
                     for line in lines:
                         self._answer(client, json.loads(line.replace(b"\xff", b"")))
@@ -75,6 +80,11 @@ class ScriptedAgent:
             answer_to_give = self.obey(command)
         if answer_to_give and not self.silent:
             client.sendall(json.dumps(answer_to_give).encode() + b"\n")
+
+    def until_asked(self) -> None:
+        """Wait until the one whom it serves asks for something more, or goes."""
+        assert self._client is not None
+        select.select([self._client], [], [], LIMIT)
 
     def obey(self, command: str) -> Answer:
         """Do what is asked; gives the answer."""

@@ -17,14 +17,12 @@ from pathlib import Path
 from tests.rig.disk import Disk
 from tests.rig.images import make_overlay
 from tests.rig.initramfs import GuestFiles
-from tests.rig.process import Child, RigError, find_tool
+from tests.rig.process import LIMIT, Child, RigError, find_tool
 from tests.rig.qemu import QemuProcess
 from tests.rig.qmp import GuestAgent, connect_unix
 from tests.rig.writer import QemuIo, QemuIoWriter, Writer
 
 __all__ = ["Disk", "GuestMachine", "Machine", "boot_check"]
-
-READY_SECONDS = 60.0
 
 
 class Machine(QemuProcess):
@@ -139,7 +137,7 @@ class GuestMachine(Machine):
         log = self.folder / "serial.log"
         return log.read_text(errors="replace") if log.exists() else ""
 
-    def wait_ready(self, timeout: float = READY_SECONDS) -> None:
+    def wait_ready(self, timeout: float = LIMIT) -> None:
         """Wait until the guest has mounted its disks and started agent and writer.
 
         Raises:
@@ -148,7 +146,7 @@ class GuestMachine(Machine):
         """
         self._wait(lambda: "RIG READY" in self.console(), timeout)
 
-    def wait_acked(self, count: int, timeout: float = READY_SECONDS) -> None:
+    def wait_acked(self, count: int, timeout: float = LIMIT) -> None:
         """Wait until record `count` is durable on all disks.
 
         Raises:
@@ -157,7 +155,7 @@ class GuestMachine(Machine):
         """
         self._wait(lambda: self._acked >= count, timeout)
 
-    def agent(self, timeout: float = READY_SECONDS) -> GuestAgent:
+    def agent(self, timeout: float = LIMIT) -> GuestAgent:
         """A connection to the guest's agent; close it before the code under test needs it.
 
         It is closed anyway when the machine ends.
@@ -186,7 +184,7 @@ class GuestMachine(Machine):
 
     def _on_started(self) -> None:
         super()._on_started()
-        connection = connect_unix(self._progress_socket, 5.0, lambda: self.alive)
+        connection = connect_unix(self._progress_socket, LIMIT, lambda: self.alive)
         self._progress = threading.Thread(target=self._follow, args=(connection,), daemon=True)
         self._progress.start()
 
@@ -224,7 +222,7 @@ def _port(chardev: str, name: str, path: Path) -> list[str]:
     ]
 
 
-def boot_check(files: GuestFiles, disks: Sequence[Disk], timeout: float = READY_SECONDS) -> None:
+def boot_check(files: GuestFiles, disks: Sequence[Disk], timeout: float = LIMIT) -> None:
     """Boot a guest on images (at most four) and check that it mounts every one of them.
 
     The images are not changed: the guest writes to overlays that are thrown away.

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+LIMIT = 600.0
+"""Seconds: a net under what hangs, far above what the busiest host needs. Nothing waits for it."""
+
 
 class RigError(RuntimeError):
     """The rig itself did not work: a program is missing, died early or does not answer."""

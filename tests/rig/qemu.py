@@ -11,11 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from tests.rig.disk import Disk
-from tests.rig.process import Child, RigError
+from tests.rig.process import LIMIT, Child, RigError
 from tests.rig.qmp import Monitor
 from tests.rig.writer import Writer
-
-QUIT_SECONDS = 10.0
 
 
 class QemuProcess(ABC):
@@ -108,11 +106,11 @@ class QemuProcess(ABC):
         """End it cleanly, as the monitor command ``quit`` does. Its guest just loses power.
 
         Raises:
-            RigError: it had not ended after 10 s; it is killed then.
+            RigError: it did not end; it is killed then.
         """
         with suppress(EOFError, ConnectionError):
             self.control.command("quit")
-        ended = self._running.wait(QUIT_SECONDS)
+        ended = self._running.wait(LIMIT)
         printed = self.output()
         self.kill()
         if not ended:

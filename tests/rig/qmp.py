@@ -20,12 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.rig.process import RigError, doings
+from tests.rig.process import LIMIT, RigError, doings
 
 JsonObject = dict[str, Any]
 
-CONNECT_SECONDS = 20.0
-COMMAND_SECONDS = 60.0
 _SLICE_SECONDS = 0.05
 
 
@@ -88,7 +86,7 @@ class _JsonLines:
         return int(struct.unpack("3i", found)[0])
 
     def send(self, message: JsonObject, prefix: bytes = b"") -> None:
-        self._socket.settimeout(COMMAND_SECONDS)
+        self._socket.settimeout(LIMIT)
         self._socket.sendall(prefix + json.dumps(message).encode() + b"\n")
 
     def receive_line(self, end: float) -> bytes:
@@ -128,7 +126,7 @@ class Monitor:
         self,
         path: Path,
         *,
-        timeout: float = CONNECT_SECONDS,
+        timeout: float = LIMIT,
         alive: Callable[[], bool] = lambda: True,
     ) -> None:
         self._lock = threading.RLock()
@@ -161,7 +159,7 @@ class Monitor:
         self,
         name: str,
         arguments: Mapping[str, Any] | None = None,
-        timeout: float = COMMAND_SECONDS,
+        timeout: float = LIMIT,
     ) -> Any:
         """Execute a command and return what it returns.
 
@@ -194,7 +192,7 @@ class Monitor:
         """Execute a line of the human monitor; returns what the monitor prints."""
         return str(self.command("human-monitor-command", {"command-line": line}))
 
-    def wait_event(self, name: str, timeout: float = 60.0, **data: Any) -> JsonObject:
+    def wait_event(self, name: str, timeout: float = LIMIT, **data: Any) -> JsonObject:
         """Wait for an event, or take one that came before.
 
         Args:
@@ -253,13 +251,15 @@ class GuestAgent:
         timeout: seconds to wait for the first answer.
     """
 
-    def __init__(self, path: Path, *, timeout: float = 60.0) -> None:
+    def __init__(self, path: Path, *, timeout: float = LIMIT) -> None:
         end = time.monotonic() + timeout
         self._lines = _JsonLines(connect_unix(path, timeout))
         try:
-            while not self._synced(min(end, time.monotonic() + 0.25)):
+            patience = 0.25
+            while not self._synced(min(end, time.monotonic() + patience)):
                 if time.monotonic() > end:
                     raise TimeoutError("the guest agent does not answer")
+                patience *= 2  # the answer to an older question does not count
         except BaseException:
             self.close()
             raise
@@ -296,7 +296,7 @@ class GuestAgent:
         self,
         name: str,
         arguments: Mapping[str, Any] | None = None,
-        timeout: float = COMMAND_SECONDS,
+        timeout: float = LIMIT,
     ) -> Any:
         """Execute a command and return what it returns.
 
@@ -310,7 +310,7 @@ class GuestAgent:
             raise QmpError(name, message["error"])
         return message["return"]
 
-    def sh(self, script: str, timeout: float = COMMAND_SECONDS) -> ShellResult:
+    def sh(self, script: str, timeout: float = LIMIT) -> ShellResult:
         """Run a shell script in the guest to its end.
 
         Raises:

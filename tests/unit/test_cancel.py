@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import fleece
+from tests.rig.process import LIMIT
 
 _SIGNALLED_IN_CANCEL = """
 import signal
@@ -40,4 +41,4 @@ def test_it_stops_the_work_once_it_was_set() -> None:
 
 def test_a_signal_handler_may_set_it_while_it_is_being_set() -> None:
     """As two signals do, one right after the other: neither may wait for the other."""
-    subprocess.run([sys.executable, "-c", _SIGNALLED_IN_CANCEL], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", _SIGNALLED_IN_CANCEL], timeout=LIMIT, check=True)

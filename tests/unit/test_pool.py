@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fleece.cancel import CancelToken
 from fleece.engine.work.pool import Counter, run_workers, spread
 from fleece.events import Event, Phase, Progress
+from tests.rig.process import LIMIT
 
 MOST = 64
 
@@ -46,9 +47,6 @@ def test_both_kinds_are_evenly_spread(many: int, long: int) -> None:
         done[len(batch) == MOST] += 1
         if many and long:
             assert abs(done[True] * long - done[False] * many) <= max(many, long)
-
-
-LIMIT = 60.0
 
 
 def _workers() -> list[str]:

@@ -36,7 +36,7 @@ from fleece.store.loose import open_delta, open_wreck
 from fleece.store.store import Store
 from fleece.tree import BlankDisk
 from tests.fuzz.target import survey_of
-from tests.rig.process import run_checked
+from tests.rig.process import LIMIT, run_checked
 from tests.unit.kit import (
     LEAF,
     Change,
@@ -353,7 +353,7 @@ def test_holes_are_not_searched(chain: list[Stored], tmp_path: Path) -> None:
         file.truncate(12 << 40)
     words = ("salvage", str(path), "-o", str(tmp_path / "new"))
     command = [sys.executable, "-m", "fleece", *words]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
     found = _survey(tmp_path / "new")
     assert found.held() == Extents.whole(8 * LEAF)
 
@@ -674,7 +674,7 @@ def _fleece(*words: object) -> tuple[int, str, str]:
         [sys.executable, "-m", "fleece", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         check=False,
     )
     assert "Traceback" not in done.stderr
