@@ -31,7 +31,8 @@ from fleece.store.init import is_free
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
-from tests.rig.process import LIMIT, run, run_checked
+from tests.rig.process import LIMIT as LIMIT
+from tests.rig.process import run, run_checked
 from tests.rig.qemu import QemuProcess
 from tests.rig.qmp import QmpError
 from tests.rig.writer import Writer
