@@ -108,5 +108,5 @@ class Interrupted(FleeceError):
 
     code = ExitCode.INTERRUPTED
 
-    def __init__(self, what: str = "interrupted; everything was taken down again") -> None:
+    def __init__(self, what: str = "interrupted") -> None:
         super().__init__(what)

@@ -528,7 +528,7 @@ FAULTS = (
     ),
     Mutation(
         "the file is not cut",
-        (("store/folder.py", "raw.truncate(keep)", "pass"),),
+        (("store/sink.py", "raw.truncate(keep)", "pass"),),
     ),
     Mutation(
         "a point is taken without asking what is left",
@@ -550,7 +550,7 @@ def test_live_data_is_not_taken_for_the_point_if_the_job_is_gone(tmp_path: Path)
         (
             ("source/qemu/adopt.py", '_same("jobs",', '(lambda *_: None)("jobs",'),
             ("source/qemu/adopt.py", "        point.check()\n", ""),
-            ("source/qemu/adopt.py", 'if any(job["type"]', 'if False and any(job["type"]'),
+            ("source/qemu/adopt.py", "if any(job.text(", "if False and any(job.text("),
             ("source/qemu/adopt.py", '_same("nodes",', '(lambda *_: None)("nodes",'),
             ("source/qemu/adopt.py", '_same("filters",', '(lambda *_: None)("filters",'),
         ),

@@ -47,8 +47,8 @@ FAULTS = (
         (
             (
                 "engine/upkeep/prune.py",
-                "for entry, count in plan.merges:",
-                "for entry, count in ():",
+                "for entry, count in plan.merges:\n                cancel.check()",
+                "for entry, count in ():\n                cancel.check()",
             ),
             ("engine/upkeep/prune.py", "        _nothing_needs(now, plan)\n", "        pass\n"),
         ),

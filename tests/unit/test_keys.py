@@ -445,7 +445,7 @@ def test_records_are_copied_into_another_delta_without_recompression(
     kinds = {None: StoreWishes(), SECRET: ENCRYPTED}
     source = _filled(tmp_path / "source", kinds[theirs], theirs)
     target = init(tmp_path / "target", mine, kinds[mine])
-    copy = tmp_path / "copy"
+    copy = tmp_path / "target" / "copy"
     with source.access.open(str(_paths(source)[0])) as delta, copy.open("wb") as sink:
         head = dataclasses.replace(delta.header, file_id=uuid.UUID(int=77))
         writer = DeltaWriter(sink, head, BlankDisk(head.geometry), target.protection)

@@ -225,3 +225,23 @@ def test_a_public_name_loads_no_more_than_it_needs() -> None:
         [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[True, False]\n"
+
+
+def _edits(path: Path) -> Iterator[tuple[str, str]]:
+    """File and old text of the edits of `tests.engine.scene.Mutation` that a test module has."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Tuple) and len(node.elts) == 3:
+            texts = [part.value for part in node.elts if isinstance(part, ast.Constant)]
+            if len(texts) == 3 and str(texts[0]).endswith(".py"):
+                yield str(texts[0]), str(texts[1])
+
+
+def test_every_fault_that_a_test_puts_in_fits_the_code() -> None:
+    """Such a test is run rarely, and code that moved away from its fault would not be noticed."""
+    counts = {
+        (file, old): (_ROOT / "fleece" / file).read_text().count(old)
+        for path in (_ROOT / "tests").rglob("*.py")
+        for file, old in _edits(path)
+    }
+    assert counts
+    assert {edit: count for edit, count in counts.items() if count != 1} == {}

@@ -25,7 +25,7 @@ from fleece.engine.restore.formatted_device import open_formatted
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import WORKERS, Counter, run_workers, spread
 from fleece.engine.work.root import disk_root
-from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
+from fleece.errors import DeltaError, Interrupted, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.nbd.uri import is_uri
 from fleece.store.catalogue import Entry
@@ -127,11 +127,25 @@ def restore(
             wanted = None if blank else Extents.whole(size)
             if in_place:
                 wanted = compare_image(chain, image, listener, cancel).differing
-            written = _write(chain, image, wanted, listener, cancel)
-            prove(image, chain, entry, listener, cancel)
+            with _told_if_half_done(target if standing else None):
+                written = _write(chain, image, wanted, listener, cancel)
+                prove(image, chain, entry, listener, cancel)
     return RestoreResult(
         entry.header.point.id, disk, target, size, entry.root, written, len(chain.deltas)
     )
+
+
+@contextlib.contextmanager
+def _told_if_half_done(standing: str | None) -> Iterator[None]:
+    """Say what an interruption leaves of a target that stands already; None: it is a new one."""
+    try:
+        yield
+    except Interrupted as error:
+        if standing is None:
+            raise
+        raise Interrupted(
+            f"{error.what}; {standing} may be written in part, and is not proven: run it again"
+        ) from error
 
 
 def _refuse_idle(

@@ -95,6 +95,7 @@ class Monitor:
     def __init__(self, path: str, cancel: CancelToken | None = None) -> None:
         self.path = path
         self.cancel = cancel or CancelToken()
+        self._given_up = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="fleece-qmp", daemon=True
@@ -152,11 +153,13 @@ class Monitor:
 
         Raises:
             CommandError: QEMU refused it.
-            GivenUp: the run was interrupted meanwhile, and QEMU does not answer.
+            GivenUp: the run was interrupted, and QEMU does not answer this or an earlier command.
             SourceError: the connection is lost, or QEMU did not answer in time.
         """
         if self._loop.is_closed():
             raise Unanswered("the connection to QEMU was closed", where=self.path)
+        if self._given_up:
+            raise GivenUp(self.path)
         try:
             result = self._run(
                 self._client.execute(command, dict(arguments) if arguments else None),
@@ -284,6 +287,7 @@ class Monitor:
                 end = end or time.monotonic() + _CANCELLED_LIMIT
                 if time.monotonic() > end:
                     future.cancel()
+                    self._given_up = True
                     raise GivenUp(self.path)
         return future.result()
 

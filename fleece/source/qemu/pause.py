@@ -22,6 +22,8 @@ _RUNNING = "running"
 _PAUSED = "paused"
 _TRIES = 5
 _PAUSE = 0.2
+_PATIENCE = 30.0
+"""Seconds after which no new connection is tried."""
 
 _ROUNDS = 3
 _SOON = 0.05
@@ -125,10 +127,16 @@ def _let_go(monitor: Monitor) -> None:
     except CommandError:
         raise
     except SourceError as error:
+        end = time.monotonic() + _PATIENCE
         for _ in range(_TRIES):
-            with contextlib.suppress(SourceError), Monitor(monitor.path) as another:
+            with (
+                contextlib.suppress(SourceError),
+                Monitor(monitor.path, monitor.cancel) as another,
+            ):
                 another.execute("cont")
                 return
+            if time.monotonic() > end:
+                break
             time.sleep(_PAUSE)
         raise SourceError(
             f"the guest was stopped for the moment of the point and may still be ({error.what})",

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fleece.attempts import Attempts
-from fleece.errors import FleeceError, PointError, SourceError
+from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, Transport
@@ -21,7 +21,7 @@ from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
 from fleece.source.qemu.hold import Entangled, Fleecing, FleecingWay
 from fleece.source.qemu.hold_by_filters import FilterFleecing
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
-from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, Monitor
+from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, GivenUp, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, STOPPED, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.presence import departure
@@ -145,7 +145,7 @@ class QemuPoint:
         reason = departure(self._monitor)
         if reason is not None:
             raise PointError(
-                f"QEMU lost its guest while the point was read: {reason}",
+                f"the guest may have left QEMU while the point was read: {reason}",
                 where=self._monitor.path,
                 hint="back up the QEMU that runs the guest",
             )
@@ -368,6 +368,7 @@ def taken_down(point: QemuPoint, monitor: Monitor, work: WorkFolder) -> Iterator
     """Take a point down when the context ends, however it does.
 
     Raises:
+        Interrupted: the context was; whether anything is left is told.
         SourceError: the context ended well, and a part of the point is left; all was tried.
     """
     try:
@@ -375,11 +376,27 @@ def taken_down(point: QemuPoint, monitor: Monitor, work: WorkFolder) -> Iterator
     except BaseException as error:
         # The first error is the one to tell. What cannot be taken down now is found by its
         # name in the next run.
-        _end(point, monitor, work)
+        left = _end(point, monitor, work)
         if point.freeze.stuck is not None and process_lives(monitor.peer.pid):
             raise SourceError(f"{error}; moreover, {point.freeze.stuck}") from error
+        if isinstance(error, Interrupted):
+            raise _interrupted(error, left) from error
         raise
     _end(point, monitor, work).settle(SourceError)
+
+
+def _interrupted(error: Interrupted, left: Attempts) -> FleeceError:
+    """An interruption, with what became of the point."""
+    given_up = next((each for each in left.failures if isinstance(each, GivenUp)), None)
+    if given_up is not None:
+        return given_up
+    if not left.failures:
+        return Interrupted(f"{error.what}; the point was taken down again")
+    reasons = "; moreover, ".join(left.texts)
+    return Interrupted(
+        f"{error.what}, and a part of the point may be left ({reasons}); the next backup removes "
+        "it, and so does fleece clean"
+    )
 
 
 def _end(point: QemuPoint, monitor: Monitor, work: WorkFolder) -> Attempts:

@@ -15,6 +15,7 @@ from fleece.source.qemu.inventory import guest_name
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state
 
+_MIGRATED = "postmigrate"
 _RUNNING = "running"
 _COMPLETED = "completed"
 
@@ -38,7 +39,7 @@ _ABSENT = {
     "colo": "it keeps its guest in step with another QEMU",
     "finish-migrate": "its guest is leaving for another QEMU",
     "inmigrate": "it waits for a guest that migrates to it",
-    "postmigrate": "its guest has migrated to another QEMU",
+    _MIGRATED: "its guest has migrated to another QEMU, or into a file",
     "restore-vm": "it is loading the guest's state",
     "save-vm": "it is saving the guest's state",
 }
@@ -46,6 +47,9 @@ _ABSENT = {
 
 _AT_REST = frozenset({"none", _COMPLETED, "failed", "cancelled"})
 """The states (QAPI `MigrationStatus`) of a migration that does not go on."""
+
+_VAIN = frozenset({"failed", "cancelled"})
+"""Those of one after which the guest should still be here."""
 
 _PASSING = frozenset({"finish-migrate", "save-vm"})
 """Of these, those in which nobody else has the disks yet. A migration that cannot end, because of
@@ -79,19 +83,31 @@ def _uuid(monitor: Monitor) -> str | None:
 
 def absence(monitor: Monitor) -> str | None:
     """Why a QEMU's disks are not its guest's now, in one clause; None: they are."""
-    return _why_absent(run_state(monitor))
+    return _why_absent(monitor, run_state(monitor))
 
 
 def departure(monitor: Monitor) -> str | None:
     """Why another QEMU may have written to the disks of a point by now; None: none can have."""
     state = run_state(monitor)
-    return None if state in _PASSING else _why_absent(state)
+    return None if state in _PASSING else _why_absent(monitor, state)
 
 
-def _why_absent(state: str | None) -> str | None:
+def _why_absent(monitor: Monitor, state: str | None) -> str | None:
     if state is None or state in _PRESENT:
         return None
-    return _ABSENT.get(state, f"it is in the state {state}, which fleece does not know")
+    return _why_stranded(monitor, state) or _ABSENT.get(
+        state, f"it is in the state {state}, which fleece does not know"
+    )
+
+
+def _why_stranded(monitor: Monitor, state: str | None) -> str | None:
+    """Why it is not known where a guest is that did not run when it was to migrate.
+
+    QEMU leaves it in the same state whether that went well or not.
+    """
+    if state != _MIGRATED or (ended := migration(monitor)) not in _VAIN:
+        return None
+    return f"a migration of its paused guest ended as {ended}, and QEMU calls it {_MIGRATED} still"
 
 
 def without_disks(monitor: Monitor) -> str | None:
@@ -135,6 +151,14 @@ def leaving(monitor: Monitor) -> str | None:
 
 def refuse_absent(monitor: Monitor) -> None:
     """Raise `SourceError` if the disks of a QEMU must be neither read nor changed through it."""
+    reason = _why_stranded(monitor, run_state(monitor))
+    if reason is not None:
+        raise SourceError(
+            f"this QEMU may not have its guest: {reason}",
+            where=monitor.path,
+            hint="if no other QEMU has it, continue it here ('cont') and, if need be, pause it "
+            "again",
+        )
     reason = absence(monitor)
     if reason is not None:
         raise SourceError(

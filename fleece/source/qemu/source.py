@@ -176,8 +176,8 @@ class QemuSource:
         A guest that stopped because such a scratch was full is continued.
 
         A point whose engine lives is left alone; so are other chains' points, if `chain_id` is
-        given, and what another user made in the scratch (`doubts`). Each point is tried,
-        whatever became of the others.
+        given, what was made in the scratch for another QEMU that lives, and what another user
+        made there (`doubts`). Each point is tried, whatever became of the others.
 
         Raises:
             SourceError: QEMU does not have its guest; or, at the end, something cannot be taken
@@ -193,7 +193,7 @@ class QemuSource:
         for prefix in runtime.point_prefixes(self.monitor):
             if prefix.startswith(own):
                 known = runtime.work_folder(self.monitor, prefix)
-                left[prefix] = known or left.get(prefix)
+                left[prefix] = known or left.get(prefix) or self.scratch / prefix
         tried, unremoved = Attempts(), []
         for prefix, path in sorted(left.items()):
             with tried.step():
@@ -298,19 +298,20 @@ class QemuSource:
             yield Removed("freeze of the guest", self.where)
 
     def _of_this_qemu(
-        self, start: str, strangers: Strangers, whatever: bool = False
+        self, start: str, strangers: Strangers, unsigned: bool = False
     ) -> Iterator[WorkFolder]:
         """Our work folders in the scratch that were made for this QEMU or a dead one.
 
         Args:
             start: what their names begin with.
             strangers: is told of what is none of ours.
-            whatever: all of them, for whatever QEMU they were made.
+            unsigned: those as well of which it is not known, because their engine died before it
+                wrote that; it had nothing in QEMU yet.
         """
         mine = self.monitor.peer.pid
         for work in work_folders(self.scratch, start, strangers):
             pid = work.qemu()
-            if whatever or (pid is not None and (pid == mine or not process_lives(pid))):
+            if unsigned if pid is None else pid == mine or not process_lives(pid):
                 yield work
 
     def take(self, request: Request) -> AbstractContextManager[QemuPoint]:
