@@ -60,19 +60,30 @@ from fleece.files.session import FilesError
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import (
+    Chosen,
+    Disk,
     Export,
+    Inventory,
+    KeepsBitmaps,
+    KeptBitmap,
+    Point,
+    PushFeed,
+    Removed,
     Request,
+    Resumable,
     Since,
+    Source,
     Transport,
     TransportWish,
     Unknown,
     Wanted,
 )
+from fleece.source.open import open_source
+from fleece.source.options import Fleecing, SourceOptions
 from fleece.source.qemu.agent import GuestAgent
-from fleece.source.qemu.doctor import ExaminedDisk, Report
-from fleece.source.qemu.hold import Fleecing
-from fleece.source.qemu.inventory import Bitmap, GuestDisk, Inventory
+from fleece.source.qemu.inventory import Bitmap, GuestDisk
 from fleece.source.qemu.source import QemuSource
+from fleece.source.report import Ability, Examinable, ExaminedBitmap, ExaminedDisk, Report
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
@@ -86,6 +97,7 @@ __all__ = (
     "BLAKE3",
     "GROWTH_DAYS",
     "XXH3_128",
+    "Ability",
     "AuditResult",
     "AuditedDisk",
     "BackupOptions",
@@ -100,15 +112,19 @@ __all__ = (
     "Chain",
     "ChainDisk",
     "ChainMap",
+    "Chosen",
     "Comparison",
     "CopyJob",
     "CopyResult",
     "DeltaError",
     "DeltaReader",
     "DeltaWriter",
+    "Disk",
     "DiskResult",
     "Duration",
     "Entry",
+    "Examinable",
+    "ExaminedBitmap",
     "ExaminedDisk",
     "ExitCode",
     "Export",
@@ -131,6 +147,8 @@ __all__ = (
     "Interrupted",
     "Inventory",
     "KeepRules",
+    "KeepsBitmaps",
+    "KeptBitmap",
     "KeptSegment",
     "Loss",
     "LostExtent",
@@ -144,14 +162,18 @@ __all__ = (
     "PartialResult",
     "Picture",
     "PlannedPoint",
+    "Point",
     "PointError",
     "PointFiles",
     "PointRef",
     "PruneResult",
+    "PushFeed",
     "QemuSource",
+    "Removed",
     "Report",
     "Request",
     "RestoreResult",
+    "Resumable",
     "SalvagedFile",
     "ScrubResult",
     "ScrubRules",
@@ -159,7 +181,9 @@ __all__ = (
     "ServedDisk",
     "Serving",
     "Since",
+    "Source",
     "SourceError",
+    "SourceOptions",
     "Store",
     "StoreError",
     "StoreStatus",
@@ -201,6 +225,7 @@ __all__ = (
     "open_export",
     "open_files",
     "open_image",
+    "open_source",
     "open_store",
     "picture_of",
     "prune",

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.verbs import open_source
+from fleece.cli.verbs import source_options
 
 
 def audit(
@@ -24,7 +24,8 @@ def audit(
 ) -> None:
     """`fleece audit SOURCE STORE`."""
     place = fleece.open_store(store, secret)
-    with open_source(source, cancel, scratch, scratch_limit, fleecing) as opened:
+    options = source_options(scratch, scratch_limit, fleecing)
+    with fleece.open_source(source, options, cancel) as opened:
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "

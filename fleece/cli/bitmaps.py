@@ -5,7 +5,6 @@ from __future__ import annotations
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.verbs import open_source
 from fleece.terminal import counted
 
 
@@ -20,7 +19,7 @@ def bitmap(
 ) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
     places = [fleece.open_store(store, secret) for store in stores]
-    with open_source(source, cancel, None) as opened:
+    with fleece.open_source(source, None, cancel) as opened:
         if drop is None:
             found = fleece.segments(opened, places, guest)
             said = "" if found else "there are no segments"
@@ -33,22 +32,21 @@ def bitmap(
 
 
 def _row(output: Output, kept: fleece.KeptSegment, *, dropped: bool) -> None:
-    segment, held = kept.segment, kept.bitmap
+    held = kept.bitmap
     needed = f"needed by {', '.join(kept.stores)}" if kept.stores else "needed by no STORE given"
-    own = segment.is_of(kept.disk)
-    whose = "" if own else "begun for another disk, so the next backup reads all  "
+    whose = "" if held.own else "begun for another disk, so the next backup reads all  "
     output.row(
         "segment",
-        f"{kept.disk}  chain {segment.chain}  since point {segment.point}  {held.state}, "
-        f"{human(held.count)} dirty  {whose}{'dropped' if dropped else needed}",
-        disk=kept.disk,
-        chain=segment.chain,
-        point=segment.point,
-        sequence=segment.sequence,
+        f"{held.disk}  chain {held.chain_id}  since point {held.point}  {held.state}, "
+        f"{human(held.changed)} dirty  {whose}{'dropped' if dropped else needed}",
+        disk=held.disk,
+        chain=held.chain_id,
+        point=held.point,
+        sequence=held.sequence,
         bitmap=held.name,
         state=held.state,
-        own=own,
-        count=held.count,
+        own=held.own,
+        count=held.changed,
         granularity=held.granularity,
         stores=list(kept.stores),
         dropped=dropped,

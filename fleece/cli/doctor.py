@@ -8,7 +8,8 @@ from pathlib import Path
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.verbs import open_source
+from fleece.cli.verbs import source_options
+from fleece.errors import UsageError
 
 
 def doctor(
@@ -26,9 +27,11 @@ def doctor(
     if source is None:
         output.succeed("", missing=missing)
         return
-    with open_source(source, cancel, scratch) as opened:
+    with fleece.open_source(source, source_options(scratch), cancel) as opened:
+        if not isinstance(opened, fleece.Examinable):
+            raise UsageError("this kind of source tells nothing of itself", where=source)
         report = opened.examine()
-    _qemu_rows(output, report)
+    _source_rows(output, report)
     missing += [] if report.refusal is None else ["guest"]
     output.succeed("", disks=len(report.disks), missing=missing)
 
@@ -45,12 +48,12 @@ def _need_row(output: Output, need: fleece.Need) -> None:
     output.row("need", text, ready=need.ready, **asdict(need))
 
 
-def _qemu_rows(output: Output, report: fleece.Report) -> None:
+def _source_rows(output: Output, report: fleece.Report) -> None:
     who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
     now = "a point can be taken" if report.refusal is None else f"NOT READY: {report.refusal}"
     output.row(
-        "qemu",
-        f"QEMU {report.version}, {who}; {report.state or 'no machine'}: {now}",
+        report.kind.lower(),
+        f"{report.kind} {report.version}, {who}; {report.state or 'no machine'}: {now}",
         version=report.version,
         guest=report.guest,
         identity=None if report.identity is None else asdict(report.identity),
@@ -66,19 +69,18 @@ def _qemu_rows(output: Output, report: fleece.Report) -> None:
         _disk_rows(output, disk)
 
 
-def _disk_rows(output: Output, examined: fleece.ExaminedDisk) -> None:
-    disk, obstacle = examined.disk, examined.obstacle
+def _disk_rows(output: Output, disk: fleece.ExaminedDisk) -> None:
+    obstacle = disk.obstacle
     verdict = "can be pulled" if obstacle is None else f"cannot be pulled: {obstacle}"
     output.row(
         "disk",
-        f"disk {disk.name} ({disk.format}, {human(disk.size)}, node {disk.node}): {verdict}",
+        f"disk {disk.name} ({disk.format}, {human(disk.size)}, {disk.place}): {verdict}",
         disk=disk.name,
-        node=disk.node,
         size=disk.size,
         format=disk.format,
         pull=obstacle is None,
         obstacle=obstacle,
-        persistent_bitmaps=disk.persistent_bitmaps,
+        **disk.details,
     )
     for bitmap in disk.bitmaps:
         output.row(
@@ -87,5 +89,8 @@ def _disk_rows(output: Output, examined: fleece.ExaminedDisk) -> None:
             f"{human(bitmap.count)} dirty, granularity {human(bitmap.granularity)}",
             disk=disk.name,
             state=bitmap.state,
-            **asdict(bitmap),
+            name=bitmap.name,
+            granularity=bitmap.granularity,
+            count=bitmap.count,
+            **bitmap.details,
         )

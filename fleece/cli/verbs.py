@@ -17,21 +17,19 @@ from fleece.errors import UsageError
 from fleece.terminal import counted
 
 
-def open_source(
-    text: str,
-    cancel: CancelToken,
+def source_options(
     scratch: str | None,
     scratch_limit: str | None = None,
     fleecing: str = fleece.Fleecing.CLASSIC,
-    agent: fleece.GuestAgent | None = None,
-) -> fleece.QemuSource:
-    """The source that a command line names."""
-    kind, _, place = text.partition(":")
-    if kind != "qmp" or not place:
-        raise UsageError("a source is written qmp:SOCKET", where=text)
+    guest_agent: str | None = None,
+    require_freeze: bool = False,
+) -> fleece.SourceOptions:
+    """How a command line wants its source to be opened."""
     limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
     folder = None if scratch is None else Path(scratch)
-    return fleece.QemuSource(place, folder, limit, fleece.Fleecing(fleecing), cancel, agent)
+    return fleece.SourceOptions(
+        folder, limit, fleece.Fleecing(fleecing), guest_agent, require_freeze
+    )
 
 
 def _bytes(option: str, text: str) -> int:
@@ -108,15 +106,13 @@ def backup(
         if not 1 <= level <= 19:
             raise UsageError("--level goes from 1 to 19")
         options = replace(options, level=level)
-    agent = None if guest_agent is None else fleece.GuestAgent(guest_agent, require_freeze)
+    way = source_options(scratch, scratch_limit, fleecing, guest_agent, require_freeze)
     with contextlib.ExitStack() as stack:
         sink = None
         if stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
         place = fleece.open_store(store, secret)
-        opened = stack.enter_context(
-            open_source(source, cancel, scratch, scratch_limit, fleecing, agent)
-        )
+        opened = stack.enter_context(fleece.open_source(source, way, cancel))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
@@ -134,7 +130,7 @@ def backup(
 
 def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
     """`fleece clean SOURCE`."""
-    with open_source(source, cancel, scratch) as opened:
+    with fleece.open_source(source, source_options(scratch), cancel) as opened:
         removed = list(opened.recover())
         doubts = opened.doubts
     for doubt in doubts:

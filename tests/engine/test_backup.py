@@ -13,7 +13,7 @@ import pytest
 import fleece
 from fleece.events import Event
 from fleece.folder import Folder
-from fleece.source.qemu.place import default_scratch, opened_scratch
+from fleece.source.place import default_scratch, opened_scratch
 from tests.engine.scene import GUEST, KIB64, MIB, Scene, daemon, fragmented_disk, reasons
 from tests.rig import images
 from tests.rig.disk import Disk

@@ -12,7 +12,8 @@ from tests.engine.scene import GUEST, INTACT, KIB64, ROOT, Json, Moment, Ran, Sc
 
 
 def _bitmap(scene: Scene, *words: object) -> Ran:
-    return INTACT.run("bitmap", scene.source, *words, "--guest", GUEST, "--json")
+    named = () if not words or str(words[0]).startswith("--") else ("--guest", GUEST)
+    return INTACT.run("bitmap", scene.source, *words, *named, "--json")
 
 
 @pytest.fixture

@@ -23,13 +23,14 @@ from fleece.events import Event
 from fleece.extents import Extents
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
+from fleece.source.place import Room
 from fleece.source.qemu import hold_by_filters as filtered
 from fleece.source.qemu import pause as still
 from fleece.source.qemu.hold_by_filters import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.pause import standing_still
-from fleece.source.qemu.scratch import Room, Scratch
+from fleece.source.qemu.scratch import Scratch
 from fleece.source.qemu.workfolder import Note, held_folder
 from fleece.store.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps

@@ -50,6 +50,10 @@ _FLOORS = (
 _INNER = ({"work"}, {"check"}, {"backup", "restore", "serve"}, {"upkeep"})
 """The rooms inside `fleece.engine`, likewise. Rooms of one floor do not know each other."""
 
+_KINDS_OF_SOURCES = ("fleece.source.qemu",)
+_KNOW_A_KIND = {"fleece/engine/serve/boot.py", "fleece/source/open.py", "fleece/api.py"}
+"""Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name."""
+
 _STARTS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
 
 _FILES = sorted((_ROOT / "fleece").rglob("*.py"))
@@ -128,6 +132,28 @@ def test_the_engines_rooms_have_floors_too(path: Path) -> None:
         other = _inner(name.split("."))
         if mine is not None and other not in (None, mine):
             assert floors[other] < floors[mine], f"imports {name}"
+
+
+def _is_kind(name: str) -> bool:
+    return any(name == kind or name.startswith(f"{kind}.") for kind in _KINDS_OF_SOURCES)
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_only_a_kind_of_source_knows_it(path: Path) -> None:
+    """Nobody else imports it, nor takes a name of it from `fleece`."""
+    kind = [path.is_relative_to(_ROOT / name.replace(".", "/")) for name in _KINDS_OF_SOURCES]
+    if any(kind) or _name(path) in _KNOW_A_KIND:
+        return
+    assert not [name for name in _imports(path) if _is_kind(name)]
+    named = {
+        name for name in api.__all__ if _is_kind(getattr(getattr(api, name), "__module__", ""))
+    }
+    used = {
+        ast.unparse(n)
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Attribute)
+    }
+    assert not used & {f"fleece.{name}" for name in named}
 
 
 def _started(path: Path) -> Iterator[ast.Call]:

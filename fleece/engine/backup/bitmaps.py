@@ -1,4 +1,4 @@
-"""Which segments a QEMU keeps, which store needs each, and dropping those of a store that is gone.
+"""Which segments a source keeps, which store needs each, and dropping those of a lost store.
 
 A segment is the dirty bitmap of what was written since a point. A committed backup drops the older
 ones of its own chain, so only a chain whose store is no longer used leaves any behind.
@@ -10,33 +10,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleece.engine.backup.guest import guest_name
-from fleece.errors import PointError, StoreError
-from fleece.source.qemu.inventory import Bitmap
-from fleece.source.qemu.names import Segment
-from fleece.source.qemu.source import QemuSource
+from fleece.errors import PointError, StoreError, UsageError
+from fleece.source.base import KeepsBitmaps, KeptBitmap, Source
 from fleece.store.store import Store
 from fleece.terminal import counted
 
 
 @dataclass(frozen=True)
 class KeptSegment:
-    """One segment in QEMU.
+    """One segment in a source.
 
     Attributes:
-        disk: the disk's name.
-        segment: which, by its name.
-        bitmap: as QEMU reports it.
+        bitmap: which, as the source tells.
         stores: those of the given ones that need it.
     """
 
-    disk: str
-    segment: Segment
-    bitmap: Bitmap
+    bitmap: KeptBitmap
     stores: tuple[str, ...]
 
 
 def segments(
-    source: QemuSource, stores: Sequence[Store] = (), guest: str | None = None
+    source: Source, stores: Sequence[Store] = (), guest: str | None = None
 ) -> list[KeptSegment]:
     """All segments of all disks, by disk, chain and age.
 
@@ -47,27 +41,23 @@ def segments(
 
     Raises:
         StoreError: of a store it cannot be told, because a file in it is damaged.
-        UsageError: no point in a store can have the guest's name.
+        UsageError: no point in a store can have the guest's name; or this source has no segments.
     """
-    needs = []
+    keeper, needs = _keeper(source), []
     if stores:
         name = guest_name(source, guest)
         needs = [(store.where, _chains(store, name)) for store in stores]
-    found = [
-        (disk.name, segment, bitmap)
-        for disk in source.inventory().disks
-        for bitmap in disk.bitmaps
-        if (segment := bitmap.segment) is not None
-    ]
-    found.sort(key=lambda one: (one[0], one[1].chain, one[1].sequence))
-    return [
-        KeptSegment(disk, segment, bitmap, _needing(segment, needs))
-        for disk, segment, bitmap in found
-    ]
+    return [KeptSegment(bitmap, _needing(bitmap, needs)) for bitmap in keeper.bitmaps()]
 
 
-def _needing(segment: Segment, needs: list[tuple[str, set[str]]]) -> tuple[str, ...]:
-    return tuple(where for where, chains in needs if segment.chain in chains)
+def _keeper(source: Source) -> KeepsBitmaps:
+    if not isinstance(source, KeepsBitmaps):
+        raise UsageError("this kind of source keeps no bitmaps", where=source.where)
+    return source
+
+
+def _needing(bitmap: KeptBitmap, needs: list[tuple[str, set[str]]]) -> tuple[str, ...]:
+    return tuple(where for where, chains in needs if bitmap.chain_id in chains)
 
 
 def _chains(store: Store, guest: str) -> set[str]:
@@ -87,7 +77,7 @@ def _chains(store: Store, guest: str) -> set[str]:
 
 
 def drop_segments(
-    source: QemuSource,
+    source: Source,
     chain: str,
     stores: Sequence[Store] = (),
     guest: str | None = None,
@@ -105,22 +95,23 @@ def drop_segments(
 
     Raises:
         StoreError: a given store needs the chain, or it cannot be told.
-        PointError: QEMU has no segment of the chain, or a point of it is there.
-        SourceError: QEMU does not have its guest.
-        UsageError: no point in a store can have the guest's name.
+        PointError: the source has no segment of the chain, or a point of it is there.
+        SourceError: the guest is not there.
+        UsageError: no point in a store can have the guest's name; or this source has no segments.
     """
-    source.check_present()
-    mine = [kept for kept in segments(source, stores, guest) if kept.segment.chain == chain]
+    keeper = _keeper(source)
+    keeper.check_present()
+    mine = [kept for kept in segments(source, stores, guest) if kept.bitmap.chain_id == chain]
     if not mine:
         raise PointError(f"there is no segment of chain {chain}", where=source.where)
     if mine[0].stores:
         raise StoreError(f"it needs the segments of chain {chain}", where=", ".join(mine[0].stores))
-    if source.has_point(chain):
+    if keeper.has_point(chain):
         raise PointError(
             f"a point of chain {chain} is in QEMU: a backup runs, or one that died left it",
             where=source.where,
             hint="wait for its end, or 'fleece clean' takes it down",
         )
     for kept in mine:
-        source.drop_bitmap(kept.disk, kept.bitmap.name)
+        keeper.drop_bitmap(kept.bitmap.disk, kept.bitmap.name)
     return mine

@@ -14,8 +14,7 @@ from fleece.nbd.binding import libnbd
 from fleece.nbd.nbdkit import check_nbdkit, check_same_python
 from fleece.programs import program
 from fleece.source.base import Transport
-from fleece.source.qemu.place import default_scratch
-from fleece.source.qemu.scratch import room_of
+from fleece.source.place import default_scratch, room_of
 from fleece.store.store import read_marker
 
 _LEAST = 64 * 1024

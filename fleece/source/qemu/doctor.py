@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from fleece.delta.identity import GuestIdentity
-from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
+from fleece.source.qemu.inventory import Bitmap, GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.presence import absence, guest_identity, leaving, without_disks
 from fleece.source.qemu.schema import Schema
 from fleece.source.qemu.teardown import run_state
-
-
-@dataclass(frozen=True)
-class Ability:
-    """Something that a QEMU can do or not."""
-
-    name: str
-    what: str
-    present: bool
-
-
-@dataclass(frozen=True)
-class ExaminedDisk:
-    """A disk, and why it cannot be pulled (None: it can)."""
-
-    disk: GuestDisk
-    obstacle: str | None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was found.
-
-    Attributes:
-        version: QEMU's.
-        guest: its name.
-        identity: what tells it from others of its name; None: nothing does.
-        state: QEMU's run state; None: it runs no guest (qemu-storage-daemon).
-        refusal: why no point can be taken now; None: one can.
-        abilities: what it can do.
-        disks: those that it has.
-    """
-
-    version: str
-    guest: str
-    identity: GuestIdentity | None
-    state: str | None
-    refusal: str | None
-    abilities: tuple[Ability, ...]
-    disks: tuple[ExaminedDisk, ...]
-
+from fleece.source.report import Ability, ExaminedBitmap, ExaminedDisk, Report
 
 _COMMANDS = {
     "transaction": "several disks at one point in time",
@@ -74,18 +31,35 @@ def examine(monitor: Monitor, guest: str) -> Report:
     devices = any(disk.device is not None for disk in inventory.disks)
     able = devices and schema.filter_lack() is None
     abilities.append(Ability("fleecing-filter", "backup --fleecing filter", able))
-    disks = tuple(
-        ExaminedDisk(
-            disk, "it is read-only" if disk.read_only else pull_obstacle(disk, inventory.version)
-        )
-        for disk in inventory.disks
-    )
     return Report(
+        "QEMU",
         ".".join(map(str, inventory.version)),
         guest,
         guest_identity(monitor),
         run_state(monitor),
         absence(monitor) or without_disks(monitor) or leaving(monitor),
         tuple(abilities),
-        disks,
+        tuple(_examined(disk, inventory.version) for disk in inventory.disks),
     )
+
+
+def _examined(disk: GuestDisk, version: tuple[int, int, int]) -> ExaminedDisk:
+    return ExaminedDisk(
+        disk.name,
+        disk.size,
+        disk.format,
+        f"node {disk.node}",
+        "it is read-only" if disk.read_only else pull_obstacle(disk, version),
+        tuple(_examined_bitmap(bitmap) for bitmap in disk.bitmaps),
+        {"node": disk.node, "persistent_bitmaps": disk.persistent_bitmaps},
+    )
+
+
+def _examined_bitmap(bitmap: Bitmap) -> ExaminedBitmap:
+    details = {
+        "recording": bitmap.recording,
+        "busy": bitmap.busy,
+        "persistent": bitmap.persistent,
+        "inconsistent": bitmap.inconsistent,
+    }
+    return ExaminedBitmap(bitmap.name, bitmap.state, bitmap.granularity, bitmap.count, details)

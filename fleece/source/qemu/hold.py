@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from typing import Protocol
 
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.source.base import Export
-
-
-class Fleecing(enum.StrEnum):
-    """A way to hold a point. docs/internals/architecture.rst compares them."""
-
-    CLASSIC = "classic"
-    FILTER = "filter"
 
 
 class Entangled(PointError):

@@ -17,8 +17,9 @@ from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, Transport
+from fleece.source.options import Fleecing
 from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
-from fleece.source.qemu.hold import Entangled, Fleecing, FleecingWay
+from fleece.source.qemu.hold import Entangled, FleecingWay
 from fleece.source.qemu.hold_by_filters import FilterFleecing
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, GivenUp, Monitor

@@ -5,37 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from fleece.errors import PointError
+from fleece.source.place import RESERVE, Room, room_of
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.workfolder import WorkFolder
 
-_RESERVE = 256 * 1024 * 1024
 _ROUGHLY = 16
 _HINT = "make room there, choose another folder with --scratch, or allow more with --scratch-limit"
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a scratch can take.
-
-    Attributes:
-        left: bytes until the backup must be given up; none if it is not positive.
-        state: what bounds it, in one clause.
-    """
-
-    left: int
-    state: str
-
-
-def room_of(state: os.statvfs_result) -> Room:
-    """What a file system can take, as statvfs(3) tells."""
-    free = state.f_bavail * state.f_frsize
-    return Room(
-        free - min(_RESERVE, state.f_blocks * state.f_frsize // 2),
-        f"the scratch has only {free} bytes left",
-    )
 
 
 class Scratch:
@@ -83,7 +60,7 @@ class Scratch:
         if self._limit is None:
             return found
         allowed = Room(
-            self._limit - used - min(_RESERVE, self._limit // 2),
+            self._limit - used - min(RESERVE, self._limit // 2),
             f"the scratch has taken {used} of the {self._limit} bytes that it may take",
         )
         return min(found, allowed, key=lambda room: room.left)

@@ -18,6 +18,7 @@ from fleece.programs import program
 from fleece.source.base import (
     Chosen,
     Disk,
+    KeptBitmap,
     Removed,
     Request,
     Since,
@@ -26,16 +27,16 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.options import Fleecing
+from fleece.source.place import check_path, default_scratch, doubt
 from fleece.source.qemu import teardown as runtime
 from fleece.source.qemu.adopt import adopted_disk, adopted_point
 from fleece.source.qemu.agent import GuestAgent, thaw_noted
-from fleece.source.qemu.doctor import Report, examine
-from fleece.source.qemu.hold import Fleecing
+from fleece.source.qemu.doctor import examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
 from fleece.source.qemu.pause import let_go_noted
-from fleece.source.qemu.place import check_path, default_scratch, doubt
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
@@ -51,6 +52,7 @@ from fleece.source.qemu.workfolder import (
     process_lives,
     work_folders,
 )
+from fleece.source.report import Report
 
 
 class QemuSource:
@@ -270,6 +272,26 @@ class QemuSource:
         with contextlib.suppress(OSError), Folder.open(os.path.realpath(self.scratch)) as place:
             unsafe = doubt(place)
         return tuple(text for text in (unsafe, self._strangers.warning, *self._left) if text)
+
+    def bitmaps(self) -> list[KeptBitmap]:
+        """The segments of all disks, by disk, chain and age."""
+        found = [
+            KeptBitmap(
+                disk.name,
+                segment.chain,
+                segment.sequence,
+                segment.point,
+                bitmap.name,
+                bitmap.state,
+                bitmap.count,
+                bitmap.granularity,
+                segment.is_of(disk.name),
+            )
+            for disk in self.inventory().disks
+            for bitmap in disk.bitmaps
+            if (segment := bitmap.segment) is not None
+        ]
+        return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
 
     def has_point(self, chain_id: str) -> bool:
         """Whether anything of a point of this chain is in QEMU."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fleece.errors import UsageError
 from fleece.source.base import Chosen, Transport, TransportWish
-from fleece.source.qemu.hold import Fleecing
+from fleece.source.options import Fleecing
 from fleece.source.qemu.inventory import GuestDisk, pull_obstacle
 
 

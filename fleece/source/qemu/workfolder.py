@@ -21,6 +21,7 @@ from typing import Self
 
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.folder import PRIVATE_FOLDER, Folder
+from fleece.source.place import candidates, opened_scratch
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import (
     FROZEN,
@@ -34,7 +35,6 @@ from fleece.source.qemu.names import (
     STOPPED,
     PointNames,
 )
-from fleece.source.qemu.place import candidates, opened_scratch
 
 NO_FLUSH = {"no-flush": True}
 """How QEMU treats the scratch's files (`BlockdevCacheOptions`): no flush reaches their disk. They

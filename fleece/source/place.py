@@ -1,4 +1,4 @@
-"""The scratch folder, in which each point has its work folder."""
+"""The scratch folder, in which each point has its work folder, and the room in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.errors import SourceError, UsageError
@@ -14,6 +15,31 @@ from fleece.folder import PRIVATE_FOLDER, Folder
 _PASSED_THROUGH = 0o711
 """The mode of a folder that others can pass through, but neither list nor change."""
 _OTHERS_WRITE = 0o022
+
+RESERVE = 256 * 1024 * 1024
+"""Bytes of a scratch that are left free, or half of it if that is less."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a scratch can take.
+
+    Attributes:
+        left: bytes until the backup must be given up; none if it is not positive.
+        state: what bounds it, in one clause.
+    """
+
+    left: int
+    state: str
+
+
+def room_of(state: os.statvfs_result) -> Room:
+    """What a file system can take, as statvfs(3) tells."""
+    free = state.f_bavail * state.f_frsize
+    return Room(
+        free - min(RESERVE, state.f_blocks * state.f_frsize // 2),
+        f"the scratch has only {free} bytes left",
+    )
 
 
 def default_scratch() -> Path:

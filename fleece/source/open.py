@@ -1,0 +1,50 @@
+"""Open a source by what a user calls it: what knows which kinds of sources there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fleece.cancel import CancelToken
+from fleece.errors import UsageError
+from fleece.source.base import Source
+from fleece.source.options import SourceOptions
+
+
+def open_source(
+    text: str, options: SourceOptions | None = None, cancel: CancelToken | None = None
+) -> Source:
+    """Open a source; the end of its context closes it.
+
+    Args:
+        text: its scheme, a colon and its place, like qmp:/run/web1.qmp.
+        options: how.
+        cancel: of the run that uses it: once it is set, the source has little time to answer.
+
+    Raises:
+        UsageError: there are no sources of that scheme, or an option has no effect.
+        SourceError: it cannot be reached or used.
+    """
+    options = options or SourceOptions()
+    scheme, _, place = text.partition(":")
+    if scheme not in _KINDS or not place:
+        written = " or ".join(f"{name}:{shown}" for name, (shown, _) in _KINDS.items())
+        raise UsageError(f"a source is written {written}", where=text)
+    if options.require_freeze and options.guest_agent is None:
+        raise UsageError("a freeze is required, and no guest agent is named", where=text)
+    return _KINDS[scheme][1](place, options, cancel)
+
+
+def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+    from fleece.source.qemu.agent import GuestAgent
+    from fleece.source.qemu.source import QemuSource
+
+    path = options.guest_agent
+    agent = None if path is None else GuestAgent(path, options.require_freeze)
+    scratch, limit = options.scratch, options.scratch_limit
+    return QemuSource(place, scratch, limit, options.fleecing, cancel, agent)
+
+
+_KINDS: dict[str, tuple[str, Callable[[str, SourceOptions, CancelToken | None], Source]]] = {
+    "qmp": ("SOCKET", _qmp),
+}
+"""For each scheme, how the place after it is shown, and what opens it."""

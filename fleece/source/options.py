@@ -1,0 +1,36 @@
+"""How a source is opened, whatever its kind."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class Fleecing(enum.StrEnum):
+    """A way to hold a point. docs/internals/architecture.rst compares them."""
+
+    CLASSIC = "classic"
+    FILTER = "filter"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is opened.
+
+    Attributes:
+        scratch: folder for what the guest overwrites while a point is read; None: the default one,
+            to which only this user writes.
+        scratch_limit: bytes that a point may take there; None: as much as its file system has,
+            less a reserve.
+        fleecing: how points are held.
+        guest_agent: path of the unix socket of the guest agent's port, by which the guest's file
+            systems are frozen for the moment of a point; None: they are not.
+        require_freeze: take no point of a guest that could not be frozen.
+    """
+
+    scratch: Path | None = None
+    scratch_limit: int | None = None
+    fleecing: Fleecing = Fleecing.CLASSIC
+    guest_agent: str | None = None
+    require_freeze: bool = False
