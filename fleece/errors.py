@@ -1,7 +1,7 @@
 """Every error that fleece raises on purpose, one family for each exit code.
 
 A message says what went wrong, where, and what to do. The families are what a program that embeds
-fleece catches; the command line turns a family into its exit code (docs/cli.rst).
+fleece catches; the command line turns a family into its exit code (docs/reference/exit-codes.rst).
 """
 
 from __future__ import annotations

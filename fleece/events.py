@@ -1,6 +1,7 @@
 """What happened, told to the caller while it happens: typed, with stable names.
 
-The library calls a `Listener` with one of these; `--json` prints them one a line (docs/cli.rst).
+The library calls a `Listener` with one of these; `--json` prints them one a line
+(docs/reference/json.rst).
 Listeners may be called from worker threads, one call at a time.
 """
 

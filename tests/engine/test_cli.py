@@ -72,7 +72,7 @@ def test_help_and_manual_name_the_number_of_workers() -> None:
     workers = fleece.BackupOptions().workers
     printed = " ".join(INTACT.run("backup", "--help").succeeded().out.split())
     assert f"for all disks together; default: {workers}" in printed
-    assert f"``--jobs N`` (default {workers})" in (ROOT / "docs/cli.rst").read_text()
+    assert f"``--jobs N`` (default {workers})" in (ROOT / "docs/reference/backup.rst").read_text()
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

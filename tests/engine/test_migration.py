@@ -1,7 +1,7 @@
 """A guest that is in another QEMU, or on its way: no verb reads or changes what is not its guest's.
 
 Real migrations between two QEMUs on this host that share the image. What a run state means is in
-docs/cli.rst.
+docs/reference/backup.rst.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tests.hostile.qmp_liar import GREETING, Kind, Liar, Lie, lying, sample
 _LIES = int(os.environ.get("FLEECE_LIES", "0"))
 _SEED = int(os.environ.get("FLEECE_SEED", "1"))
 _FAMILIES = {0, 2, 3, 4, 5, 6}
-"""Exit codes that docs/cli.rst has for what can go wrong here; 1 is a bug."""
+"""Exit codes that docs/reference/exit-codes.rst has for what can go wrong here; 1 is a bug."""
 
 _COUNTS = {"doctor": 28, "clean": 14, "bitmap": 14, "audit": 14, "backup": 42}
 

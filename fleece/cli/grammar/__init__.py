@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         prog="fleece",
         description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
         epilog="Exit codes: 0 done, 2 usage, 3 source, 4 point impossible, 5 store, "
-        "6 verification failed, 7 target, 130 interrupted. docs/cli.rst tells all.",
+        "6 verification failed, 7 target, 130 interrupted. Manual: docs/reference/.",
     )
     top.add_argument("--version", action="version", version=f"fleece {VERSION}")
     common = _Parser(add_help=False)

@@ -1,7 +1,7 @@
 """Which guest is in a QEMU, and whether it is there at all: it may not have come yet, or have left.
 
 Two QEMUs have the disks of a guest that migrates, and only one of them may be read or changed. What
-each run state means for a backup is docs/cli.rst, "backup".
+each run state means for a backup is docs/reference/backup.rst.
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""The documents: well formed, all they refer to is there, every option is on its verb's page."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import docutils.core
+import pytest
+
+from fleece.cli.grammar import parser
+
+_ROOT = Path(__file__).parents[2]
+_DOCS = _ROOT / "docs"
+_PAGES = sorted([*_ROOT.glob("*.rst"), *_DOCS.rglob("*.rst"), *(_ROOT / "changes").glob("*.rst")])
+_WITH_DOCS = [
+    *_PAGES,
+    *sorted(path for part in ("fleece", "tests", "tools") for path in (_ROOT / part).rglob("*.py")),
+]
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(_ROOT))
+
+
+def _verbs(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= action.choices
+    return found
+
+
+_VERBS = _verbs(parser())
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=_named)
+def test_a_page_is_well_formed(page: Path) -> None:
+    docutils.core.publish_doctree(
+        page.read_text(),
+        source_path=str(page),
+        settings_overrides={"report_level": 2, "halt_level": 2, "_disable_config": True},
+    )
+
+
+def test_what_is_referred_to_is_there() -> None:
+    for path in _WITH_DOCS:
+        text = path.read_text()
+        for found in re.findall(r"\bdocs/[\w/.-]+\.rst", text):
+            if "docs/interop/" not in found:  # QEMU's
+                assert (_ROOT / found).is_file(), f"{_named(path)} refers to {found}"
+        if path.suffix == ".rst":
+            for found in re.findall(r"<([\w/.-]+\.rst)>`_", text):
+                assert (path.parent / found).is_file(), f"{_named(path)} links to {found}"
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_a_verb_has_its_page_and_every_option_stands_on_it(verb: str) -> None:
+    page = (_DOCS / "reference" / f"{verb}.rst").read_text()
+    terms = re.findall(r"^(``-.*``)$", page, re.MULTILINE)
+    described = {word for term in terms for word in re.findall(r"``(--?[\w-]+)", term)}
+    made = _VERBS[verb]
+    options = {
+        option
+        for one in (made, *_verbs(made).values())
+        for action in one._actions
+        for option in action.option_strings
+        if option != "-h"
+    }
+    assert described == options
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_the_synopsis_of_a_verb_is_that_of_the_index(verb: str) -> None:
+    index = (_DOCS / "reference" / "index.rst").read_text()
+    page = (_DOCS / "reference" / f"{verb}.rst").read_text()
+    synopsis = page.partition("::\n\n")[2].partition("\n\n")[0]
+    assert synopsis.startswith(f"    fleece {verb} ")
+    assert f"{synopsis}\n" in index
+    assert f"`fleece {verb} <{verb}.rst>`_" in index
