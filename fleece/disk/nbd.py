@@ -213,7 +213,7 @@ class _PatientReader:
         QEMU allocates the buffer of each request and frees it. glibc maps large ones afresh, so
         that each page is blanked and faulted in, until it has freed a larger one: from then on it
         keeps what is up to that size, and up to twice as much in all (mallopt(3),
-        M_MMAP_THRESHOLD). That is two fifths of what a read costs in QEMU (docs/benchmarks.rst).
+        M_MMAP_THRESHOLD). That is two fifths of what a read costs in QEMU (decision 12).
         """
         length = min(_LARGE, connection.most, end)
         with contextlib.suppress(RequestRefused):  # not a byte of it is wanted

@@ -162,7 +162,7 @@ def spread(short: Flags) -> list[list[int]]:
     """The numbers of things to do, each once, in batches for one worker each.
 
     Workers that do many short things at the same time wait for the interpreter's lock and gain
-    nothing (docs/benchmarks.rst, restore-deep).
+    nothing (docs/internals/decisions/0012-figures.rst).
 
     Args:
         short: bool[n]: which ones are.

@@ -12,7 +12,7 @@ from fleece.extents import Extents
 
 MAX_READ = 2 * 1024 * 1024
 """The most bytes of one read. Threads that wait for each other do it once for each; longer reads
-outgrow the processor's caches (docs/benchmarks.rst)."""
+outgrow the processor's caches (docs/internals/decisions/0012-figures.rst)."""
 
 GAP = 64 * 1024
 """Clean bytes that are read along rather than start another request."""
