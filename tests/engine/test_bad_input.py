@@ -528,7 +528,8 @@ def _entries(scene: Scene) -> list[str]:
 def test_a_store_that_cannot_even_be_made(tmp_path: Path, scene: Scene) -> None:
     (tmp_path / "file").write_text("")
     for store in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/store")):
-        scene.backup(store=store).failed(5, str(store))
+        INTACT.run("init", store).failed(5, str(store))
+        INTACT.run("backup", scene.source, store, "--guest", GUEST).failed(5, str(store))
     scene.nothing_left()
     assert scene.segments() == []
 
