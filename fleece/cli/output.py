@@ -85,7 +85,14 @@ class ShownStream(io.TextIOWrapper):
     """A stream for what others print than `Output`: what a terminal would obey is escaped.
 
     Libraries log and warn on standard error, and Python prints the errors of threads there.
+
+    Args:
+        stream: what it stands for. It is kept: a stream that nobody holds closes what is below.
     """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, "backslashreplace", line_buffering=True)
+        self._stream = stream
 
     def write(self, text: str) -> int:
         """Write lines."""

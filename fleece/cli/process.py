@@ -41,9 +41,7 @@ def guard_terminal() -> None:
     What standard output's encoding lacks is escaped too, where it would be an error.
     """
     if not isinstance(sys.stderr, ShownStream) and isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr = ShownStream(
-            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
-        )
+        sys.stderr = ShownStream(sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
