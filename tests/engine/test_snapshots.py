@@ -21,6 +21,7 @@ from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
 from tests.rig.process import run, run_checked
+from tests.rig.qmp import QmpError
 
 SIZE = 8 * MIB
 DISK = "vd-d0"
@@ -91,6 +92,11 @@ class Snapshots(Scene):
             self.write(5)
             assert self.take("incremental").disks[0].dirty_bytes == KIB64
             self.exact()
+
+    def plugged(self) -> list[str]:
+        """The node that the device has."""
+        found = self.qemu.control.command("query-block")
+        return [device["inserted"]["node-name"] for device in found if device.get("inserted")]
 
     def write(self, *places: int) -> None:
         """Write a leaf of each of these MiB of the disk."""
@@ -242,3 +248,54 @@ def test_the_reason_names_the_newest_point(scene: Snapshots) -> None:
     scene.snapshot("over")
     scene.write(1)
     assert newest in scene.rescanned(KIB64)
+
+
+@pytest.mark.parametrize("fleecing", ["filter", "classic"])
+@pytest.mark.parametrize("then", ["stays", "is committed", "is committed later"])
+def test_a_snapshot_in_mid_backup(fleecing: str, then: str, scene: Snapshots) -> None:
+    """Where QEMU lets somebody take one, the older segment is in an image that is read-only then.
+
+    Later points lead back to it at most as far as it is right.
+    """
+    refused: list[str] = []
+
+    def listen(event: Event) -> None:
+        if event.name == "point":
+            scene.write(0, 1)
+            try:
+                scene.snapshot("s1")
+            except QmpError as error:
+                refused.append(str(error))
+            scene.write(1, 2)
+
+    scene.write(3)
+    live = scene.folder / "live"
+    scene.writer().flush()
+    run_checked("qemu-img", "convert", "-U", "-O", "raw", scene.top, live)
+    result = scene.take(fleecing=fleecing, listener=listen)
+    assert result.mode == "incremental"
+    restored = scene.restore(DISK)
+    assert restored.read_bytes() == live.read_bytes()
+    scene.nothing_left()
+    if refused:
+        assert fleecing == "classic"
+        return
+    scene.write(4)
+    if then == "is committed":
+        scene.commit("s1")
+    _next(scene, fleecing)
+    if then == "is committed later":
+        scene.write(6)
+        scene.commit("s1")
+        _next(scene, fleecing)
+    scene.goes_on()
+    assert scene.plugged() == ["d0" if then != "stays" else "s1"]
+
+
+def _next(scene: Snapshots, fleecing: str) -> None:
+    """Two more points are exact, whatever they are; the later one is incremental."""
+    scene.take(fleecing=fleecing)
+    scene.exact()
+    scene.write(5)
+    assert scene.take("incremental", fleecing=fleecing).mode == "incremental"
+    scene.exact()
