@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.engine.scene import GUEST, KIB64, Ran, Scene, wait_until
+from tests.engine.scene import GUEST, KIB64, MIB, MachineScene, Ran, Scene, wait_until
 from tests.hostile.qmp_liar import GREETING, Kind, Liar, Lie, lying, sample
+from tests.rig import images
+from tests.rig.disk import Disk
+from tests.rig.machine import Machine
 
 _LIES = int(os.environ.get("FLEECE_LIES", "0"))
 _SEED = int(os.environ.get("FLEECE_SEED", "1"))
@@ -98,3 +102,55 @@ def test_a_signal_ends_the_wait_for_an_answer(command: str, kind: Kind, scene: S
     if command != GREETING:
         ran.failed(130, "interrupted")
     _next_is_right(scene, lie)
+
+
+@pytest.fixture
+def twin(tmp_path: Path) -> Iterator[MachineScene]:
+    """A running machine with two disks, held by filters: their moment needs a stop of the guest."""
+    disks = [Disk(images.random_image(tmp_path / f"{n}.qcow2", 2 * MIB, seed=1), n) for n in _TWO]
+    with Machine(disks) as qemu:
+        qemu.control.command("cont")
+        made = MachineScene(qemu, tmp_path)
+        made.way = ("--fleecing", "filter")
+        yield made
+
+
+_TWO = ("d0", "d1")
+_VITAL = tuple(
+    Lie(command, 0, kind, 0)
+    for command in ("stop", "qom-set", "cont")
+    for kind in (Kind.CLOSED, Kind.ERROR, Kind.GARBAGE)
+)
+"""Where the guest's life hangs on the answer."""
+_OF_MACHINES = 6
+
+
+def test_no_lie_leaves_a_guest_stopped_or_below_a_filter(twin: MachineScene) -> None:
+    twin.take()
+    honest, liar = _run_filter(twin, None)
+    honest.succeeded()
+    assert liar.heard.keys() > {"stop", "cont", "qom-set"}
+    lies = [*_VITAL, *sample(liar.heard, _LIES or _OF_MACHINES, _SEED)]
+    told = 0
+    for lie in lies:
+        for node in _TWO:
+            twin.writer(node).write(KIB64, os.urandom(KIB64))
+        ran, liar = _run_filter(twin, lie)
+        told += liar.told.is_set()
+        _well_ended(ran, lie)
+        assert twin.status == "running" or "may still be" in ran.out, f"{lie}: {ran}"
+        _run_filter(twin, None)[0].succeeded()
+        twin.check_exact()
+        twin.nothing_left()
+        assert twin.status == "running", lie
+        assert twin.plugged() == [*_TWO], lie
+    assert told > len(lies) // 2
+
+
+def _run_filter(scene: MachineScene, lie: Lie | None) -> tuple[Ran, Liar]:
+    """Back up; always through a liar, so that QEMU seems to be one and the same process."""
+    path = scene.qemu.folder / "liar.sock"
+    with lying(path, scene.qemu.qmp_socket, lie) as liar:
+        place = ("--guest", GUEST, "--scratch", scene.scratch, "--json")
+        ran = scene.engine.run("backup", f"qmp:{path}", scene.store, *place, *scene.way)
+    return ran, liar

@@ -49,6 +49,7 @@ from fleece.source.qemu.workfolder import (
     WorkFolder,
     believed,
     may_be_held,
+    may_be_qemu,
     process_lives,
     work_folders,
 )
@@ -320,20 +321,22 @@ class QemuSource:
             yield Removed("freeze of the guest", self.where)
 
     def _of_this_qemu(
-        self, start: str, strangers: Strangers, unsigned: bool = False
+        self, start: str, strangers: Strangers, doubtful: bool = False
     ) -> Iterator[WorkFolder]:
         """Our work folders in the scratch that were made for this QEMU or a dead one.
 
         Args:
             start: what their names begin with.
             strangers: is told of what is none of ours.
-            unsigned: those as well of which it is not known, because their engine died before it
-                wrote that; it had nothing in QEMU yet.
+            doubtful: those as well that were made for a process that is no QEMU, but stands between
+                one and us; or of which that is not known, because their engine died before it wrote
+                it, and had nothing in QEMU yet.
         """
         mine = self.monitor.peer.pid
         for work in work_folders(self.scratch, start, strangers):
             pid = work.qemu()
-            if unsigned if pid is None else pid == mine or not process_lives(pid):
+            doubt = pid is None or not may_be_qemu(pid)
+            if (doubtful and doubt) or pid == mine or not (pid is None or process_lives(pid)):
                 yield work
 
     def take(self, request: Request) -> AbstractContextManager[QemuPoint]:

@@ -457,6 +457,17 @@ def process_lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def may_be_qemu(pid: int) -> bool:
+    """Whether a process may be a QEMU, as its program's file is called. One that ended is none."""
+    try:
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except FileNotFoundError:
+        return False
+    except OSError:  # this user may not know
+        return True
+    return "qemu" in name or "kvm" in name
+
+
 def _must_give(monitor: Monitor) -> bool:
     return os.geteuid() == 0 and monitor.peer.uid != 0
 
