@@ -42,7 +42,8 @@ def spooled(root: Root) -> Iterator[DeltaFile]:
 def _remove_left(folder: Folder) -> None:
     for found in folder.entries():
         if found.name.startswith(SPOOL) and found.kind is Kind.FILE:
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            # Another user's, who shares the store, is theirs to remove.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError, PermissionError):
                 descriptor = folder.file(found.name)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -150,5 +150,5 @@ def source_verbs(verb: AddVerb) -> None:
         "store", metavar="STORE", nargs="?", help="a store: is there room for backups?"
     )
     doctor.add_argument(
-        "--scratch", metavar="DIR", help="folder for scratch files to look at; default: /var/tmp"
+        "--scratch", metavar="DIR", help="folder for scratch files to look at; default: backup's"
     )
