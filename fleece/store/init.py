@@ -90,7 +90,7 @@ def _taken(folder: Path) -> StoreError:
 def _like(like: str | os.PathLike[str], secret: Secret | None, wishes: StoreWishes) -> Marker:
     if wishes.hash is not None or wishes.encrypt:
         raise UsageError("a store that is like another has its hash and its encryption")
-    if Path(folder_of(like)).is_dir():
+    if os.path.isdir(folder_of(like)):
         store = open_store(like, secret)
         return Marker.like(store.algorithm.name, store.protection, wishes.mode)
     with open_delta(like, secret) as delta:

@@ -1,4 +1,4 @@
-"""A store that several users write into: what one of them does stops no other."""
+"""Several users of one host: what one of them does stops no other, and may be closed to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fleece
+from fleece.engine.work.needs import examine_host
 from fleece.store.root import Root
 from fleece.store.spool import spooled
 
@@ -30,3 +32,20 @@ def test_another_users_import_stops_none() -> None:
         finally:
             os.seteuid(0)
         assert [*folder.iterdir()] == [theirs]
+
+
+@pytest.mark.parametrize("name", ["closed/inner", "x" * 300], ids=["closed", "too long"])
+def test_a_path_that_cannot_be_looked_at_is_no_bug(name: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        folder = Path(place)
+        folder.chmod(0o1777)
+        (folder / "closed" / "inner").mkdir(parents=True)
+        (folder / "closed").chmod(0o700)
+        try:
+            os.seteuid(_OTHER)
+            with pytest.raises(fleece.StoreError):
+                fleece.init(folder / "new", like=folder / name)
+            needs = {need.name: need for need in examine_host(folder / name)}
+            assert needs["scratch"].trouble is not None
+        finally:
+            os.seteuid(0)

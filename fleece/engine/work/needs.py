@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,11 +157,16 @@ def _kvm() -> Need:
 def _default_scratch() -> Path:
     """The default scratch folder, or where the first backup will make it."""
     place = default_scratch()
-    return next(path for path in (place, *place.parents) if path.exists())
+    return next(path for path in (place, *place.parents) if os.path.exists(path))
 
 
 def _check_scratch(folder: Path) -> int:
-    if not folder.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+        room = room_of(os.statvfs(folder))
+    except OSError as error:
+        raise TargetError(error.strerror or str(error), where=folder) from error
+    if not is_folder:
         raise TargetError("is no folder", where=folder, hint="choose another one with --scratch")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise TargetError(
@@ -168,7 +174,6 @@ def _check_scratch(folder: Path) -> int:
             where=folder,
             hint="choose another folder with --scratch",
         )
-    room = room_of(os.statvfs(folder))
     if room.left <= 0:
         raise TargetError(
             f"{room.state}: no backup can begin",
