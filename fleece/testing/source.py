@@ -1,0 +1,378 @@
+"""The tests that every source must pass (`fleece.source.base`), whoever wrote it.
+
+Derive a class whose name begins with `Test`, with a pytest fixture `guest` that gives a guest of
+its own to each test::
+
+    class TestMine(SourceContract):
+        @pytest.fixture
+        def guest(self, tmp_path):
+            with my_guest(tmp_path) as made:
+                yield made
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import unittest
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fleece.disk.nbd import NbdDisk
+from fleece.engine.backup.embed import dirty_extents
+from fleece.engine.backup.options import BackupOptions
+from fleece.engine.backup.pull import open_export
+from fleece.engine.backup.run import backup
+from fleece.engine.restore.image import restore
+from fleece.engine.work.reading import OneReader
+from fleece.errors import PointError, UsageError
+from fleece.extents import Extents
+from fleece.source.base import (
+    Disk,
+    Export,
+    KeepsBitmaps,
+    Request,
+    Resumable,
+    Since,
+    Source,
+    Transport,
+    TransportWish,
+    Unknown,
+    Wanted,
+)
+from fleece.store.init import init
+
+_CHAIN = "c0ffee00"
+_OTHER = "c0ffee01"
+_LEAF = 64 * 1024
+
+
+class ContractGuest(Protocol):
+    """A guest with at least one writable disk of 512 KiB or more, and somebody who writes to it.
+
+    Attributes:
+        runs: it can write while a point of it lives. Else nobody writes then.
+    """
+
+    runs: bool
+
+    def open(self) -> Source:
+        """A new source of the guest."""
+
+    def open_beside(self) -> Source:
+        """The same, while another one is open."""
+
+    def write(self, disk: str, offset: int, data: bytes) -> None:
+        """Have the guest write whole sectors of 512 bytes; it is done when this returns."""
+
+    def content(self, disk: str) -> bytes:
+        """All of a disk as the guest sees it now."""
+
+
+@contextlib.contextmanager
+def _refused(*kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kinds:
+        return
+    raise AssertionError(f"none of {', '.join(kind.__name__ for kind in kinds)} was raised")
+
+
+def _id(sequence: int) -> str:
+    return f"{sequence:010x}"
+
+
+def _disks(source: Source) -> Sequence[Disk]:
+    return source.inventory().choose(())
+
+
+def _request(source: Source, sequence: int, *, rotate: bool = True) -> Request:
+    """All disks, as a whole."""
+    wanted = [Wanted(disk, None) for disk in _disks(source)]
+    return Request(_CHAIN, sequence, _id(sequence), wanted, rotate)
+
+
+def _since(source: Source, disk: Disk, sequence: int) -> Since | Unknown:
+    return source.known_since(disk, _CHAIN, sequence, _id(sequence))
+
+
+def _known(source: Source, sequence: int) -> tuple[Disk, Since]:
+    """The first disk, and what is known of it since a point.
+
+    Raises:
+        SkipTest: nothing ever is of such a source.
+    """
+    disk = _disks(source)[0]
+    known = _since(source, disk, sequence)
+    if isinstance(known, Unknown):
+        assert known.reason
+        raise unittest.SkipTest(f"it never knows what was written: {known.reason}")
+    return disk, known
+
+
+def _read(export: Export, start: int = 0) -> bytes:
+    disk: NbdDisk = open_export(export)
+    with contextlib.closing(OneReader()) as one:
+        return bytes(one.of(disk).read(start, export.size - start))
+
+
+def _committed(source: Source, sequence: int) -> dict[str, bytes]:
+    """Take a point that another can build on; gives its disks."""
+    with source.take(_request(source, sequence)) as point:
+        found = {export.disk: _read(export) for export in point.exports}
+        point.check()
+        point.close()
+        assert not point.committed()
+    return found
+
+
+class SourceContract:
+    """Each method is one promise, or a few that belong together."""
+
+    # ---- what it tells of the guest ----
+
+    def test_it_tells_of_itself_and_of_the_guest(self, guest: ContractGuest) -> None:
+        """The same again when it is opened again."""
+        with guest.open() as first:
+            assert first.where
+            assert first.guest()
+            told = first.guest(), first.identity(), dict(first.producer())
+            assert all(name and version for name, version in first.producer().items())
+            first.check_needs()
+            first.check_ready()
+        with guest.open() as second:
+            assert (second.guest(), second.identity(), dict(second.producer())) == told
+
+    def test_disks_have_names_of_their_own_and_their_sizes(self, guest: ContractGuest) -> None:
+        """As the guest sees them."""
+        with guest.open() as source:
+            disks = source.inventory().disks
+            assert len({disk.name for disk in disks}) == len(disks)
+            for disk in _disks(source):
+                assert disk.size == len(guest.content(disk.name))
+                assert not disk.read_only
+
+    def test_disks_are_chosen_by_name(self, guest: ContractGuest) -> None:
+        """In the order asked for; what cannot be is refused."""
+        with guest.open() as source:
+            inventory = source.inventory()
+            names = tuple(disk.name for disk in inventory.choose(()))[::-1]
+            assert tuple(disk.name for disk in inventory.choose(names)) == names
+            with _refused(PointError):
+                inventory.choose(("no such disk",))
+            with _refused(UsageError):
+                inventory.choose((names[0], names[0]))
+
+    # ---- points ----
+
+    def test_a_point_has_an_export_of_each_disk_asked_for(self, guest: ContractGuest) -> None:
+        """In that order, and all of it is to be read."""
+        with guest.open() as source, source.take(_request(source, 1)) as point:
+            disks = _disks(source)
+            assert [export.disk for export in point.exports] == [disk.name for disk in disks]
+            assert [export.size for export in point.exports] == [disk.size for disk in disks]
+            assert all(export.dirty_context is None for export in point.exports)
+            assert point.push is None
+            assert point.granularity % 512 == 0
+
+    def test_an_export_shows_the_disk_of_the_point(self, guest: ContractGuest) -> None:
+        """Whatever the guest writes meanwhile."""
+        with guest.open() as source:
+            before = {disk.name: guest.content(disk.name) for disk in _disks(source)}
+            with source.take(_request(source, 1)) as point:
+                if guest.runs:
+                    for name in before:
+                        guest.write(name, 0, b"later..." * 512)
+                point.watch()
+                assert {export.disk: _read(export) for export in point.exports} == before
+                point.check()
+
+    def test_a_point_may_be_closed_again(self, guest: ContractGuest) -> None:
+        """And its context ends all the same."""
+        with guest.open() as source:
+            with source.take(_request(source, 1)) as point:
+                point.close()
+                point.close()
+            with source.take(_request(source, 2)) as again:
+                again.check()
+
+    def test_giving_back_what_was_read_harms_nothing(self, guest: ContractGuest) -> None:
+        """What was not given back is still that of the point."""
+        with guest.open() as source, source.take(_request(source, 1)) as point:
+            export = point.exports[0]
+            expected = guest.content(export.disk)
+            half = export.size // 2 // _LEAF * _LEAF
+            point.reclaim(export.disk, Extents.of([(0, half)]))
+            assert _read(export, half) == expected[half:]
+            point.check()
+
+    def test_how_it_comes_out_is_said_before(self, guest: ContractGuest) -> None:
+        """Pulled, there are exports; pushed, there is who pushes; or it is refused."""
+        with guest.open() as source:
+            disks = _disks(source)
+            for wish in TransportWish:
+                try:
+                    chosen = source.transport(wish, disks)
+                except (UsageError, PointError):
+                    continue
+                assert (chosen.reason is None) == (chosen.transport is Transport.PULL)
+                wanted = [Wanted(disk, None) for disk in disks]
+                request = Request(_CHAIN, 1, _id(1), wanted, transport=chosen.transport)
+                with source.take(request) as point:
+                    assert (point.push is None) == (chosen.transport is Transport.PULL)
+                    assert bool(point.exports) == (chosen.transport is Transport.PULL)
+
+    # ---- what was written since ----
+
+    def test_of_a_point_that_never_was_nothing_is_known(self, guest: ContractGuest) -> None:
+        """And it is said why."""
+        with guest.open() as source:
+            for disk in _disks(source):
+                found = _since(source, disk, 1)
+                assert isinstance(found, Unknown)
+                assert found.reason
+            assert source.highest_sequence(_CHAIN, _disks(source)) == 0
+
+    def test_what_is_known_is_of_one_chain_and_one_point(self, guest: ContractGuest) -> None:
+        """Another chain's, or another point of the same sequence, is unknown."""
+        with guest.open() as source:
+            _committed(source, 3)
+            disk, _ = _known(source, 3)
+            assert source.highest_sequence(_CHAIN, [disk]) == 3
+            assert source.highest_sequence(_OTHER, [disk]) == 0
+            assert isinstance(source.known_since(disk, _OTHER, 3, _id(3)), Unknown)
+            assert isinstance(source.known_since(disk, _CHAIN, 3, _id(4)), Unknown)
+            assert isinstance(source.known_since(disk, _CHAIN, 2, _id(2)), Unknown)
+
+    def test_what_changed_since_a_point_is_dirty(self, guest: ContractGuest) -> None:
+        """All of it; what is not dirty is as it was."""
+        with guest.open() as source:
+            before = _committed(source, 1)
+            disk, _ = _known(source, 1)
+            guest.write(disk.name, 2 * _LEAF + 512, b"new....." * 512)
+            self._check_dirty(source, 1, before[disk.name], guest.content(disk.name))
+
+    def test_what_changed_before_a_failed_point_is_dirty_too(self, guest: ContractGuest) -> None:
+        """A point that was not committed takes nothing away."""
+        with guest.open() as source:
+            before = _committed(source, 1)
+            disk, _ = _known(source, 1)
+            guest.write(disk.name, 0, b"one....." * 512)
+            with source.take(_request(source, 2)):
+                pass
+            disk, _ = _known(source, 1)
+            guest.write(disk.name, 4 * _LEAF, b"two....." * 512)
+            self._check_dirty(source, 1, before[disk.name], guest.content(disk.name))
+
+    def test_a_committed_point_lets_older_ones_go(self, guest: ContractGuest) -> None:
+        """Only the newest can be built on, unless an older one is to be kept."""
+        with guest.open() as source:
+            _committed(source, 1)
+            _known(source, 1)
+            with source.take(_request(source, 2)) as point:
+                point.close()
+                assert not point.committed(oldest=1)
+            _known(source, 1)
+            _known(source, 2)
+            _committed(source, 3)
+            disk, _ = _known(source, 3)
+            assert isinstance(_since(source, disk, 1), Unknown)
+
+    def test_a_point_that_is_only_looked_at_changes_nothing(self, guest: ContractGuest) -> None:
+        """Without `rotate` all is known as before, and nothing of the point itself."""
+        with guest.open() as source:
+            _committed(source, 1)
+            kept = [_since(source, disk, 1) for disk in _disks(source)]
+            with source.take(_request(source, 2, rotate=False)) as point:
+                point.check()
+            assert [_since(source, disk, 1) for disk in _disks(source)] == kept
+            assert all(isinstance(_since(source, d, 2), Unknown) for d in _disks(source))
+
+    def _check_dirty(self, source: Source, since: int, before: bytes, now: bytes) -> None:
+        disk, known = _known(source, since)
+        request = Request(_CHAIN, since + 5, _id(since + 5), [Wanted(disk, known)])
+        with source.take(request) as point:
+            (export,) = point.exports
+            assert _read(export) == now
+            dirty = [(start, end) for start, end, _ in dirty_extents(export)]
+            point.check()
+        unchanged, last = bytearray(), 0
+        shown = bytearray()
+        for start, end in [*dirty, (len(now), len(now))]:
+            unchanged += before[last:start]
+            shown += now[last:start]
+            last = end
+        assert dirty
+        assert sum(end - start for start, end in dirty) < len(now)
+        assert unchanged == shown
+
+    # ---- what interrupted runs left ----
+
+    def test_where_nothing_was_left_nothing_is_removed(self, guest: ContractGuest) -> None:
+        """Of no chain, and no guest is let go."""
+        with guest.open() as source:
+            assert not list(source.release())
+            assert not list(source.recover())
+            assert not list(source.recover(_CHAIN))
+
+    def test_a_living_point_is_left_alone(self, guest: ContractGuest) -> None:
+        """By another run that cleans up."""
+        with guest.open() as source, source.take(_request(source, 1)) as point:
+            expected = guest.content(point.exports[0].disk)
+            with guest.open_beside() as other:
+                assert not list(other.release())
+                assert not list(other.recover())
+            assert _read(point.exports[0]) == expected
+            point.check()
+
+    def test_a_point_that_is_not_there_is_not_resumed(self, guest: ContractGuest) -> None:
+        """Only of sources whose points outlive a run."""
+        with guest.open() as source:
+            if not isinstance(source, Resumable):
+                raise unittest.SkipTest("it resumes nothing")
+            reason = source.unresumable()
+            assert reason is None or reason
+            with _refused(PointError), source.adopt(_request(source, 1)):
+                pass
+
+    # ---- bitmaps ----
+
+    def test_bitmaps_are_listed_and_dropped(self, guest: ContractGuest) -> None:
+        """Without them nothing is known any more; dropping one again is fine."""
+        with guest.open() as source:
+            if not isinstance(source, KeepsBitmaps):
+                raise unittest.SkipTest("it keeps no bitmaps")
+            source.check_present()
+            assert not source.bitmaps()
+            with source.take(_request(source, 1)) as point:
+                assert source.has_point(_CHAIN)
+                assert not source.has_point(_OTHER)
+                point.close()
+                point.committed()
+            assert not source.has_point(_CHAIN)
+            kept = source.bitmaps()
+            assert [bitmap.disk for bitmap in kept] == sorted(d.name for d in _disks(source))
+            for bitmap in kept:
+                found = bitmap.chain_id, bitmap.sequence, bitmap.point, bitmap.own
+                assert found == (_CHAIN, 1, _id(1), True)
+                source.drop_bitmap(bitmap.disk, bitmap.name)
+                source.drop_bitmap(bitmap.disk, bitmap.name)
+            assert not source.bitmaps()
+            assert all(isinstance(_since(source, d, 1), Unknown) for d in _disks(source))
+
+    # ---- the engine ----
+
+    def test_backups_of_it_are_exact(self, guest: ContractGuest) -> None:
+        """The first, and one after more was written."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = init(Path(folder, "store"))
+            for turn in range(2):
+                with guest.open() as source:
+                    names = [disk.name for disk in _disks(source)]
+                    result = backup(source, store, BackupOptions(guest="contract"))
+                for name in names:
+                    target = Path(folder, f"{turn}-{names.index(name)}.raw")
+                    restore(store, result.point, name, str(target))
+                    assert target.read_bytes() == guest.content(name)
+                    guest.write(name, _LEAF, b"more...." * 512)

@@ -1,0 +1,142 @@
+"""Every source that there is keeps the promises of `fleece.source.base`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import fleece
+from fleece.testing.source import SourceContract
+from tests.contract.nbd_source import NbdSource
+from tests.engine.scene import MachineScene, Scene, wait_until
+from tests.rig import images
+from tests.rig.daemon import StorageDaemon, fuse_usable
+from tests.rig.disk import Disk
+from tests.rig.machine import Machine
+from tests.rig.process import run, run_checked
+
+MIB = images.MIB
+
+
+class _Guest:
+    """A guest whose disks are known because all that is written to them goes through here."""
+
+    def __init__(
+        self,
+        opener: Callable[[int], fleece.Source],
+        writer: Callable[[str, int, bytes], None],
+        disks: dict[str, Path],
+        *,
+        runs: bool = True,
+    ) -> None:
+        self.runs = runs
+        self._opener = opener
+        self._writer = writer
+        self._shown = {name: bytearray(path.read_bytes()) for name, path in disks.items()}
+
+    def open(self) -> fleece.Source:
+        """A source of it."""
+        return self._opener(0)
+
+    def open_beside(self) -> fleece.Source:
+        """Another one, by another monitor."""
+        return self._opener(1)
+
+    def write(self, disk: str, offset: int, data: bytes) -> None:
+        """Write, and note it."""
+        self._writer(disk, offset, data)
+        self._shown[disk][offset : offset + len(data)] = data
+
+    def content(self, disk: str) -> bytes:
+        """All of a disk."""
+        return bytes(self._shown[disk])
+
+
+def _images(folder: Path) -> tuple[Disk, Disk]:
+    first = images.random_image(folder / "d0.qcow2", 2 * MIB, seed=1)
+    second = images.random_image(folder / "d1.raw", MIB + 512, seed=2, fmt="raw")
+    return Disk(first, "d0"), Disk(second, "d1", "raw")
+
+
+def _raw(disk: Disk, folder: Path) -> Path:
+    target = folder / f"{disk.node}.shown"
+    run_checked("qemu-img", "convert", "-O", "raw", "-f", disk.fmt, disk.path, target)
+    return target
+
+
+def _of(scene: Scene, shown: dict[str, Path], prefix: str, way: fleece.Fleecing) -> _Guest:
+    def write(disk: str, offset: int, data: bytes) -> None:
+        scene.writer(disk.removeprefix(prefix)).write(offset, data)
+
+    def opened(number: int) -> fleece.Source:
+        options = fleece.SourceOptions(scene.scratch, fleecing=way)
+        return fleece.open_source(f"qmp:{scene.qemu.qmp_sockets[number]}", options)
+
+    return _Guest(opened, write, shown)
+
+
+@pytest.mark.skipif(not fuse_usable(), reason="no /dev/fuse here")
+class TestStorageDaemon(SourceContract):
+    """qemu-storage-daemon, points held by jobs."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        disks = _images(tmp_path)
+        shown = {disk.node: _raw(disk, tmp_path) for disk in disks}
+        with StorageDaemon(disks, monitors=2) as qemu:
+            scene = Scene(qemu, tmp_path)
+            yield _of(scene, shown, "", fleece.Fleecing.CLASSIC)
+            scene.nothing_left()
+
+
+class TestMachine(SourceContract):
+    """A machine, points held by filters."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        disks = _images(tmp_path)
+        shown = {disk.device: _raw(disk, tmp_path) for disk in disks}
+        with Machine(disks, monitors=2) as qemu:
+            qemu.control.command("cont")
+            scene = MachineScene(qemu, tmp_path)
+            yield _of(scene, shown, "vd-", fleece.Fleecing.FILTER)
+            scene.nothing_left()
+
+
+class TestNbd(SourceContract):
+    """What shows that the promises are about no QEMU."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        image = images.random_image(tmp_path / "d0.raw", MIB + 512, seed=1, fmt="raw")
+        shown = shutil.copy(image, tmp_path / "shown")
+
+        def write(disk: str, offset: int, data: bytes) -> None:
+            with image.open("r+b") as file:
+                file.seek(offset)
+                file.write(data)
+
+        with tempfile.TemporaryDirectory(prefix="rig-") as folder:
+            socket = Path(folder, "nbd.sock")
+            command = [
+                "nbdkit",
+                "-f",
+                "-r",
+                "--exit-with-parent",
+                "-U",
+                str(socket),
+                "file",
+            ]
+            with subprocess.Popen([*command, str(image)]) as server:
+                try:
+                    uri = f"nbd+unix:///?socket={socket}"
+                    wait_until(lambda: run("nbdinfo", "--size", uri).returncode == 0, "nbdkit")
+                    made = NbdSource("plain", {"d0": uri})
+                    yield _Guest(lambda _: made, write, {"d0": Path(shown)}, runs=False)
+                finally:
+                    server.terminate()
