@@ -45,12 +45,15 @@ class RawDisk:
         with self._guard():
             flags = os.O_RDWR if writable else os.O_RDONLY
             self._file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        if not is_image(self._file):
+        try:
+            with self._guard():
+                if not is_image(self._file):
+                    raise failure(NO_IMAGE, where=path)
+                self.size = os.lseek(self._file, 0, os.SEEK_END)
+                self.regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+        except BaseException:
             self.close()
-            raise failure(NO_IMAGE, where=path)
-        with self._guard():
-            self.size = os.lseek(self._file, 0, os.SEEK_END)
-            self.regular = stat.S_ISREG(os.fstat(self._file).st_mode)
+            raise
         self._writeback = Writeback(self._file)
 
     def close(self) -> None:

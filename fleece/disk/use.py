@@ -106,7 +106,11 @@ def claimed(path: str, failure: type[FleeceError], hold: Hold) -> Iterator[Claim
         busy = "unmount it, or end what it is a part of" if error.errno == errno.EBUSY else None
         raise failure(error.strerror or str(error), where=path, hint=busy) from error
     try:
-        if not is_image(descriptor):
+        try:
+            usable = is_image(descriptor)
+        except OSError as error:
+            raise failure(error.strerror or str(error), where=path) from error
+        if not usable:
             raise failure(NO_IMAGE, where=path)
         for byte in sorted(hold.value):
             _lock(descriptor, byte)
