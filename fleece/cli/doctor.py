@@ -20,7 +20,7 @@ def doctor(
     scratch: str | None,
 ) -> None:
     """`fleece doctor [SOURCE [STORE]]`."""
-    needs = fleece.examine_host(_path(scratch), _path(store))
+    needs = fleece.examine_host(_path(scratch), store)
     for need in needs:
         _need_row(output, need)
     missing = [need.name for need in needs if not need.ready]

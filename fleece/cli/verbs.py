@@ -168,7 +168,7 @@ def list_points(
                 root=entry.root,
                 stored_bytes=entry.stored_bytes,
                 complete=point.complete,
-                path=entry.path,
+                path=entry.where,
             )
     for trouble in catalogue.damaged:
         error = trouble.error

@@ -7,12 +7,12 @@ import functools
 import hmac
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from fleece.delta.blob import Blob
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
 from fleece.delta.partial import PartialDelta
@@ -22,9 +22,9 @@ from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
+from fleece.store.backend import Backend
 from fleece.store.names import SUFFIX, safe_name
 from fleece.store.order import moment_of, oldest_first
-from fleece.store.root import Root
 
 LATEST = "latest"
 _ALIKE = "'fleece init --like' makes a store that takes the deltas of another"
@@ -40,13 +40,13 @@ class Access:
     one there without the key shall not have it believed.
 
     Attributes:
-        root: of the store.
+        backend: where they are.
         secret: the store's key file or passphrase; None: it has no key.
         protection: what its deltas are protected by; None: nothing.
         algorithm: the name of its deltas' hash.
     """
 
-    root: Root
+    backend: Backend
     secret: Secret | None = None
     protection: Protection | None = None
     algorithm: str = XXH3_128.name
@@ -72,44 +72,52 @@ class Access:
         """What the delta of a disk is called, in the folder of its point."""
         return self.file_name(disk) + SUFFIX
 
-    def open(self, path: str) -> DeltaReader:
+    def open(self, key: str) -> DeltaReader:
         """Open a delta of the store.
 
         Raises:
             DeltaError: it is damaged, incomplete, no delta, or not of this store's kind.
         """
-        return self._opened(DeltaReader, path)
+        return self.read(self.backend.open(key))
 
-    def header(self, path: str) -> Header | None:
+    def read(self, blob: Blob) -> DeltaReader:
+        """Open a delta of the store that is elsewhere yet.
+
+        Raises:
+            DeltaError: as `open` does.
+        """
+        return self._opened(DeltaReader, blob)
+
+    def header(self, key: str) -> Header | None:
         """The header of a file of which the rest may be damaged; None: that is damaged too."""
         try:
-            with RecordFile(self.root.blob(path), self.secret) as file:
+            with RecordFile(self.backend.open(key), self.secret) as file:
                 return file.header
         except (DeltaError, WrongKey):
             return None
 
-    def wreck(self, path: str) -> Wreck:
+    def wreck(self, key: str) -> Wreck:
         """Open a file of the store that may be damaged.
 
         Raises:
             DeltaError: its header is, or it is not of this store's kind.
         """
-        return self._opened(Wreck, path)
+        return self._opened(Wreck, self.backend.open(key))
 
-    def partial(self, path: str) -> PartialDelta:
+    def partial(self, blob: Blob) -> PartialDelta:
         """Open a delta of the store that is not finished.
 
         Raises:
             DeltaError: its header is not whole, or it is not of this store's kind.
         """
-        return self._opened(PartialDelta, path)
+        return self._opened(PartialDelta, blob)
 
-    def _opened(self, kind: type[_File], path: str) -> _File:
+    def _opened(self, kind: type[_File], blob: Blob) -> _File:
         try:
-            file = kind(self.root.blob(path), self.secret)
+            file = kind(blob, self.secret)
         except WrongKey as error:
             raise DeltaError(
-                "is protected by another key than its store", where=path, hint=_ALIKE
+                "is protected by another key than its store", where=blob.name, hint=_ALIKE
             ) from error
         try:
             self.check(file)
@@ -127,14 +135,14 @@ class Access:
                 hint=_ALIKE,
             )
 
-    def read_entry(self, path: str) -> Entry:
+    def read_entry(self, key: str) -> Entry:
         """Open a delta and describe it.
 
         Raises:
             DeltaError: as `open` does.
         """
-        with self.open(path) as delta:
-            return Entry.of(delta, path)
+        with self.open(key) as delta:
+            return Entry.of(delta, key)
 
 
 @dataclass(frozen=True)
@@ -142,14 +150,16 @@ class Entry:
     """One finished delta: its header, and what its footer adds.
 
     Attributes:
-        path: where it is now.
+        key: that it has in its store; of a file outside of any, its path.
+        where: it is now, for messages.
         header: its self-description.
         root: of the disk at the point, hexadecimal.
         data_bytes, zero_bytes: bytes of disk in its data and zero records.
         stored_bytes: the file's length.
     """
 
-    path: str
+    key: str
+    where: str = field(compare=False)
     header: Header
     root: str
     data_bytes: int
@@ -157,11 +167,12 @@ class Entry:
     stored_bytes: int
 
     @staticmethod
-    def of(delta: DeltaReader, path: str) -> Entry:
-        """Describe an open delta, whose file is at a path."""
+    def of(delta: DeltaReader, key: str) -> Entry:
+        """Describe an open delta, which has a key."""
         last = delta.footer
         return Entry(
-            path,
+            key,
+            delta.where,
             delta.header,
             last.root.hex(),
             last.data_bytes,
@@ -179,11 +190,11 @@ class Damaged:
     """A file of a store that should be a delta and is not a whole one.
 
     Attributes:
-        path: of the file.
+        key: of the file.
         error: what is wrong with it.
     """
 
-    path: str
+    key: str
     error: DeltaError
 
 
@@ -221,7 +232,7 @@ class StoredPoint:
         if found is None:
             raise StoreError(
                 f"point {self.id} has no time that rules can be applied to ({self.time})",
-                where=next(iter(self.disks.values())).path,
+                where=next(iter(self.disks.values())).where,
             )
         return found
 
@@ -262,7 +273,7 @@ class Catalogue:
         damaged: the files that should be deltas and are not whole ones.
         where: the store's name in messages.
         access: what the deltas are opened with.
-        foreign: paths of what is not fleece's.
+        foreign: names of what is not fleece's.
     """
 
     def __init__(
@@ -274,7 +285,6 @@ class Catalogue:
         foreign: Sequence[str] = (),
     ) -> None:
         self.access = access
-        self.root = access.root
         self.foreign = tuple(foreign)
         self.entries = tuple(entries)
         self.damaged = tuple(damaged)
@@ -285,7 +295,7 @@ class Catalogue:
         # A parent's sequence is below its child's: this order knows every parent's depth in time.
         for entry in sorted(entries, key=lambda e: e.header.point.sequence):
             head = entry.header
-            self._links[entry.path] = self._link(entry)
+            self._links[entry.key] = self._link(entry)
             key = (head.guest, head.chain, head.disk, head.point.id)
             self._copies.setdefault(key, []).append(entry)
             groups.setdefault((head.guest, head.chain, head.point.id), []).append(entry)
@@ -358,7 +368,7 @@ class Catalogue:
     def _check_newest(self, point: StoredPoint) -> None:
         """Refuse to guess: a damaged file may be of a newer point."""
         for damaged in self.damaged:
-            head = self.access.header(damaged.path)
+            head = self.access.header(damaged.key)
             if head is None or _may_be_newer(head, point):
                 raise StoreError(
                     f"the latest point cannot be told: a damaged file may be newer than {point.id} "
@@ -407,28 +417,28 @@ class Catalogue:
         """All deltas of an entry's point and disk, the one that is used first.
 
         Several may state the same disk: a copy, or a merged delta beside the one it stands for.
-        All are right. The one whose line is unbroken and shortest is used; then paths decide.
+        All are right. The one whose line is unbroken and shortest is used; then keys decide.
         """
         head = entry.header
         return list(self._copies[head.guest, head.chain, head.disk, head.point.id])
 
-    def in_folder(self, folder: str) -> list[Entry]:
-        """The deltas whose files are in a folder."""
-        return list(self._folders.get(folder, ()))
+    def beside(self, entry: Entry) -> list[Entry]:
+        """The deltas that go where one goes, itself too."""
+        return list(self._points_by_key[point_key(entry)])
 
     @functools.cached_property
-    def _folders(self) -> dict[str, list[Entry]]:
+    def _points_by_key(self) -> dict[str, list[Entry]]:
         found: dict[str, list[Entry]] = {}
         for entry in self.entries:
-            found.setdefault(os.path.dirname(entry.path), []).append(entry)
+            found.setdefault(point_key(entry), []).append(entry)
         return found
 
     def _worth(self, entry: Entry) -> tuple[float, str]:
-        return self._links[entry.path].depth, entry.path
+        return self._links[entry.key].depth, entry.key
 
     def _linked(self, entry: Entry) -> _Link:
         """Where an entry stands; it may be one that is not in the store."""
-        return self._links.get(entry.path) or self._link(entry)
+        return self._links.get(entry.key) or self._link(entry)
 
     def _link(self, entry: Entry) -> _Link:
         """What is known already of the entry's parent decides where it stands."""
@@ -439,7 +449,7 @@ class Catalogue:
         if not fitting:
             return _Link(None, math.inf, entry)
         best = min(fitting, key=self._worth)
-        below = self._links[best.path]
+        below = self._links[best.key]
         return _Link(best, 1 + below.depth, below.end)
 
     def _candidates(self, entry: Entry) -> list[Entry]:
@@ -458,7 +468,7 @@ class Catalogue:
             text += f" ({len(self.damaged)} damaged: {self.damaged[0].error})"
         return StoreError(
             text,
-            where=child.path,
+            where=child.where,
             hint="bring the missing delta back; 'fleece verify' shows what is whole",
         )
 
@@ -474,23 +484,28 @@ class Catalogue:
         Raises:
             DeltaError: it is damaged, or gone.
         """
-        return self.access.open(entry.path)
+        return self.access.open(entry.key)
 
-    def read_entry(self, path: str) -> Entry:
+    def read_entry(self, key: str) -> Entry:
         """Describe a delta that is in the store and not in this catalogue.
 
         Raises:
             DeltaError: it is damaged, incomplete, or not protected as the store is.
         """
-        return self.access.read_entry(path)
+        return self.access.read_entry(key)
 
-    def wreck(self, path: str) -> Wreck:
+    def wreck(self, key: str) -> Wreck:
         """Open one of the store's files for what it still proves.
 
         Raises:
             DeltaError: its header is damaged, or it is not protected as the store is.
         """
-        return self.access.wreck(path)
+        return self.access.wreck(key)
+
+
+def point_key(entry: Entry) -> str:
+    """The key of what a delta is dropped with: the objects of a point."""
+    return entry.key.rpartition("/")[0]
 
 
 def _head(point: StoredPoint) -> Header:

@@ -18,13 +18,15 @@ class Remains:
     """A file with a readable header, in whatever state the rest is.
 
     Attributes:
-        path: of the file.
+        key: of the file.
+        where: it is, for messages.
         header: its self-description.
         root: of the disk at its point, hexadecimal; None: nothing in it says so any more.
         whole: it opens as a delta. Its data may be damaged all the same.
     """
 
-    path: str
+    key: str
+    where: str
     header: Header
     root: str | None
     whole: bool
@@ -94,17 +96,17 @@ def line_of(catalogue: Catalogue, point: str, disk: str, guest: str | None = Non
 @contextlib.contextmanager
 def opened(catalogue: Catalogue, remains: Remains) -> Iterator[Wreck]:
     """The file, open for what it still proves."""
-    with catalogue.wreck(remains.path) as wreck:
+    with catalogue.wreck(remains.key) as wreck:
         yield wreck
 
 
 def _all(catalogue: Catalogue) -> Iterator[Remains]:
     for entry in catalogue.entries:
-        yield Remains(entry.path, entry.header, entry.root, whole=True)
+        yield Remains(entry.key, entry.where, entry.header, entry.root, whole=True)
     for damaged in catalogue.damaged:
-        with contextlib.suppress(DeltaError), catalogue.wreck(damaged.path) as wreck:
+        with contextlib.suppress(DeltaError), catalogue.wreck(damaged.key) as wreck:
             root = None if wreck.root is None else wreck.root.hex()
-            yield Remains(damaged.path, wreck.header, root, whole=False)
+            yield Remains(damaged.key, wreck.where, wreck.header, root, whole=False)
 
 
 def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:

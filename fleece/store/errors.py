@@ -31,9 +31,14 @@ def store_errors(where: str | os.PathLike[str]) -> Iterator[None]:
         raise store_error(error, where) from error
 
 
+class Gone(StoreError):
+    """What it is about is not there, or not any more."""
+
+
 def store_error(error: OSError, where: str | os.PathLike[str]) -> StoreError:
     """The store's error for an operating system's."""
-    return StoreError(
+    kind = Gone if isinstance(error, FileNotFoundError) else StoreError
+    return kind(
         error.strerror or str(error),
         where=error.filename or where,
         hint=_HINTS.get(error.errno or 0),

@@ -88,15 +88,15 @@ class _Line:
         """The chain that leads to an entry of this line, whose whole line is there."""
         above: list[Entry] = []
         at: Entry | None = entry
-        while at is not None and at.path not in self._places:
+        while at is not None and at.key not in self._places:
             above.append(at)
             at = catalogue.parent(at)
         if above:
-            self.cut(0 if at is None else self._places[at.path] + 1)
+            self.cut(0 if at is None else self._places[at.key] + 1)
         for one in reversed(above):
             self._add(catalogue, one)
         assert self._chain is not None
-        return self._chain.below(len(self) - 1 - self._places[entry.path])
+        return self._chain.below(len(self) - 1 - self._places[entry.key])
 
     def _add(self, catalogue: Catalogue, entry: Entry) -> None:
         delta = catalogue.open(entry)
@@ -106,7 +106,7 @@ class _Line:
         except BaseException:
             delta.close()
             raise
-        self._places[entry.path] = len(self._places)
+        self._places[entry.key] = len(self._places)
 
     def cut(self, count: int) -> None:
         """Close all but the `count` oldest deltas."""
@@ -116,4 +116,4 @@ class _Line:
         for delta in self._chain.deltas[:gone]:
             delta.close()
         self._chain = self._chain.below(gone) if count else None
-        self._places = {path: place for path, place in self._places.items() if place < count}
+        self._places = {key: place for key, place in self._places.items() if place < count}

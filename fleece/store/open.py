@@ -7,6 +7,7 @@ import re
 
 from fleece.errors import UsageError
 from fleece.keys import Secret
+from fleece.store.folder.backend import FolderBackend
 from fleece.store.store import Store
 
 _FILE = "file"
@@ -24,7 +25,16 @@ def open_store(place: str | os.PathLike[str], secret: Secret | None = None) -> S
         StoreError: it is not there, or it is no store.
         UsageError: there are no stores of its scheme, or the secret is not the store's.
     """
-    return Store(folder_of(place), secret)
+    return Store(open_backend(place), secret)
+
+
+def open_backend(place: str | os.PathLike[str]) -> FolderBackend:
+    """Where the store of a name is, or would be.
+
+    Raises:
+        UsageError: there are no stores of its scheme.
+    """
+    return FolderBackend(folder_of(place))
 
 
 def folder_of(place: str | os.PathLike[str]) -> str:

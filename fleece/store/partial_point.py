@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from fleece.delta.header import Header, PointRef
 from fleece.delta.partial import Proven
-from fleece.errors import DeltaError
-from fleece.folder import Folder, Kind
+from fleece.errors import DeltaError, StoreError
+from fleece.store.backend import Batch, NewObject
 from fleece.store.catalogue import Access
-from fleece.store.errors import store_errors
-from fleece.store.names import PARTIAL, final_name, is_delta
-from fleece.store.removal import remove_folder
-from fleece.store.sink import DeltaFile
+from fleece.store.names import final_name
 
 
 @dataclass(frozen=True)
@@ -23,11 +18,11 @@ class UnfinishedPoint:
     """What a dead run left of a point: for each disk a file with a whole header, no other delta.
 
     Attributes:
-        folder: where it is.
+        batch: what it is in.
         heads: the headers, in the order of the point's disks.
     """
 
-    folder: Path
+    batch: Batch
     heads: tuple[Header, ...]
 
     @property
@@ -46,79 +41,62 @@ class UnfinishedPoint:
         return self.heads[0].point
 
 
-def partials(guest: Folder) -> list[str]:
-    """The names of the folders of points that were not finished, in a guest's folder."""
-    found = guest.entries()
-    return [one.name for one in found if one.kind is Kind.FOLDER and one.name.startswith(PARTIAL)]
-
-
-def unfinished(access: Access, guest: Folder, name: str) -> UnfinishedPoint | None:
-    """The point in a partial folder, if its deltas are those that their own headers name.
+def unfinished(access: Access, batch: Batch) -> UnfinishedPoint | None:
+    """The point in a batch, if its deltas are those that their own headers name.
 
     Raises:
-        OSError: it cannot be listed.
+        StoreError: it cannot be listed.
     """
-    with guest.folder(name) as folder:
-        items = folder.entries()
     heads: dict[str, Header] = {}
-    for item in items:
-        if not is_delta(item):
-            continue
+    for name in batch.names():
         try:
-            with access.partial(str(guest.path / name / item.name)) as left:
-                heads[item.name] = left.header
+            with access.partial(batch.open(name)) as left:
+                heads[name] = left.header
         except DeltaError:
             return None
     first = next(iter(heads.values()), None)
-    if first is None or name != f"{PARTIAL}{access.point_name(first.point.id)}":
+    if first is None or batch.name != access.point_name(first.point.id):
         return None
     common = {(head.guest, head.chain, head.point, head.disks) for head in heads.values()}
     names = [access.delta_name(disk) for disk in first.disks]
     fits = len(common) == 1 and sorted(names) == sorted(heads)
     if not fits or any(heads[access.delta_name(h.disk)] != h for h in heads.values()):
         return None
-    return UnfinishedPoint(guest.path / name, tuple(heads[name] for name in names))
+    return UnfinishedPoint(batch, tuple(heads[name] for name in names))
 
 
 class PartialPoint:
     """A point that is being written. Either `commit` or `discard` ends it.
 
     Args:
-        folder: where it is until it is whole.
-        final: where it will be.
+        batch: what it is in until it is whole.
+        guest: whose point.
+        point: its id.
+        sequence: its number.
         access: how deltas of the store are opened.
     """
 
-    def __init__(self, folder: Path, final: Path, access: Access) -> None:
-        self.folder = folder
-        self.final = final
+    def __init__(self, batch: Batch, guest: str, point: str, sequence: int, access: Access) -> None:
+        self.where = batch.where
+        self._batch = batch
+        self._guest = access.file_name(guest)
+        self._final = final_name(access.point_name(point), sequence)
         self._access = access
-        self._root = access.root
-        self._files: dict[str, DeltaFile] = {}
-
-    @staticmethod
-    def resumed(left: UnfinishedPoint, access: Access) -> PartialPoint:
-        """Go on with a point that a dead run left."""
-        final = final_name(access.point_name(left.ref.id), left.ref.sequence)
-        return PartialPoint(left.folder, left.folder.with_name(final), access)
-
-    def file_name(self, disk: str) -> str:
-        """The name of a disk's delta within its point's folder."""
-        return self._access.delta_name(disk)
+        self._names: list[str] = []
 
     def place(self, disk: str) -> str:
-        """Where a disk's delta will be."""
-        return str(self.final / self.file_name(disk))
+        """Where a disk's delta will be, for messages."""
+        key = f"{self._guest}/{self._final}/{self._access.delta_name(disk)}"
+        return self._access.backend.name(key)
 
-    def create(self, disk: str) -> DeltaFile:
+    def create(self, disk: str) -> NewObject:
         """The file of one disk's delta, to write front to back."""
-        path = self.folder / self.file_name(disk)
-        with store_errors(path), self._root.holding(path) as (folder, name):
-            made = DeltaFile(path, folder.new_file(name, self._root.mode))
-        self._files[disk] = made
+        name = self._access.delta_name(disk)
+        made = self._batch.create(name)
+        self._names.append(name)
         return made
 
-    def reopen(self, disk: str) -> tuple[DeltaFile, Proven]:
+    def reopen(self, disk: str) -> tuple[NewObject, Proven]:
         """The file of one disk's delta that a dead run left, cut to what is proven of it.
 
         Returns:
@@ -127,13 +105,11 @@ class PartialPoint:
         Raises:
             StoreError: it cannot be read or cut.
         """
-        path = self.folder / self.file_name(disk)
-        with self._access.partial(str(path)) as left:
+        name = self._access.delta_name(disk)
+        with self._access.partial(self._batch.open(name)) as left:
             proven = left.proven()
-        with store_errors(path), self._root.holding(path) as (folder, name):
-            descriptor = folder.file(name, os.O_RDWR, sole=True)
-            made = DeltaFile(path, descriptor, keep=proven.end)
-        self._files[disk] = made
+        made = self._batch.reopen(name, proven.end)
+        self._names.append(name)
         return made, proven
 
     def commit(self) -> None:
@@ -142,19 +118,12 @@ class PartialPoint:
         Raises:
             StoreError: it is not in the store.
         """
-        with store_errors(self.folder), self._root.holding(self.folder) as (guest, name):
-            for file in self._files.values():
-                file.close_durably()
-            with guest.folder(name) as folder:
-                folder.sync()
-            for file in self._files.values():
-                self._access.read_entry(str(file.path))
-            guest.rename(name, self.final.name)
-            guest.sync()
+        self._batch.seal()
+        for name in self._names:
+            self._access.read(self._batch.open(name)).close()
+        self._batch.commit(self._final)
 
     def discard(self) -> None:
         """Remove what was written, as far as that is possible."""
-        for file in self._files.values():
-            file.abandon()
-        with contextlib.suppress(OSError), self._root.holding(self.folder) as (guest, name):
-            remove_folder(guest, name)
+        with contextlib.suppress(StoreError):
+            self._batch.discard()

@@ -1,26 +1,19 @@
 """Change what a store already holds: replace a delta, drop a point, pin one. Each step is atomic.
 
-A killed step leaves either the old state or the new one, and at most a hidden file or folder, which
-`tidy` removes. The guest's lock must be held for all but reading pins.
+A killed step leaves either the old state or the new one, and at most hidden objects, which `tidy`
+removes. The guest's lock must be held for all but reading pins.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from fleece.errors import DeltaError, StoreError
-from fleece.folder import Folder, Kind
-from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.backend import Backend
+from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint, point_key
 from fleece.store.envelope import wrap
-from fleece.store.errors import store_errors
-from fleece.store.names import DROPPED, MERGING, PIN, STEM, is_unfinished
-from fleece.store.removal import remove_folder
-from fleece.store.root import Root
-from fleece.store.sink import DeltaFile
+from fleece.store.names import PIN
 
 
 class Replacement:
@@ -30,19 +23,14 @@ class Replacement:
 
     Args:
         entry: what it replaces.
-        read: describes a delta of the store.
-        root: of the store.
+        access: how deltas of the store are opened.
     """
 
-    def __init__(self, entry: Entry, read: Callable[[str], Entry], root: Root) -> None:
-        self._read = read
+    def __init__(self, entry: Entry, access: Access) -> None:
+        self._access = access
         self._old = entry
-        self._path = Path(entry.path)
-        self._root = root
-        temporary = f".{self._path.name[:STEM]}{MERGING}-{secrets.token_hex(8)}"
-        with store_errors(self._path), root.holding(self._path) as (folder, _):
-            descriptor = folder.new_file(temporary, root.mode)
-            self.file = DeltaFile(self._path.with_name(temporary), descriptor)
+        self._draft = access.backend.replace(entry.key)
+        self.sink = self._draft.sink
 
     def commit(self) -> None:
         """Take the old file's place; when this returns, it has, durably.
@@ -51,120 +39,80 @@ class Replacement:
             DeltaError: the new file does not state the same disk; the old one stays.
             StoreError: the old one stays.
         """
-        with store_errors(self._path):
-            self.file.close_durably()
-            new = self._read(str(self.file.path))
-            if (new.root, new.header.point, new.header.disk) != (
-                self._old.root,
-                self._old.header.point,
-                self._old.header.disk,
-            ):
-                raise DeltaError("a merged delta has another root", where=self._path)
-            with self._root.holding(self._path) as (folder, name):
-                folder.rename(self.file.path.name, name)
-                folder.sync()
+        self._draft.seal()
+        with self._access.read(self._draft.open()) as delta:
+            new = Entry.of(delta, self._draft.key)
+        if (new.root, new.header.point, new.header.disk) != (
+            self._old.root,
+            self._old.header.point,
+            self._old.header.disk,
+        ):
+            raise DeltaError("a merged delta has another root", where=self._old.where)
+        self._draft.place(self._old.key)
 
     def discard(self) -> None:
         """Remove what was written, as far as that is possible."""
-        self.file.abandon()
-        with contextlib.suppress(OSError), self._root.holding(self.file.path) as (folder, name):
-            folder.remove(name)
+        self._draft.discard()
 
 
-def folders_of(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
-    """The folders that hold a point's deltas, copies too.
+def places_of(catalogue: Catalogue, point: StoredPoint) -> list[str]:
+    """The keys that a point's deltas are dropped by, copies too.
 
     Raises:
-        StoreError: one cannot be dropped at once, because a delta of another point is in it, or
-            because it does not hold all of the point's disks.
+        StoreError: one cannot be dropped at once, because a delta of another point is with it, or
+            because not all of the point's disks are.
     """
-    mine = _copies(catalogue, point)
-    paths = {entry.path for entry in mine}
-    folders = sorted({Path(path).parent for path in paths})
-    for folder in folders:
-        held = catalogue.in_folder(str(folder))
+    mine = {copy.key for copy in _copies(catalogue, point)}
+    found = {point_key(copy): copy for copy in _copies(catalogue, point)}
+    for place, copy in sorted(found.items()):
+        held = catalogue.beside(copy)
         here = {entry.header.disk for entry in held}
-        if any(entry.path not in paths for entry in held) or here != point.disks.keys():
+        if any(entry.key not in mine for entry in held) or here != point.disks.keys():
             raise StoreError(
                 f"point {point.id} does not have a folder of its own",
-                where=folder,
+                where=catalogue.access.backend.name(place),
                 hint="put each point's deltas into one folder STORE/GUEST/NAME",
             )
-    return folders
+    return sorted(found)
 
 
 def _copies(catalogue: Catalogue, point: StoredPoint) -> list[Entry]:
     return [copy for entry in point.disks.values() for copy in catalogue.copies(entry)]
 
 
-def drop(root: Root, folders: Iterable[Path]) -> list[str]:
-    """Take the folders of one point out of the store: all of a folder goes at once.
+def drop(backend: Backend, places: Iterable[str]) -> list[str]:
+    """Take one point out of the store.
 
     Args:
-        root: of the store.
-        folders: of the point.
+        backend: of the store.
+        places: of the point (`places_of`); all of one goes at once.
 
     Returns:
-        Paths of folders in which what is not fleece's stays.
+        Names of what stays, because it is not fleece's.
     """
-    kept: list[str] = []
-    for folder in folders:
-        with store_errors(folder), root.holding(folder) as (guest, name):
-            gone = f"{DROPPED}{name[:STEM]}-{secrets.token_hex(8)}"
-            guest.rename(name, gone)
-            guest.sync()
-            kept += _path(guest, remove_folder(guest, gone))
-    return kept
+    return [kept for place in places for kept in backend.drop(place)]
 
 
-def tidy(catalogue: Catalogue, guest: str) -> list[str]:
-    """Remove what killed steps left in the folders of a guest's points. Gives the paths."""
-    removed: list[str] = []
-    root = catalogue.root
-    with store_errors(catalogue.where):
-        points = {Path(e.path).parent for e in catalogue.entries if e.header.guest == guest}
-        for point in sorted(points):
-            with root.folder(*root.names(point)) as folder:
-                removed += _tidied(folder)
-        for parent in sorted({point.parent for point in points}):
-            with root.folder(*root.names(parent)) as folder:
-                for found in folder.entries():
-                    if found.kind is Kind.FOLDER and found.name.startswith(DROPPED):
-                        remove_folder(folder, found.name)
-                        removed.append(str(folder.path / found.name))
-    return removed
-
-
-def _tidied(folder: Folder) -> Iterator[str]:
-    for found in folder.entries():
-        if is_unfinished(found):
-            with contextlib.suppress(FileNotFoundError):  # a verification's note that is done
-                folder.remove(found.name)
-                yield str(folder.path / found.name)
-
-
-def _path(folder: Folder, name: str | None) -> list[str]:
-    return [] if name is None else [str(folder.path / name)]
+def tidy(catalogue: Catalogue, guest: str) -> Sequence[str]:
+    """Remove what killed steps left of a guest's points. Gives the names."""
+    mine = {point_key(entry) for entry in catalogue.entries if entry.header.guest == guest}
+    return catalogue.access.backend.tidy(sorted(mine))
 
 
 def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     """Protect a point, durably. Pinning twice is once."""
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
-    root, marker = catalogue.root, _pins(catalogue, point)[0]
-    with store_errors(marker), root.holding(marker) as (folder, name):
-        folder.put(name, wrap(catalogue.access.protection, "pin", said), root.mode)
+    access, marker = catalogue.access, _pins(catalogue, point)[0]
+    access.backend.put(marker, wrap(access.protection, "pin", said))
 
 
 def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
     """End the protection; gives whether there was any."""
-    found = False
-    for marker in _pins(catalogue, point):
-        with store_errors(marker), catalogue.root.holding(marker) as (folder, name):
-            if folder.has(name):
-                folder.remove(name)
-                folder.sync()
-                found = True
-    return found
+    backend = catalogue.access.backend
+    found = [marker for marker in _pins(catalogue, point) if backend.has(marker)]
+    for marker in found:
+        backend.delete(marker)
+    return bool(found)
 
 
 def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
@@ -173,14 +121,9 @@ def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
     Raises:
         StoreError: that cannot be told.
     """
-    for marker in _pins(catalogue, point):
-        with store_errors(marker):
-            if catalogue.root.has(marker):
-                return True
-    return False
+    return any(map(catalogue.access.backend.has, _pins(catalogue, point)))
 
 
-def _pins(catalogue: Catalogue, point: StoredPoint) -> list[Path]:
+def _pins(catalogue: Catalogue, point: StoredPoint) -> list[str]:
     name = catalogue.access.point_name(point.id)
-    folders = {Path(entry.path).parent for entry in _copies(catalogue, point)}
-    return sorted(folder / f"{name}{PIN}" for folder in folders)
+    return sorted({f"{point_key(copy)}/{name}{PIN}" for copy in _copies(catalogue, point)})

@@ -1,24 +1,23 @@
 """When each delta was last read to its last byte, and what came of it: a small file beside it.
 
-It says which file it is about, by inode, length and time of change. A delta that was replaced or
-copied counts as never verified; so does one whose record is unreadable, or of the future. With a
-key, nobody without it makes a record. In a store without one, whoever can write there can: records
-say what to read next, and prove nothing.
+It says which object it is about, by the stamp that the storage gives (`Backend.stamp`). A delta
+that was replaced or copied counts as never verified; so does one whose record is unreadable, or of
+the future. With a key, nobody without it makes a record. In a store without one, whoever can write
+there can: records say what to read next, and prove nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fleece.folder import Folder
+from fleece.errors import StoreError
 from fleece.store.catalogue import Access
 from fleece.store.envelope import unwrap, wrap
-from fleece.store.errors import store_errors
+from fleece.store.errors import Gone
 from fleece.store.names import VERIFIED
-from fleece.store.root import Root
 
 _FORMAT = {"format": "fleece verification", "version": 1}
 _KIND = "verification"
@@ -38,79 +37,37 @@ class Verification:
     sound: bool
 
 
-@dataclass(frozen=True)
-class FileState:
-    """Which file lies under a path now.
-
-    Attributes:
-        inode, length: of the file; bytes.
-        modified: when its content last changed, in nanoseconds since 1970.
-    """
-
-    inode: int
-    length: int
-    modified: int
-
-    @staticmethod
-    def of(root: Root, path: str) -> FileState:
-        """Look at a file of a store.
-
-        Raises:
-            OSError: nothing can be seen there.
-        """
-        with root.holding(path) as (folder, name):
-            return FileState.within(folder, name)
-
-    @staticmethod
-    def within(folder: Folder, name: str) -> FileState:
-        """Look at a file of an open folder.
-
-        Raises:
-            OSError: nothing can be seen there.
-        """
-        found = folder.stat(name)
-        return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def note(access: Access, path: str, state: FileState, verification: Verification) -> None:
+def note(access: Access, key: str, stamp: str, verification: Verification) -> None:
     """Note a verification, durably.
 
     Args:
         access: of the store.
-        path: of the delta.
-        state: of its file, from before it was read.
+        key: of the delta.
+        stamp: of it, from before it was read (`Backend.stamp`).
         verification: what came of it.
 
     Raises:
         StoreError: it cannot be written. (A delta that is gone by now needs no note.)
     """
-    said = _FORMAT | asdict(state) | {"time": verification.time.isoformat()}
+    said = _FORMAT | {"stamp": stamp, "time": verification.time.isoformat()}
     text = json.dumps(said | {"sound": verification.sound})
-    raw = wrap(access.protection, _KIND, text)
-    with (
-        store_errors(path),
-        contextlib.suppress(FileNotFoundError),
-        access.root.holding(path) as (folder, name),
-    ):
-        folder.put(name + VERIFIED, raw, access.root.mode)
+    with contextlib.suppress(Gone):
+        access.backend.put(key + VERIFIED, wrap(access.protection, _KIND, text))
 
 
-def last(access: Access, path: str, now: datetime) -> Verification | None:
+def last(access: Access, key: str, now: datetime) -> Verification | None:
     """The last verification of a delta; None: none that can be relied on.
 
     Args:
         access: of the store.
-        path: of the delta.
+        key: of the delta.
         now: a record of the future is not relied on.
     """
-    with (
-        contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError),
-        access.root.holding(path) as (folder, name),
-    ):
-        raw = folder.read(name + VERIFIED, _LONGEST)
+    with contextlib.suppress(StoreError, ValueError, TypeError, KeyError, RecursionError):
+        raw = access.backend.get(key + VERIFIED, _LONGEST)
         said = json.loads(unwrap(access.protection, _KIND, raw) or "null")
         time = datetime.fromisoformat(said["time"]).astimezone(UTC)
-        known = _FORMAT | asdict(FileState.within(folder, name))
+        known = _FORMAT | {"stamp": access.backend.stamp(key)}
         if known.items() <= said.items() and type(said["sound"]) is bool and time <= now:
             return Verification(time, said["sound"])
     return None

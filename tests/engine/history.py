@@ -11,7 +11,8 @@ from pathlib import Path
 from fleece.delta.header import ParentRef
 from fleece.delta.sink import Sink
 from fleece.extents import Extents
-from fleece.store.init import init, is_free
+from fleece.store.folder.create import is_free
+from fleece.store.init import init
 from fleece.store.open import open_store
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import LEAF, Change, OpenChain, applied, header, write_delta
@@ -79,7 +80,7 @@ class Guest:
             partial.commit()
         self.points.append(f"{sequence:010x}")
         for name in dirty:
-            self.paths.setdefault(name, []).append(partial.final / partial.file_name(name))
+            self.paths.setdefault(name, []).append(Path(partial.place(name)))
 
     def _delta(self, sink: Sink, name: str, dirty: Extents, sequence: int) -> None:
         state = self.states[name][-1]

@@ -40,7 +40,7 @@ import errno, io, json, os, signal, socket, sys, threading, time
 import fleece, fleece.api, fleece.cli.main, fleece.cli.verbs, fleece.nbd.binding
 import fleece.source.qemu.hold_by_jobs as classic, fleece.source.qemu.monitor as monitor
 import fleece.nbd.connection as connection, fleece.delta.writer as writer
-import fleece.store.sink as sink
+import fleece.store.folder.sink as sink
 fleece.nbd.binding.libnbd()
 
 def engine(job):

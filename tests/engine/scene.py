@@ -27,7 +27,7 @@ import pytest
 
 import fleece
 from fleece.events import DiskPlanned, Event, Listener, ignore
-from fleece.store.init import is_free
+from fleece.store.folder.create import is_free
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
@@ -471,7 +471,7 @@ class Scene:
         result = fleece.verify_store(catalogue)
         assert result.errors == ()
         for entry in catalogue.entries:
-            done = run("zstd", "-t", entry.path)
+            done = run("zstd", "-t", entry.where)
             assert done.returncode == 0, done.stderr
 
 

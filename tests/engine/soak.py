@@ -149,7 +149,7 @@ class Soak(Matrix):
 
     def delta_is_damaged(self) -> None:
         """At one bit, which verify must notice; then it is mended."""
-        path = Path(self._chance.choice(self._catalogue().entries).path)
+        path = Path(self._chance.choice(self._catalogue().entries).where)
         position = self._chance.randrange(path.stat().st_size)
         mask = 1 << self._chance.randrange(8)
         flip(path, position, mask)

@@ -455,5 +455,5 @@ def test_the_frames_are_as_small_as_zstd_makes_the_same_blocks(level: int, tmp_p
     with daemon(tmp_path, Disk(tmp_path / "d0.raw", "d0", "raw")) as scene:
         scene.backup("--level", level).succeeded()
         (entry,) = fleece.open_store(scene.store).catalogue().entries
-        with fleece.open_delta(entry.path) as delta:
+        with fleece.open_delta(entry.where) as delta:
             assert delta.footer.frame_bytes <= theirs * 1.03

@@ -70,7 +70,9 @@ def _server(path: Path, serve: Callable[[socket.socket], None]) -> Iterator[None
 
 def _backup_from(source: str, folder: Path) -> None:
     """Fail to back up from a source, in text and in JSON; the store stays as it was."""
-    store = folder / "store" if (folder / "store").exists() else fleece.init(folder / "store").path
+    store = folder / "store"
+    if not store.exists():
+        fleece.init(store)
     for words in ((), ("--json",)):
         ran = INTACT.run("backup", source, store, "--scratch", folder, *words)
         ran.failed(3, source.removeprefix("qmp:"))
@@ -198,7 +200,7 @@ def test_the_monitors_last_client_died_before_its_answer_came(
 
 @pytest.mark.parametrize("source", ["d0", "qmp:", "nbd://x", "/run/qmp.sock"])
 def test_a_source_is_written_wrongly(source: str, tmp_path: Path) -> None:
-    store = fleece.init(tmp_path / "store").path
+    store = Path(fleece.init(tmp_path / "store").where)
     INTACT.run("backup", source, store, "--json").failed(2, "qmp:SOCKET")
 
 
@@ -522,7 +524,7 @@ def test_a_full_temporary_folder_makes_no_delta_a_damaged_one(
 
 
 def _entries(scene: Scene) -> list[str]:
-    return [entry.path for entry in fleece.open_store(scene.store).catalogue().entries]
+    return [entry.where for entry in fleece.open_store(scene.store).catalogue().entries]
 
 
 def test_a_store_that_cannot_even_be_made(tmp_path: Path, scene: Scene) -> None:

@@ -21,6 +21,7 @@ import fleece.engine.backup.run as engine
 from fleece.engine.backup import reclaim
 from fleece.events import Event
 from fleece.extents import Extents
+from fleece.fileblob import named_file
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.place import Room
@@ -32,7 +33,7 @@ from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.pause import standing_still
 from fleece.source.qemu.scratch import Scratch
 from fleece.source.qemu.workfolder import Note, held_folder
-from fleece.store.sink import DeltaFile
+from fleece.store.folder.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
     INTACT,
@@ -612,7 +613,7 @@ def test_the_scratch_shrinks_as_data_becomes_durable(
         sync(self)
         copy = full_disk.folder / f"copy-{threading.get_ident()}"
         copy.write_bytes(held)
-        with fleece.open_store(full_disk.store).access.partial(str(copy)) as partial:
+        with fleece.open_store(full_disk.store).access.partial(named_file(copy)) as partial:
             durable.append(partial.proven().extents())
 
     def noted_trim(self: Connection, offset: int, length: int) -> None:

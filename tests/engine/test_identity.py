@@ -268,7 +268,7 @@ def test_a_chain_of_another_guest_is_not_imported_beside_the_own(guests: Guests)
     assert _import(first, delta, "--adopt")[0] == 0
     _write(first, 1)
     assert _mode(first.backup()) == "incremental"
-    new = fleece.init(guests.folder / "new").path
+    new = Path(fleece.init(guests.folder / "new").where)
     done = subprocess.run(
         [sys.executable, "-m", "fleece", "import", str(new), "--adopt"],
         cwd=first.engine.root,

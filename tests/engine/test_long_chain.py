@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, start: bytes) -> Path:
     """A store with the long chain, to be read alone."""
     made = fleece.init(tmp_path_factory.mktemp("long") / "store")
     long.fill(made, COUNT, guest=GUEST, disk=DISK, start=start)
-    return made.path
+    return Path(made.where)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def _modes(scene: Scene) -> list[str]:
 def test_a_long_chain_is_merged_pruned_and_salvaged(
     copy: Path, start: bytes, tmp_path: Path
 ) -> None:
-    newest = fleece.open_store(copy).catalogue().find("latest").disk(DISK).path
+    newest = fleece.open_store(copy).catalogue().find("latest").disk(DISK).where
     saved = tmp_path / "saved"
     _run("salvage", newest, "-o", saved).succeeded()
     _run("merge", copy, "latest", "--from", long.point_id(3)).succeeded()
@@ -159,7 +159,7 @@ def test_a_long_chain_is_merged_pruned_and_salvaged(
 
 
 def test_a_delta_of_a_long_chain_is_imported(copy: Path) -> None:
-    newest = Path(fleece.open_store(copy).catalogue().find("latest").disk(DISK).path)
+    newest = Path(fleece.open_store(copy).catalogue().find("latest").disk(DISK).where)
     away = newest.rename(copy.parent / "away")
     newest.parent.rmdir()
     words = [sys.executable, "-m", "fleece", "import", str(copy)]
@@ -246,7 +246,7 @@ def test_a_prune_reads_each_delta_once_however_many_stay(
     rules: KeepRules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _made(tmp_path, 200)
-    sizes = {str(path): path.stat().st_size for path in store.path.rglob("*.fleece")}
+    sizes = {str(path): path.stat().st_size for path in Path(store.where).rglob("*.fleece")}
     costs = Costs(monkeypatch)
     store.catalogue()
     look = max(costs.read.values())  # header, footer and directory

@@ -48,7 +48,7 @@ def same(scene: Scene, known: dict[str, dict[str, bytes]]) -> None:
             assert raw.read_bytes() == content, f"point {point} of {node} is not what it was"
             raw.unlink()
             line = found.line(found.find(point).disk(node))
-            read_alone(scene.folder / "alone", [entry.path for entry in line], content)
+            read_alone(scene.folder / "alone", [entry.where for entry in line], content)
 
 
 def read_alone(target: Path, paths: list[str], content: bytes) -> None:
@@ -87,14 +87,14 @@ def test_frames_are_copied_and_only_what_is_hidden_in_part_is_cut(scene: Scene) 
     scene.writer().write(KIB64, os.urandom(KIB64))
     scene.take()
     for entry in catalogue(scene).entries:
-        with fleece.open_delta(entry.path) as delta:
+        with fleece.open_delta(entry.where) as delta:
             for row in delta.rows().tolist():
                 found, frame = delta.record_at(*row)
                 images_frames[found.offset, found.length] = frame
     (disk,) = fleece.merge(fleece.open_store(scene.store), "latest").disks
     assert (disk.deltas, disk.frames, disk.cut) == (2, 8, 1)
     (entry,) = catalogue(scene).find("latest").disks.values()
-    with fleece.open_delta(entry.path) as delta:
+    with fleece.open_delta(entry.where) as delta:
         rows = delta.rows().tolist()
         same_frames = [
             delta.record_at(*row)[1] == images_frames.get((row[0], row[1])) for row in rows
@@ -109,7 +109,7 @@ def test_a_synthetic_full_needs_nothing_else(scene: Scene) -> None:
     fleece.merge(fleece.open_store(scene.store), last)
     (entry,) = catalogue(scene).find(last).disks.values()
     alone = scene.folder / "alone.fleece"
-    alone.write_bytes(Path(entry.path).read_bytes())
+    alone.write_bytes(Path(entry.where).read_bytes())
     read_alone(scene.folder / "raw", [str(alone)], known[last]["d0"])
     assert run("zstd", "-t", alone).returncode == 0
 
@@ -119,9 +119,9 @@ def test_merging_twice_changes_nothing(scene: Scene) -> None:
     store = fleece.open_store(scene.store)
     fleece.merge(store, "latest")
     (entry,) = catalogue(scene).find("latest").disks.values()
-    before = Path(entry.path).read_bytes()
+    before = Path(entry.where).read_bytes()
     assert fleece.merge(store, "latest").disks[0].deltas == 1
-    assert Path(entry.path).read_bytes() == before
+    assert Path(entry.where).read_bytes() == before
 
 
 def test_a_run_that_was_merged_already_can_be_merged_again(pair: Scene) -> None:
@@ -144,16 +144,16 @@ def test_a_point_that_is_not_on_the_line_is_refused(scene: Scene) -> None:
 def test_a_damaged_frame_is_not_merged_in(scene: Scene) -> None:
     known = history(scene, 2)
     entry = catalogue(scene).find(next(iter(known))).disk("d0")
-    with fleece.open_delta(entry.path) as delta:
+    with fleece.open_delta(entry.where) as delta:
         row = delta.rows()[-1]  # of the disk's end, which no later point wrote
         place = int(row["position"]) + 500
-    path = Path(entry.path)
+    path = Path(entry.where)
     raw = bytearray(path.read_bytes())
     raw[place] ^= 1
     path.write_bytes(raw)
-    newest = Path(catalogue(scene).find("latest").disk("d0").path)
+    newest = Path(catalogue(scene).find("latest").disk("d0").where)
     before = newest.read_bytes()
-    INTACT.run("merge", scene.store, "latest").failed(5, entry.path)
+    INTACT.run("merge", scene.store, "latest").failed(5, entry.where)
     assert newest.read_bytes() == before
     assert sorted(item.name for item in newest.parent.iterdir()) == [newest.name]
 

@@ -135,7 +135,7 @@ def test_doctor_names_the_package_of_a_missing_plugin(tmp_path: Path) -> None:
 
 
 def test_doctor_looks_at_scratch_and_store(tmp_path: Path) -> None:
-    words = ("doctor", "qmp:/nowhere", fleece.init(tmp_path / "store").path, "--scratch")
+    words = ("doctor", "qmp:/nowhere", fleece.init(tmp_path / "store").where, "--scratch")
     nowhere = _run(*words, tmp_path / "none").failed(3, "cannot be reached")
     assert "scratch (for backup, audit): NOT READY" in nowhere.out
     assert "store (for backup): ready, " in nowhere.out

@@ -71,7 +71,10 @@ MOMENTS = (
     Moment("one delta is merged", "fleece.store.rewrite", "Replacement.commit"),
     Moment("about to drop", "fleece.store.rewrite", "drop", "before"),
     Moment(
-        "a point is out, its files are there", "fleece.store.rewrite", "remove_folder", "before"
+        "a point is out, its files are there",
+        "fleece.store.folder.backend",
+        "remove_folder",
+        "before",
     ),
     Moment("one point is dropped", "fleece.store.rewrite", "drop"),
 )
@@ -96,7 +99,7 @@ def test_a_killed_prune_leaves_all_that_is_kept_and_the_next_one_ends_it(pair: S
 
 def test_what_cannot_all_be_seen_is_not_touched(scene: Scene) -> None:
     history(scene, 3)
-    paths = sorted(Path(entry.path) for entry in catalogue(scene).entries)
+    paths = sorted(Path(entry.where) for entry in catalogue(scene).entries)
     for path in paths:
         content = path.read_bytes()
         path.write_bytes(content[:-1])
@@ -106,7 +109,7 @@ def test_what_cannot_all_be_seen_is_not_touched(scene: Scene) -> None:
     paths[0].rename(gone)
     INTACT.run("prune", scene.store, "--keep-last", 1).failed(5)
     gone.rename(paths[0])
-    assert sorted(Path(entry.path) for entry in catalogue(scene).entries) == paths
+    assert sorted(Path(entry.where) for entry in catalogue(scene).entries) == paths
     INTACT.run("prune", scene.store).failed(2, "no rule")
 
 
@@ -114,11 +117,11 @@ def test_a_pin_beside_any_copy_of_a_point_holds(scene: Scene) -> None:
     """The copy whose path comes first is the one that is used; the pin is not beside it."""
     ids = [*history(scene, 3)]
     INTACT.run("pin", scene.store, ids[1]).succeeded()
-    pinned = Path(catalogue(scene).find(ids[1]).disk("d0").path)
+    pinned = Path(catalogue(scene).find(ids[1]).disk("d0").where)
     copied = pinned.parent.with_name("0-copy")
     copied.mkdir()
     shutil.copy(pinned, copied)
-    assert Path(catalogue(scene).find(ids[1]).disk("d0").path).parent == copied
+    assert Path(catalogue(scene).find(ids[1]).disk("d0").where).parent == copied
     INTACT.run("prune", scene.store, "--keep-last", 1).succeeded()
     assert _ids(scene) == ids[1:]
     INTACT.run("unpin", scene.store, ids[1]).succeeded()
@@ -129,7 +132,7 @@ def test_a_pin_beside_any_copy_of_a_point_holds(scene: Scene) -> None:
 
 def test_a_folder_that_somebody_put_into_a_points_is_kept_and_told(scene: Scene) -> None:
     ids = [*history(scene, 3)]
-    notes = Path(catalogue(scene).find(ids[0]).disk("d0").path).with_name("notes")
+    notes = Path(catalogue(scene).find(ids[0]).disk("d0").where).with_name("notes")
     notes.mkdir()
     (notes / "why").write_text("before the upgrade")
     ran = INTACT.run("prune", scene.store, "--keep-last", 1, "--json").succeeded()

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> fleece.Store:
 
 
 def _deltas(store: fleece.Store) -> list[Path]:
-    return sorted(store.path.rglob("*.fleece"))
+    return sorted(Path(store.where).rglob("*.fleece"))
 
 
 def _cut(store: fleece.Store) -> None:
@@ -56,7 +56,9 @@ _FAULTS: dict[str, tuple[Callable[[fleece.Store], object], str]] = {
 
 
 def _state(store: fleece.Store) -> dict[str, int]:
-    return {str(path): path.lstat().st_ino for path in store.path.rglob("*") if path.is_file()}
+    return {
+        str(path): path.lstat().st_ino for path in Path(store.where).rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(("spoil", "words"), _FAULTS.values(), ids=_FAULTS.keys())
@@ -70,7 +72,7 @@ def test_a_dry_run_refuses_what_the_real_one_refuses(
         before = _state(store)
         said = {}
         for option in ("--dry-run", "--json"):
-            ran = INTACT.run("prune", store.path, "--keep-last", 2, "--json", option)
+            ran = INTACT.run("prune", Path(store.where), "--keep-last", 2, "--json", option)
             ran.failed(5, words)
             said[option] = ran.result["error"]
         assert said["--dry-run"] == said["--json"]
@@ -84,7 +86,7 @@ def test_both_say_first_that_a_folder_cannot_be_written(
     """Not when one point is merged, and the next one cannot be."""
     with store.locked(long.GUEST):
         pass
-    for path in [store.path, *store.path.rglob("*")]:
+    for path in [Path(store.where), *Path(store.where).rglob("*")]:
         os.chown(path, _NOBODY, _NOBODY)
     for path in [tmp_path, *tmp_path.parents]:
         if path != Path("/"):
@@ -96,7 +98,7 @@ def test_both_say_first_that_a_folder_cannot_be_written(
         "from fleece.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     for option in ("--dry-run", "--json"):
-        words = [sys.executable, "-c", code, "prune", str(store.path), "--keep-last", "2"]
+        words = [sys.executable, "-c", code, "prune", str(Path(store.where)), "--keep-last", "2"]
         done = subprocess.run(
             [*words, "--json", option], cwd=ROOT, capture_output=True, text=True, check=False
         )

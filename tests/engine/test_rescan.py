@@ -43,7 +43,7 @@ def _restart(scene: Scene) -> None:
 def _stored(scene: Scene) -> fleece.Extents:
     """What the newest delta holds."""
     newest = fleece.open_store(scene.store).catalogue().find("latest", GUEST)
-    with fleece.open_delta(newest.disks["d0"].path) as delta:
+    with fleece.open_delta(newest.disks["d0"].where) as delta:
         return delta.extents()
 
 

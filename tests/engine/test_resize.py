@@ -54,7 +54,7 @@ def _resize(scene: Scene, *sizes: int) -> None:
 def _stored(scene: Scene) -> fleece.Extents:
     """What the newest delta holds."""
     newest = fleece.open_store(scene.store).catalogue().find("latest", GUEST)
-    with fleece.open_delta(newest.disks[DISK].path) as delta:
+    with fleece.open_delta(newest.disks[DISK].where) as delta:
         return delta.extents()
 
 
@@ -407,11 +407,11 @@ def test_what_was_cut_off_is_checked_all_the_same(line: Line) -> None:
     store = fleece.open_store(line.scene.store)
     entry = store.catalogue().find(line.points[4]).disks[DISK]
     full = store.catalogue().line(entry)[-1]
-    with fleece.open_delta(full.path) as delta:
+    with fleece.open_delta(full.where) as delta:
         last = delta.rows_within(full.header.size - 1, full.header.size)[0]
     assert entry.header.size < last["offset"]
     behind = int(last["position"]) + 1000  # the RECORD: in its zstd frame
-    flip(Path(full.path), behind)
+    flip(Path(full.where), behind)
     with pytest.raises(fleece.DeltaError, match="compressed data does not match"):
         line.scene.restore(DISK, line.points[4])
 
@@ -422,7 +422,7 @@ def test_a_partial_restore_brings_nothing_old_back(line: Line) -> None:
     newest = line.points[-1]
     expected = line.images[newest].read_bytes()
     for entry in store.catalogue().line(store.catalogue().find(newest).disks[DISK])[1:]:
-        path = Path(entry.path)
+        path = Path(entry.where)
         path.rename(path.with_suffix(".away"))
         target = line.scene.folder / "partial"
         result = fleece.restore_partial(store, newest, DISK, str(target))
@@ -439,9 +439,9 @@ def test_through_a_pipe_into_another_store(line: Line) -> None:
     other = fleece.init(line.scene.folder / "other")
     entry = fleece.open_store(line.scene.store).catalogue().find(line.points[-1]).disks[DISK]
     for part in reversed(fleece.open_store(line.scene.store).catalogue().line(entry)):
-        with open(part.path, "rb") as file:
+        with open(part.where, "rb") as file:
             fleece.import_delta(other, file.read)
-    line.scene.store = other.path
+    line.scene.store = Path(other.where)
     line.all_are_exact()
     assert line.scene.points() == len(HISTORY) * 2
 
@@ -449,7 +449,7 @@ def test_through_a_pipe_into_another_store(line: Line) -> None:
 def test_a_reader_of_the_formats_page_alone(finished: Line, tmp_path: Path) -> None:
     newest = finished.points[-1]
     catalogue = fleece.open_store(finished.scene.store).catalogue()
-    paths = [part.path for part in catalogue.line(catalogue.find(newest).disks[DISK])]
+    paths = [part.where for part in catalogue.line(catalogue.find(newest).disks[DISK])]
     raw = tmp_path / "raw"
     run_checked(sys.executable, INTACT.root / "tools" / "read_delta.py", raw, *paths)
     images.compare(raw, finished.images[newest], "raw", "raw")

@@ -528,7 +528,7 @@ FAULTS = (
     ),
     Mutation(
         "the file is not cut",
-        (("store/sink.py", "raw.truncate(keep)", "pass"),),
+        (("store/folder/sink.py", "raw.truncate(keep)", "pass"),),
     ),
     Mutation(
         "a point is taken without asking what is left",

@@ -192,7 +192,7 @@ def test_the_guest_is_let_go_before_the_workers_end(filled: Scene) -> None:
     ("module", "function"),
     [
         ("fleece.delta.writer", "DeltaWriter.finish"),
-        ("fleece.store.sink", "DeltaFile.close_durably"),
+        ("fleece.store.folder.sink", "DeltaFile.close_durably"),
     ],
 )
 def test_the_scratch_is_watched_while_the_deltas_are_made_durable(

@@ -15,7 +15,7 @@ import fleece
 from fleece.events import DeltaChecked, Event
 from fleece.store import verified
 from fleece.store.catalogue import Access
-from fleece.store.root import Root
+from fleece.store.folder.backend import FolderBackend
 from tests.engine.history import Guest, deep_guest
 from tests.engine.scene import INTACT, Engine, Mutation, flip
 from tests.unit.kit import LEAF
@@ -140,9 +140,9 @@ def drop(path: Path) -> None:
 
 
 def lie(path: Path) -> None:
-    access = Access(Root(path.parent))
-    state = verified.FileState.of(access.root, str(path))
-    verified.note(access, str(path), state, verified.Verification(NOW + timedelta(days=400), True))
+    access = Access(FolderBackend(path.parent))
+    stamp = access.backend.stamp(path.name)
+    verified.note(access, path.name, stamp, verified.Verification(NOW + timedelta(days=400), True))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ FAULTS = (
         (
             (
                 "store/verified.py",
-                "known = _FORMAT | asdict(FileState.within(folder, name))",
+                'known = _FORMAT | {"stamp": access.backend.stamp(key)}',
                 "known = _FORMAT",
             ),
         ),

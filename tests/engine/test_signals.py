@@ -221,7 +221,7 @@ def _full_pipe() -> Iterator[int]:
 
 def test_a_signal_ends_an_import_that_waits_for_its_stream(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    store = fleece.init(tmp_path / "store").path
+    store = Path(fleece.init(tmp_path / "store").where)
     words = ("import", store)
     _terminated_while_it_waits(*words, stdin=reading, stdout=subprocess.DEVNULL)
     os.close(reading)

@@ -472,7 +472,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                     "store/catalogue.py",
                     "oldest_first(mine, _head)",
                     "sorted(mine, key=lambda p: __import__('os').stat("
-                    "next(iter(p.disks.values())).path).st_mtime)",
+                    "next(iter(p.disks.values())).where).st_mtime)",
                 ),
             ),
         ),
@@ -485,7 +485,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
                 (
                     "store/catalogue.py",
                     "oldest_first(mine, _head)",
-                    "sorted(mine, key=lambda p: next(iter(p.disks.values())).path)",
+                    "sorted(mine, key=lambda p: next(iter(p.disks.values())).where)",
                 ),
             ),
         ),

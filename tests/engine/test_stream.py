@@ -182,13 +182,13 @@ def test_the_disks_of_a_point_come_one_by_one(tmp_path: Path) -> None:
         points = fleece.open_store(scene.store).catalogue().points
         other = scene.place(tmp_path / "other")
         for number, point in enumerate(points):
-            first = _import(other, Path(point.disks["d1"].path)).succeeded().result
+            first = _import(other, Path(point.disks["d1"].where)).succeeded().result
             assert first["missing"] == ["d0"]
             assert len(fleece.open_store(other).catalogue().of_guest(point.guest)) == number
-            second = _import(other, Path(point.disks["d0"].path)).succeeded().result
+            second = _import(other, Path(point.disks["d0"].where)).succeeded().result
             assert second["missing"] == []
         scene.check_exact(store=other)
-    again = _import(other, Path(points[0].disks["d0"].path)).succeeded().result
+    again = _import(other, Path(points[0].disks["d0"].where)).succeeded().result
     assert again["already"] is True
 
 
@@ -263,10 +263,10 @@ def test_an_import_does_not_write_over_what_is_there(scene: Scene, tmp_path: Pat
     scene.take()
     (entry,) = fleece.open_store(scene.store).catalogue().entries
     good = tmp_path / "good"
-    good.write_bytes(Path(entry.path).read_bytes())
-    Path(entry.path).write_bytes(good.read_bytes()[:-1])
+    good.write_bytes(Path(entry.where).read_bytes())
+    Path(entry.where).write_bytes(good.read_bytes()[:-1])
     _import(scene.store, good).failed(fleece.ExitCode.STORE, "move it away first")
-    Path(entry.path).unlink()
+    Path(entry.where).unlink()
     _import(scene.store, good).succeeded()
     scene.check_exact()
 

@@ -229,8 +229,8 @@ def test_the_command_line_says_so_in_one_line_and_by_its_exit_code(
     raw[place] ^= 0x20
     small.files[number].write_bytes(raw)
     for words in (
-        ("verify", small.store.path),
-        ("restore", small.store.path, _NEWEST, "vda", small.target),
+        ("verify", Path(small.store.where)),
+        ("restore", Path(small.store.where), _NEWEST, "vda", small.target),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "fleece", *map(str, words)],

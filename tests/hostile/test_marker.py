@@ -90,7 +90,7 @@ def _canonical(said: object) -> str:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with every field that a marker can have."""
-    return fleece.init(tmp_path_factory.mktemp("marked") / "store", KEY_FILE, BOTH).path
+    return Path(fleece.init(tmp_path_factory.mktemp("marked") / "store", KEY_FILE, BOTH).where)
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,8 @@ def test_no_edit_is_believed(data: st.DataObject, store: Path, genuine: bytes) -
 
 def test_a_marker_of_another_store_is_none_of_this_one(tmp_path: Path, genuine: bytes) -> None:
     other = fleece.Secret.of_passphrase("x")
-    theirs = fleece.init(tmp_path / "theirs", other, BOTH).path / MARKER
-    plain = fleece.init(tmp_path / "plain").path / MARKER
+    theirs = Path(fleece.init(tmp_path / "theirs", other, BOTH).where) / MARKER
+    plain = Path(fleece.init(tmp_path / "plain").where) / MARKER
     (tmp_path / "store").mkdir()
     assert "not the key" in _refused(tmp_path / "store", theirs.read_bytes())
     assert "this store has none" in _refused(tmp_path / "store", plain.read_bytes())
@@ -282,7 +282,7 @@ def test_a_passphrase_is_stretched_as_it_was(
     way: tuple[str, ...], value: object, tmp_path: Path
 ) -> None:
     """And a cost that would take all memory is refused before it is tried."""
-    path = fleece.init(tmp_path / "store", PASSPHRASE, BOTH).path
+    path = Path(fleece.init(tmp_path / "store", PASSPHRASE, BOTH).where)
     said = json.loads((path / MARKER).read_bytes())
     _refused(path, json.dumps(_put(said, way, value)).encode(), PASSPHRASE)
 

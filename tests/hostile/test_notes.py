@@ -59,11 +59,11 @@ def _store(folder: Path, wishes: fleece.StoreWishes) -> fleece.Store:
 
 def test_what_an_encrypted_store_holds_names_no_guest_no_disk_and_no_point(tmp_path: Path) -> None:
     store = _store(tmp_path / "store", SEALED)
-    found = [path for path in store.path.rglob("*") if path.is_file()]
+    found = [path for path in Path(store.where).rglob("*") if path.is_file()]
     kinds = {path.name.rpartition(".")[2] if "." in path.name[1:] else "" for path in found}
     assert {"json", "fleece", ""} <= kinds
     assert len(found) == 7  # marker, lock, two deltas, a pin, a verification, an audit's note
-    shown = "\n".join(str(path.relative_to(store.path)) for path in store.path.rglob("*"))
+    shown = "\n".join(str(path.relative_to(store.where)) for path in Path(store.where).rglob("*"))
     told = shown.encode() + b"".join(path.read_bytes() for path in found)
     for word in (GUEST, DISK, POINT, LEFT, CHAIN, store.chain_id(GUEST), "differ"):
         assert word.encode() not in told, word
@@ -71,7 +71,7 @@ def test_what_an_encrypted_store_holds_names_no_guest_no_disk_and_no_point(tmp_p
 
 @KINDS
 def test_all_of_it_is_found_again(wishes: fleece.StoreWishes, tmp_path: Path) -> None:
-    path = _store(tmp_path / "store", wishes).path
+    path = Path(_store(tmp_path / "store", wishes).where)
     store = fleece.open_store(path, KEY_FILE)
     assert store.distrusted(CHAIN, DISK) == REASON
     assert store.distrusted(CHAIN, "another") is None
@@ -94,7 +94,7 @@ def test_all_of_it_is_found_again(wishes: fleece.StoreWishes, tmp_path: Path) ->
 
 def _record(store: fleece.Store) -> tuple[str, Path]:
     (entry,) = store.catalogue().entries
-    return entry.path, Path(f"{entry.path}.verified.json")
+    return entry.key, Path(f"{entry.where}.verified.json")
 
 
 @KINDS
@@ -105,13 +105,13 @@ def test_a_verification_that_was_made_without_the_key_is_none(
     path, record = _record(store)
     genuine, now = record.read_bytes(), datetime.now(UTC)
     assert verified.last(store.access, path, now) is not None
-    state = verified.FileState.of(store.access.root, path)
+    state = store.backend.stamp(path)
     later = verified.Verification(now - timedelta(seconds=1), sound=True)
-    forger = Access(store.access.root)
+    forger = Access(store.backend)
     for secret in (None, Secret.of_passphrase("x")):
         if secret is not None:
             other = fleece.init(tmp_path / "other", secret, wishes)
-            forger = Access(store.access.root, secret, other.protection)
+            forger = Access(store.backend, secret, other.protection)
         verified.note(forger, path, state, later)
         assert verified.last(store.access, path, now) is None
     for at in range(len(genuine)):
@@ -128,10 +128,10 @@ def test_a_verification_that_was_made_without_the_key_is_none(
 def test_a_note_of_one_kind_is_none_of_another(wishes: fleece.StoreWishes, tmp_path: Path) -> None:
     store = _store(tmp_path / "store", wishes)
     path, record = _record(store)
-    (note,) = store.path.glob(f"{DISTRUST}*")
+    (note,) = Path(store.where).glob(f"{DISTRUST}*")
     record.write_bytes(note.read_bytes())
     assert verified.last(store.access, path, datetime.now(UTC)) is None
-    (pin,) = store.path.rglob("*.pin.json")
+    (pin,) = Path(store.where).rglob("*.pin.json")
     record.write_bytes(pin.read_bytes())
     assert verified.last(store.access, path, datetime.now(UTC)) is None
 
@@ -142,7 +142,7 @@ def test_a_note_of_a_failed_audit_that_is_altered_still_counts(
 ) -> None:
     """But its words, which may be made for the reader's terminal, are not shown."""
     store = _store(tmp_path / "store", wishes)
-    (note,) = store.path.glob(f"{DISTRUST}*")
+    (note,) = Path(store.where).glob(f"{DISTRUST}*")
     for text in (b"", b"all is well\n", b"\x1b[2J", note.read_bytes()[:-1], os.urandom(4000)):
         note.write_bytes(text)
         assert store.distrusted(CHAIN, DISK) == "an audit failed"
@@ -165,5 +165,5 @@ def test_without_a_key_notes_are_plain(tmp_path: Path) -> None:
     store = fleece.init(tmp_path / "store")
     with store.locked(GUEST):
         store.distrust(CHAIN, DISK, REASON)
-    assert (store.path / f"{DISTRUST}{CHAIN}-{DISK}").read_text() == f"{REASON}\n"
+    assert (Path(store.where) / f"{DISTRUST}{CHAIN}-{DISK}").read_text() == f"{REASON}\n"
     assert json.loads(wrap(None, "kind", '{"a": 1}')) == {"a": 1}

@@ -39,12 +39,11 @@ from fleece.engine.upkeep.retention import KeepRules
 from fleece.errors import FleeceError, Interrupted, StoreError
 from fleece.extents import Extents
 from fleece.folder import Folder
+from fleece.store.backend import Patience
 from fleece.store.catalogue import Entry
 from fleece.store.init import init
-from fleece.store.lock import Patience
 from fleece.store.marker import StoreWishes
 from fleece.store.open import open_store
-from fleece.store.spool import spooled
 from fleece.store.store import Store
 from fleece.tree import BlankDisk, NodeSource
 from tests.unit.kit import CHAIN, LEAF, header, write_delta
@@ -283,8 +282,7 @@ def _resume(store: Store, incoming: bytes) -> None:
     with store.locked(GUEST):
         for left in store.unfinished(GUEST):
             partial = store.resume(left)
-            file, proven = partial.reopen(DISK)
-            file.abandon()
+            _, proven = partial.reopen(DISK)
             assert proven.head.disk == DISK
 
 
@@ -515,7 +513,7 @@ def test_a_damaged_delta_is_damaged_and_not_somebody_elses(pattern: Path, tmp_pa
     for harmed in (b"", b"\0" * 4096, delta.read_bytes()[100:]):
         delta.write_bytes(harmed)
         catalogue = open_store(path).catalogue()
-        assert [str(delta)] == [damaged.path for damaged in catalogue.damaged]
+        assert [f"{_folder(3)}/{DISK}.fleece"] == [damaged.key for damaged in catalogue.damaged]
         assert catalogue.foreign == ()
         with pytest.raises(StoreError, match="the latest point cannot be told"):
             catalogue.find("latest")
@@ -629,15 +627,15 @@ def test_all_that_is_made_has_the_stores_mode_whatever_the_umask(
 
 def test_what_comes_in_is_private_until_it_is_known(tmp_path: Path) -> None:
     store = _made(tmp_path / "store", 0o644)
-    with spooled(store.access.root) as file:
-        assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    with store.spooled() as draft:
+        assert stat.S_IMODE((Path(store.where) / draft.key).stat().st_mode) == 0o600
 
 
 def test_a_guests_folder_keeps_the_group_of_a_shared_store(tmp_path: Path) -> None:
     store = init(tmp_path / "store")
-    store.path.chmod(0o2770)
+    Path(store.where).chmod(0o2770)
     with store.locked(GUEST):
-        assert (store.path / GUEST).stat().st_mode & stat.S_ISGID
+        assert (Path(store.where) / GUEST).stat().st_mode & stat.S_ISGID
 
 
 # ---- the lock --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -94,7 +95,7 @@ def fill(
             mode=Mode.FULL if parent is None else Mode.INCREMENTAL,
         )
         dirty = [*range(LEAVES)] if number == 1 else [_written(number)]
-        folder = store.path / guest / f"{number:06d}-{point_id(number)}"
+        folder = Path(store.where) / guest / f"{number:06d}-{point_id(number)}"
         folder.mkdir(parents=True)
         with (folder / f"{disk}.fleece").open("wb") as sink:
             writer = DeltaWriter(sink, head, known)

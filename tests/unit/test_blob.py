@@ -13,7 +13,7 @@ from fleece.errors import DeltaError, StoreError
 from fleece.fileblob import FileBlob, named_file, stored_file
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry
 from fleece.store.damaged_line import line_of
-from fleece.store.root import Root
+from fleece.store.folder.backend import FolderBackend
 from tests.unit.kit import Change, History, store_history
 
 
@@ -57,11 +57,11 @@ def test_damaged_files_are_opened_by_their_keys_and_not_by_their_names_in_messag
     held = {f"key {n}": path.read_bytes() for n, path in enumerate(_two(tmp_path))}
     held["key 1"] = held["key 1"][:-1]  # no footer
 
-    class InMemory(Root):
-        def blob(self, path: str) -> Held:
-            return Held(held[path], f"the file with {path}")
+    class InMemory(FolderBackend):
+        def open(self, key: str) -> Held:
+            return Held(held[key], f"the file with {key}")
 
-    access = Access(InMemory(Path("store")))
+    access = Access(InMemory("store"))
     entry = access.read_entry("key 0")
     with pytest.raises(DeltaError, match="the file with key 1: ") as caught:
         access.open("key 1")
@@ -71,7 +71,7 @@ def test_damaged_files_are_opened_by_their_keys_and_not_by_their_names_in_messag
     with pytest.raises(StoreError, match="may be newer"):
         catalogue.find("latest")
     line = line_of(catalogue, said.point.id, "vda")
-    assert [part.path for part in line.members] == ["key 1", "key 0"]
+    assert [part.key for part in line.members] == ["key 1", "key 0"]
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
@@ -85,7 +85,7 @@ def test_what_is_no_regular_file_of_the_store_is_not_opened(kind: str, tmp_path:
     else:
         place.mkdir()
     with pytest.raises(DeltaError, match=r"symbolic link|regular file") as caught:
-        Access(Root(tmp_path)).open(str(place))
+        Access(FolderBackend(tmp_path)).open(place.name)
     assert caught.value.where == str(place)
 
 

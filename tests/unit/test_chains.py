@@ -99,7 +99,7 @@ def test_a_backup_goes_on_with_the_stores_own_chain(kept: Store) -> None:
 def test_a_damaged_file_of_another_chain_may_be_newer(store: Store) -> None:
     _fill(store, JANUARY, 1, [1])
     _fill(store, JUNE, 6, [1, 2])
-    newest = Path(store.catalogue().find("latest").disk("vda").path)
+    newest = Path(store.catalogue().find("latest").disk("vda").where)
     newest.write_bytes(newest.read_bytes()[:-20])
     with pytest.raises(StoreError, match="the latest point cannot be told"):
         store.catalogue().find("latest")
@@ -110,6 +110,6 @@ def test_a_damaged_file_of_another_chain_may_be_newer(store: Store) -> None:
 
 
 def test_a_damaged_file_of_an_older_chain_hides_nothing(kept: Store) -> None:
-    old = Path(kept.catalogue().find(f"{JANUARY}10").disk("vda").path)
+    old = Path(kept.catalogue().find(f"{JANUARY}10").disk("vda").where)
     old.write_bytes(old.read_bytes()[:-20])
     assert kept.catalogue().find("latest").id == f"{JUNE}03"

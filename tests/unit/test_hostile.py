@@ -89,10 +89,10 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(kind: str, tmp_pa
 
 def test_a_marker_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     store = init(tmp_path / "store")
-    with open(store.path / MARKER, "r+b") as file:
+    with open(Path(store.where) / MARKER, "r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(StoreError, match="marker cannot be read"):
-        open_store(store.path)
+        open_store(Path(store.where))
 
 
 def test_tree_pages_are_within_their_limit_whatever_the_fan_out() -> None:

@@ -32,6 +32,7 @@ from fleece.engine.restore.salvage import salvage
 from fleece.engine.work.pool import Counter
 from fleece.errors import DeltaError, FleeceError, StoreError, UsageError, WrongKey, bug
 from fleece.extents import Extents
+from fleece.fileblob import named_file
 from fleece.keys import Derivation, Secret
 from fleece.store.init import init
 from fleece.store.loose import open_delta
@@ -89,13 +90,13 @@ def _counter() -> Counter:
 
 def _paths(store: Store) -> list[Path]:
     """The deltas, oldest first."""
-    return [Path(point.disks["vda"].path) for point in store.catalogue().points]
+    return [Path(point.disks["vda"].where) for point in store.catalogue().points]
 
 
 @EVERY
 def test_a_protected_chain_gives_back_what_was_put_in(wishes: StoreWishes, tmp_path: Path) -> None:
     store = _filled(tmp_path / "store", wishes)
-    again = open_store(store.path, SECRET).catalogue()
+    again = open_store(Path(store.where), SECRET).catalogue()
     for point, content in zip(again.points, (DISK, CHANGED), strict=True):
         with again.chain(point.disks["vda"]) as chain:
             assert read_back(chain) == content
@@ -112,9 +113,9 @@ def test_zstd_walks_a_protected_delta(wishes: StoreWishes, tmp_path: Path) -> No
 
 def test_nothing_of_an_encrypted_store_can_be_read_without_the_key(tmp_path: Path) -> None:
     store = _filled(tmp_path / "store", ENCRYPTED)
-    for path in store.path.rglob("*"):
+    for path in Path(store.where).rglob("*"):
         for word in ("secret", "web", "vda"):
-            assert word not in str(path.relative_to(store.path))
+            assert word not in str(path.relative_to(Path(store.where)))
         if path.suffix == ".fleece":
             raw = path.read_bytes()
             for text in (b"secret", b"vda", b"FREC", b"FHDR", b"\x28\xb5\x2f\xfd", b"parent"):
@@ -132,7 +133,7 @@ def test_two_encrypted_files_of_the_same_disk_share_no_frame(tmp_path: Path) -> 
 def test_every_byte_of_a_protected_delta_counts(wishes: StoreWishes, tmp_path: Path) -> None:
     store = _filled(tmp_path / "store", wishes)
     full, child = _paths(store)
-    with store.access.open(str(full)) as older:
+    with store.access.read(named_file(full)) as older:
         for mask in (0xFF, 0x01):
             _every_flip_is_noticed(store, child, Chain([older]), mask)
 
@@ -142,7 +143,7 @@ def _every_flip_is_noticed(store: Store, path: Path, older: Chain, mask: int) ->
     harmed = path.with_name("harmed")
     for at in range(len(raw)):
         harmed.write_bytes(raw[:at] + bytes([raw[at] ^ mask]) + raw[at + 1 :])
-        with pytest.raises(DeltaError), store.access.open(str(harmed)) as delta:
+        with pytest.raises(DeltaError), store.access.read(named_file(harmed)) as delta:
             check_delta(delta, older, _counter(), CancelToken())
     harmed.unlink()
 
@@ -154,7 +155,7 @@ def test_a_cut_encrypted_delta_is_incomplete(tmp_path: Path) -> None:
     for length in range(len(raw)):
         full.write_bytes(raw[:length])
         with pytest.raises(DeltaError):
-            store.access.open(str(full))
+            store.access.read(named_file(full))
 
 
 def test_who_has_not_the_key_cannot_make_a_keyed_delta_that_is_believed(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_frames_of_one_encrypted_file_cannot_be_put_into_another(tmp_path: Path)
     taken = full.read_bytes()
     child.write_bytes(child.read_bytes()[:116] + taken[116:])
     with pytest.raises(DeltaError, match="was altered"):
-        store.access.open(str(child))
+        store.access.read(named_file(child))
 
 
 @EVERY
@@ -186,7 +187,7 @@ def test_a_wrong_key_is_one_clear_error(wishes: StoreWishes, tmp_path: Path) -> 
     path = _paths(store)[0]
     for secret, words in ((OTHER, "not the key"), (PHRASE, "not the key"), (None, "by a key")):
         with pytest.raises(WrongKey, match=words):
-            open_store(store.path, secret)
+            open_store(Path(store.where), secret)
         with pytest.raises(WrongKey, match=words):
             open_delta(path, secret)
 
@@ -237,7 +238,7 @@ def test_a_store_that_is_like_another_has_its_key_but_an_id_of_its_own(
     wishes: StoreWishes, tmp_path: Path
 ) -> None:
     store = _filled(tmp_path / "store", wishes)
-    for name, like in (("store's", store.path), ("delta's", _paths(store)[0])):
+    for name, like in (("store's", Path(store.where)), ("delta's", _paths(store)[0])):
         made = init(tmp_path / name, SECRET, like=like)
         assert (made.protection, made.algorithm) == (store.protection, store.algorithm)
         assert made.id != store.id
@@ -328,10 +329,10 @@ def test_no_key_file_is_a_usage_error(tmp_path: Path) -> None:
 )
 def test_a_marker_that_makes_no_sense_is_no_store(harm: dict[str, object], tmp_path: Path) -> None:
     store = init(tmp_path / "store", SECRET, BOTH)
-    marker = store.path / MARKER
+    marker = Path(store.where) / MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | harm))
     with pytest.raises(StoreError, match="marker cannot be read"):
-        open_store(store.path, SECRET)
+        open_store(Path(store.where), SECRET)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_damaged_protected_delta_is_salvaged_with_its_key_alone(
     with store.locked(GUEST):
         _add(store, 1, disk, Extents.whole(len(disk)))
     (path,) = _paths(store)
-    with store.access.open(str(path)) as delta:
+    with store.access.read(named_file(path)) as delta:
         row = delta.rows()[2].tolist()
     harmed = bytearray(path.read_bytes())
     harmed[row[2] + 40] ^= 1
@@ -416,13 +417,13 @@ def test_a_protected_delta_that_was_cut_is_gone_on_with(
     with store.locked(GUEST):
         _add(store, 1, disk, whole)
     (path,) = _paths(store)
-    with store.access.open(str(path)) as delta:
+    with store.access.read(named_file(path)) as delta:
         root, start = delta.footer.root, delta.records_start
         places = sorted(delta.rows()["position"].tolist())
     raw = path.read_bytes()
     for cut in (start, places[1] + 1, places[2], places[3], len(raw) - 1):
         path.write_bytes(raw[:cut])
-        with store.access.partial(str(path)) as left:
+        with store.access.partial(named_file(path)) as left:
             proven = left.proven()
         with path.open("r+b") as file:
             file.truncate(proven.end)
@@ -430,7 +431,7 @@ def test_a_protected_delta_that_was_cut_is_gone_on_with(
             base = BlankDisk(proven.head.geometry)
             protection = store.protection
             write_delta(file, proven.head, base, disk, whole, 0, 3, protection, proven)
-        with store.access.open(str(path)) as delta:
+        with store.access.read(named_file(path)) as delta:
             check_delta(delta, None, _counter(), CancelToken())
             assert delta.footer.root == root
             assert read_back(Chain([delta])) == disk
@@ -445,8 +446,8 @@ def test_records_are_copied_into_another_delta_without_recompression(
     kinds = {None: StoreWishes(), SECRET: ENCRYPTED}
     source = _filled(tmp_path / "source", kinds[theirs], theirs)
     target = init(tmp_path / "target", mine, kinds[mine])
-    copy = tmp_path / "target" / "copy"
-    with source.access.open(str(_paths(source)[0])) as delta, copy.open("wb") as sink:
+    copy = tmp_path / "copy"
+    with source.access.read(named_file(_paths(source)[0])) as delta, copy.open("wb") as sink:
         head = dataclasses.replace(delta.header, file_id=uuid.UUID(int=77))
         writer = DeltaWriter(sink, head, BlankDisk(head.geometry), target.protection)
         frames = []
@@ -458,7 +459,7 @@ def test_records_are_copied_into_another_delta_without_recompression(
                 writer.data(found.offset, found.length, found.leaves, frame)
                 frames.append(frame)
         assert writer.finish().root == delta.footer.root
-    with target.access.open(str(copy)) as made:
+    with target.access.read(named_file(copy)) as made:
         check_delta(made, None, _counter(), CancelToken())
         kept = [made.record_at(*row) for row in made.rows().tolist()]
         assert [frame for found, frame in kept if found.kind is Kind.DATA] == frames

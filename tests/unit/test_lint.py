@@ -156,6 +156,14 @@ def test_only_a_kind_of_source_knows_it(path: Path) -> None:
     assert not used & {f"fleece.{name}" for name in named}
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in _FILES if _room(path) not in {"store", "testing"}], ids=_name
+)
+def test_nobody_knows_what_kinds_of_stores_there_are(path: Path) -> None:
+    """What is above the stores asks a `Backend`; `fleece.store.open` chooses one."""
+    assert not [name for name in _imports(path) if name.startswith("fleece.store.folder")]
+
+
 def _started(path: Path) -> Iterator[ast.Call]:
     """The calls that start a program."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -74,7 +74,7 @@ def _store_of(folder: Path, stored: list[Stored]) -> Store:
 
 
 def _path(store: Store, number: int) -> Path:
-    return store.path / "web" / str(number) / "vda.fleece"
+    return Path(store.where) / "web" / str(number) / "vda.fleece"
 
 
 def _survey(path: Path) -> Survey:
@@ -698,9 +698,11 @@ def test_the_command_line_salvages_and_restores_in_part(
     assert code == 0
     assert out.splitlines()[0] == f"lost: bytes {LEAF} to {2 * LEAF - 1}"
 
-    assert _fleece("restore", store.path, "latest", "vda", target)[0] == 5
+    assert _fleece("restore", store.where, "latest", "vda", target)[0] == 5
     assert not target.exists()
-    code, out, _ = _fleece("restore", store.path, "latest", "vda", target, "--partial", "--json")
+    code, out, _ = _fleece(
+        "restore", Path(store.where), "latest", "vda", target, "--partial", "--json"
+    )
     result = json.loads(out.splitlines()[-1])
     assert (code, result["ok"], result["exit_code"], result["lost"]) == (6, False, 6, lost)
     raw = tmp_path / "raw"
@@ -708,7 +710,9 @@ def test_the_command_line_salvages_and_restores_in_part(
     run_checked("qemu-img", "compare", "-f", "qcow2", "-F", "raw", target, raw)
 
     whole = chain[0].head.point.id
-    code, out, _ = _fleece("restore", store.path, whole, "vda", tmp_path / "whole", "--partial")
+    code, out, _ = _fleece(
+        "restore", Path(store.where), whole, "vda", tmp_path / "whole", "--partial"
+    )
     assert code == 0
     assert "nothing is lost" in out
     assert (tmp_path / "whole").read_bytes() == chain[0].disk

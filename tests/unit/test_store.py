@@ -29,8 +29,8 @@ from fleece.engine.upkeep.prune import set_pin
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
 from fleece.keys import Secret
-from fleece.store import sink as store_sink
 from fleece.store.catalogue import Catalogue, Entry
+from fleece.store.folder import sink as store_sink
 from fleece.store.init import init
 from fleece.store.marker import StoreWishes
 from fleece.store.names import LOCK, MARKER, safe_name
@@ -80,6 +80,11 @@ def _add(
     if commit:
         partial.commit()
     return partial
+
+
+def _only_file(partial: PartialPoint) -> Path:
+    (found,) = Path(partial.where).iterdir()
+    return found
 
 
 def _fill(store: Store, count: int, guest: str = "web") -> list[Entry]:
@@ -134,8 +139,8 @@ def test_a_store_has_the_mode_that_was_asked_for_whatever_the_umask(
     finally:
         os.umask(before)
     assert (made.marker.mode, made.marker.folder_mode) == (file, folder)
-    assert stat.S_IMODE(made.path.stat().st_mode) == folder
-    assert stat.S_IMODE((made.path / MARKER).stat().st_mode) == file
+    assert stat.S_IMODE(Path(made.where).stat().st_mode) == folder
+    assert stat.S_IMODE((Path(made.where) / MARKER).stat().st_mode) == file
 
 
 def test_all_that_is_made_in_a_store_has_its_mode(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_all_that_is_made_in_a_store_has_its_mode(tmp_path: Path) -> None:
     verify_store(store.catalogue(), record=True)
     set_pin(store, "latest")
     store.distrust(CHAIN, "vda", "a test")
-    found = {path: stat.S_IMODE(path.stat().st_mode) for path in store.path.rglob("*")}
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in Path(store.where).rglob("*")}
     assert len(found) >= 10
     for path, mode in found.items():
         private = 0o600 if path.name == LOCK else 0o640
@@ -440,7 +445,7 @@ def test_a_guest_of_any_name_is_kept_within_the_store(guest: str, store: Store) 
         _add(store, 1, guest=guest, disks=("../disk",))
     assert _ids(store.catalogue()) == [f"{1:010x}"]
     assert store.catalogue().points[0].guest == guest
-    assert {item.name for item in store.path.parent.iterdir()} == {"store"}
+    assert {item.name for item in Path(store.where).parent.iterdir()} == {"store"}
 
 
 # ---- the lock --------------------------------------------------------------------------------
@@ -459,7 +464,7 @@ with open_store(sys.argv[1]).locked("web"):
 def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until its stdin ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(store.path)],
+        [sys.executable, "-c", _HOLD, str(Path(store.where))],
         cwd=_ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -524,8 +529,8 @@ def test_a_point_that_is_being_written_is_not_in_the_store(store: Store) -> None
 def test_what_dead_runs_left_of_points_is_removed_and_told(store: Store) -> None:
     _fill(store, 1)
     left = _add(store, 2, commit=False)
-    assert store.remove_partial("web") == [str(left.folder)]
-    assert not left.folder.exists()
+    assert store.remove_partial("web") == [left.where]
+    assert not Path(left.where).exists()
     assert store.remove_partial("web") == []
     assert _ids(store.catalogue()) == [f"{1:010x}"]
 
@@ -533,14 +538,14 @@ def test_what_dead_runs_left_of_points_is_removed_and_told(store: Store) -> None
 def test_other_guests_partial_points_are_left_alone(store: Store) -> None:
     other = _add(store, 1, guest="db", commit=False)
     assert store.remove_partial("web") == []
-    assert other.folder.is_dir()
+    assert Path(other.where).is_dir()
 
 
 def test_a_discarded_point_leaves_nothing(store: Store) -> None:
     partial = _add(store, 1, commit=False)
     partial.discard()
-    assert not partial.folder.exists()
-    assert not partial.final.exists()
+    assert not Path(partial.where).exists()
+    assert not Path(partial.place("vda")).parent.exists()
 
 
 def test_a_delta_that_was_not_finished_is_not_committed(store: Store) -> None:
@@ -548,7 +553,7 @@ def test_a_delta_that_was_not_finished_is_not_committed(store: Store) -> None:
     partial.create("vda").write(b"half a delta")
     with pytest.raises(StoreError, match="not a fleece delta"):
         partial.commit()
-    assert not partial.final.exists()
+    assert not Path(partial.place("vda")).parent.exists()
 
 
 def test_a_point_never_replaces_another(store: Store) -> None:
@@ -571,6 +576,7 @@ def test_a_full_file_system_is_a_store_error_with_advice(store: Store) -> None:
         pytest.skip("no /dev/full here")
     partial = _begin(store, 1)
     sink = partial.create("vda")
+    assert isinstance(sink, store_sink.DeltaFile)
     sink._file.close()
     sink._file = io.BufferedWriter(io.FileIO("/dev/full", "w"))
     for use in (lambda: sink.write(b"x"), sink.sync, lambda: sink.write(bytes(1 << 20))):
@@ -587,7 +593,7 @@ def test_the_header_is_in_the_file_at_once(store: Store, monkeypatch: pytest.Mon
     sink = partial.create("vda")
     sink.write(b"header")
     sink.write(b"gathered")
-    assert sink.path.read_bytes() == b"header"
+    assert _only_file(partial).read_bytes() == b"header"
     partial.discard()
 
 
@@ -599,7 +605,7 @@ def test_what_is_gathered_does_not_wait_long(store: Store, monkeypatch: pytest.M
     sink.write(b"gathered")
     monkeypatch.setattr(store_sink, "GATHERED_FOR", 0)
     sink.write(b"later")
-    assert sink.path.read_bytes() == b"headergatheredlater"
+    assert _only_file(partial).read_bytes() == b"headergatheredlater"
     partial.discard()
 
 
@@ -614,7 +620,7 @@ def test_what_was_synced_is_in_the_file(store: Store, sizes: tuple[int, ...]) ->
         assert sink.write(data) == size
         written += data
         sink.sync()
-        assert sink.path.read_bytes() == written
+        assert _only_file(partial).read_bytes() == written
     partial.discard()
 
 
@@ -684,7 +690,7 @@ def test_a_file_that_cannot_be_synced_is_not_committed(
     with pytest.raises(StoreError, match="Input/output error"):
         partial.commit()
     monkeypatch.undo()
-    assert not partial.final.exists()
+    assert not Path(partial.place("vda")).parent.exists()
     assert store.catalogue().points == ()
 
 
@@ -702,13 +708,13 @@ def test_the_chain_of_a_point_is_found_by_its_headers(store: Store) -> None:
 
 def test_names_and_times_of_files_mean_nothing(store: Store) -> None:
     before = _fill(store, 3)
-    folders = sorted(path for path in (store.path / "web").iterdir() if path.is_dir())
+    folders = sorted(path for path in (Path(store.where) / "web").iterdir() if path.is_dir())
     for at, path in enumerate(folders):
         (file,) = path.iterdir()
         file.rename(path / f"{9 - at} renamed.fleece")
         os.utime(path / f"{9 - at} renamed.fleece", (10**9 - at, 10**9 - at))
         path.rename(path.with_name(f"{9 - at} renamed"))
-    (store.path / "web").rename(store.path / "no name of a guest")
+    (Path(store.where) / "web").rename(Path(store.where) / "no name of a guest")
     catalogue = store.catalogue()
     assert [(p.guest, p.id, p.sequence) for p in catalogue.points] == [
         ("web", f"{n:010x}", n) for n in (1, 2, 3)
@@ -722,7 +728,7 @@ def test_names_and_times_of_files_mean_nothing(store: Store) -> None:
 
 def test_two_files_that_exchanged_their_names_change_nothing(store: Store) -> None:
     _fill(store, 2)
-    one, other = sorted((store.path / "web").glob("*/*.fleece"))
+    one, other = sorted((Path(store.where) / "web").glob("*/*.fleece"))
     keep = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(keep)
@@ -735,7 +741,7 @@ def test_two_files_that_exchanged_their_names_change_nothing(store: Store) -> No
 
 def test_a_copy_of_a_point_does_not_double_it(store: Store) -> None:
     _fill(store, 2)
-    first = store.path / "web" / "000001-0000000001"
+    first = Path(store.where) / "web" / "000001-0000000001"
     shutil.copytree(first, first.with_name("a copy"))
     catalogue = store.catalogue()
     assert _ids(catalogue) == [f"{1:010x}", f"{2:010x}"]
@@ -745,9 +751,13 @@ def test_a_copy_of_a_point_does_not_double_it(store: Store) -> None:
 
 def test_files_that_are_no_deltas_by_their_ending_are_nobodys(store: Store) -> None:
     _fill(store, 1)
-    for path in (store.path, store.path / "web", store.path / "web" / "000001-0000000001"):
+    for path in (
+        Path(store.where),
+        Path(store.where) / "web",
+        Path(store.where) / "web" / "000001-0000000001",
+    ):
         (path / "README").write_text("hello")
-    (store.path / "web" / "000001-0000000001" / "folder.fleece").mkdir()
+    (Path(store.where) / "web" / "000001-0000000001" / "folder.fleece").mkdir()
     assert _problems(store) == ()
 
 
@@ -767,7 +777,7 @@ def test_a_point_without_one_of_its_disks_is_incomplete_and_does_not_count(
 
 def test_a_missing_parent_is_named_and_never_passed_over(store: Store) -> None:
     _fill(store, 3)
-    shutil.rmtree(store.path / "web" / "000002-0000000002")
+    shutil.rmtree(Path(store.where) / "web" / "000002-0000000002")
     catalogue = store.catalogue()
     newest = catalogue.find("latest").disk("vda")
     with pytest.raises(StoreError, match="point 0000000002 of disk vda, is not in the store"):
@@ -777,7 +787,7 @@ def test_a_missing_parent_is_named_and_never_passed_over(store: Store) -> None:
 
 def test_a_damaged_parent_is_named_where_its_absence_is_told(store: Store) -> None:
     _fill(store, 2)
-    harmed = next((store.path / "web").glob("000001-*/*.fleece"))
+    harmed = next((Path(store.where) / "web").glob("000001-*/*.fleece"))
     harmed.write_bytes(harmed.read_bytes()[:-1])
     catalogue = store.catalogue()
     with pytest.raises(StoreError, match=r"is not in the store \(1 damaged: .*incomplete or cut"):
@@ -872,17 +882,19 @@ def test_symbolic_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     outside = init(tmp_path / "outside")
     _fill(outside, 1, "db")
     _fill(store, 1)
-    (store.path / "db").symlink_to(outside.path / "db")
-    (store.path / "web" / "linked").symlink_to(outside.path / "db" / "000001-0000000001")
-    (file,) = outside.path.glob("db/*/*.fleece")
-    (store.path / "web" / "000001-0000000001" / "vdb.fleece").symlink_to(file)
+    (Path(store.where) / "db").symlink_to(Path(outside.where) / "db")
+    (Path(store.where) / "web" / "linked").symlink_to(
+        Path(outside.where) / "db" / "000001-0000000001"
+    )
+    (file,) = Path(outside.where).glob("db/*/*.fleece")
+    (Path(store.where) / "web" / "000001-0000000001" / "vdb.fleece").symlink_to(file)
     assert [point.guest for point in store.catalogue().points] == ["web"]
 
 
 def test_removing_a_partial_point_removes_no_links_target(store: Store, tmp_path: Path) -> None:
     partial = _add(store, 1, commit=False)
     (tmp_path / "precious").write_text("keep")
-    (partial.folder / "link").symlink_to(tmp_path / "precious")
+    (Path(partial.where) / "link").symlink_to(tmp_path / "precious")
     store.remove_partial("web")
     assert (tmp_path / "precious").read_text() == "keep"
 
@@ -892,7 +904,11 @@ def test_a_listing_that_fails_is_an_error_and_not_an_empty_store(
 ) -> None:
     _fill(store, 1)
     real = os.scandir
-    for broken in (store.path, store.path / "web", store.path / "web" / "000001-0000000001"):
+    for broken in (
+        Path(store.where),
+        Path(store.where) / "web",
+        Path(store.where) / "web" / "000001-0000000001",
+    ):
 
         def fail(folder: int, broken: Path = broken) -> Any:
             if os.readlink(f"/proc/self/fd/{folder}") == str(broken):
@@ -909,20 +925,20 @@ def test_of_several_deltas_of_one_point_the_one_with_the_shortest_whole_line_is_
     store: Store,
 ) -> None:
     first, second, third = (_fill(store, 3), store.catalogue().entries)[1]
-    merged = store.path / "web" / "aaa" / "merged.fleece"
+    merged = Path(store.where) / "web" / "aaa" / "merged.fleece"
     merged.parent.mkdir()
     head = dataclasses.replace(third.header, parent=None, mode=Mode.FULL)
     with merged.open("wb") as sink:
         content = _disk(3)
         write_delta(sink, head, BlankDisk(head.geometry), content, Extents.whole(len(content)))
     for _ in range(2):
-        assert store.catalogue().find("latest").disk("vda").path == str(merged)
+        assert store.catalogue().find("latest").disk("vda").where == str(merged)
         assert _problems(store) == ()
         merged = merged.rename(merged.with_name("renamed.fleece"))
     merged.unlink()
-    assert store.catalogue().find("latest").disk("vda").path == third.path
-    copy = shutil.copy(second.path, Path(first.path).with_name("copy.fleece"))
-    assert {str(copy), second.path} >= {store.catalogue().line(third)[1].path}
+    assert store.catalogue().find("latest").disk("vda").where == third.where
+    copy = shutil.copy(second.where, Path(first.where).with_name("copy.fleece"))
+    assert {str(copy), second.where} >= {store.catalogue().line(third)[1].where}
     assert _problems(store) == ()
 
 
@@ -946,7 +962,7 @@ def test_harm_anywhere_in_a_store_is_found_and_proves_no_point_that_needs_it(
 ) -> None:
     """Every seventh byte; `test_delta` does them all, a delta at a time."""
     _fill(store, 2)
-    files = sorted((store.path / "web").glob("*/*.fleece"))
+    files = sorted((Path(store.where) / "web").glob("*/*.fleece"))
     for number, path in enumerate(files):
         raw = path.read_bytes()
         for at in range(0, len(raw), 7):
@@ -962,7 +978,7 @@ def test_harm_anywhere_in_a_store_is_found_and_proves_no_point_that_needs_it(
 def test_every_problem_of_a_store_is_told_and_not_only_the_first(store: Store) -> None:
     _fill(store, 1, "web")
     _fill(store, 1, "db")
-    for path in store.path.glob("*/*/*.fleece"):
+    for path in Path(store.where).glob("*/*/*.fleece"):
         path.write_bytes(b"garbage")
     assert len(_problems(store)) == 2
 
@@ -971,7 +987,7 @@ def test_a_damaged_file_fails_the_verification_of_each_guest(store: Store) -> No
     """Nobody knows whose it was."""
     _fill(store, 2, "web")
     _fill(store, 1, "db")
-    newest = Path(store.catalogue().find("latest", "web").disk("vda").path)
+    newest = Path(store.catalogue().find("latest", "web").disk("vda").where)
     newest.write_bytes(newest.read_bytes()[:-50])
     for guest in ("web", "db"):
         result = verify_store(store.catalogue(), guest=guest)
@@ -987,13 +1003,13 @@ def test_a_guest_without_points_is_not_proven_whole(store: Store) -> None:
 
 def test_a_marker_of_the_first_stores_named_no_hash(store: Store) -> None:
     first = {"format": "fleece store", "version": 1, "id": store.id}
-    (store.path / MARKER).write_text(json.dumps(first))
-    _fill(open_store(store.path), 1)
-    assert open_store(store.path).algorithm.name == "xxh3-128"
+    (Path(store.where) / MARKER).write_text(json.dumps(first))
+    _fill(open_store(Path(store.where)), 1)
+    assert open_store(Path(store.where)).algorithm.name == "xxh3-128"
 
 
 def test_the_marker_is_json_that_names_itself(store: Store) -> None:
-    said = json.loads((store.path / MARKER).read_text())
+    said = json.loads((Path(store.where) / MARKER).read_text())
     assert said == {
         "format": "fleece store",
         "version": 1,
@@ -1005,7 +1021,11 @@ def test_the_marker_is_json_that_names_itself(store: Store) -> None:
 
 
 def test_a_store_is_opened_by_its_path_or_by_a_uri_of_that(store: Store) -> None:
-    for text in (str(store.path), f"file:{store.path}", f"file://{store.path}"):
+    for text in (
+        str(Path(store.where)),
+        f"file:{Path(store.where)}",
+        f"file://{Path(store.where)}",
+    ):
         assert open_store(text).id == store.id
 
 

@@ -27,7 +27,7 @@ class Reclaim:
     Args:
         point: that is read.
         disk: the disk's name.
-        sync: makes durable what the delta's file holds, as `DeltaFile.sync`.
+        sync: makes durable what the delta's file holds, as `NewObject.sync`.
     """
 
     def __init__(self, point: Point, disk: str, sync: Callable[[], None]) -> None:

@@ -62,7 +62,6 @@ from fleece.source.base import (
 from fleece.source.lost import reads_of
 from fleece.store.catalogue import Catalogue
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint
-from fleece.store.sink import DeltaFile
 from fleece.store.store import Store
 from fleece.version import VERSION
 
@@ -194,14 +193,14 @@ class _Run:
         check_backup_needs(chosen.transport)
         self._source.check_needs()
         if self._output is None:
-            room_in(self._store.path)
+            room_in(self._store.backend)
 
     def _warn_of_room(self, decisions: Sequence[Decision]) -> None:
         """Warn if the store may not take all that has changed. Of a whole disk nobody can tell."""
         changed = sum(made.since.changed for made in decisions if made.since is not None)
-        left = room_in(self._store.path)
-        if left < changed:
-            text = f"{self._store.path}: the store may run out of room: {left} bytes are left, "
+        left = room_in(self._store.backend)
+        if left is not None and left < changed:
+            text = f"{self._store.where}: the store may run out of room: {left} bytes are left, "
             self._listener(events.Warned(f"{text}and {changed} bytes have changed"))
 
     def _forget(self, taken: Taken, oldest: int | None, after: Aftermath) -> None:
@@ -466,9 +465,11 @@ class _Run:
         name, protection = export.disk, self._store.protection
         if taken.left is None or isinstance(sinks, Stream):
             head = self._header(taken, opened.made, export.size, opened.granularity)
+            if isinstance(sinks, Stream):
+                return copy_job(opened, head, sinks.create(name), protection)
             sink = sinks.create(name)
             job = copy_job(opened, head, sink, protection)
-            if taken.living.reclaims and isinstance(sink, DeltaFile):
+            if taken.living.reclaims:
                 job.stored = Reclaim(taken.living, name, sink.sync).stored
             return job
         sink, proven = sinks.reopen(name)

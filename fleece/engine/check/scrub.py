@@ -84,8 +84,8 @@ def scrub(
     chosen = _part(due, rules.fraction * sum(entry.stored_bytes for entry in mine))
     check = Checker(catalogue, listener, cancel or CancelToken())
 
-    def noted(path: str, state: verified.FileState, sound: bool) -> None:
-        verified.note(catalogue.access, path, state, verified.Verification(now, sound))
+    def noted(key: str, stamp: str, sound: bool) -> None:
+        verified.note(catalogue.access, key, stamp, verified.Verification(now, sound))
 
     check.noted = noted
     check.announce(sum(entry.data_bytes for entry in chosen))
@@ -103,13 +103,13 @@ def _due(access: Access, entries: list[Entry], rules: ScrubRules, now: datetime)
     before = now if rules.max_age is None else rules.max_age.before(now)
     aged = [(_verified(access, entry, now), entry) for entry in entries]
     due = [(time, entry) for time, entry in aged if time <= before]
-    due.sort(key=lambda item: (item[0], item[1].header.point.sequence, item[1].path))
+    due.sort(key=lambda item: (item[0], item[1].header.point.sequence, item[1].key))
     return [entry for _, entry in due]
 
 
 def _verified(access: Access, entry: Entry, now: datetime) -> datetime:
     """When a delta was last found sound; a failed verification is none."""
-    found = verified.last(access, entry.path, now)
+    found = verified.last(access, entry.key, now)
     return _NEVER if found is None or not found.sound else found.time
 
 

@@ -71,11 +71,12 @@ def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
     """
     now = now or datetime.now(UTC)
     access = catalogue.access
-    past = {entry.path: verified.last(access, entry.path, now) for entry in catalogue.entries}
+    past = {entry.key: verified.last(access, entry.key, now) for entry in catalogue.entries}
     problems = [str(problem) for problem in problems_of(catalogue)]
-    for path, last in sorted(past.items()):
+    for key, last in sorted(past.items()):
         if last is not None and not last.sound:
-            problems.append(f"{path}: was not sound when it was last verified, at {last.time}")
+            where = access.backend.name(key)
+            problems.append(f"{where}: was not sound when it was last verified, at {last.time}")
     names = sorted({point.guest for point in catalogue.points})
     guests = tuple(_guest(catalogue, name, past, now) for name in names)
     return StoreStatus(guests, tuple(dict.fromkeys(problems)), catalogue.foreign)
@@ -86,7 +87,7 @@ _Past = dict[str, verified.Verification | None]
 
 def _guest(catalogue: Catalogue, guest: str, past: _Past, now: datetime) -> GuestStatus:
     entries = [entry for entry in catalogue.entries if entry.header.guest == guest]
-    known = [past[entry.path] for entry in entries]
+    known = [past[entry.key] for entry in entries]
     sound = [last.time for last in known if last is not None and last.sound]
     points = catalogue.of_guest(guest)
     good, depth = _last_good(catalogue, points, past)
@@ -125,10 +126,10 @@ def _last_good(
         """Whether nothing of a line failed; what is known of a delta's line is not looked for."""
         seen: list[str] = []
         at: Entry | None = entry
-        while at is not None and at.path not in sound:
-            last = past[at.path]
-            seen.append(at.path)
-            if at.path in doubtful or (last is not None and not last.sound):
+        while at is not None and at.key not in sound:
+            last = past[at.key]
+            seen.append(at.key)
+            if at.key in doubtful or (last is not None and not last.sound):
                 doubtful.update(seen)
                 return False
             at = catalogue.parent(at)

@@ -24,7 +24,6 @@ from fleece.errors import FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint
-from fleece.store.errors import store_errors
 from fleece.store.lines import OpenLines
 from fleece.tree import BlankDisk, HashArray, NodeSource
 
@@ -93,8 +92,8 @@ def _data_bytes(catalogue: Catalogue, points: Sequence[StoredPoint]) -> int:
             with contextlib.suppress(StoreError):
                 catalogue.check_line(entry)
                 at: Entry | None = entry
-                while at is not None and at.path not in wanted:
-                    wanted[at.path] = at.data_bytes
+                while at is not None and at.key not in wanted:
+                    wanted[at.key] = at.data_bytes
                     at = catalogue.parent(at)
     return sum(wanted.values())
 
@@ -135,18 +134,18 @@ class _Recorder:
         self._time = datetime.now(UTC)
         self._works = True
 
-    def note(self, path: str, state: verified.FileState, sound: bool) -> None:
+    def note(self, key: str, stamp: str, sound: bool) -> None:
         """Note one; a warning tells of the first that cannot be noted."""
         if not self._works:
             return
         try:
-            verified.note(self._access, path, state, verified.Verification(self._time, sound))
+            verified.note(self._access, key, stamp, verified.Verification(self._time, sound))
         except StoreError as error:
             self._works = False
             self._listener(events.Warned(f"what is verified cannot be noted in the store: {error}"))
 
 
-def _forget(path: str, state: verified.FileState, sound: bool) -> None:
+def _forget(key: str, stamp: str, sound: bool) -> None:
     """Note nothing."""
 
 
@@ -154,7 +153,7 @@ class Checker:
     """Checks deltas, each at most once, and goes on after a failure. `close` it.
 
     Attributes:
-        noted: is told what came of each file, with its path and its state before it was read.
+        noted: is told what came of each delta, with its key and its stamp before it was read.
         errors: one line for each thing that is wrong.
         deltas, read_bytes: how many were sound, and their bytes of file.
     """
@@ -168,7 +167,7 @@ class Checker:
         self._lines = OpenLines(catalogue)
         self._sound: dict[str, bool] = {}
         self._counter = Counter(listener, events.Phase.VERIFY, catalogue.where, 0)
-        self.noted: Callable[[str, verified.FileState, bool], None] = _forget
+        self.noted: Callable[[str, str, bool], None] = _forget
         self.errors: list[str] = []
         self.deltas = 0
         self.read_bytes = 0
@@ -212,20 +211,19 @@ class Checker:
             return False
         unchecked: list[Entry] = []
         at: Entry | None = entry
-        while at is not None and at.path not in self._sound:
+        while at is not None and at.key not in self._sound:
             unchecked.append(at)
             at = self._catalogue.parent(at)
-        sound = at is None or self._sound[at.path]
+        sound = at is None or self._sound[at.key]
         for part in reversed(unchecked):
             sound = self._delta(part) and sound
-            self._sound[part.path] = sound
+            self._sound[part.key] = sound
         return sound
 
     def _delta(self, entry: Entry) -> bool:
-        state: verified.FileState | None = None
+        stamp: str | None = None
         try:
-            with store_errors(entry.path):
-                state = self._state(entry)
+            stamp = self._stamp(entry)
             parent = self._catalogue.parent(entry)
             older = None if parent is None else self._lines.chain(parent)
             # Opened now, although it may be open as another's parent: that may be an older file.
@@ -236,9 +234,9 @@ class Checker:
         except SpoolError:
             raise
         except StoreError as error:
-            self._failed(entry, state, error)
+            self._failed(entry, stamp, error)
             return False
-        self.noted(entry.path, state, True)
+        self.noted(entry.key, stamp, True)
         self.deltas += 1
         self.read_bytes += entry.stored_bytes
         head = entry.header
@@ -248,7 +246,7 @@ class Checker:
     def _failed(
         self,
         entry: Entry,
-        state: verified.FileState | None,
+        stamp: str | None,
         error: StoreError,
     ) -> None:
         """Tell of a failed check; note it only if this very file is to blame.
@@ -258,20 +256,20 @@ class Checker:
         if not self._still_there(self._catalogue.line(entry)[1:]):
             text = "what it builds on was removed or replaced while it was verified, or is damaged"
             hint = "if a prune or a merge ran, verify again"
-            self.problem(StoreError(f"{text} ({error.what})", where=entry.path, hint=hint))
+            self.problem(StoreError(f"{text} ({error.what})", where=entry.where, hint=hint))
             return
         self.problem(error)
-        with contextlib.suppress(OSError):
-            if state is not None and self._state(entry) == state:
-                self.noted(entry.path, state, False)
+        with contextlib.suppress(StoreError):
+            if stamp is not None and self._stamp(entry) == stamp:
+                self.noted(entry.key, stamp, False)
 
-    def _state(self, entry: Entry) -> verified.FileState:
-        return verified.FileState.of(self._catalogue.root, entry.path)
+    def _stamp(self, entry: Entry) -> str:
+        return self._catalogue.access.backend.stamp(entry.key)
 
     def _still_there(self, entries: Sequence[Entry]) -> bool:
         """Whether some deltas are still those that the catalogue was read from."""
         try:
-            return all(self._catalogue.read_entry(entry.path) == entry for entry in entries)
+            return all(self._catalogue.read_entry(entry.key) == entry for entry in entries)
         except StoreError:
             return False
 

@@ -31,7 +31,7 @@ class Wish:
 
     Attributes:
         store: what `open_store` opens the store by.
-        lines: of each disk, by its name, the paths of the deltas that lead to the point, newest
+        lines: of each disk, by its name, the keys of the deltas that lead to the point, newest
             first: so that only the parent process reads the whole store.
         secret: of the store, as `Secret.to_pipe` gives it; None: it has none.
     """
@@ -95,7 +95,7 @@ class Exports:
         self._told: set[str] = set()
         with contextlib.ExitStack() as stack:
             self._disks = {
-                name: ChainDisk(Chain([stack.enter_context(access.open(path)) for path in line]))
+                name: ChainDisk(Chain([stack.enter_context(access.open(key)) for key in line]))
                 for name, line in wish.lines.items()
             }
             self._stack = stack.pop_all()

@@ -140,7 +140,7 @@ def serve(
         catalogue = store.catalogue()
         found = catalogue.find(point, guest)
         names = disks or tuple(sorted(found.disks))
-        lines = {name: [e.path for e in catalogue.line(found.disk(name))] for name in names}
+        lines = {name: [e.key for e in catalogue.line(found.disk(name))] for name in names}
         groups = [(name,) for name in names] if writable else [names]
         servers = []
         for group in groups:
@@ -153,9 +153,8 @@ def serve(
 
 
 def _wish(store: Store, lines: dict[str, list[str]]) -> Wish:
-    paths = {name: [str(Path(path).absolute()) for path in line] for name, line in lines.items()}
     secret = store.access.secret
-    return Wish(str(store.path.absolute()), paths, None if secret is None else secret.to_pipe())
+    return Wish(store.backend.address, lines, None if secret is None else secret.to_pipe())
 
 
 @contextlib.contextmanager

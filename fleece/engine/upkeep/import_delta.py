@@ -13,10 +13,8 @@ from fleece.engine.backup.identity import check_taken_in
 from fleece.engine.check.verify import check_delta
 from fleece.engine.work.pool import Counter
 from fleece.errors import StoreError
+from fleece.store.backend import Draft, NewObject, Patience
 from fleece.store.catalogue import Catalogue, Entry
-from fleece.store.lock import Patience
-from fleece.store.sink import DeltaFile
-from fleece.store.spool import spooled
 from fleece.store.store import Store
 
 _PIECE = 1 << 20
@@ -30,7 +28,7 @@ class ImportResult:
 
     Attributes:
         point, guest, disk, root: of the delta.
-        delta: its path in the store.
+        delta: where it is, for messages.
         stored_bytes: the file's length.
         already: the store had it.
         missing: disks of the point that the store still lacks.
@@ -70,25 +68,25 @@ def import_delta(
         StoreError: what it builds on is not in the store, or the store has another of its kind.
     """
     cancel = cancel or CancelToken()
-    with spooled(store.access.root) as file:
-        _spool(file, read, cancel)
+    with store.spooled() as draft:
+        _spool(draft.sink, read, cancel)
         with (
-            store.access.open(str(file.path)) as delta,
+            store.access.read(draft.open()) as delta,
             store.locked(delta.header.guest, Patience(_PATIENCE, cancel)),
         ):
-            return _take_in(store, file, delta, listener, cancel, adopt)
+            return _take_in(store, draft, delta, listener, cancel, adopt)
 
 
 def _take_in(
     store: Store,
-    file: DeltaFile,
+    draft: Draft,
     delta: DeltaReader,
     listener: events.Listener,
     cancel: CancelToken,
     adopt: bool,
 ) -> ImportResult:
     catalogue = store.catalogue()
-    entry = Entry.of(delta, str(file.path))
+    entry = Entry.of(delta, draft.key)
     head = entry.header
     disks = _disks_of(catalogue, entry)
     held = disks.get(head.disk)
@@ -101,15 +99,15 @@ def _take_in(
                 _check(delta, older, listener, cancel)
         else:
             _check(delta, None, listener, cancel)
-        place = str(store.take_in(file, entry, next(iter(disks.values()), None)))
+        place = store.take_in(draft, entry, next(iter(disks.values()), None))
         listener(events.Committed(head.point.id))
     elif held.root == entry.root:
-        place = held.path
+        place = held.where
     else:
         raise StoreError(
             f"holds another root ({held.root}) of point {head.point.id}, disk {head.disk}, "
             f"than the stream ({entry.root})",
-            where=held.path,
+            where=held.where,
         )
     return ImportResult(
         point=head.point.id,
@@ -123,17 +121,17 @@ def _take_in(
     )
 
 
-def _spool(file: DeltaFile, read: Callable[[int], bytes], cancel: CancelToken) -> None:
+def _spool(sink: NewObject, read: Callable[[int], bytes], cancel: CancelToken) -> None:
     try:
         while piece := read(_PIECE):
             cancel.check()
             view = memoryview(piece)
             while len(view):
-                view = view[file.write(view) :]
+                view = view[sink.write(view) :]
     except OSError as error:
         raise StoreError(f"the stream cannot be read ({error.strerror})") from error
     cancel.check()
-    file.sync()
+    sink.sync()
 
 
 def _disks_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:

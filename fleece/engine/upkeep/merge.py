@@ -24,9 +24,9 @@ from fleece.engine.work.pool import Counter
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
 from fleece.store import rewrite
+from fleece.store.backend import NewObject
 from fleece.store.catalogue import Entry, StoredPoint
 from fleece.store.lines import OpenLines
-from fleece.store.sink import DeltaFile
 from fleece.store.store import Store
 from fleece.tree import BlankDisk, NodeSource
 from fleece.version import VERSION
@@ -139,15 +139,14 @@ def merge_disk(
     """
     if count < 2:
         return MergedDisk(newest.header.disk, newest.root, 1, 0, 0, newest.stored_bytes)
-    catalogue = lines.catalogue
-    new = rewrite.Replacement(newest, catalogue.read_entry, catalogue.root)
+    new = rewrite.Replacement(newest, lines.catalogue.access)
     try:
-        work = _Merge(lines.chain(newest), count, new.file, listener, cancel)
+        work = _Merge(lines.chain(newest), count, new.sink, listener, cancel)
         summary = work.run()
         if summary.root.hex() != newest.root:
             raise DeltaError(
                 f"merging gives root {summary.root.hex()}, the point has {newest.root}",
-                where=newest.path,
+                where=newest.where,
                 hint="'fleece verify' tells which delta is damaged; nothing was changed",
             )
         cancel.check()
@@ -185,7 +184,7 @@ class _Merge:
         self,
         chain: Chain,
         count: int,
-        sink: DeltaFile,
+        sink: NewObject,
         listener: events.Listener,
         cancel: CancelToken,
     ) -> None:

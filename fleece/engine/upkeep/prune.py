@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from fleece import events
 from fleece.cancel import CancelToken
@@ -24,7 +22,7 @@ from fleece.engine.upkeep.merge import merge_disk
 from fleece.engine.upkeep.retention import KeepRules, choose
 from fleece.errors import StoreError
 from fleece.store import rewrite
-from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.catalogue import Catalogue, Entry, StoredPoint, point_key
 from fleece.store.lines import OpenLines
 from fleece.store.store import Store
 
@@ -80,7 +78,7 @@ class _GuestPlan:
     guest: str
     points: tuple[PlannedPoint, ...]
     merges: tuple[tuple[Entry, int], ...]
-    drops: tuple[tuple[StoredPoint, list[Path], int], ...]
+    drops: tuple[tuple[StoredPoint, list[str], int], ...]
 
 
 def prune(
@@ -157,7 +155,7 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
         for point in points
     )
     drops = tuple(
-        (point, rewrite.folders_of(catalogue, point), sizes[point.id])
+        (point, rewrite.places_of(catalogue, point), sizes[point.id])
         for point in reversed(points)
         if point.id not in kept
     )
@@ -173,20 +171,23 @@ def _can_be_done(catalogue: Catalogue, plan: _GuestPlan) -> None:
     Raises:
         StoreError: a folder cannot be written, or deltas that are to be merged do not fit.
     """
-    merged = {Path(entry.path).parent for entry, _ in plan.merges}
-    gone = {folder.parent for _, folders, _ in plan.drops for folder in folders}
-    gone |= {folder for _, folders, _ in plan.drops for folder in folders}
-    for folder in sorted(merged | gone):
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+    backend = catalogue.access.backend
+    changed = {point_key(entry) for entry, _ in plan.merges}
+    gone = {place for _, places, _ in plan.drops for place in places}
+    changed |= gone | {place.partition("/")[0] for place in gone}
+    for key in sorted(changed):
+        if not backend.writable(key):
             raise StoreError(
-                "cannot be written", where=folder, hint="nothing was deleted; look at its mode"
+                "cannot be written",
+                where=backend.name(key),
+                hint="nothing was deleted; look at its mode",
             )
     for entry, count in plan.merges:
         child = entry
         for _ in range(count):
             parent = catalogue.parent(child)
             if parent is not None:
-                check_fit(child.header, parent.header, parent.root, (child.path, parent.path))
+                check_fit(child.header, parent.header, parent.root, (child.where, parent.where))
                 child = parent
 
 
@@ -242,18 +243,18 @@ def _keep_shared(
 
     A parent's sequence is below its child's, so all that builds on a delta is known before it.
     """
-    heads = {entry.path for point in points for entry in point.disks.values()}
+    heads = {entry.key for point in points for entry in point.disks.values()}
     takers: Counter[str] = Counter()
     for _, same in itertools.groupby(_newest_first(catalogue, points), key=_sequence):
         entries = list(same)
         for entry in entries:
-            if entry.header.point.id not in kept and takers[entry.path] > 1:
+            if entry.header.point.id not in kept and takers[entry.key] > 1:
                 kept[entry.header.point.id] = (SHARED,)
         for entry in entries:
             stays = entry.header.point.id in kept
             parent = catalogue.parent(entry)
             if parent is not None:
-                takers[parent.path] += int(entry.path in heads) if stays else takers[entry.path]
+                takers[parent.key] += int(entry.key in heads) if stays else takers[entry.key]
 
 
 def _newest_first(catalogue: Catalogue, points: Sequence[StoredPoint]) -> list[Entry]:
@@ -262,8 +263,8 @@ def _newest_first(catalogue: Catalogue, points: Sequence[StoredPoint]) -> list[E
     for point in points:
         for entry in point.disks.values():
             at: Entry | None = entry
-            while at is not None and at.path not in found:
-                found[at.path] = at
+            while at is not None and at.key not in found:
+                found[at.key] = at
                 at = catalogue.parent(at)
     return sorted(found.values(), key=_sequence, reverse=True)
 
@@ -295,9 +296,9 @@ def _carry_out(
     for plan in plans:
         _nothing_needs(now, plan)
     for plan in plans:
-        for point, folders, size in plan.drops:
+        for point, places, size in plan.drops:
             cancel.check()
-            for kept in rewrite.drop(catalogue.root, folders):
+            for kept in rewrite.drop(catalogue.access.backend, places):
                 listener(events.Warned(f"{kept}: what is not fleece's of point {point.id} stays"))
             freed += size
             listener(events.Dropped(point.guest, point.id, size))
@@ -317,7 +318,7 @@ def _nothing_needs(catalogue: Catalogue, plan: _GuestPlan) -> None:
         if entry.header.point.id in going:
             raise StoreError(
                 f"a point that stays still builds on point {entry.header.point.id}",
-                where=entry.path,
+                where=entry.where,
                 hint="nothing was deleted; run prune again",
             )
 

@@ -16,6 +16,8 @@ from fleece.nbd.nbdkit import check_nbdkit, check_same_python
 from fleece.programs import program
 from fleece.source.base import Transport
 from fleece.source.place import default_scratch, room_of
+from fleece.store.backend import Backend
+from fleece.store.open import open_backend
 from fleece.store.store import read_marker
 
 _LEAST = 64 * 1024
@@ -62,31 +64,25 @@ def check_backup_needs(transport: Transport) -> None:
         libnbd()
 
 
-def room_in(store: Path) -> int:
-    """Bytes that the file system of a store has left for this user.
+def room_in(backend: Backend) -> int | None:
+    """Bytes that a store can still take; None: nobody can tell.
 
     Raises:
         StoreError: there is no room at all, or that cannot be told.
     """
-    try:
-        state = os.statvfs(store)
-    except OSError as error:
-        raise StoreError(error.strerror or str(error), where=store) from error
-    left = state.f_bavail * state.f_frsize
-    if left < _LEAST:
+    left = backend.room()
+    if left is not None and left < _LEAST:
         raise StoreError(
-            f"there is no room: {left} bytes are left", where=store, hint="make room there"
-        )
-    if state.f_files and not state.f_favail:
-        raise StoreError(
-            "there is no room: its file system takes no more files",
-            where=store,
-            hint="remove files from it",
+            f"there is no room: {left} bytes are left",
+            where=backend.where,
+            hint="make room there",
         )
     return left
 
 
-def examine_host(scratch: Path | None = None, store: Path | None = None) -> tuple[Need, ...]:
+def examine_host(
+    scratch: Path | None = None, store: str | os.PathLike[str] | None = None
+) -> tuple[Need, ...]:
     """Look for all that fleece needs on this host.
 
     Args:
@@ -183,9 +179,10 @@ def _check_scratch(folder: Path) -> int:
     return room.left
 
 
-def _check_store(store: Path) -> int:
-    read_marker(store)
-    left = room_in(store)
-    if not os.access(store, os.W_OK | os.X_OK):
+def _check_store(store: str | os.PathLike[str]) -> int | None:
+    backend = open_backend(store)
+    read_marker(backend)
+    left = room_in(backend)
+    if not backend.writable():
         raise StoreError("this user may not write there", where=store)
     return left

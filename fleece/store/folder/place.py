@@ -1,26 +1,18 @@
-"""A store's folder: the one door to all that lies in it.
-
-Whoever can write into a store must not have another file of the host read or written through it.
-So what lies in it is opened name by name from the store's own folder down, and no link is followed
-(`fleece.folder`). Links on the way to the store are the user's own affair.
-"""
+"""A store's folder, from which all that lies in it is opened name by name, no link followed."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleece.delta.blob import Blob
-from fleece.fileblob import FileBlob
 from fleece.folder import PRIVATE_FILE, Folder
 
 
 @dataclass(frozen=True)
-class Root:
+class Place:
     """Where a store is, and who may see what is made in it.
 
     Its methods raise `OSError`, with the whole path (`fleece.store.errors`).
@@ -59,39 +51,15 @@ class Root:
                 yield made
 
     @contextlib.contextmanager
-    def holding(self, path: str | os.PathLike[str]) -> Iterator[tuple[Folder, str]]:
-        """The folder that a path of the store lies in, and its name there."""
-        *above, name = self.names(path)
+    def holding(self, key: str) -> Iterator[tuple[Folder, str]]:
+        """The folder that a key leads to, and its last name."""
+        *above, name = self.names(key)
         with self.folder(*above) as folder:
             yield folder, name
 
-    def blob(self, path: str) -> Blob:
-        """A delta of the store, open to be read.
-
-        Raises:
-            DeltaError: it cannot be opened, or it is no regular file.
-        """
-
-        def opened() -> int:
-            with self.holding(path) as (folder, name):
-                return folder.file(name)
-
-        return FileBlob(path, opened)
-
-    def has(self, path: str | os.PathLike[str]) -> bool:
-        """Whether anything has a path."""
-        try:
-            with self.holding(path) as (folder, name):
-                return folder.has(name)
-        except FileNotFoundError:
-            return False
-
-    def names(self, path: str | os.PathLike[str]) -> tuple[str, ...]:
-        """The names that lead from the store to a path in it."""
-        try:
-            names = Path(path).relative_to(self.path).parts
-        except ValueError:
-            names = ()
-        if not names or ".." in names:
-            raise OSError(errno.EINVAL, f"is not in the store {self.path}", os.fspath(path))
+    def names(self, key: str) -> tuple[str, ...]:
+        """The names that a key is made of."""
+        names = tuple(key.split("/"))
+        if not {"", ".", ".."}.isdisjoint(names):
+            raise OSError(errno.EINVAL, f"is not in the store {self.path}", key)
         return names

@@ -15,29 +15,15 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from fleece.cancel import CancelToken
 from fleece.errors import StoreError
 from fleece.folder import PRIVATE_FILE, Folder
+from fleece.store.backend import Patience
 from fleece.store.errors import store_errors
 from fleece.store.names import LOCK
 
 _TRIES = 100
 """Times that the file may be replaced while it is opened."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for another holder of a lock.
-
-    Attributes:
-        seconds: so long.
-        cancel: ends the waiting.
-    """
-
-    seconds: float = 0
-    cancel: CancelToken = field(default_factory=CancelToken)
 
 
 @contextlib.contextmanager

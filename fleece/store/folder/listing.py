@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from fleece.folder import Folder, Found, Kind
+from fleece.store.backend import Listing
+from fleece.store.folder.place import Place
 from fleece.store.names import is_delta, is_furniture, is_hidden, of_guest, of_point, of_store
-from fleece.store.root import Root
 
 
-@dataclass
-class Listing:
-    """What was found.
-
-    Attributes:
-        deltas: paths of the files that are deltas by their names, damaged or not.
-        foreign: paths of files and folders that are not fleece's.
-    """
-
-    deltas: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
-
-
-def look(root: Root) -> Listing:
+def look(place: Place) -> Listing:
     """Look through the folders of a store.
 
     A folder without a delta, a lock or the remains of a run in it is none of fleece's, and told as
@@ -32,7 +18,7 @@ def look(root: Root) -> Listing:
         OSError: a folder cannot be listed. A listing that fails is never an empty one.
     """
     found = Listing()
-    with root.folder() as folder:
+    with place.folder() as folder:
         for item in folder.entries():
             if item.kind is not Kind.FOLDER or is_hidden(item.name):
                 _note(found, folder, item, ours=of_store(item))
@@ -98,7 +84,7 @@ def _point(found: Listing, parent: Folder, name: str) -> bool:
         return False
     for item in items:
         if is_delta(item):
-            found.deltas.append(str(parent.path / name / item.name))
+            found.deltas.append(f"{parent.path.name}/{name}/{item.name}")
         elif not _is_ours(item):
             found.foreign.append(str(parent.path / name / item.name))
     return True

@@ -1,0 +1,261 @@
+"""What a storage must give, for a store to be kept in it: objects under keys, and these promises.
+
+A key is names between slashes, `guest/point/disk.fleece`; without the last name it is that of a
+point, with the first alone a guest's. Methods raise a `StoreError` that says where if they cannot
+do what they say, and then nothing is half done; `Gone` if what they are about is not there.
+`fleece.testing.backend` holds an implementation to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fleece.cancel import CancelToken
+from fleece.delta.blob import Blob
+from fleece.delta.sink import Sink
+
+
+@dataclass
+class Listing:
+    """What lies in a store.
+
+    Attributes:
+        deltas: keys of the objects that are deltas by their names, damaged or not.
+        foreign: what is not fleece's, by its names in messages.
+    """
+
+    deltas: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for another holder of a lock.
+
+    Attributes:
+        seconds: so long.
+        cancel: ends the waiting.
+    """
+
+    seconds: float = 0
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
+class NewObject(Sink, Protocol):
+    """An object that is being written, front to back, by any number of threads."""
+
+    def sync(self) -> None:
+        """Make what was written durable: should the writer be killed now, a batch still has it."""
+
+
+class Draft(Protocol):
+    """An object that nobody sees yet. `place` or `discard` ends it.
+
+    Attributes:
+        key: that it has until then.
+    """
+
+    key: str
+
+    @property
+    def sink(self) -> NewObject:
+        """Takes its bytes."""
+
+    def seal(self) -> None:
+        """Make all that was written durable; nothing more can be."""
+
+    def open(self) -> Blob:
+        """What was written and made durable."""
+
+    def place(self, key: str) -> None:
+        """Make it visible under a key, durably and at once: before, the old state is seen.
+
+        That of `Backend.replace` takes the place of what has the key; one of `Backend.spool` is new
+        in its point.
+
+        Raises:
+            StoreError: it has not the key; of a new one: something else has.
+        """
+
+    def discard(self) -> None:
+        """Remove it, as far as that is possible; nothing, if it has its place."""
+
+
+class Batch(Protocol):
+    """The objects of one point that is being written: all become visible at once, or none does.
+
+    A batch whose writer was killed stays until somebody discards it or goes on with it.
+
+    Attributes:
+        name: that it was begun under.
+        where: it is, for messages.
+    """
+
+    name: str
+    where: str
+
+    def names(self) -> list[str]:
+        """Of the deltas in it, be they finished or not."""
+
+    def open(self, name: str) -> Blob:
+        """What is there of an object.
+
+        Raises:
+            DeltaError: it cannot be read.
+        """
+
+    def create(self, name: str) -> NewObject:
+        """A new object.
+
+        Raises:
+            StoreError: the batch has one of the name.
+        """
+
+    def reopen(self, name: str, keep: int) -> NewObject:
+        """One that is there, cut to its first `keep` bytes, to be written on."""
+
+    def seal(self) -> None:
+        """Make all objects durable; nothing more can be written."""
+
+    def commit(self, name: str) -> None:
+        """Make a sealed batch visible, durably and at once, as a point of a name.
+
+        Raises:
+            StoreError: something has the name; nothing is visible.
+        """
+
+    def discard(self) -> None:
+        """Remove what is fleece's of it."""
+
+
+class Backend(Protocol):
+    """Where the objects of a store are.
+
+    Attributes:
+        where: it is, for messages.
+    """
+
+    where: str
+
+    @property
+    def address(self) -> str:
+        """What `fleece.open_store` opens the store by, in another process too."""
+
+    def sharing(self, mode: int) -> Backend:
+        """The same; what is made through it has these permissions, where there are any."""
+
+    def create(self, marker: bytes) -> None:
+        """Make the place of a store, and its marker.
+
+        Raises:
+            StoreError: a store or something else is there; of several that make one at once all but
+                the first fail so. Or it cannot be made, and nothing is left.
+        """
+
+    def check(self) -> None:
+        """Raise `StoreError` if the place itself is not there."""
+
+    def writable(self, key: str = "") -> bool:
+        """Whether objects of the store, a guest or a point can be replaced and deleted."""
+
+    def room(self) -> int | None:
+        """Bytes that it can still take; None: nobody can tell.
+
+        Raises:
+            StoreError: it takes no more objects, or that cannot be told.
+        """
+
+    def name(self, key: str) -> str:
+        """What an object is called in messages."""
+
+    def listing(self) -> Listing:
+        """All deltas, and what is not fleece's. A listing that fails never looks empty."""
+
+    def open(self, key: str) -> Blob:
+        """An object to be read. It stays what it was, or says that it was replaced or removed.
+
+        Raises:
+            DeltaError: it is not there, or cannot be read.
+        """
+
+    def has(self, key: str) -> bool:
+        """Whether anything has a key."""
+
+    def stamp(self, key: str) -> str:
+        """What changes whenever an object's content does.
+
+        Raises:
+            Gone: it is not there.
+        """
+
+    def get(self, key: str, most: int) -> bytes:
+        """A small object's content.
+
+        Raises:
+            Gone: it is not there.
+            StoreError: it cannot be read, or it has more than `most` bytes.
+        """
+
+    def put(self, key: str, data: bytes) -> None:
+        """Give a small object its content, durably and at once: readers see the old or the new one.
+
+        Raises:
+            Gone: the point that it would be in is not there.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete a small object, durably. That nothing has the key is no error."""
+
+    def sweep(self, key: str) -> None:
+        """Remove what killed writers left of a small object that only the caller writes now."""
+
+    def lock(
+        self, guest: str, name: str, patience: Patience | None = None
+    ) -> AbstractContextManager[None]:
+        """Be the only one that changes what is below a guest's key. It dies with its holder.
+
+        Args:
+            guest: its key.
+            name: its name in messages.
+            patience: how long to wait for another holder; None: not at all.
+
+        Raises:
+            Interrupted: the waiting was cancelled.
+            StoreError: another process holds it, or it cannot be relied on.
+        """
+
+    def batch(self, guest: str, name: str) -> Batch:
+        """Begin a point of a guest whose lock is held.
+
+        Raises:
+            StoreError: there is a batch of that name.
+        """
+
+    def left(self, guest: str) -> list[Batch]:
+        """The batches that killed writers left; the guest's lock is held."""
+
+    def replace(self, key: str) -> Draft:
+        """Begin an object that shall take the place of another."""
+
+    def spool(self) -> AbstractContextManager[Draft]:
+        """Begin an object of which is not known yet where it belongs.
+
+        Afterwards it is gone, if it has no place. What killed writers left of such goes first.
+        """
+
+    def drop(self, point: str) -> Sequence[str]:
+        """Take a point away: its deltas go at once.
+
+        Returns:
+            Names of what stays of it, because it is not fleece's.
+        """
+
+    def tidy(self, points: Sequence[str]) -> Sequence[str]:
+        """Remove what killed writers left in points of a guest whose lock is held, and beside them.
+
+        Returns:
+            Names of what was removed.
+        """

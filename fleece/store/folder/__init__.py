@@ -1,0 +1,1 @@
+"""Stores in a plain folder: `STORE/guest/point/disk.fleece`."""

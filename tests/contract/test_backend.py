@@ -1,0 +1,28 @@
+"""Every storage that there is keeps the promises of `fleece.store.backend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fleece.store.backend import Backend
+from fleece.store.folder.backend import FolderBackend
+from fleece.testing.backend import BackendContract
+from tests.contract.memory import MemoryBackend
+
+
+class TestFolder(BackendContract):
+    """A folder."""
+
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Backend:
+        return FolderBackend(tmp_path / "store")
+
+
+class TestMemory(BackendContract):
+    """What shows that the promises are about no folder."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return MemoryBackend()
