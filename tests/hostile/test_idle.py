@@ -94,4 +94,6 @@ def test_what_has_an_effect_is_not_refused(places: dict[str, str]) -> None:
         ("--require-freeze", "--guest-agent", "/nowhere"),
     ):
         store = places["store"]
-        INTACT.run("backup", "qmp:/nowhere", store, *words).failed(3, "the QMP monitor cannot be reached")
+        INTACT.run("backup", "qmp:/nowhere", store, *words).failed(
+            3, "the QMP monitor cannot be reached"
+        )
