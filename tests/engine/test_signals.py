@@ -392,9 +392,10 @@ def test_a_monitor_lost_after_the_commit_loses_nothing(pair: Scene) -> None:
     options = fleece.BackupOptions(guest=GUEST)
     with fleece.QemuSource(str(proxy.path), pair.scratch) as source:
         stored = fleece.backup(source, fleece.open_store(pair.store), options, cut)
-    (warning,) = warnings
-    assert "is stored, but" in warning
-    assert "connection to QEMU was lost" in warning
+    assert warnings
+    for warning in warnings:
+        assert "is stored, but" in warning
+        assert "connection to QEMU was lost" in warning
     assert stored.disks[0].dirty_bytes == MIB
     assert pair.points() == 2
     pair.writer("d1").write(0, os.urandom(MIB))
