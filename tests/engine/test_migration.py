@@ -80,7 +80,10 @@ class Pair:
         self.speed(FAST)
         ended = ("completed", "failed")
         wait_until(lambda: self.migration() in ended, "the migration to end")
-        return self.migration()
+        state = self.migration()
+        if state == "completed":  # as who sent the guest says: it may not be all there yet
+            wait_until(lambda: self.there.status != "inmigrate", "the guest to arrive")
+        return state
 
 
 @pytest.fixture
