@@ -22,7 +22,7 @@ import fleece
 from fleece.engine.work import new_file as target_module
 from fleece.events import Event, Warned
 from tests.engine.history import Guest
-from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Ran, Scene, daemon
+from tests.engine.scene import INTACT, KIB64, MIB, ROOT, Ran, Scene, daemon, wait_until
 from tests.engine.test_boot import bootable
 from tests.engine.test_restore import loop_device, nbd_server
 from tests.rig import images
@@ -323,12 +323,20 @@ def test_standard_output_that_a_qemu_uses_is_refused(guest: Guest, tmp_path: Pat
 def opens_writable(path: Path, fmt: str, folder: Path) -> str:
     """What qemu-nbd says when it opens an image to write; empty: nothing, it serves it."""
     place = folder / "probe.sock"
-    words = ["qemu-nbd", "--fork", "-f", fmt, "-k", str(place), str(path)]
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
-    if done.returncode == 0:  # it ends when its one client has left
-        with socket.socket(socket.AF_UNIX) as client:
+    place.unlink(missing_ok=True)
+    words = ["qemu-nbd", "-f", fmt, "-k", str(place), str(path)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+        wait_until(
+            lambda: server.poll() is not None or place.exists(), "qemu-nbd to listen or to refuse"
+        )
+        greeted = False
+        # It listens before it opens the image, and greets after that.
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
             client.connect(str(place))
-    return done.stderr.decode()
+            greeted = client.recv(1) != b""
+        server.kill()
+        said = server.communicate()[1].decode()
+    return "" if greeted else said
 
 
 def probing(path: Path, fmt: str, folder: Path) -> tuple[Callable[[Event], None], list[str]]:
