@@ -217,8 +217,8 @@ def _blank(
             raw.where = file.where
             yield raw
         return
+    layout = qcow2_layout(size, Extents.empty() if held is None else held, where=file.where)
     if held is not None:
-        layout = qcow2_layout(size, held, where=file.where)
         with contextlib.closing(qcow2_image(file.path, layout, where=file.where)) as written:
             yield written
         return
@@ -252,12 +252,6 @@ def qcow2_image(
 
 
 def _create_qcow2(path: str, size: int, cancel: CancelToken, *, where: str) -> None:
-    if size % 512:
-        raise TargetError(
-            f"a qcow2 image cannot have {size} bytes: no multiple of 512",
-            where=where,
-            hint="restore to raw",
-        )
     words = ["--", file_name(path), str(size)]
     qemu_img("create", "-q", "-f", "qcow2", *words, where=where, cancel=cancel)
 
