@@ -79,7 +79,12 @@ def engine(job):
     monitor.Monitor._open_socket = remember
     wrap(monitor.Monitor, "execute", lambda self, command, *rest: command)
     wrap(classic, "finished", lambda command, *rest: os.path.basename(command[0]))
-    for name in ("mkdir", "rename", "fsync", "unlink", "rmdir", "ftruncate"):
+    kinds = {"fleece-": "work-folder", "qemu": "socket-folder"}
+    def made_folder(path, *rest):
+        name = os.path.basename(os.fsdecode(path))
+        return "mkdir-" + next((kinds[k] for k in kinds if name.startswith(k)), "point")
+    wrap(os, "mkdir", made_folder)
+    for name in ("rename", "fsync", "unlink", "rmdir", "ftruncate"):
         wrap(os, name, lambda *rest, name=name: name)
     wrap(sink.DeltaFile, "__init__", lambda *rest: "open delta")
     wrap(writer.DeltaWriter, "finish", lambda *rest: "finish delta")

@@ -15,7 +15,7 @@ from tests.engine.matrix import NODES, Matrix, Nursery, control_steps
 from tests.engine.scene import GUEST, Ran, Scene, flip
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT")
-STORE_STEPS = ("mkdir", "write", "fsync", "rename")
+STORE_STEPS = ("mkdir-point", "write", "fsync", "rename")
 """Steps at which a store may fail."""
 
 REWRITE_STEPS = ("rename", "fsync", "unlink", "write", "rmdir")

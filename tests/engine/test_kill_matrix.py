@@ -49,12 +49,12 @@ def test_killed_at_random_moments_of_the_copy(tmp_path: Path) -> None:
 
 STOPS = (
     "before query-version 1",
-    "before mkdir 1",
+    "before mkdir-work-folder 1",
     "before blockdev-add 2",
     "before transaction 1",
     "after transaction 1",
     "before block-export-add 2",
-    "before mkdir 2",
+    "before mkdir-point 1",
     "before write 3",
     "before write 12",
     "before finish delta 2",
@@ -98,7 +98,7 @@ def test_a_monitor_lost_at_any_step_costs_no_more_than_the_attempt(tmp_path: Pat
 
 
 FAILING = (
-    ("EIO", "before mkdir 2"),
+    ("EIO", "before mkdir-point 1"),
     ("ENOSPC", "before write 1"),
     ("EIO", "before write 7"),
     ("EDQUOT", "before write 12"),
@@ -134,7 +134,7 @@ def test_a_fault_in_the_matrix_is_seen(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     engine = fault.engine(tmp_path / "engine")
     with pytest.raises(AssertionError), matrix(tmp_path, seed=6, engine=engine) as here:
-        here.hit("SIGKILL", "before mkdir 2")
+        here.hit("SIGKILL", "before mkdir-point 1")
 
 
 def test_a_store_that_disappears_in_mid_write_and_comes_back(pair: Scene) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fleece.errors import SourceError
 from fleece.reach import connected, may_be_served
-from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
 from fleece.source.qemu.names import JOINED, PREFIX, QEMU_FOLDER, SERVER, SOCKET
 from fleece.source.qemu.unseen import with_reasons
 from fleece.source.qemu.workfolder import Note, Strangers, WorkFolder, believed, work_folders
@@ -251,6 +251,8 @@ def _start(monitor: Monitor, work: WorkFolder, stack: contextlib.ExitStack) -> P
             # By default it takes 100 clients, and more of them wait for ever.
             arguments: dict[str, object] = {"addr": address, "max-connections": 0}
             with_reasons(monitor, work.socket, "nbd-server-start", arguments)
+        except Unanswered:  # it may run: its file says where
+            raise
         except SourceError as error:
             work.folder.remove(SERVER)
             if isinstance(error, CommandError) and "already running" in error.reason:
