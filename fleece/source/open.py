@@ -6,14 +6,21 @@ from collections.abc import Callable
 
 from fleece.cancel import CancelToken
 from fleece.errors import UsageError
+from fleece.plugins import SOURCES, installed
 from fleece.source.base import Source
 from fleece.source.options import SourceOptions
+
+Opener = Callable[[str, SourceOptions, CancelToken | None], Source]
+"""Opens a source of one kind: by its place, the options and the run's token."""
 
 
 def open_source(
     text: str, options: SourceOptions | None = None, cancel: CancelToken | None = None
 ) -> Source:
     """Open a source; the end of its context closes it.
+
+    A scheme that is not fleece's own is looked for among the entry points `fleece.sources` of
+    what is installed: each is called with the place, the options and the token.
 
     Args:
         text: its scheme, a colon and its place, like qmp:/run/web1.qmp.
@@ -26,12 +33,20 @@ def open_source(
     """
     options = options or SourceOptions()
     scheme, _, place = text.partition(":")
-    if scheme not in _KINDS or not place:
+    opener = _opener(scheme) if place else None
+    if opener is None:
         written = " or ".join(f"{name}:{shown}" for name, (shown, _) in _KINDS.items())
         raise UsageError(f"a source is written {written}", where=text)
     if options.require_freeze and options.guest_agent is None:
         raise UsageError("a freeze is required, and no guest agent is named", where=text)
-    return _KINDS[scheme][1](place, options, cancel)
+    return opener(place, options, cancel)
+
+
+def _opener(scheme: str) -> Opener | None:
+    if scheme in _KINDS:
+        return _KINDS[scheme][1]
+    found: Opener | None = installed(SOURCES, scheme)
+    return found
 
 
 def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
@@ -44,7 +59,7 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
     return QemuSource(place, scratch, limit, options.fleecing, cancel, agent)
 
 
-_KINDS: dict[str, tuple[str, Callable[[str, SourceOptions, CancelToken | None], Source]]] = {
+_KINDS: dict[str, tuple[str, Opener]] = {
     "qmp": ("SOCKET", _qmp),
 }
 """For each scheme, how the place after it is shown, and what opens it."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from fleece.errors import UsageError
 from fleece.keys import Secret
+from fleece.plugins import STORES, installed
+from fleece.store.backend import Backend
 from fleece.store.folder.backend import FolderBackend
 from fleece.store.store import Store
 
@@ -18,7 +21,9 @@ def open_store(place: str | os.PathLike[str], secret: Secret | None = None) -> S
     """Open an existing store.
 
     Args:
-        place: the path of a folder, or `file:` and one.
+        place: the path of a folder, or `file:` and one; or of another scheme, `SCHEME://...`, that
+            an entry point `fleece.stores` of an installed package opens: it is called with the
+            whole text, and gives the `Backend`.
         secret: the store's key file or passphrase; None: it has no key.
 
     Raises:
@@ -28,29 +33,33 @@ def open_store(place: str | os.PathLike[str], secret: Secret | None = None) -> S
     return Store(open_backend(place), secret)
 
 
-def open_backend(place: str | os.PathLike[str]) -> FolderBackend:
+def open_backend(place: str | os.PathLike[str]) -> Backend:
     """Where the store of a name is, or would be.
 
     Raises:
         UsageError: there are no stores of its scheme.
     """
-    return FolderBackend(folder_of(place))
-
-
-def folder_of(place: str | os.PathLike[str]) -> str:
-    """The path of the folder that a store's name means.
-
-    Raises:
-        UsageError: it names no folder.
-    """
     text = os.fspath(place)
     found = _SCHEME.match(text)
-    if found is not None and found[1].lower() != _FILE:
+    if found is None or found[1].lower() == _FILE:
+        return FolderBackend(_folder_of(text))
+    scheme = found[1].lower()
+    opener: Callable[[str], Backend] | None = installed(STORES, scheme)
+    if opener is None:
         raise UsageError(
             f"there are no stores of the kind {found[1]}://",
             where=text,
             hint=f"a store is the path of a folder, or {_FILE}:PATH",
         )
+    return opener(text)
+
+
+def _folder_of(text: str) -> str:
+    """The path of the folder that a store's name means.
+
+    Raises:
+        UsageError: it names no folder.
+    """
     if not text.startswith(f"{_FILE}:"):
         return text
     path = text.removeprefix(f"{_FILE}:")

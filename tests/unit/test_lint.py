@@ -29,6 +29,7 @@ _FLOORS = (
         "handles",
         "naming",
         "pace",
+        "plugins",
         "programs",
         "reach",
         "terminal",
