@@ -304,7 +304,7 @@ def test_a_scratch_that_cannot_be_given_to_qemus_user(
     what: str, scene: Scene, tmp_path: Path
 ) -> None:
     """The folder or the file in it: the test has the kernel refuse it."""
-    module = "source/qemu/workfolder.py"
+    module = "source/workfolder.py"
     edits = (
         (module, "if not _must_give(monitor):", f"if not {what}:"),
         (

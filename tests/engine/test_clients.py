@@ -17,8 +17,8 @@ from fleece.events import Event
 from fleece.nbd import connection
 from fleece.nbd.connection import Connection
 from fleece.nbd.uri import unix_uri
-from fleece.source.qemu.names import SOCKET
 from fleece.source.qemu.server import connections
+from fleece.source.workfolder import SOCKET
 from tests.engine.scene import GUEST, MIB, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk

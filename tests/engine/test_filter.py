@@ -32,8 +32,8 @@ from fleece.source.qemu.hold_by_filters import UNIT, FilterFleecing
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.pause import standing_still
-from fleece.source.qemu.scratch import Scratch
-from fleece.source.qemu.workfolder import Note, held_folder
+from fleece.source.scratch import Scratch
+from fleece.source.workfolder import Note, held_folder
 from fleece.store.folder.sink import DeltaFile
 from tests.engine.matrix import SIZES, Guest, Nursery, Write, control_steps
 from tests.engine.scene import (
@@ -560,7 +560,9 @@ def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
     """Else nobody would let the guest go on, should the run be killed then."""
     with (
         Monitor(str(twin.qemu.qmp_socket)) as monitor,
-        held_folder(twin.scratch, PointNames("0" * 8, "1" * 10), monitor) as work,
+        held_folder(
+            twin.scratch, PointNames("0" * 8, "1" * 10).prefix, monitor.peer.owner, "1"
+        ) as work,
         pytest.raises(fleece.SourceError, match="cannot be noted"),
         standing_still(monitor, Note(work, "no/name")),
     ):

@@ -11,7 +11,8 @@ import pytest
 
 import fleece
 from fleece.source.qemu.inventory import Bitmap, GuestDisk
-from fleece.source.qemu.scratch import estimate
+from fleece.source.qemu.plan import PlannedDisk
+from fleece.source.scratch import estimate
 from tests.engine.scene import INTACT, Mutation, Scene, daemon, nothing_left, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
@@ -228,4 +229,5 @@ def _disk(size: int, *counts: int) -> GuestDisk:
     ],
 )
 def test_the_estimate(disks: list[tuple[GuestDisk, tuple[str, ...] | None]], expected: int) -> None:
-    assert estimate(disks) == expected
+    planned = [PlannedDisk(disk, None, merged) for disk, merged in disks]
+    assert estimate((each.disk.size, each.written) for each in planned) == expected

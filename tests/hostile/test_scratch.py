@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fleece.source.qemu.names import PREFIX
+from fleece.source.workfolder import PREFIX
 from tests.engine.scene import (
     MIB,
     Engine,
@@ -359,10 +359,10 @@ def test_a_note_of_our_own_is_still_followed(trap: Trap) -> None:
 _TRUSTING = Mutation(
     "whoever made it",
     (
-        ("source/qemu/workfolder.py", "if state.st_uid != os.geteuid():", "if False:"),
-        ("source/qemu/workfolder.py", "if state.st_uid == os.geteuid():", "if True:"),
-        ("source/qemu/workfolder.py", "if not _fits(name", "if False and not _fits(name"),
-        ("source/qemu/workfolder.py", "if mode not in (", "if False and mode not in ("),
+        ("source/workfolder.py", "if state.st_uid != os.geteuid():", "if False:"),
+        ("source/workfolder.py", "if state.st_uid == os.geteuid():", "if True:"),
+        ("source/workfolder.py", "if not _fits(name", "if False and not _fits(name"),
+        ("source/workfolder.py", "if mode not in (", "if False and mode not in ("),
     ),
 )
 

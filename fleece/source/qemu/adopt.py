@@ -19,17 +19,13 @@ from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.inventory import Bitmap, GuestDisk, bitmaps_of, children, error_of
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import (
-    DELTA_BITMAP,
-    FROZEN,
-    STOPPED,
-    PointNames,
-)
+from fleece.source.qemu.names import DELTA_BITMAP, PointNames
 from fleece.source.qemu.plan import PlannedDisk, PointPlan
 from fleece.source.qemu.point import QemuPoint, export_of, taken_down
-from fleece.source.qemu.scratch import Scratch
+from fleece.source.qemu.processes import qemu_of
 from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state, work_folder
-from fleece.source.qemu.workfolder import Strange, WorkFolder
+from fleece.source.scratch import Scratch
+from fleece.source.workfolder import FROZEN, STOPPED, Strange, WorkFolder
 
 
 def adopted_disk(
@@ -122,7 +118,7 @@ def _held_again(monitor: Monitor, names: PointNames) -> Iterator[WorkFolder]:
         if not held:
             raise PointError("another engine holds it", where=place)
         noted = work.folder.has(FROZEN) or work.folder.has(STOPPED)
-        if noted or work.foreign or work.qemu() != monitor.peer.pid:
+        if noted or work.foreign or qemu_of(work) != monitor.peer.pid:
             raise PointError("its work folder is not as it was made", where=place)
         yield work
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fleece.errors import PointError, SourceError
 from fleece.reach import connected, obstacle
-from fleece.source.qemu.workfolder import Note
+from fleece.source.workfolder import Note
 from fleece.terminal import shown
 
 _MARK = b"\xff"

@@ -9,6 +9,11 @@ from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.source.base import Export
 
+NO_FLUSH = {"no-flush": True}
+"""How QEMU treats the scratch's files (`BlockdevCacheOptions`): no flush reaches their disk. They
+are gone with the point, so nobody needs them durable; and QEMU would flush when a qcow2 one grows,
+in the guest's way, and when it is closed, with all that QEMU does waiting for it."""
+
 
 class Entangled(PointError):
     """Something else came between the preparations and the point. Prepared anew, it may work."""

@@ -18,16 +18,16 @@ from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.connection import Connection, RequestRefused
 from fleece.source.base import Export
-from fleece.source.qemu.hold import Entangled
+from fleece.source.qemu.hold import NO_FLUSH, Entangled
 from fleece.source.qemu.inventory import GuestDisk, plugged
 from fleece.source.qemu.monitor import CommandError
-from fleece.source.qemu.names import DELTA_BITMAP, STOPPED
+from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.pause import standing_still
 from fleece.source.qemu.plan import Action, PointPlan
 from fleece.source.qemu.schema import Schema
 from fleece.source.qemu.teardown import plug
 from fleece.source.qemu.unseen import add_node
-from fleece.source.qemu.workfolder import NO_FLUSH, Note
+from fleece.source.workfolder import STOPPED, Note
 
 COPY_LIMIT = 4
 """Seconds that a guest's write may wait for a copy. QEMU before 9.1 counts them in 32 bits of
@@ -88,7 +88,7 @@ class FilterFleecing:
                 where=path,
                 hint="choose another folder with --scratch",
             ) from error
-        self._plan.work.give(name, self._monitor)
+        self._plan.work.give(name, self._monitor.peer.owner)
         add_node(
             self._monitor,
             path,

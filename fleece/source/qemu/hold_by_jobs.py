@@ -16,13 +16,12 @@ from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
 from fleece.programs import finished, program
 from fleece.source.base import Export
-from fleece.source.qemu.hold import Entangled
+from fleece.source.qemu.hold import NO_FLUSH, Entangled
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.plan import Action, PlannedDisk, PointPlan, action
 from fleece.source.qemu.unseen import add_node
-from fleece.source.qemu.workfolder import NO_FLUSH
 
 _CONFLICT = "Permission conflict"
 """Another job began on a disk after its scratch was added, and came between the two.
@@ -129,7 +128,7 @@ class ClassicFleecing:
                 where=path,
                 hint="choose another folder with --scratch",
             ) from error
-        self._plan.work.give(name, self._monitor)
+        self._plan.work.give(name, self._monitor.peer.owner)
         file = {
             "driver": "file",
             "filename": str(path),

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.source.qemu.answers import Answer, known
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import PREFIX, Segment
+from fleece.source.qemu.names import Segment
+from fleece.source.workfolder import PREFIX
 
 _FILTERS = ("copy-before-write", "throttle", "copy-on-read", "preallocate", "compress")
 _QDEV = re.compile(r"/machine/peripheral/([^/]+)(?:/.*)?")

@@ -23,6 +23,7 @@ from fleece.errors import ExitCode, SourceError
 from fleece.reach import connected, obstacle
 from fleece.source.qemu.advice import advice
 from fleece.source.qemu.answers import Answer
+from fleece.source.workfolder import Owner
 
 _CONNECT_LIMIT = 5.0
 _ATTEMPTS = 5
@@ -74,6 +75,11 @@ class Peer:
     pid: int
     uid: int
     gid: int
+
+    @property
+    def owner(self) -> Owner:
+        """The user that it runs as."""
+        return Owner(self.uid, self.gid)
 
 
 class Monitor:

@@ -10,21 +10,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-PREFIX = "fleece-"
-DELTA_BITMAP = "delta"
-QEMU_FOLDER = "qemu"
-"""The one folder in a point's work folder, for what QEMU makes itself."""
-SOCKET = f"{QEMU_FOLDER}/nbd.sock"
-SINK = "sink.nbd"
-"""The socket of the engine's own NBD server, which QEMU pushes into."""
+from fleece.source.workfolder import PREFIX
 
+DELTA_BITMAP = "delta"
 PUSH_JOB = "p"
-SERVER = "server"
-JOINED = "joined"
-"""Names the work folder of the run whose NBD server this run uses."""
-LOCK = "lock"
-FROZEN = "frozen"
-STOPPED = "stopped"
 
 _GUARD = "c"
 _ACCESS = "a"

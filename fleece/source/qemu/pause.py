@@ -16,7 +16,7 @@ from fleece.errors import SourceError
 from fleece.source.qemu.hold import Entangled
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.qemu.teardown import run_state
-from fleece.source.qemu.workfolder import Note
+from fleece.source.workfolder import Note
 
 _RUNNING = "running"
 _PAUSED = "paused"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, PointNames, Segment
-from fleece.source.qemu.scratch import Scratch
-from fleece.source.qemu.workfolder import WorkFolder
+from fleece.source.scratch import Scratch
+from fleece.source.workfolder import WorkFolder
 
 GRANULARITY = 64 * 1024
 """Bytes of disk per bit of a segment: the leaf size, and QEMU's smallest unit of fleecing."""
@@ -31,6 +31,13 @@ class PlannedDisk:
     disk: GuestDisk
     segment: Segment | None
     merged: tuple[str, ...] | None
+
+    @property
+    def written(self) -> int | None:
+        """What its merged bitmaps count, in bytes of disk; None: it is read as a whole."""
+        if self.merged is None:
+            return None
+        return sum(bitmap.count for bitmap in self.disk.bitmaps if bitmap.name in self.merged)
 
     def begin_segment(self) -> Iterator[Action]:
         """Have its new segment record."""

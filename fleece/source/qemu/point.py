@@ -23,11 +23,11 @@ from fleece.source.qemu.hold import Entangled, FleecingWay
 from fleece.source.qemu.hold_by_filters import FilterFleecing
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, GivenUp, Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, FROZEN, STOPPED, PointNames
+from fleece.source.qemu.names import DELTA_BITMAP, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
 from fleece.source.qemu.presence import departure
+from fleece.source.qemu.processes import process_lives
 from fleece.source.qemu.push import PushJobs
-from fleece.source.qemu.scratch import Scratch, estimate
 from fleece.source.qemu.server import joined
 from fleece.source.qemu.teardown import (
     STOPPED_BY_ERROR,
@@ -38,7 +38,8 @@ from fleece.source.qemu.teardown import (
     take_down,
     take_down_nodes,
 )
-from fleece.source.qemu.workfolder import Note, WorkFolder, held_folder, process_lives
+from fleece.source.scratch import Scratch, estimate
+from fleece.source.workfolder import FROZEN, STOPPED, Note, WorkFolder, held_folder
 
 _FROZEN_LIMIT = 10.0
 """Seconds that the transaction may take while the guest's file systems stand still."""
@@ -272,7 +273,7 @@ class QemuPoint:
     def start(self) -> None:
         """Make the scratches, take the point, and export it if it is pulled."""
         self._scratch.check_start()
-        guess = estimate((planned.disk, planned.merged) for planned in self._disks)
+        guess = estimate((planned.disk.size, planned.written) for planned in self._disks)
         self._doubt = self._scratch.doubt(guess)
         for tries_left in range(_POINT_TRIES - 1, -1, -1):
             try:
@@ -356,7 +357,8 @@ def living_point(
         fleecing: how the point is held.
         transport: how it will come out of QEMU; only if it is pulled it gets exports.
     """
-    with held_folder(scratch, names, monitor) as work:
+    peer = monitor.peer
+    with held_folder(scratch, names.prefix, peer.owner, str(peer.pid)) as work:
         plan = PointPlan(monitor, names, tuple(disks), work, Scratch(work, limit))
         point = QemuPoint(plan, _WAYS[fleecing](plan), agent, transport)
         with taken_down(point, monitor, work):

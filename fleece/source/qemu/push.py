@@ -18,8 +18,9 @@ from fleece.extents import Extents
 from fleece.source.qemu.answers import known
 from fleece.source.qemu.inventory import bitmaps_of, error_of
 from fleece.source.qemu.monitor import CommandError
-from fleece.source.qemu.names import DELTA_BITMAP, SINK
+from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.plan import GRANULARITY, PointPlan
+from fleece.source.workfolder import SINK
 
 _REQUESTS = 4
 """Requests of up to 1 MiB that a job has in flight. A drain of the disk waits for all of them, so
@@ -98,7 +99,7 @@ class PushJobs:
         Raises:
             PointError: QEMU refused it.
         """
-        self._work.give(SINK, self._monitor)
+        self._work.give(SINK, self._monitor.peer.owner)
         for number in self._numbers:
             self._add_target(number)
         actions = [action for number in self._numbers for action in self._actions(number)]

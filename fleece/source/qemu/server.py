@@ -25,9 +25,20 @@ from pathlib import Path
 from fleece.errors import SourceError
 from fleece.reach import connected, may_be_served
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
-from fleece.source.qemu.names import JOINED, PREFIX, QEMU_FOLDER, SERVER, SOCKET
+from fleece.source.qemu.processes import server_of
 from fleece.source.qemu.unseen import with_reasons
-from fleece.source.qemu.workfolder import Note, Strangers, WorkFolder, believed, work_folders
+from fleece.source.workfolder import (
+    JOINED,
+    PREFIX,
+    QEMU_FOLDER,
+    SERVER,
+    SOCKET,
+    Note,
+    Strangers,
+    WorkFolder,
+    believed,
+    work_folders,
+)
 
 _LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)
 """A client's flags (fixed newstyle, no zeroes) and NBD_OPT_ABORT (NBD protocol, "Newstyle
@@ -150,12 +161,12 @@ class Homes:
         said = Note(work, JOINED).read()
         ours = work.path in self._points
         if said is None:
-            return work.path if ours or work.server_of() == self._qemu else None
+            return work.path if ours or server_of(work) == self._qemu else None
         home = believed(Path(os.fsdecode(said)), unheard)
         if home is None:
             return None
         with home:
-            return home.path if ours or home.server_of() == self._qemu else None
+            return home.path if ours or server_of(home) == self._qemu else None
 
 
 def stop_idle(monitor: Monitor, homes: Homes) -> Iterator[WorkFolder]:

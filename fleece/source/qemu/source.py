@@ -35,25 +35,27 @@ from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import FROZEN, PREFIX, STOPPED, PointNames, Segment
+from fleece.source.qemu.names import PointNames, Segment
 from fleece.source.qemu.pause import let_go_noted
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
+from fleece.source.qemu.processes import may_be_qemu, process_lives, qemu_of
 from fleece.source.qemu.segments import next_segment, written_since
 from fleece.source.qemu.teardown import Unremoved
 from fleece.source.qemu.transport import choose
-from fleece.source.qemu.workfolder import (
+from fleece.source.report import Report
+from fleece.source.workfolder import (
+    FROZEN,
+    PREFIX,
+    STOPPED,
     Note,
     Strangers,
     WorkFolder,
     believed,
     may_be_held,
-    may_be_qemu,
-    process_lives,
     work_folders,
 )
-from fleece.source.report import Report
 
 
 class QemuSource:
@@ -261,7 +263,7 @@ class QemuSource:
         if work.is_held():
             return
         note = Note(work, STOPPED)
-        if not known and work.qemu() != self.monitor.peer.pid:
+        if not known and qemu_of(work) != self.monitor.peer.pid:
             note.drop()  # a stop does not outlive its QEMU
         elif let_go_noted(self.monitor, note):
             yield Removed("stop of the guest", self.where)
@@ -315,7 +317,7 @@ class QemuSource:
     def _thaw(self, work: WorkFolder) -> Iterator[Removed]:
         """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
         note = Note(work, FROZEN)
-        if work.qemu() != self.monitor.peer.pid:
+        if qemu_of(work) != self.monitor.peer.pid:
             note.drop()
         elif thaw_noted(note):
             yield Removed("freeze of the guest", self.where)
@@ -334,7 +336,9 @@ class QemuSource:
         """
         mine = self.monitor.peer.pid
         for work in work_folders(self.scratch, start, strangers):
-            pid = work.qemu()
+            if work.holder() is not None and qemu_of(work) is None:
+                continue  # it is another kind of source's
+            pid = qemu_of(work)
             doubt = pid is None or not may_be_qemu(pid)
             if (doubtful and doubt) or pid == mine or not (pid is None or process_lives(pid)):
                 yield work

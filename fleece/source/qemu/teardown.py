@@ -21,20 +21,20 @@ from fleece.source.base import Removed
 from fleece.source.qemu.answers import known
 from fleece.source.qemu.inventory import children, node_names, plugged
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
-from fleece.source.qemu.names import (
+from fleece.source.qemu.names import PUSH_JOB, is_access, is_guard
+from fleece.source.qemu.processes import process_lives
+from fleece.source.qemu.server import Homes, listens_in, stop_idle
+from fleece.source.workfolder import (
     FROZEN,
     LOCK,
     PREFIX,
-    PUSH_JOB,
     QEMU_FOLDER,
     SERVER,
     SOCKET,
     STOPPED,
-    is_access,
-    is_guard,
+    WorkFolder,
+    is_known,
 )
-from fleece.source.qemu.server import Homes, listens_in, stop_idle
-from fleece.source.qemu.workfolder import WorkFolder, is_known, process_lives
 
 STOPPED_BY_ERROR = "io-error"
 """The run state of a guest that QEMU stopped on an I/O error."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from fleece.errors import PointError
 from fleece.source.place import RESERVE, Room, room_of
-from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.workfolder import WorkFolder
+from fleece.source.workfolder import WorkFolder
 
 _ROUGHLY = 16
 _HINT = "make room there, choose another folder with --scratch, or allow more with --scratch-limit"
@@ -105,20 +104,16 @@ class Scratch:
         )
 
 
-def estimate(disks: Iterable[tuple[GuestDisk, tuple[str, ...] | None]]) -> int:
+def estimate(disks: Iterable[tuple[int, int | None]]) -> int:
     """A guess of what the guest overwrites during a backup, in bytes.
 
     Of a disk that was backed up before, as much as it wrote since: the backup takes less time than
     has passed. Of a disk that is read as a whole, a sixteenth.
 
     Args:
-        disks: each with the bitmaps of what was written since; None: it is read as a whole.
+        disks: of each its size, and what was written on it since, as far as is known, in bytes;
+            None: it is read as a whole.
     """
-    total = 0
-    for disk, merged in disks:
-        if merged is None:
-            total += disk.size // _ROUGHLY
-        else:
-            written = sum(bitmap.count for bitmap in disk.bitmaps if bitmap.name in merged)
-            total += min(written, disk.size)
-    return total
+    return sum(
+        size // _ROUGHLY if written is None else min(written, size) for size, written in disks
+    )

@@ -16,34 +16,31 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.folder import PRIVATE_FOLDER, Folder
 from fleece.source.place import candidates, opened_scratch
-from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import (
-    FROZEN,
-    JOINED,
-    LOCK,
-    PREFIX,
-    QEMU_FOLDER,
-    SERVER,
-    SINK,
-    SOCKET,
-    STOPPED,
-    PointNames,
-)
 
-NO_FLUSH = {"no-flush": True}
-"""How QEMU treats the scratch's files (`BlockdevCacheOptions`): no flush reaches their disk. They
-are gone with the point, so nobody needs them durable; and QEMU would flush when a qcow2 one grows,
-in the guest's way, and when it is closed, with all that QEMU does waiting for it."""
+PREFIX = "fleece-"
+"""What the names of all that fleece makes begin with."""
+QEMU_FOLDER = "qemu"
+"""The one folder in a point's work folder, for what QEMU makes itself."""
+SOCKET = f"{QEMU_FOLDER}/nbd.sock"
+SINK = "sink.nbd"
+"""The socket of the engine's own NBD server, which QEMU pushes into."""
+LOCK = "lock"
+SERVER = "server"
+JOINED = "joined"
+"""Names the work folder of the run whose NBD server this run uses."""
+FROZEN = "frozen"
+STOPPED = "stopped"
 
 _LONGEST_SOCKET = 107
 _LONGEST_NOTE = 4096
-_LONGEST_LOCK = 32
+_LONGEST_LOCK = 64
 _MOST_NAMES = 10_000
 _PASSED_THROUGH = 0o711
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,6 +53,14 @@ _OWN_FILE = re.compile(rf"{_NOTE}|\.({_NOTE})\.new-[0-9a-f]{{16}}")
 _SCRATCH_FILE = re.compile(r"s[0-9]+\.(qcow2|raw)")
 _KEPT_BY_NFS = re.compile(r"\.nfs[0-9a-f]+")
 """What an NFS client calls a removed file that somebody has open."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The user of the QEMU that a work folder is made for."""
+
+    uid: int
+    gid: int
 
 
 class Strange(Exception):
@@ -94,8 +99,14 @@ class WorkFolder:
         return found
 
     @staticmethod
-    def make(scratch: Path, name: str, monitor: Monitor) -> WorkFolder:
+    def make(scratch: Path, name: str, owner: Owner, holder: str) -> WorkFolder:
         """Make one in a scratch folder, and hold it. If it fails, nothing of it stays.
+
+        Args:
+            scratch: the folder.
+            name: its own.
+            owner: who may go in.
+            holder: what holds its point, for `holder` to tell.
 
         Raises:
             Strange: the file system does not keep owners and modes.
@@ -104,16 +115,16 @@ class WorkFolder:
         """
         with contextlib.ExitStack() as undo:
             parent = undo.enter_context(opened_scratch(scratch))
-            mode = _PASSED_THROUGH if _must_give(monitor) else PRIVATE_FOLDER
+            mode = _PASSED_THROUGH if _must_give(owner) else PRIVATE_FOLDER
             made = WorkFolder(undo.enter_context(parent.make_folder(name, mode)), parent)
             undo.callback(made._remove_new)
             made.check()
             made.folder.make_folder(QEMU_FOLDER).close()
-            made.give(QEMU_FOLDER, monitor)
+            made.give(QEMU_FOLDER, owner)
             made._lock = made.folder.new_file(LOCK)
             undo.callback(os.close, made._lock)
             fcntl.flock(made._lock, fcntl.LOCK_EX)
-            os.write(made._lock, str(monitor.peer.pid).encode())
+            os.write(made._lock, holder.encode())
             undo.pop_all()
         return made
 
@@ -193,27 +204,27 @@ class WorkFolder:
             self._unlock()
         return False
 
-    def qemu(self) -> int | None:
-        """The process number of the QEMU that it was made for; None: it was not noted."""
-        return _number(self, LOCK)
+    def holder(self) -> str | None:
+        """What holds its point, as it was made for that; None: it was not noted."""
+        return _line(self, LOCK)
 
-    def server_of(self) -> int | None:
-        """The process number of the QEMU whose server was started in it; None: it was not noted."""
-        return _number(self, SERVER)
+    def server_of(self) -> str | None:
+        """What runs the server that was started in it; None: it was not noted."""
+        return _line(self, SERVER)
 
-    def give(self, name: str, monitor: Monitor) -> None:
+    def give(self, name: str, owner: Owner) -> None:
         """Let QEMU's user own what QEMU must open, where this process may give it away.
 
         Raises:
             SourceError: its file system does not let it.
         """
-        if not _must_give(monitor):
+        if not _must_give(owner):
             return
         try:
             os.chown(
                 name,
-                monitor.peer.uid,
-                monitor.peer.gid,
+                owner.uid,
+                owner.gid,
                 dir_fd=self.folder.descriptor,
                 follow_symlinks=False,
             )
@@ -298,14 +309,20 @@ class Note:
 
 
 @contextmanager
-def held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator[WorkFolder]:
+def held_folder(scratch: Path, name: str, owner: Owner, holder: str) -> Iterator[WorkFolder]:
     """Make a point's work folder; it is locked for as long as this process lives.
+
+    Args:
+        scratch: the folder that it is made in.
+        name: its own.
+        owner: QEMU's user.
+        holder: what holds the point.
 
     Raises:
         PointError: there is no room for it.
         SourceError: it cannot be made. In any case it is gone again.
     """
-    place = Path(os.path.realpath(scratch)) / names.prefix
+    place = Path(os.path.realpath(scratch)) / name
     if len(os.fsencode(place / SOCKET)) > _LONGEST_SOCKET:
         raise SourceError(
             "the path is too long for a unix socket",
@@ -313,7 +330,7 @@ def held_folder(scratch: Path, names: PointNames, monitor: Monitor) -> Iterator[
             hint="choose a shorter folder with --scratch",
         )
     try:
-        work = WorkFolder.make(scratch, names.prefix, monitor)
+        work = WorkFolder.make(scratch, name, owner, holder)
     except Strange as error:
         raise SourceError(
             f"the scratch folder cannot be used: what is made in it is not private ({error})",
@@ -452,24 +469,8 @@ def is_known(name: str) -> bool:
     return name in (QEMU_FOLDER, SINK) or any(each.fullmatch(name) for each in patterns)
 
 
-def process_lives(pid: int) -> bool:
-    """Whether a process of this number exists."""
-    return Path(f"/proc/{pid}").exists()
-
-
-def may_be_qemu(pid: int) -> bool:
-    """Whether a process may be a QEMU, as its program's file is called. One that ended is none."""
-    try:
-        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-    except FileNotFoundError:
-        return False
-    except OSError:  # this user may not know
-        return True
-    return "qemu" in name or "kvm" in name
-
-
-def _must_give(monitor: Monitor) -> bool:
-    return os.geteuid() == 0 and monitor.peer.uid != 0
+def _must_give(owner: Owner) -> bool:
+    return os.geteuid() == 0 and owner.uid != 0
 
 
 def _fits(name: str, state: os.stat_result) -> bool:
@@ -485,8 +486,8 @@ def _fits(name: str, state: os.stat_result) -> bool:
     return state.st_uid == os.geteuid() and state.st_nlink == 1
 
 
-def _number(work: WorkFolder, name: str) -> int | None:
+def _line(work: WorkFolder, name: str) -> str | None:
     try:
-        return int(work.folder.read(name, _LONGEST_LOCK))
+        return work.folder.read(name, _LONGEST_LOCK).decode() or None
     except (OSError, ValueError):
         return None
