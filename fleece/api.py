@@ -81,9 +81,10 @@ from fleece.source.base import (
 from fleece.source.open import open_source
 from fleece.source.options import Fleecing, SourceOptions
 from fleece.source.qemu.agent import GuestAgent
-from fleece.source.qemu.inventory import Bitmap, GuestDisk
+from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.source import QemuSource
 from fleece.source.report import Ability, Examinable, ExaminedBitmap, ExaminedDisk, Report
+from fleece.source.segments import Bitmap
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry

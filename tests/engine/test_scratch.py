@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import fleece
-from fleece.source.qemu.inventory import Bitmap, GuestDisk
+from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.scratch import estimate
+from fleece.source.segments import Bitmap
 from tests.engine.scene import INTACT, Mutation, Scene, daemon, nothing_left, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk

@@ -427,7 +427,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             "only the newest segment is asked",
             (
                 (
-                    "source/qemu/segments.py",
+                    "source/segments.py",
                     "name for number in line)",
                     "name for number in line[-1:])",
                 ),

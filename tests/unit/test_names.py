@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleece.source.qemu.names import PointNames, Segment
+from fleece.source.qemu.names import PointNames
+from fleece.source.segments import Segment
 from fleece.source.workfolder import PREFIX
 
 _MOST_NODE_NAME = 31

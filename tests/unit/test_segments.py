@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.source.base import Since, Unknown
-from fleece.source.qemu.inventory import Bitmap, GuestDisk
-from fleece.source.qemu.names import Segment, disk_tag
-from fleece.source.qemu.segments import next_segment, written_since
+from fleece.source.qemu.inventory import GuestDisk
+from fleece.source.segments import Bitmap, Segment, disk_tag, next_segment, written_since
 
 _CHAIN = "0123abcd"
 _OTHER = "deadbeef"

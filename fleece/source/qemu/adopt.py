@@ -17,7 +17,7 @@ from fleece.source.base import Export
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
-from fleece.source.qemu.inventory import Bitmap, GuestDisk, bitmaps_of, children, error_of
+from fleece.source.qemu.inventory import GuestDisk, bitmaps_of, children, error_of
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, PointNames
 from fleece.source.qemu.plan import PlannedDisk, PointPlan
@@ -25,6 +25,7 @@ from fleece.source.qemu.point import QemuPoint, export_of, taken_down
 from fleece.source.qemu.processes import qemu_of
 from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state, work_folder
 from fleece.source.scratch import Scratch
+from fleece.source.segments import Bitmap
 from fleece.source.workfolder import FROZEN, STOPPED, Strange, WorkFolder
 
 

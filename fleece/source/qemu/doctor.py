@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fleece.source.qemu.inventory import Bitmap, GuestDisk, pull_obstacle, take_inventory
+from fleece.source.qemu.inventory import GuestDisk, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.presence import absence, guest_identity, leaving, without_disks
 from fleece.source.qemu.schema import Schema
 from fleece.source.qemu.teardown import run_state
 from fleece.source.report import Ability, ExaminedBitmap, ExaminedDisk, Report
+from fleece.source.segments import Bitmap
 
 _COMMANDS = {
     "transaction": "several disks at one point in time",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.source.qemu.answers import Answer, known
 from fleece.source.qemu.monitor import CommandError, Monitor
-from fleece.source.qemu.names import Segment
+from fleece.source.segments import Bitmap, segments_of
 from fleece.source.workfolder import PREFIX
 
 _FILTERS = ("copy-before-write", "throttle", "copy-on-read", "preallocate", "compress")
@@ -20,42 +20,6 @@ _STILL_TRIES = 20
 _LARGEST_DISK = 1 << 60
 _LARGEST_ID = (1 << 64) - 1
 _IOTHREAD_FIXED = (8, 2, 3)
-
-
-@dataclass(frozen=True)
-class Bitmap:
-    """A dirty bitmap as QEMU reports it (QAPI `BlockDirtyInfo`).
-
-    Attributes:
-        granularity: bytes of disk per bit.
-        count: dirty bytes.
-        recording: it records new writes.
-        busy: some operation holds it.
-        persistent: it is stored in the image when QEMU ends.
-        inconsistent: it was not stored properly; it can only be removed.
-    """
-
-    name: str
-    granularity: int
-    count: int
-    recording: bool
-    busy: bool
-    persistent: bool
-    inconsistent: bool
-
-    @property
-    def state(self) -> str:
-        """One word for people."""
-        if self.inconsistent:
-            return "inconsistent"
-        if self.busy:
-            return "busy"
-        return "recording" if self.recording else "disabled"
-
-    @property
-    def segment(self) -> Segment | None:
-        """The segment that it is, if it is one of ours."""
-        return Segment.parse(self.name)
 
 
 @dataclass(frozen=True)
@@ -87,8 +51,7 @@ class GuestDisk:
 
     def segments(self, chain: str) -> dict[int, Bitmap]:
         """The chain's segments on this disk, by sequence."""
-        found = ((bitmap.segment, bitmap) for bitmap in self.bitmaps)
-        return {seg.sequence: bitmap for seg, bitmap in found if seg and seg.chain == chain}
+        return segments_of(self.bitmaps, chain)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ found by name. Node names are at most 31 bytes (QEMU, include/block/block_int-co
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 
@@ -17,55 +16,6 @@ PUSH_JOB = "p"
 
 _GUARD = "c"
 _ACCESS = "a"
-_TAG_DIGITS = 16
-_SEGMENT = re.compile(
-    rf"{PREFIX}([0-9a-f]{{8}})-(\d{{6,}})-(\d{{6,}})-([0-9a-f]{{10}})(?:-([0-9a-f]{{{_TAG_DIGITS}}}))?"
-)
-
-
-def disk_tag(disk: str) -> str:
-    """What stands for a disk's name in the names of its segments, which cannot hold any text."""
-    return hashlib.sha256(disk.encode()).hexdigest()[:_TAG_DIGITS]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The dirty bitmap of what was written on one disk since a point.
-
-    Attributes:
-        chain: whose it is.
-        sequence: of the point at which it began.
-        previous: sequence of the segment before it on this disk; 0: there was none. A segment
-            that someone removed from the middle is noticed by it.
-        point: at which it began.
-        tag: of the disk that it was begun for (`disk_tag`). A bitmap goes with its image, which may
-            be another disk's by now. None: of an early fleece, whose bitmaps do not tell.
-    """
-
-    chain: str
-    sequence: int
-    previous: int
-    point: str
-    tag: str | None
-
-    @property
-    def bitmap(self) -> str:
-        """The bitmap's name in QEMU."""
-        name = f"{PREFIX}{self.chain}-{self.sequence:06d}-{self.previous:06d}-{self.point}"
-        return name if self.tag is None else f"{name}-{self.tag}"
-
-    def is_of(self, disk: str) -> bool:
-        """Whether it was begun for the disk of this name."""
-        return self.tag == disk_tag(disk)
-
-    @staticmethod
-    def parse(bitmap: str) -> Segment | None:
-        """The segment that a bitmap's name means; None: it is not ours."""
-        found = _SEGMENT.fullmatch(bitmap)
-        if found is None:
-            return None
-        segment = Segment(found[1], int(found[2]), int(found[3]), found[4], found[5])
-        return segment if segment.bitmap == bitmap else None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import DELTA_BITMAP, PointNames, Segment
+from fleece.source.qemu.names import DELTA_BITMAP, PointNames
 from fleece.source.scratch import Scratch
+from fleece.source.segments import Segment
 from fleece.source.workfolder import WorkFolder
 
 GRANULARITY = 64 * 1024

@@ -35,16 +35,16 @@ from fleece.source.qemu.agent import GuestAgent, thaw_noted
 from fleece.source.qemu.doctor import examine
 from fleece.source.qemu.inventory import GuestDisk, Inventory, pull_obstacle, take_inventory
 from fleece.source.qemu.monitor import Monitor
-from fleece.source.qemu.names import PointNames, Segment
+from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.pause import let_go_noted
 from fleece.source.qemu.plan import PlannedDisk
 from fleece.source.qemu.point import QemuPoint, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
 from fleece.source.qemu.processes import may_be_qemu, process_lives, qemu_of
-from fleece.source.qemu.segments import next_segment, written_since
 from fleece.source.qemu.teardown import Unremoved
 from fleece.source.qemu.transport import choose
 from fleece.source.report import Report
+from fleece.source.segments import Segment, next_segment, written_since
 from fleece.source.workfolder import (
     FROZEN,
     PREFIX,
