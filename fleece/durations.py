@@ -31,7 +31,7 @@ class Duration:
         parts = Duration(*(int(part or 0) for part in found.groups())) if found else Duration()
         if parts == Duration():
             raise UsageError(
-                f"no duration: {text}", hint="write it as 2y5m7d3h: years, months, days, hours"
+                f"not a duration: {text}", hint="write it as 2y5m7d3h: years, months, days, hours"
             )
         return parts
 

@@ -60,7 +60,7 @@ def bug(error: Exception) -> FleeceError:
 
 
 class UsageError(FleeceError):
-    """The request itself makes no sense, whatever the state of the world."""
+    """The request itself is wrong, whatever the state of the world."""
 
     code = ExitCode.USAGE
 

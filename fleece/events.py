@@ -40,7 +40,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Leftover(Event):
-    """Something that a dead run left behind was removed."""
+    """Something that an interrupted backup left behind was removed."""
 
     name: ClassVar[str] = "leftover"
     kind: str
@@ -77,7 +77,7 @@ class PointTaken(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """The point that a dead run took at `time` goes on; `done` bytes of disk need not be read."""
+    """An interrupted backup's point, taken at `time`, is resumed; `done` bytes need not be read."""
 
     name: ClassVar[str] = "resumed"
     point: str

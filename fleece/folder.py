@@ -369,7 +369,7 @@ class Folder:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR) and self._is_link(name):
                     raise OSError(errno.ELOOP, "is a symbolic link: not followed") from None
                 if error.errno == errno.ENXIO:  # a socket, or a pipe that nobody reads (open(2))
-                    raise OSError(errno.EINVAL, "is a special file, no regular file") from None
+                    raise OSError(errno.EINVAL, "is a special file, not a regular file") from None
                 raise
 
     def _is_link(self, name: str) -> bool:
@@ -380,7 +380,7 @@ class Folder:
         """Refuse what is no name; give an error the whole path."""
         try:
             if name is not None and (not name or "/" in name or name in (".", "..")):
-                raise OSError(errno.EINVAL, "is no name of a file in a folder")
+                raise OSError(errno.EINVAL, "is not a file's name")
             yield
         except OSError as error:
             error.filename = str(self.path if name is None else self.path / name)

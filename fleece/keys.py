@@ -152,7 +152,7 @@ class Secret:
             content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
             # The error holds the whole text, and would be shown with what follows from it.
-            raise UsageError("a passphrase has a character that is none in UTF-8") from None
+            raise UsageError("a passphrase has a character that UTF-8 does not have") from None
         return cls(Derivation.PASSPHRASE, content)
 
     @classmethod

@@ -98,7 +98,7 @@ def _verify_image(
     image_format: str | None,
 ) -> None:
     if point is None:
-        raise UsageError("--against needs a POINT to hold the image against")
+        raise UsageError("--against needs a POINT to compare the image with")
     found = catalogue.find(point, guest)
     if disk is None and len(found.disks) > 1:
         raise UsageError(

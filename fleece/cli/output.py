@@ -52,7 +52,7 @@ class OutputError(FleeceError):
         self.unread = isinstance(error, BrokenPipeError)
         super().__init__(
             f"standard {name} takes no more ({error.strerror})",
-            hint="the run ended there; make room where it goes",
+            hint="the run ended there; make room where it goes to",
         )
 
 

@@ -66,7 +66,7 @@ def data_output(what: str, family: type[FleeceError], cancel: CancelToken) -> It
         raise UsageError("standard output is closed", hint="pipe it, or write it to a file")
     if os.isatty(_STDOUT):
         raise UsageError(
-            f"{what} on a terminal is of no use", hint="pipe it, or write it to a file"
+            f"{what} is not written to a terminal", hint="pipe it, or write it to a file"
         )
     mode = os.fstat(_STDOUT).st_mode
     stays = stat.S_ISREG(mode) or stat.S_ISBLK(mode)

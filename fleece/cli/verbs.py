@@ -104,7 +104,7 @@ def backup(
         options = replace(options, workers=jobs)
     if level is not None:
         if not 1 <= level <= 19:
-            raise UsageError("--level goes from 1 to 19")
+            raise UsageError("--level must be from 1 to 19")
         options = replace(options, level=level)
     way = source_options(scratch, scratch_limit, fleecing, guest_agent, require_freeze)
     with contextlib.ExitStack() as stack:
@@ -177,7 +177,7 @@ def list_points(
         raise fleece.StoreError(
             f"{counted(len(catalogue.damaged), 'damaged file')}",
             where=store,
-            hint="'fleece verify' tells which points they take along",
+            hint="'fleece verify' tells which points need them",
         )
     output.succeed("", points=len(catalogue.points))
 

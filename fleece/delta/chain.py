@@ -256,7 +256,7 @@ def overlay(deltas: Sequence[DeltaReader], wanted: Extents) -> ChainMap:
 class _Taken:
     """Ranges of a disk that are added bit by bit, in sets of which each is smaller than the last.
 
-    So adding to many does not copy all of them each time, and a few ranges are held against all in
+    So adding to many does not copy all of them each time, and a few ranges are compared with all in
     a few searches.
     """
 

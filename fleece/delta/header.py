@@ -156,7 +156,7 @@ def pack(header: Header) -> bytes:
         if len(frame) > MAX_HEADER:
             raise ValueError(f"it is {len(frame)} bytes long, more than {MAX_HEADER}")
     except ValueError as error:
-        raise UsageError(f"the header makes no sense ({error})", where=header.disk) from error
+        raise UsageError(f"the header is not valid ({error})", where=header.disk) from error
     return frame
 
 
@@ -213,7 +213,7 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
             raise ValueError("it does not say clearly whether it is salvaged")
         return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DeltaError(f"the header makes no sense ({error})", where=where) from error
+        raise DeltaError(f"the header is not valid ({error})", where=where) from error
 
 
 def _loads(text: bytes) -> object:

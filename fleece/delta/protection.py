@@ -209,6 +209,6 @@ def parse(frame: bytes, where: object) -> KeyFrame:
     encrypted = bool(flags & _Flags.ENCRYPTED)
     sane = LEAST_COST <= cost <= MOST_COST if derivation == Derivation.PASSPHRASE else cost == 0
     if not sane or any(blank) or any(file_salt) != encrypted:
-        raise DeltaError("the KEY frame makes no sense", where=where)
+        raise DeltaError("the KEY frame is not valid", where=where)
     terms = KeyTerms(Derivation(derivation), cost, salt, identity)
     return KeyFrame(terms, bool(flags & _Flags.KEYED), encrypted, file_salt, frame)

@@ -194,7 +194,7 @@ def copy_stream(
         TargetError: the stream takes no more.
     """
     if entry.kind is not FileKind.FILE:
-        raise UsageError(f"is a {entry.kind}, no file", where=shown(entry.path))
+        raise UsageError(f"is a {entry.kind}, not a file", where=shown(entry.path))
     _check_size(files, entry)
     token = cancel or CancelToken()
     done = 0

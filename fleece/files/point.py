@@ -104,7 +104,7 @@ class PointFiles:
         if len(found) != 1:
             what = "no volume" if not found else "more than one volume"
             raise UsageError(
-                f"{what} could be meant" if name is None else f"{what} is called {name}",
+                f"{what} matches" if name is None else f"{what} is called {name}",
                 where=f"disk {self.disk}",
                 hint="'fleece files STORE POINT DISK ls' lists them; choose one with --volume",
             )

@@ -112,7 +112,7 @@ class Folder:
                 descriptor = os.open(name, _FOLDER, dir_fd=self._descriptor)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    raise TargetError("is there and is no folder", where=where) from error
+                    raise TargetError("exists and is not a folder", where=where) from error
                 raise
         return Folder(descriptor, where, made=made, replaces=self._replaces)
 
@@ -188,7 +188,7 @@ class Folder:
             except FileNotFoundError:
                 return
         if stat.S_ISDIR(found.st_mode):
-            raise TargetError("is there and is a folder", where=where)
+            raise TargetError("exists and is a folder", where=where)
         if self._replaces is None:
             raise TargetError("exists already", where=where, hint="--force replaces it")
         if self._replaces.has(where, found):

@@ -98,7 +98,7 @@ class Scratch:
     def given_up(self, room: Room) -> PointError:
         """The error of a backup that ends because there is no room left."""
         return PointError(
-            f"{room.state}; the backup gave up before the guest would have had to stop",
+            f"{room.state}; the backup was given up before the guest had to stop",
             where=self._work.path,
             hint=_HINT,
         )

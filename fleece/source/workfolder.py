@@ -45,7 +45,7 @@ _MOST_NAMES = 10_000
 _PASSED_THROUGH = 0o711
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NONE_OF_OURS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
-"""What the kernel says of a folder that is no folder, or not for us. All else is a failure."""
+"""What the kernel says of what is no folder, or not for us. All else is a failure."""
 
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{8}}-[0-9a-f]{{10}}")
 _NOTE = rf"{LOCK}|{SERVER}|{JOINED}|{FROZEN}|{STOPPED}"

@@ -336,7 +336,7 @@ class Catalogue:
             UsageError: there is more than one, or the text is empty.
         """
         if not text:  # which any id begins with
-            raise UsageError("a point is named by nothing", where=self.where)
+            raise UsageError("the name of a point is empty", where=self.where)
         points = self.points if guest is None else self._guests.get(guest, ())
         if text == LATEST:
             points = [point for point in points if point.complete]
@@ -356,7 +356,7 @@ class Catalogue:
             )
         if len(found) > 1:
             raise UsageError(
-                f"{text} could be {len(found)} points", where=self.where, hint="give more digits"
+                f"'{text}' matches {len(found)} points", where=self.where, hint="give more digits"
             )
         if found[0].missing:
             raise StoreError(
@@ -371,8 +371,8 @@ class Catalogue:
             head = self.access.header(damaged.key)
             if head is None or _may_be_newer(head, point):
                 raise StoreError(
-                    f"the latest point cannot be told: a damaged file may be newer than {point.id} "
-                    f"({damaged.error})",
+                    "which point is the latest is unknown: a damaged file may be newer than "
+                    f"{point.id} ({damaged.error})",
                     where=self.where,
                     hint="name a point by its id",
                 )

@@ -112,7 +112,7 @@ def _all(catalogue: Catalogue) -> Iterator[Remains]:
 def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:
     """The best file of the disk at the point that a text means."""
     if not text:  # which any id begins with
-        raise UsageError("a point is named by nothing", where=where)
+        raise UsageError("the name of a point is empty", where=where)
     ids = {r.header.point.id for r in found}
     if text == LATEST:
         if len({r.header.guest for r in found}) > 1:
@@ -121,7 +121,7 @@ def _named(found: list[Remains], text: str, disk: str, where: str) -> Remains:
     else:
         wanted = {text} if text in ids else {name for name in ids if name.startswith(text)}
     if len(wanted) > 1:
-        raise UsageError(f"{text} could be {len(wanted)} points", where=where)
+        raise UsageError(f"'{text}' matches {len(wanted)} points", where=where)
     fitting = [r for r in found if r.header.point.id in wanted and r.header.disk == disk]
     if not fitting:
         raise StoreError(

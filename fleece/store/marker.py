@@ -105,7 +105,7 @@ class Marker:
             name = _KEYED
         elif not wishes.encrypt:
             raise UsageError(
-                f"a key without a use: {name} takes none", hint="--encrypt, or --hash blake3"
+                f"a key has no effect: {name} takes none", hint="--encrypt, or --hash blake3"
             )
         return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms, mode)
 
@@ -219,7 +219,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no whole number")
+    raise ValueError(f"{text} is not a whole number")
 
 
 def _is_version(raw: dict[str, object]) -> bool:
@@ -265,14 +265,14 @@ def _mode_text(mode: int) -> str:
 
 def _terms(raw: object) -> KeyTerms:
     if not isinstance(raw, dict):
-        raise ValueError("its key makes no sense")
+        raise ValueError("its key is not valid")
     try:
         derivation = Derivation[str(raw["derivation"]).upper()]
         cost = raw["cost"]
         salt, identity = _hex(raw["salt"], SALT_SIZE), _hex(raw["id"], ID_SIZE)
     except KeyError as error:
-        raise ValueError(f"its key makes no sense ({error})") from error
+        raise ValueError(f"its key is not valid ({error})") from error
     costs = range(LEAST_COST, MOST_COST + 1) if derivation is Derivation.PASSPHRASE else (0,)
     if type(cost) is not int or cost not in costs:
-        raise ValueError(f"its key makes no sense (cost {cost})")
+        raise ValueError(f"its key is not valid (cost {cost})")
     return KeyTerms(derivation, cost, salt, identity)

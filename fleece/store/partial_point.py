@@ -15,7 +15,7 @@ from fleece.store.names import final_name
 
 @dataclass(frozen=True)
 class UnfinishedPoint:
-    """What a dead run left of a point: for each disk a file with a whole header, no other delta.
+    """An interrupted backup's point: for each disk a file with a whole header, no other delta.
 
     Attributes:
         batch: what it is in.
@@ -97,7 +97,7 @@ class PartialPoint:
         return made
 
     def reopen(self, disk: str) -> tuple[NewObject, Proven]:
-        """The file of one disk's delta that a dead run left, cut to what is proven of it.
+        """The file of one disk's unfinished delta, cut to what is proven of it.
 
         Returns:
             (file, proven): the file is written on from the proven part's end.

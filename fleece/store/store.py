@@ -101,7 +101,7 @@ class Store:
         return self.backend.lock(self.access.file_name(guest), guest, patience)
 
     def unfinished(self, guest: str) -> list[UnfinishedPoint]:
-        """What dead runs left of points, as far as a header of each disk is there, newest first.
+        """The points of interrupted backups of which each disk has a header, newest first.
 
         The lock must be held.
         """
@@ -111,11 +111,11 @@ class Store:
         return sorted(points, key=lambda point: -point.ref.sequence)
 
     def resume(self, left: UnfinishedPoint) -> PartialPoint:
-        """Go on with a point that a dead run left; the lock must be held."""
+        """Resume a point that an interrupted backup left; the lock must be held."""
         return PartialPoint(left.batch, left.guest, left.ref.id, left.ref.sequence, self.access)
 
     def remove_partial(self, guest: str, keep: UnfinishedPoint | None = None) -> list[str]:
-        """Remove what dead runs left of points, but one; the lock must be held. Gives the names."""
+        """Remove interrupted backups' points, but one; the lock must be held. Gives the names."""
         removed = []
         for batch in self.backend.left(self.access.file_name(guest)):
             if keep is None or batch.name != keep.batch.name:
@@ -188,7 +188,9 @@ def read_marker(backend: Backend) -> Marker:
         raw = backend.get(MARKER, _LONGEST_MARKER)
     except Gone:
         raise StoreError(
-            f"this folder is no fleece store (it has no {MARKER})", where=backend.where, hint=_HINT
+            f"this folder is not a fleece store (it has no {MARKER})",
+            where=backend.where,
+            hint=_HINT,
         ) from None
     except StoreError as error:
         raise _unreadable(backend, error.what) from error

@@ -1,4 +1,4 @@
-"""A whole life of a store that is no folder: nothing above a `Backend` knows the difference."""
+"""A whole life of a store that is not a folder: nothing above a `Backend` knows the difference."""
 
 from __future__ import annotations
 

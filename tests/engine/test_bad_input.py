@@ -540,10 +540,10 @@ def test_a_folder_that_is_no_store(scene: Scene) -> None:
     folder = scene.folder / "photos"
     folder.mkdir()
     (folder / "cat.jpg").write_text("a cat")
-    scene.backup(store=folder).failed(5, "no fleece store")
+    scene.backup(store=folder).failed(5, "not a fleece store")
     assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
     for verb in ("list", "verify"):
-        INTACT.run(verb, folder, "--json").failed(5, "no fleece store")
+        INTACT.run(verb, folder, "--json").failed(5, "not a fleece store")
         INTACT.run(verb, scene.folder / "none", "--json").failed(5, "no store")
     (folder / "fleece-store.json").write_text("{nonsense")
     scene.backup(store=folder).failed(5, "marker")
@@ -718,9 +718,9 @@ def test_points_that_are_asked_for_wrongly(scene: Scene) -> None:
     restore("latest", "d7", out, code=2, text="d7")
     restore("", "d0", out, code=2, text="POINT: is empty")
     store = fleece.open_store(scene.store)
-    with pytest.raises(fleece.UsageError, match="named by nothing"):
+    with pytest.raises(fleece.UsageError, match="name of a point is empty"):
         store.catalogue().find("")
-    with pytest.raises(fleece.UsageError, match="named by nothing"):
+    with pytest.raises(fleece.UsageError, match="name of a point is empty"):
         fleece.restore_partial(store, "", "d0", str(out))
     restore("latest", "d0", out, "--guest", "other", code=5, text="no such point")
 

@@ -196,7 +196,7 @@ def test_init_does_as_it_is_told(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--encrypt",), "encryption needs a key"),
-        (("--key-file", "KEY"), "a key without a use"),
+        (("--key-file", "KEY"), "a key has no effect"),
         (("--mode", "rw"), "permissions in octal digits"),
         (("--mode", "0o640"), "permissions in octal digits"),
         (("--mode", "0666"), "cannot have the mode 0666"),

@@ -762,7 +762,7 @@ def test_a_link_that_is_in_the_target_is_not_followed(force: bool, tmp_path: Pat
     (outside / "file").write_text("precious")
     data = _hostile(tmp_path, "write /etc/hostname inner/passwd")
     (out / "inner").symlink_to(outside)
-    with pytest.raises(fleece.TargetError, match="inner: is there and is no folder"):
+    with pytest.raises(fleece.TargetError, match="inner: exists and is not a folder"):
         _cp_all(data, out, force=force)
     (out / "inner").unlink()
     (out / "file").unlink(missing_ok=True)

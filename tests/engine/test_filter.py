@@ -451,7 +451,7 @@ def test_the_monitor_is_lost_while_the_guest_is_stopped(twin: MachineScene) -> N
 def test_somebody_lets_the_guest_go_on_in_that_moment(
     twin: MachineScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then its disks are not of one moment; the point is taken anew."""
+    """Then its disks are not of one moment; a new point is taken."""
     plain: Callable[..., None] = vars(filtered)["plug"]
     calls: list[str] = []
 
@@ -563,7 +563,7 @@ def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
         held_folder(
             twin.scratch, PointNames("0" * 8, "1" * 10).prefix, monitor.peer.owner, "1"
         ) as work,
-        pytest.raises(fleece.SourceError, match="cannot be noted"),
+        pytest.raises(fleece.SourceError, match="note that the guest is stopped"),
         standing_still(monitor, Note(work, "no/name")),
     ):
         pytest.fail("it was taken for noted")
@@ -588,7 +588,7 @@ def test_a_dead_runs_point_that_jobs_hold_is_not_what_was_asked_for(
     running.wait_event("progress")
     running.kill()
     ran = full_disk.backup().succeeded()
-    assert "filters are asked for" in ran.named("warning")[0]["what"]
+    assert "a backup with filters always takes" in ran.named("warning")[0]["what"]
     assert ran.result["resumed"] is False
     full_disk.check_exact()
     full_disk.nothing_left()

@@ -220,7 +220,7 @@ def test_it_is_frozen_at_the_point_and_thawed_before_anything_is_read(guest: Gue
         (_on(FREEZE, _refuse), r"refused guest-fsfreeze-freeze: no hook \x1b[31m today"),
         (_on(FREEZE, _hang_up), "connection to the guest agent was lost"),
         (_on(FREEZE, lambda agent: {"return": 0}), "froze no file system"),
-        (_on(FREEZE, lambda agent: {"what": 1}), "answered nonsense"),
+        (_on(FREEZE, lambda agent: {"what": 1}), "answer to guest-fsfreeze-freeze is not valid"),
         (_on(FREEZE, lambda agent: SILENCE), "did not answer guest-fsfreeze-freeze"),
         (_on(FREEZE, _freeze_late), "did not answer guest-fsfreeze-freeze"),
         (lambda agent, command: _refuse(agent), "refused guest-fsfreeze-freeze"),
@@ -275,7 +275,7 @@ _IN_MID_COPY = Moment("copying", "fleece.delta.writer", "DeltaWriter.data", "aft
 
 
 def test_a_dead_runs_point_is_not_frozen_enough(guest: Guest) -> None:
-    """Nobody knows whether it was frozen: what must be is taken anew."""
+    """Nobody knows whether it was frozen: one that must be frozen is taken again."""
     guest.scene.killed_backup(_IN_MID_COPY)
     result, heard = guest.take(required=True)
     assert (result.frozen, result.resumed) == (True, False)

@@ -1,4 +1,4 @@
-"""An engine is killed, its point lives on in QEMU: the next run goes on with it, or tells why."""
+"""An engine is killed, its point lives on in QEMU: the next run resumes it, or tells why."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def goes_on(scene: Scene, frozen: Frozen, point: str, *words: object) -> Json:
 
 
 def starts_anew(scene: Scene, point: str, reason: str) -> None:
-    """The next backup gives the dead run's point up, says why, and is incremental and exact."""
+    """The next backup gives that point up, says why, and is incremental and exact."""
     heard: list[Event] = []
     result = scene.take(listener=heard.append)
     assert (result.resumed, result.mode) == (False, "incremental")
@@ -436,7 +436,7 @@ def test_a_point_that_cannot_be_built_on_is_given_up(
         (("--mode", "differential"), "differential is asked for"),
         (("--disk", "d0", "--disk", "d1"), None),
         (("--disk", "d1"), "other disks"),
-        (("--transport", "push"), "push is asked for"),
+        (("--transport", "push"), "a backup with push always takes"),
     ],
 )
 def test_only_what_is_asked_for_is_gone_on_with(

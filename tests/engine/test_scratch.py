@@ -47,7 +47,7 @@ def test_the_backup_gives_up_before_the_scratch_is_full(files: GuestFiles, tmp_p
         scene = Scene(guest, tmp_path)
         scene.scratch = scratch
         ran = scene.slow_backup(milliseconds=5000).wait()
-        ran.failed(4, "gave up before the guest", "--scratch")
+        ran.failed(4, "given up before the guest", "--scratch")
         guest.wait_acked(guest.acked + 5)
         nothing_left(guest, scratch)
         _saw_nothing(guest)

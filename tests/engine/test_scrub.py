@@ -264,7 +264,7 @@ def test_prometheus_reads_the_status(guest: Guest) -> None:
         (("--fraction", "0"), "more than 0%"),
         (("--fraction", "101%"), "at most 100%"),
         (("--fraction", "some"), "like 10%"),
-        (("--max-age", "soon"), "no duration"),
+        (("--max-age", "soon"), "not a duration"),
         (("latest", "--max-age", "3d"), "no POINT"),
     ],
 )

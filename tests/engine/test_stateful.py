@@ -1,4 +1,4 @@
-"""Random histories of guests and of backups, held against a model at every step.
+"""Random histories of guests and of backups, compared with a model at every step.
 
 The model of a disk is its bytes; that of a store, the bytes at each committed point. Whatever
 happened before, a backup that succeeds restores to the model, and no old point ever changes.
@@ -217,7 +217,7 @@ class History(RuleBasedStateMachine):
         return {node: bytes(self._models[node]) for node in nodes or NODES}
 
     def _remember(self, point: str, *nodes: str) -> None:
-        """A committed point is what the disks were when it was taken: now, or by a dead engine."""
+        """A committed point is what the disks were when it was taken, now or before a kill."""
         self._points[point] = self._taken.get(point) or self._now(*nodes)
 
     def _check_point(self, point: str) -> None:
@@ -237,7 +237,7 @@ class History(RuleBasedStateMachine):
 
     def _check_all(self) -> None:
         """The last state is backed up too; then every point of the store is what it was."""
-        self._remember(self.scene.take().point)  # it may go on with a dead engine's point
+        self._remember(self.scene.take().point)  # it may resume an interrupted backup's point
         self._remember(self.scene.take().point)
         self.scene.check_exact()
         assert sorted(self._committed()) == sorted(self._points)

@@ -273,7 +273,7 @@ def test_an_import_does_not_write_over_what_is_there(scene: Scene, tmp_path: Pat
 
 def test_something_else_is_no_store_to_import_into(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
-    _import(tmp_path, Path(os.devnull)).failed(fleece.ExitCode.STORE, "is no fleece store")
+    _import(tmp_path, Path(os.devnull)).failed(fleece.ExitCode.STORE, "is not a fleece store")
     assert [item.name for item in tmp_path.iterdir()] == ["photo.jpg"]
 
 

@@ -249,7 +249,7 @@ def test_the_latest_point_is_not_guessed_while_a_damaged_file_may_be_newer(small
     whole = small.files[1].stat().st_size
     for length in (10, whole - 1):
         os.truncate(small.files[1], length)
-        with pytest.raises(fleece.StoreError, match="the latest point cannot be told"):
+        with pytest.raises(fleece.StoreError, match="which point is the latest is unknown"):
             fleece.restore(small.store, "latest", "vda", str(small.target))
 
 

@@ -433,7 +433,7 @@ def test_a_store_whose_marker_is_lost_goes_on_in_a_new_one(tmp_path: Path) -> No
         scene.backup(*key).succeeded()
         (scene.store / MARKER).unlink()
         (delta,) = scene.store.rglob("*.fleece")
-        scene.backup(*key).failed(5, "no fleece store")
+        scene.backup(*key).failed(5, "not a fleece store")
         scene.init("--like", delta, *key, store=tmp_path / "new")
         (guest,) = (item for item in scene.store.iterdir() if item.is_dir())
         guest.rename(tmp_path / "new" / guest.name)

@@ -515,7 +515,7 @@ def test_a_damaged_delta_is_damaged_and_not_somebody_elses(pattern: Path, tmp_pa
         catalogue = open_store(path).catalogue()
         assert [f"{_folder(3)}/{DISK}.fleece"] == [damaged.key for damaged in catalogue.damaged]
         assert catalogue.foreign == ()
-        with pytest.raises(StoreError, match="the latest point cannot be told"):
+        with pytest.raises(StoreError, match="which point is the latest is unknown"):
             catalogue.find("latest")
         with pytest.raises(StoreError, match="damaged or unreadable"):
             prune(open_store(path), KeepRules(last=1))

@@ -1,4 +1,4 @@
-"""An image held against a point: exactly the leaves that differ are told, and its root."""
+"""An image compared with a point: exactly the leaves that differ are told, and its root."""
 
 from __future__ import annotations
 

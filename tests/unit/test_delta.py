@@ -572,7 +572,7 @@ def test_a_header_that_makes_no_sense_is_refused(wrong: str) -> None:
     fields = _good()
     header_module.parse(_framed(json.dumps(fields).encode()), "test")
     _WRONG[wrong](fields)
-    with pytest.raises(DeltaError, match="makes no sense"):
+    with pytest.raises(DeltaError, match="is not valid"):
         header_module.parse(_framed(json.dumps(fields).encode()), "test")
 
 
@@ -594,7 +594,7 @@ def test_a_header_that_makes_no_sense_is_refused(wrong: str) -> None:
     ids=lambda text: repr(text[:10]),
 )
 def test_a_header_whose_text_is_no_header_is_refused(text: bytes) -> None:
-    with pytest.raises(DeltaError, match="makes no sense"):
+    with pytest.raises(DeltaError, match="is not valid"):
         header_module.parse(_framed(text), "test")
 
 
@@ -1241,5 +1241,5 @@ def test_a_header_that_no_reader_takes_is_not_written(wrong: dict[str, Any]) -> 
     head = dataclasses.replace(header(4 * LEAF), **wrong)
     if "disk" in wrong or "disks" in wrong:
         head = dataclasses.replace(head, disks=(head.disk, *head.disks))
-    with pytest.raises(UsageError, match="the header makes no sense"):
+    with pytest.raises(UsageError, match="the header is not valid"):
         header_module.pack(head)

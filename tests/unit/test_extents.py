@@ -1,4 +1,4 @@
-"""Sets of byte ranges, held against plain Python sets of byte numbers."""
+"""Sets of byte ranges, compared with plain Python sets of byte numbers."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_brackets_in_a_text_are_no_nesting(tmp_path: Path) -> None:
 def test_numbers_that_are_none_are_refused(number: str, tmp_path: Path) -> None:
     text = _text().replace(f'"size": {LEAF}', f'"size": {number}')
     assert number in text
-    with pytest.raises(DeltaError, match=r"makes no sense|incomplete or cut") as caught:
+    with pytest.raises(DeltaError, match=r"is not valid|incomplete or cut") as caught:
         open_delta(_with_text(text.encode(), tmp_path / "delta"))
     assert ("incomplete" in str(caught.value)) == (number == "-0")
 

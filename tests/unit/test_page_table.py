@@ -1,4 +1,4 @@
-"""Which pages a look-up needs, held against a plain walk over all of them."""
+"""Which pages a look-up needs, compared with a plain walk over all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One leaf tells whether a disk was shrunk and grown back: held against all leaves."""
+"""One leaf tells whether a disk was shrunk and grown back: compared with all leaves."""
 
 from __future__ import annotations
 

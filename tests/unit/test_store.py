@@ -173,7 +173,7 @@ def test_a_store_is_made_in_an_empty_folder(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_does_not_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
-    with pytest.raises(StoreError, match="is no empty folder"):
+    with pytest.raises(StoreError, match="is not an empty folder"):
         init(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["photo.jpg"]
 
@@ -281,7 +281,7 @@ def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="there is no store here"):
         open_store(tmp_path / "file")
-    with pytest.raises(StoreError, match="is no empty folder"):
+    with pytest.raises(StoreError, match="is not an empty folder"):
         init(tmp_path / "file")
 
 
@@ -828,7 +828,7 @@ def test_a_prefix_that_only_one_point_has_names_it(text: str, store: Store) -> N
 
 def test_a_prefix_of_several_points_is_refused(store: Store) -> None:
     _fill(store, 2)
-    with pytest.raises(UsageError, match="could be 2 points; give more digits"):
+    with pytest.raises(UsageError, match="matches 2 points; give more digits"):
         store.catalogue().find("00000000")
 
 

@@ -74,7 +74,7 @@ class Case:
 
     Attributes:
         ours: fleece.
-        reference: what it is held against.
+        reference: what it is compared with.
         facts: what else is worth noting.
     """
 

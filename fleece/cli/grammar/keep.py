@@ -22,7 +22,9 @@ _UNITS = {
 def keep_verbs(verb: AddVerb) -> None:
     """merge, prune, pin, unpin."""
     merge = verb(
-        "merge", "keep:merge", "make a point's deltas stand for a run of deltas, or for all: a full"
+        "merge",
+        "keep:merge",
+        "merge older deltas into a point's deltas; by default all, which makes a full",
     )
     merge.add_argument("store", metavar="STORE", help=STORE)
     merge.add_argument("point", metavar="POINT", help=POINT)
@@ -30,7 +32,7 @@ def keep_verbs(verb: AddVerb) -> None:
         "--from",
         dest="first",
         metavar="FIRST",
-        help="the oldest point that is merged in; default: all, which gives a full",
+        help="the oldest point to merge; default: all, which makes a full",
     )
     add_guest(merge)
     add_key(merge)
@@ -54,10 +56,12 @@ def keep_verbs(verb: AddVerb) -> None:
         "--keep-within",
         dest="within",
         metavar="DURATION",
-        help="what is younger, seen from the newest point: 2y5m7d3h",
+        help="points younger than this, seen from the newest: 2y5m7d3h",
     )
     prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    prune.add_argument("--guest", help="whose points; default: those of each guest, by itself")
+    prune.add_argument(
+        "--guest", help="only the points of this guest; default: those of each guest, separately"
+    )
     add_key(prune)
     for name, text in (
         ("pin", "protect a point from prune"),

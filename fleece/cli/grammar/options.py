@@ -78,7 +78,7 @@ def add_key(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--passphrase-file",
         metavar="FILE",
-        help="its first line is the store's passphrase; "
+        help="the first line of FILE is the store's passphrase; "
         "default: $FLEECE_PASSPHRASE_FILE, or $FLEECE_PASSPHRASE itself",
     )
 
@@ -124,5 +124,5 @@ def add_image_format(made: argparse.ArgumentParser) -> None:
         "--format",
         dest="image_format",
         metavar="FORMAT",
-        help="of IMAGE, as qemu-img names it; default: found out",
+        help="format of IMAGE, as qemu-img names it; default: detected",
     )

@@ -39,13 +39,13 @@ def _restore_verb(verb: AddVerb) -> None:
         choices=("raw", "qcow2"),
         dest="target_format",
         default=None,
-        help="of the target; default: by its ending, else raw; in place no other is guessed",
+        help="format of TARGET; default: qcow2 if its name ends with .qcow2, else raw",
     )
     restore.add_argument("--force", action="store_true", help="replace a target that exists")
     restore.add_argument(
         "--in-place",
         action="store_true",
-        help="write to a target that exists only the leaves that differ",
+        help="write only the leaves that differ, to a target that exists",
     )
     ways = restore.add_mutually_exclusive_group()
     ways.add_argument(
@@ -111,7 +111,7 @@ def _looking_verbs(verb: AddVerb) -> None:
     serve.add_argument(
         "--writable",
         action="store_true",
-        help="take writes and throw them away in the end; the store is never written",
+        help="accept writes and discard them at the end; the store is never written",
     )
     serve.add_argument(
         "--scratch",
@@ -140,46 +140,64 @@ def _boot_verb(verb: AddVerb) -> None:
         "--console-text",
         dest="text",
         metavar="TEXT",
-        help="booted is when this comes on the serial console; default: when the agent answers",
+        help="it has booted when this comes on the serial console; default: when the agent answers",
     )
     boot.add_argument(
-        "--timeout", dest="limit", type=float, default=300.0, metavar="SECONDS", help="default: 300"
+        "--timeout",
+        dest="limit",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait; default: 300",
     )
     boot.add_argument(
         "--screenshot",
         type=file_to_make,
         metavar="FILE",
-        help="a PNG file of the screen in the end",
+        help="write the screen, as it is at the end, to FILE (PNG)",
     )
     boot.add_argument(
         "--console-log",
         type=file_to_make,
         dest="console",
         metavar="FILE",
-        help="for what came on the console",
+        help="write what came on the serial console to FILE",
     )
     add_mode(boot, "these files")
     boot.add_argument(
-        "--memory", type=int, default=1024, metavar="MIB", help="of the machine; default: 1024"
+        "--memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="memory of the machine; default: 1024",
     )
     boot.add_argument(
-        "--cpus", dest="processors", type=int, default=2, metavar="N", help="default: 2"
+        "--cpus",
+        dest="processors",
+        type=int,
+        default=2,
+        metavar="N",
+        help="processors of the machine; default: 2",
     )
     boot.add_argument(
         "--emulated",
         action="store_true",
-        help="do without KVM, slowly, even if it is there",
+        help="emulate the machine, slowly, even where KVM works",
     )
     boot.add_argument(
         "--bus",
         choices=("virtio", "sata", "scsi", "nvme"),
         default="virtio",
-        help="of the disks; default: virtio",
+        help="bus of the disks; default: virtio",
     )
-    boot.add_argument("--firmware", metavar="FILE", help="instead of the BIOS, like OVMF.fd (UEFI)")
+    boot.add_argument(
+        "--firmware", metavar="FILE", help="firmware in place of the BIOS, like OVMF.fd for UEFI"
+    )
     boot.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
-    boot.add_argument("--initrd", metavar="FILE", help="with --kernel")
+    boot.add_argument("--initrd", metavar="FILE", help="with --kernel: its initial RAM disk")
     boot.add_argument("--append", type=str, metavar="WORDS", help="with --kernel: its command line")
-    boot.add_argument("--scratch", metavar="DIR", help="for what it writes; default: /var/tmp")
+    boot.add_argument(
+        "--scratch", metavar="DIR", help="folder for what it writes; default: /var/tmp"
+    )
     add_guest(boot)
     add_key(boot)

@@ -41,8 +41,8 @@ def source_verbs(verb: AddVerb) -> None:
     backup.add_argument(
         "--adopt",
         action="store_true",
-        help="go on with points that are of another guest (another UUID, or another name if it had "
-        "none): from now on they are this one's; everything is read",
+        help="take over the points of another guest (of another UUID, or name if it had none): "
+        "from now on they are this guest's; everything is read",
     )
     backup.add_argument(
         "--disk",
@@ -150,5 +150,7 @@ def source_verbs(verb: AddVerb) -> None:
         "store", metavar="STORE", nargs="?", help="a store: is there room for backups?"
     )
     doctor.add_argument(
-        "--scratch", metavar="DIR", help="folder for scratch files to look at; default: backup's"
+        "--scratch",
+        metavar="DIR",
+        help="folder for scratch files to look at; default: as for backup",
     )

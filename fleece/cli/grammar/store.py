@@ -38,7 +38,7 @@ def store_verbs(verb: AddVerb) -> None:
     taking.add_argument(
         "--adopt",
         action="store_true",
-        help="have it join the points of another guest of its name",
+        help="add it to the points of another guest of the same name",
     )
     add_key(taking)
     info = verb("info", "verbs:info", "show what a delta file says of itself")
@@ -83,7 +83,7 @@ def store_verbs(verb: AddVerb) -> None:
     salvage = verb(
         "salvage",
         "salvage:salvage",
-        "save what a damaged or cut delta still proves into a new file",
+        "save what can still be proven of a damaged or cut delta into a new file",
     )
     salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
     salvage.add_argument(
@@ -102,7 +102,7 @@ def store_verbs(verb: AddVerb) -> None:
 
 def _init_verb(verb: AddVerb) -> None:
     init = verb("init", "verbs:init", "make a new store, for guests to be backed up to")
-    init.add_argument("store", metavar="STORE", help="a folder that is empty, or to make")
+    init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
     init.add_argument(
         "--hash",
         choices=("xxh3-128", "blake3"),
@@ -122,7 +122,7 @@ def _init_verb(verb: AddVerb) -> None:
     init.add_argument(
         "--like",
         metavar="OTHER",
-        help="a store, or a delta: have its hash, key and encryption, so that deltas of that store "
+        help="a store or a delta: use its hash, key and encryption, so that deltas of that store "
         "can be imported",
     )
     add_key(init)

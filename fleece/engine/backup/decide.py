@@ -51,7 +51,7 @@ class Auditable:
 
     Attributes:
         disk: the disk.
-        newest: its delta at the newest point that it can be held against.
+        newest: its delta at the newest point that it can be compared with.
         since: what was written since.
     """
 
@@ -87,7 +87,7 @@ class Lineage:
 
 
 def auditable(disk: Disk, lineage: Lineage) -> Auditable:
-    """What an audit can hold a disk against.
+    """What an audit can compare a disk with.
 
     Raises:
         PointError: nothing; the source does not know what was written since a stored point.

@@ -25,9 +25,9 @@ class BackupOptions:
         disks: names; empty: all writable ones.
         level: zstd level.
         workers: threads that read, hash and compress.
-        audit: the part of the leaves said to be clean, 0 to 1, that is read and held against the
-            chain all the same, sampled anew each time.
-        resume: go on with a point that a dead run left, if it is whole; else always take a new one.
+        audit: the part of the leaves said to be clean, 0 to 1, that is read and compared with the
+            chain all the same, a new sample each time.
+        resume: resume the point of an interrupted backup, if it is whole; else take a new one.
         transport: whether a new point is pulled or pushed.
         rate: the most bytes that are read of the source in a second; None: as many as it gives.
         adopt: the chain is another guest's; from this point on it is this one's. All is read.
@@ -83,7 +83,7 @@ class BackupResult:
     Attributes:
         point, guest, mode, disks: what it is.
         frozen: the guest's file systems stood still for it.
-        resumed: a dead run took it, at the time that its headers say.
+        resumed: an interrupted backup took it, at the time that its headers say.
         transport: how it came out of the source.
         adopted: the chain was another guest's before.
     """

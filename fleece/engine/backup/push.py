@@ -57,7 +57,7 @@ class PushJob:
 
     @property
     def kept_bytes(self) -> int:
-        """None: a push is not gone on with."""
+        """None: a push is not resumed."""
         return 0
 
     def take(self, request: Request, data: memoryview | None, packer: Packer) -> None:
@@ -239,6 +239,6 @@ class _Receiver:
         waited = time.monotonic() - min([*self._since.values()], default=time.monotonic())
         if waited > _PATIENCE:
             raise PointError(
-                f"the store took nothing for {_PATIENCE:.0f} s; the backup gave up, because "
+                f"the store took nothing for {_PATIENCE:.0f} s; the backup was given up, because "
                 "the guest may have to wait for it"
             )

@@ -1,4 +1,4 @@
-"""Find a point that a dead run left in the store and in the source, both whole: go on with it.
+"""Find the point of an interrupted backup that is whole in store and source, and resume it.
 
 No more is needed for it than the headers of the partial files, the store's points, and what the
 source holds under the point's names. Any doubt, and the point is given up for a new one.
@@ -20,11 +20,11 @@ from fleece.store.partial_point import UnfinishedPoint
 
 @dataclass(frozen=True)
 class Begun:
-    """A point to go on with.
+    """A point to resume.
 
     Attributes:
         left: what the store has of it.
-        decisions: those that the dead run made, in the order of its disks.
+        decisions: those that the interrupted backup made, in the order of its disks.
         living: the point in the source.
     """
 
@@ -58,7 +58,7 @@ def find_begun(
     stack: contextlib.ExitStack,
     doubt: Callable[[UnfinishedPoint, str], None],
 ) -> Begun | None:
-    """The first of some half-written points that can be gone on with.
+    """The first of some half-written points that can be resumed.
 
     Args:
         candidates: what the store has.
@@ -91,12 +91,12 @@ def _resumable(asked: Asked) -> Resumable:
     if (reason := source.unresumable()) is not None:
         raise PointError(reason)
     if asked.transport is TransportWish.PUSH:
-        raise PointError("push is asked for, and what is pushed is always taken anew")
+        raise PointError("a backup with push always takes a new point")
     return source
 
 
 def _decisions(left: UnfinishedPoint, asked: Asked) -> tuple[Decision, ...]:
-    """The dead run's decisions, made again: they must come out the same.
+    """The interrupted backup's decisions, made again: they must come out the same.
 
     Raises:
         FleeceError: they do not, or the point is not what is asked for.

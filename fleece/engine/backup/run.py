@@ -76,7 +76,7 @@ def backup(
 ) -> BackupResult:
     """Back a guest's disks up into a store, as one point.
 
-    If a dead run into this store left its point alive, that point is gone on with.
+    If an interrupted backup into this store left its point alive, the backup resumes that point.
 
     When this returns, the point is durable and its segments are rotated. When it raises, the chain
     is as it was, and nothing of the attempt is left but segments that the next point needs.
@@ -97,9 +97,9 @@ def backup(
     options = options or BackupOptions()
     guest = guest_name(source, options.guest)
     if not 0 <= options.audit <= 1:
-        raise UsageError("the part to audit goes from 0 to 1", where=options.audit)
+        raise UsageError("the part to audit must be from 0 to 1", where=options.audit)
     if options.workers < 1 or (options.rate is not None and options.rate < 1):
-        raise UsageError("without a thread, or at a rate of 0, no backup ends")
+        raise UsageError("workers and rate must be at least 1")
     source.check_ready()
     with store.locked(guest):
         for removed in source.release():
@@ -208,7 +208,7 @@ class _Run:
             after.tell(events.Warned(kept))
 
     def _go_on(self, stack: contextlib.ExitStack) -> Taken | None:
-        """Find what dead runs left: go on with one point of it, and take all the rest down."""
+        """Find what interrupted backups left: resume one point of it, and take down the rest."""
         options = self._options
         asked = Asked(self._lineage, self._bond, options.mode, options.disks, options.transport)
         begun = find_begun(self._candidates(), asked, stack, self._tell_doubt)
@@ -228,7 +228,7 @@ class _Run:
         return Taken(begun.left.ref, begun.decisions, begun.living, begun.left)
 
     def _candidates(self) -> Sequence[UnfinishedPoint]:
-        """What dead runs left that may be gone on with: nothing of a disk that failed an audit."""
+        """Points that may be resumed: none with a disk that failed an audit."""
         if not self._options.resume or self._output is not None:
             return ()
         return [
@@ -286,7 +286,7 @@ class _Run:
         """
         if self._options.audit:
             raise UsageError(
-                "an audit reads what did not change, and QEMU pushes only what did",
+                "an audit reads what did not change, but QEMU pushes only what did",
                 hint="leave --audit out, or choose --transport pull",
             )
         return tuple(

@@ -1,4 +1,4 @@
-"""Read a part of what is said to be clean, and hold it against the chain by hash."""
+"""Read a part of what is said to be clean, and compare it with the chain by hash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AuditJob:
         disk: where its bytes are read.
         clean: whole leaves that nothing changed since the chain's point, as it is said.
         chain: the disk at that point.
-        compared_bytes: bytes of disk that were held against the chain so far.
+        compared_bytes: bytes of disk that were compared with the chain so far.
         differing: the leaves among them that are not what the chain holds, (start, end) in bytes.
     """
 
@@ -93,7 +93,7 @@ def compare_clean(
     workers: int = WORKERS,
     watch: Callable[[], None] | None = None,
 ) -> None:
-    """Read that part of all jobs' clean leaves, sampled anew, and note what differs.
+    """Read that part of all jobs' clean leaves, as a new sample, and note what differs.
 
     Args:
         jobs: the disks.

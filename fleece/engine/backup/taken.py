@@ -35,7 +35,7 @@ class Taken:
         ref: its name.
         decisions: one for each disk.
         living: the point in the source.
-        left: what a dead run has stored of it already; None: it is new.
+        left: what an interrupted backup has stored of it already; None: it is new.
         gone: disks of points before that the guest has no more.
     """
 
@@ -115,7 +115,7 @@ def copy_job(
     protection: Protection | None,
     proven: Proven | None = None,
 ) -> CopyJob:
-    """The work on one disk, less what a dead run is proven to have done of it.
+    """The work on one disk, less what an interrupted backup is proven to have done of it.
 
     Raises:
         PointError: what that did is not part of the work.

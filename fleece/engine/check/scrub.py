@@ -76,7 +76,7 @@ def scrub(
         StoreError: a verification cannot be noted, so the next run would not go on from here.
     """
     if not 0 < rules.fraction <= 1:
-        raise UsageError("a fraction is more than 0% and at most 100%")
+        raise UsageError("the fraction must be more than 0% and at most 100%")
     catalogue.named(rules.guest)
     now = now or datetime.now(UTC)
     mine = [e for e in catalogue.entries if rules.guest in (None, e.header.guest)]

@@ -306,7 +306,7 @@ def check_delta(
 
 @dataclass(frozen=True)
 class Comparison:
-    """An image held against a point.
+    """An image compared with a point.
 
     Attributes:
         differing: the parts of the disk, in whole leaves, whose hashes differ.

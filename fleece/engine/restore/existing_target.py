@@ -95,7 +95,7 @@ def _raw(target: str, cancel: CancelToken) -> ImageFormat:
     found = probe_format(target, TargetError, cancel)
     if found != ImageFormat.RAW:
         raise TargetError(
-            f"looks like {found}, and so can a raw disk whose guest wrote that into it",
+            f"looks like {found}, but a guest can write that into a raw disk, too",
             where=target,
             hint=f"say what it is: --format {ImageFormat.RAW} or --format {ImageFormat.QCOW2}",
         )

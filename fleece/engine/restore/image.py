@@ -157,9 +157,9 @@ def _refuse_idle(
         UsageError: one has none.
     """
     if force and in_place:
-        raise UsageError("--force and --in-place are two ways; choose one", where=target)
+        raise UsageError("--force and --in-place exclude each other; choose one", where=target)
     if mode is not None and (in_place or stands(target)):
-        raise UsageError("--mode is of a new file; what exists keeps its own", where=target)
+        raise UsageError("--mode is for a new file; one that exists keeps its own", where=target)
     if target_format not in (None, ImageFormat.RAW) and is_uri(target):
         raise UsageError("an NBD export is raw: its bytes are the disk's", where=target)
 

@@ -45,7 +45,7 @@ class KeepRules:
         if self == KeepRules():
             raise UsageError("no rule says what to keep", hint="give --keep-last 7, for example")
         if min(count for count, _, _ in self._buckets()) < ALL:
-            raise UsageError("a --keep-* count is a number, or -1 for all")
+            raise UsageError("a --keep-* count must be a number of 0 or more, or -1 for all")
 
     def _buckets(self) -> tuple[tuple[int, str, Callable[[datetime, int], object]], ...]:
         return (

@@ -163,7 +163,7 @@ def _check_scratch(folder: Path) -> int:
     except OSError as error:
         raise TargetError(error.strerror or str(error), where=folder) from error
     if not is_folder:
-        raise TargetError("is no folder", where=folder, hint="choose another one with --scratch")
+        raise TargetError("is not a folder", where=folder, hint="choose another one with --scratch")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise TargetError(
             "this user may not write there",

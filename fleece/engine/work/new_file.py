@@ -294,7 +294,7 @@ def check_named(folder: Folder, descriptor: int, final: Path) -> None:
     """
     if not os.path.samestat(folder.stat(final.name), os.fstat(descriptor)):
         raise TargetError(
-            "is not what was written: somebody else has put another file there meanwhile",
+            "is not what was written: somebody put another file there",
             where=final,
             hint="restore to a folder that only you may write to",
         )

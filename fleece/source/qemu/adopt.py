@@ -65,7 +65,7 @@ def adopted_point(
     limit: int | None,
     agent: GuestAgent | None = None,
 ) -> Iterator[QemuPoint]:
-    """Take a dead engine's point over; take it down when the context ends, however it does.
+    """Take an interrupted backup's point over; take it down when the context ends, however it does.
 
     Args:
         monitor: of the QEMU.
@@ -97,7 +97,7 @@ def adopted_point(
 
 @contextmanager
 def _held_again(monitor: Monitor, names: PointNames) -> Iterator[WorkFolder]:
-    """Hold the lock of a dead engine's work folder, which must be of this QEMU and complete."""
+    """Hold the lock of an interrupted backup's work folder; it must be complete, of this QEMU."""
     place = work_folder(monitor, names.prefix)
     if place is None:
         raise PointError("nothing of it is in QEMU")
@@ -117,7 +117,7 @@ def _held_again(monitor: Monitor, names: PointNames) -> Iterator[WorkFolder]:
                 f"its work folder has no lock ({error.strerror})", where=place
             ) from error
         if not held:
-            raise PointError("another engine holds it", where=place)
+            raise PointError("another backup holds it", where=place)
         noted = work.folder.has(FROZEN) or work.folder.has(STOPPED)
         if noted or work.foreign or qemu_of(work) != monitor.peer.pid:
             raise PointError("its work folder is not as it was made", where=place)
@@ -139,7 +139,7 @@ def _check_whole(
     jobs = _ours(monitor.execute("query-jobs"), "id", names)
     nodes = _ours(monitor.execute("query-named-block-nodes"), "node-name", names)
     if names.view(0) in nodes:
-        raise PointError("it was pushed, and its engine took along what had come")
+        raise PointError("it was being pushed, and a push cannot be resumed")
     _same("jobs", set(jobs), {names.job(number) for number in numbers})
     if any(job.text("type") != "backup" or error_of(job) is not None for job in jobs.values()):
         raise PointError("a fleecing job has failed")

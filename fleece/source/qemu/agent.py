@@ -193,7 +193,7 @@ def _write_note(note: Note, path: str, session: _Session) -> None:
 
 
 def thaw_noted(note: Note) -> bool:
-    """Thaw the guest that a dead run's note names; whether there was one.
+    """Thaw the guest that an interrupted backup's note names; whether there was one.
 
     Raises:
         AgentError: it could not be thawed. The note stays.
@@ -296,7 +296,7 @@ class _Session:
                 f"the agent refused {command}: {_reason(answer['error'])}", where=self.path
             )
         if "return" not in answer:
-            raise AgentError(f"the agent answered nonsense to {command}", where=self.path)
+            raise AgentError(f"the agent's answer to {command} is not valid", where=self.path)
         return answer["return"]
 
     def send(self, command: str) -> None:

@@ -43,7 +43,7 @@ class Answer:
     def bad(self, what: str) -> BadAnswer:
         """The error that something is wrong with this part."""
         return BadAnswer(
-            f"QEMU's answer makes no sense: {self._name} {what}",
+            f"QEMU's answer is not valid: {self._name} {what}",
             where=self._where,
             hint="is it QEMU that listens there?",
         )

@@ -104,7 +104,7 @@ class Inventory:
             if len(alike) > 1:
                 raise PointError(
                     f"{len(alike)} disks are called {disk.name} (nodes {', '.join(alike)})",
-                    hint="give each device an id= of its own",
+                    hint="give each device its own id=",
                 )
 
 
@@ -133,7 +133,7 @@ def take_inventory(monitor: Monitor) -> Inventory:
         if before.keys() == nodes.keys():
             break
     else:
-        raise SourceError("QEMU's block nodes change all the while", where=monitor.path)
+        raise SourceError("QEMU's block nodes keep changing", where=monitor.path)
     block = _BlockGraph(monitor.path, nodes, graph)
     if devices:
         disks = [_device_disk(monitor, device, medium, block) for device, medium in devices]

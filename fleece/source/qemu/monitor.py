@@ -276,11 +276,11 @@ class Monitor:
             return SourceError(
                 "the monitor does not greet",
                 where=self.path,
-                hint="another client holds it, or it is no QMP socket; give "
+                hint="another client holds it, or it is not a QMP socket; give "
                 "fleece a monitor of its own",
             )
         reason = _one_line(str(error).partition("\n")[0])
-        return SourceError(f"this is no QMP monitor ({reason})", where=self.path)
+        return SourceError(f"this is not a QMP monitor ({reason})", where=self.path)
 
     def _run(self, work: Coroutine[Any, Any, T], limit: float) -> T:
         async def timed() -> T:

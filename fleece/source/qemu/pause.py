@@ -99,14 +99,14 @@ def _make(note: Note) -> None:
         note.write(b"")
     except OSError as error:
         raise SourceError(
-            f"that the guest is stopped cannot be noted ({error.strerror})",
+            f"a note that the guest is stopped cannot be written ({error.strerror})",
             where=note.path,
             hint="choose another folder with --scratch",
         ) from error
 
 
 def let_go_noted(monitor: Monitor, note: Note) -> bool:
-    """Let a guest go on that a dead run's note names; whether it was stopped.
+    """Let a guest go on that an interrupted backup's note names; whether it was stopped.
 
     Raises:
         SourceError: QEMU refuses, or the note cannot be removed.

@@ -137,7 +137,8 @@ class QemuPoint:
         self._check_guest()
         if self._guest_ran and run_state(self._monitor) == STOPPED_BY_ERROR:
             raise PointError(
-                "the guest was stopped by an I/O error; the backup gave up to let it go on",
+                "the guest was stopped by an I/O error; the backup was given up so that "
+                "the guest can continue",
                 where=self._monitor.path,
                 hint="was the scratch full? choose another folder with --scratch",
             )

@@ -176,7 +176,7 @@ class QemuSource:
         return examine(self.monitor, self.guest())
 
     def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
-        """Take down what dead engines left: exports, jobs, nodes, scratches; never a segment.
+        """Take down what interrupted backups left: exports, jobs, nodes, scratches; no segment.
 
         A guest that stopped because such a scratch was full is continued.
 
@@ -315,7 +315,7 @@ class QemuSource:
                 )
 
     def _thaw(self, work: WorkFolder) -> Iterator[Removed]:
-        """Thaw what a dead engine left frozen. A freeze does not outlive its QEMU."""
+        """Thaw what an interrupted backup left frozen. A freeze does not outlive its QEMU."""
         note = Note(work, FROZEN)
         if qemu_of(work) != self.monitor.peer.pid:
             note.drop()
@@ -383,7 +383,7 @@ class QemuSource:
         if self.agent is not None and self.agent.required:
             return "whether the guest was frozen for it is not known, and that is required"
         if self.fleecing is not Fleecing.CLASSIC:
-            return "filters are asked for, and what is held by filters is always taken anew"
+            return "a backup with filters always takes a new point"
         return None
 
     def adopt(self, request: Request) -> AbstractContextManager[QemuPoint]:

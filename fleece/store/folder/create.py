@@ -53,7 +53,7 @@ def taken(folder: Path) -> StoreError:
                 "is a store already", where=folder, hint="use it as it is; nothing was changed"
             )
         return StoreError(
-            "is no empty folder",
+            "is not an empty folder",
             where=folder,
             hint="a new store is made in a folder that is empty or not there yet",
         )

@@ -94,7 +94,7 @@ class Spooled(_Draft):
         """Give it a name that must be free; the lock on the guest keeps it so."""
         if point.has(name):
             raise StoreError(
-                "is there already, and it is no whole delta",
+                "exists already, and is not a whole delta",
                 where=point.path / name,
                 hint="move it away first",
             )
