@@ -575,7 +575,7 @@ def test_a_dead_runs_point_is_taken_anew(full_disk: MachineScene) -> None:
     running.wait_event("progress")
     running.kill()
     ran = full_disk.backup().succeeded()
-    assert "held by filters" in ran.named("warning")[0]["what"]
+    assert "a backup with filters always takes" in ran.named("warning")[0]["what"]
     assert ran.result["resumed"] is False
     full_disk.check_exact()
     full_disk.nothing_left()
