@@ -91,6 +91,10 @@ class DeltaError(StoreError):
     """A delta file is damaged, incomplete or not a delta."""
 
 
+class UnreadableError(DeltaError):
+    """What a delta file lies on cannot read a part of it."""
+
+
 class VerifyError(FleeceError):
     """Something that was compared is not the same."""
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fleece.ordered import distinct
+
 _FOLD = 1 << 14
 
 Int64Array = npt.NDArray[np.int64]
@@ -121,7 +123,7 @@ class Extents:
         """Walk the boundaries of both sets once; keep the pieces that `wanted` picks."""
         if len(self) == 0:
             return self
-        bounds = np.unique(np.concatenate((self.start, self.end, other.start, other.end)))
+        bounds = distinct(np.concatenate((self.start, self.end, other.start, other.end)))
         inside = wanted(self._covers(bounds[:-1]), other._covers(bounds[:-1]))
         return Extents.normal(bounds[:-1][inside], bounds[1:][inside])
 

@@ -8,9 +8,14 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from fleece.errors import DeltaError, StoreError
+from fleece.errors import DeltaError, StoreError, UnreadableError
 from fleece.folder import Folder
 from fleece.handles import Handle, Replaced
+
+_BROKEN = frozenset(
+    {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ, errno.ENODATA, errno.EREMOTEIO}
+)
+"""What the kernel answers to a read of what a device, or a file system, has lost."""
 
 
 class FileBlob:
@@ -36,7 +41,7 @@ class FileBlob:
         try:
             self._handle = Handle(opener)
         except OSError as error:
-            raise self._error(error) from error
+            raise self._not_opened(error) from error
         status = self._handle.status
         self.length = status.st_size
         if not stat.S_ISREG(status.st_mode):
@@ -47,8 +52,10 @@ class FileBlob:
         """Exactly `length` bytes.
 
         Raises:
-            DeltaError: the file ends before, or cannot be read.
-            StoreError: it was replaced or removed meanwhile, or too many files are open.
+            DeltaError: the file ends before.
+            UnreadableError: what it lies on cannot read it.
+            StoreError: it was replaced or removed meanwhile, too many files are open, or the system
+                refuses for another reason that is none of the file's.
         """
         descriptor = self._take()
         try:
@@ -61,7 +68,8 @@ class FileBlob:
                 part = os.pread(descriptor, length, position)
                 parts.append(part)
         except OSError as error:
-            raise self._error(error) from error
+            broken = UnreadableError if error.errno in _BROKEN else StoreError
+            raise self._error(error, broken) from error
         finally:
             self._handle.give()
         if length > 0:
@@ -96,14 +104,18 @@ class FileBlob:
                 hint="a prune or a merge does that; run it again",
             ) from None
         except OSError as error:
-            raise self._error(error) from error
+            raise self._not_opened(error) from error
 
-    def _error(self, error: OSError) -> StoreError:
+    def _not_opened(self, error: OSError) -> StoreError:
+        scarce = error.errno in (errno.ENOMEM, errno.EINTR)  # no fault of the file either
+        return self._error(error, StoreError if scarce else DeltaError)
+
+    def _error(self, error: OSError, family: type[StoreError]) -> StoreError:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the file
             return StoreError(
                 "too many files are open", where=self.name, hint="raise the limit (ulimit -n)"
             )
-        return DeltaError(f"cannot be read ({error.strerror})", where=self.name)
+        return family(f"cannot be read ({error.strerror})", where=self.name)
 
 
 def named_file(path: str | os.PathLike[str]) -> FileBlob:

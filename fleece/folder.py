@@ -210,6 +210,8 @@ class Folder:
             set_mode(descriptor, mode)
         except BaseException:
             os.close(descriptor)
+            with contextlib.suppress(OSError):
+                self.remove(name)
             raise
         return descriptor
 

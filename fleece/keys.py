@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import importlib
 import os
 import secrets
 import select
@@ -98,6 +99,16 @@ class Key:
         return _expand(self.master, salt, b"fleece frames" + described)
 
 
+_CIPHERS = (
+    "blake3",
+    "cryptography.exceptions",
+    "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.hashes",
+    "cryptography.hazmat.primitives.kdf.hkdf",
+    "cryptography.hazmat.primitives.kdf.scrypt",
+)
+
+
 class Secret:
     """A key file's content or a passphrase.
 
@@ -115,6 +126,7 @@ class Secret:
             raise UsageError(
                 f"a secret of {len(content)} bytes: at least {least} are needed, and not over 1 MiB"
             )
+        _load_ciphers()
         self.derivation = derivation
         self._content = content
         self._masters: dict[tuple[int, bytes], bytes] = {}
@@ -241,6 +253,12 @@ def _content(path: str | os.PathLike[str], cancel: CancelToken) -> bytes:
         return bytes(content)
     finally:
         os.close(descriptor)
+
+
+def _load_ciphers() -> None:
+    """Load all that keys need later on: once something is underway, files may have run out."""
+    for name in _CIPHERS:
+        importlib.import_module(name)
 
 
 def _identity(master: bytes) -> bytes:

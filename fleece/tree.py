@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fleece.extents import Extents, Int64Array
 from fleece.hashing import XXH3_128, HashAlgorithm
+from fleece.ordered import distinct
 
 LEAF_SIZE = 64 * 1024
 """Bytes of disk under one leaf."""
@@ -337,7 +338,7 @@ def _windows(geometry: Geometry, level: int, spool: NodeSpool, spans: Extents) -
     """
     none = np.empty(0, np.int64), np.empty((0, geometry.algorithm.size), np.uint8)
     ends = np.concatenate((spans.start, spans.end - 1)) // spool.span
-    edges = ((number, *none) for number in np.unique(ends).tolist())
+    edges = ((number, *none) for number in distinct(ends).tolist())
     merged = heapq.merge(spool.windows(), edges, key=lambda window: window[0])
     for number, same in itertools.groupby(merged, key=lambda window: window[0]):
         _, touched, current = next(same)
@@ -385,7 +386,7 @@ def _raise(
 ) -> Level:
     """The parents of the touched nodes, their other children taken from the base."""
     parent = touched // geometry.fan_out
-    nodes = np.unique(parent)
+    nodes = distinct(parent)
     children = np.array(base.children(level, nodes), np.uint8)
     children[np.searchsorted(nodes, parent), touched % geometry.fan_out] = current
     return Level(level, nodes, children)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
+from types import CodeType, FrameType
 
+import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.grammar import parser
 from fleece.cli.idle import refuse_idle
 from fleece.cli.output import Output, OutputError, printing
 from fleece.cli.process import fill_standard_streams, guard_terminal, set_up_process
-from fleece.errors import ExitCode, FleeceError, bug
+from fleece.errors import ExitCode, FleeceError, UsageError, bug
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,11 +53,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.fail(error, **error.fields)
         return int(error.code)
     except Exception as error:
+        if (missing := _not_loaded(error)) is not None:
+            output.fail(missing)
+            return int(missing.code)
         with contextlib.suppress(OutputError), printing(sys.stderr):
             traceback.print_exc()
         output.fail(bug(error))
         return int(ExitCode.INTERNAL)
     return int(ExitCode.OK)
+
+
+def _not_loaded(error: Exception) -> FleeceError | None:
+    """The error for a part of the program that the system could not load; None: it is another."""
+    if isinstance(error, ImportError):
+        return UsageError(f"a part of the program cannot be loaded: {error}")
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    if not isinstance(error, OSError) or not any(_loads(code) for code in frames):
+        return None
+    too_many = error.errno in (errno.EMFILE, errno.ENFILE)
+    return UsageError(
+        f"a part of the program cannot be loaded ({error.strerror})",
+        where=error.filename,
+        hint="raise the limit of open files (ulimit -n)" if too_many else None,
+    )
+
+
+def _loads(code: CodeType) -> bool:
+    """Whether what runs belongs to the loading of a module."""
+    within_import = code.co_filename.startswith("<frozen importlib") or code.co_name == "<module>"
+    return within_import or code.co_filename == fleece.__file__
 
 
 def _stop_on_signals(cancel: CancelToken) -> None:

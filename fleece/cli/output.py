@@ -114,6 +114,7 @@ class Output:
         self._phase: tuple[str, str] | None = None
         self._stream = sys.stderr if spare_stdout else sys.stdout
         self._lost = False
+        self._barless = False
 
     @staticmethod
     def of_words(words: Sequence[str]) -> Output:
@@ -187,12 +188,16 @@ class Output:
             raise
 
     def _progress(self, event: events.Progress) -> None:
-        if not sys.stderr.isatty():
+        if self._barless or not sys.stderr.isatty():
             return
         phase = (event.phase, event.subject)
         if self._bar is None or self._phase != phase:
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except (ImportError, OSError) as error:  # no reason to end what is underway
+                self._barless = True
+                self.say(f"warning: no progress is shown: {error}")
+                return
             self._end_bar()
             self._phase = phase
             with printing(sys.stderr):

@@ -20,8 +20,10 @@ class Blob(Protocol):
         """Exactly `length` bytes.
 
         Raises:
-            DeltaError: it ends before, or cannot be read.
-            StoreError: it was replaced or removed meanwhile.
+            DeltaError: it ends before.
+            UnreadableError: what it lies on cannot read it.
+            StoreError: it was replaced or removed meanwhile, or it cannot be read for a reason that
+                is none of its own.
         """
         ...
 

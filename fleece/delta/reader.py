@@ -30,6 +30,7 @@ from fleece.delta.pagecache import page_cache
 from fleece.errors import DeltaError
 from fleece.extents import Extents, Flags, Int64Array
 from fleece.keys import Secret, need_key
+from fleece.ordered import distinct
 from fleece.tree import Geometry, HashArray, Level
 
 
@@ -370,7 +371,7 @@ class DeltaReader(RecordFile):
         flags = np.zeros(len(at), np.bool_)
         table = self._index_table
         numbers = table.below(at)
-        for number in np.unique(numbers[numbers >= 0]).tolist():
+        for number in distinct(numbers[numbers >= 0]).tolist():
             mine = np.flatnonzero(numbers == number)
             rows = self._index_page(table.pages[number])
             wanted = at[mine].astype(np.uint64)

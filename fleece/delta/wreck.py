@@ -27,7 +27,7 @@ from fleece.delta.layout import (
 )
 from fleece.delta.pagecache import page_cache
 from fleece.delta.reader import RecordFile
-from fleece.errors import DeltaError
+from fleece.errors import DeltaError, UnreadableError
 from fleece.extents import Extents, Int64Array
 from fleece.hashing import ALGORITHMS, keyed_blake3
 from fleece.keys import Secret
@@ -67,6 +67,7 @@ class Wreck(RecordFile):
     """
 
     def __init__(self, blob: Blob, secret: Secret | None = None) -> None:
+        self._unreadable: list[tuple[int, int]] = []
         super().__init__(blob, secret)
         try:
             self.footer = self._find_footer()
@@ -78,16 +79,31 @@ class Wreck(RecordFile):
         self.cache = page_cache()
         self._key = object()
 
+    @property
+    def unreadable(self) -> Extents:
+        """What of the file could not be read so far, in bytes of the file."""
+        return Extents.of(self._unreadable)
+
     def read_at(self, position: int, length: int) -> bytes:
-        """Exactly `length` bytes of the file; what the device cannot read counts as zeros."""
+        """Exactly `length` bytes of the file; what the device cannot read counts as zeros.
+
+        It is tried twice, and `unreadable` tells.
+        """
         try:
             return super().read_at(position, length)
-        except DeltaError:
+        except UnreadableError:
             if length <= _BLOCK:
-                return bytes(length)
+                return self._once_more(position, length)
         ends = [*range(position + _BLOCK - position % _BLOCK, position + length, _BLOCK)]
         bounds = itertools.pairwise([position, *ends, position + length])
         return b"".join(self.read_at(start, end - start) for start, end in bounds)
+
+    def _once_more(self, position: int, length: int) -> bytes:
+        try:
+            return super().read_at(position, length)
+        except UnreadableError:
+            self._unreadable.append((position, position + length))
+            return bytes(length)
 
     def _read_header(self, first: bytes, start: int) -> tuple[header.Header, bytes, int]:
         try:
@@ -95,6 +111,8 @@ class Wreck(RecordFile):
         except DeltaError as error:
             if self.frames.overhead == 0 and (mended := self._mended_header(start)) is not None:
                 return mended
+            if self._unreadable:
+                error.what = f"cannot be read where its header is ({error.what})"
             error.hint = error.hint or "without a header nothing of it can be read"
             raise
 

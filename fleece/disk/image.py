@@ -74,8 +74,12 @@ def _warned_of_writer(image: str, listener: events.Listener) -> bool:
     """Warn if a program has an image open to write to it; gives whether it has."""
     try:
         user = writer_of(image)
-    except OSError:  # it was read, and is gone
+    except FileNotFoundError:  # it was read, and is gone
         return False
+    except OSError as error:
+        why = error.strerror
+        listener(events.Warned(f"{image}: whether a program writes to it cannot be told ({why})"))
+        return True
     if user is not None:
         listener(
             events.Warned(

@@ -28,6 +28,19 @@ _NO_WRITER, _NO_RESIZER = 201, 203
 
 NO_IMAGE = "is neither a file nor a block device"
 
+_VANISHED = frozenset(
+    {
+        errno.ENOENT,
+        errno.ESRCH,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+    }
+)
+"""What the kernel answers about processes and devices that went meanwhile, or are not ours."""
+
 _LOCK = "hhqqi4x"
 """struct flock (fcntl(2)) of a 64-bit Linux: type, whence, start, length, process."""
 
@@ -79,7 +92,13 @@ class Claim:
         Raises:
             FleeceError: somebody does.
         """
-        user = _user(self._path, self.descriptor)
+        try:
+            user = _user(self._path, self.descriptor)
+        except OSError as error:
+            raise self._failure(
+                f"whether it is in use cannot be told ({error.strerror}: {error.filename})",
+                where=self._path,
+            ) from error
         if user is not None:
             raise self._failure(
                 f"is in use ({user})", where=self._path, hint="end that first, or name another"
@@ -238,20 +257,37 @@ def _processes(path: str) -> Iterator[_Opener]:
         if process == os.getpid():
             continue
         for number in _numbers(f"/proc/{process}/fd"):
-            with contextlib.suppress(OSError, ValueError):  # it has ended, or closed it
-                place = f"/proc/{process}/fd/{number}"
-                # Names first: to ask for the state of any file at all may hang where a server does.
-                if os.path.basename(os.readlink(place)) != name:
-                    continue
-                if _same(os.stat(place), wanted):
+            with _vanishing():
+                if _has(f"/proc/{process}/fd/{number}", name, wanted):
                     yield _opener(process, number)
 
 
-def _numbers(folder: str) -> list[int]:
+def _has(place: str, name: str, wanted: os.stat_result) -> bool:
+    """Whether a process' descriptor is a file with that name and state."""
+    # Names first: to ask for the state of any file at all may hang where a server does.
+    if os.path.basename(os.readlink(place)) != name:
+        return False
     try:
-        return [int(name) for name in os.listdir(folder) if name.isdecimal()]
-    except OSError:
-        return []
+        return _same(os.stat(place), wanted)
+    except OSError:  # what its server no longer tells is not what was asked just now
+        return False
+
+
+def _numbers(folder: str) -> list[int]:
+    names: list[str] = []
+    with _vanishing():
+        names = os.listdir(folder)
+    return [int(name) for name in names if name.isdecimal()]
+
+
+@contextlib.contextmanager
+def _vanishing() -> Iterator[None]:
+    """A look at what may end or be detached meanwhile, or be another user's: then it counts not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _VANISHED:
+            raise
 
 
 def _same(found: os.stat_result, wanted: os.stat_result) -> bool:
@@ -263,7 +299,7 @@ def _same(found: os.stat_result, wanted: os.stat_result) -> bool:
 def _opener(process: int, number: int) -> _Opener:
     """What proc_pid_fdinfo(5) says of a descriptor."""
     writes = locks = False
-    for line in Path(f"/proc/{process}/fdinfo/{number}").read_text().splitlines():
+    for line in Path(f"/proc/{process}/fdinfo/{number}").read_text(errors="replace").splitlines():
         if line.startswith("flags:"):
             writes = int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
         locks = locks or line.startswith("lock:")
@@ -292,7 +328,7 @@ def _loop_device(path: str, *, writable: bool = False) -> User | None:
     """
     place = os.path.realpath(path)
     for item in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # it was detached meanwhile
+        with _vanishing():
             same = item.read_bytes().rstrip(b"\n") == os.fsencode(place)
             if same and not (writable and (item.parents[1] / "ro").read_bytes() == b"1\n"):
                 return User(f"/dev/{item.parents[1].name}")

@@ -26,6 +26,10 @@ def libnbd() -> ModuleType:
         raise UsageError(
             f"libnbd's Python bindings are missing ({error})", hint=_how_to_install()
         ) from error
+    except OSError as error:
+        raise UsageError(
+            f"libnbd's Python bindings cannot be loaded ({error.strerror})", where=error.filename
+        ) from error
     except Exception as error:
         raise _wrong(f"cannot be imported ({type(error).__name__}: {error})") from error
     if not hasattr(getattr(nbd, "NBD", None), "add_meta_context"):

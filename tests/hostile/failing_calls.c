@@ -20,13 +20,13 @@ static const char *names[KINDS] = { "open", "read", "write", "sync", "rename", "
 static _Atomic long counts[KINDS];
 static pid_t armed;
 static int kind = -1, number;
-static long nth;
+static long nth, times;
 static char ours[65536];
 
-void fail_arm(const char *name, long at, int error) {
+void fail_arm(const char *name, long at, long many, int error) {
     memset((void *)counts, 0, sizeof counts);
     for (kind = KINDS - 1; kind >= 0 && strcmp(names[kind], name); kind--) ;
-    nth = at; number = error; armed = getpid();
+    nth = at; times = many; number = error; armed = getpid();
 }
 void fail_disarm(void) { armed = 0; }
 long fail_count(const char *name) {
@@ -41,7 +41,7 @@ static int known(int fd) { return fd >= 0 && fd < 65536 && ours[fd]; }
 static int fails(int which) {
     if (!armed || armed != getpid()) return 0;
     long now = atomic_fetch_add(&counts[which], 1) + 1;
-    if (which != kind || now != nth) return 0;
+    if (which != kind || now < nth || now >= nth + times) return 0;
     errno = number;
     return 1;
 }

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 import time
 import traceback
 import uuid
@@ -464,3 +465,29 @@ def test_records_are_copied_into_another_delta_without_recompression(
         kept = [made.record_at(*row) for row in made.rows().tolist()]
         assert [frame for found, frame in kept if found.kind is Kind.DATA] == frames
         assert read_back(Chain([made])) == DISK
+
+
+def test_with_a_secret_all_that_keys_need_is_loaded() -> None:
+    """In the middle of a run, files may have run out."""
+    code = """
+import sys
+from fleece.delta.layout import Tag
+from fleece.delta.protection import SealedFrames
+from fleece.errors import DeltaError
+from fleece.hashing import BLAKE3, keyed_blake3
+from fleece.keys import Secret
+from fleece.store import envelope
+secret = Secret.of_passphrase("x")
+loaded = set(sys.modules)
+key = secret.new_key()
+frames = SealedFrames(bytes(32))
+stored = bytearray(frames.seal(Tag.DATA, b"x"))
+stored[-1] ^= 1
+try:
+    frames.open(Tag.DATA, bytes(stored), "here")
+except DeltaError:
+    BLAKE3.digest(b""), keyed_blake3(bytes(32)).digest(b"")
+    print(sorted(set(sys.modules) - loaded))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -36,7 +36,7 @@ _FLOORS = (
         "version",
         "writeback",
     },
-    {"hashing", "keys", "extents", "tree", "compare"},
+    {"hashing", "keys", "extents", "ordered", "tree", "compare"},
     {"delta"},
     {"nbd"},
     {"disk"},

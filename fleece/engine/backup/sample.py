@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator, default_rng
 
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
@@ -64,7 +65,7 @@ class AuditJob:
         )
 
 
-def sample(clean: Extents, fraction: float, source: np.random.Generator) -> Iterator[Extents]:
+def sample(clean: Extents, fraction: float, source: Generator) -> Iterator[Extents]:
     """Choose a part of some leaves at random, in order of the disk, a window at a time.
 
     Every leaf has the same chance; together they are at least `fraction` of the runs (of up to
@@ -108,7 +109,7 @@ def compare_clean(
     def items() -> Iterator[tuple[AuditJob, ReadItem, HashArray]]:
         for job in jobs:
             held = HeldLeaves(job.chain)
-            source = np.random.default_rng(secrets.randbits(128))
+            source = default_rng(secrets.randbits(128))
             for part in sample(job.clean, fraction, source):
                 # What lies between may be stored, and reclaimed by now: neither ask nor read it.
                 zeros = known_zeros(job.disk, part, job.chain.geometry.leaf_size, gap=0)

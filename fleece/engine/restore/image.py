@@ -28,6 +28,7 @@ from fleece.engine.work.root import disk_root
 from fleece.errors import DeltaError, Interrupted, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.nbd.uri import is_uri
+from fleece.ordered import distinct, without
 from fleece.store.catalogue import Entry
 from fleece.store.store import Store
 
@@ -302,8 +303,8 @@ def _unread(chain: Chain, pictures: Iterable[ChainMap]) -> list[Int64Array]:
             rows = delta.rows_within(low, high)
             data = rows["position"][rows["kind"] == Kind.DATA]
             seen = position[mine]
-            found[owner].append(np.setdiff1d(data, seen).astype(np.int64))
-    return [np.unique(np.concatenate(parts)) for parts in found]
+            found[owner].append(without(data, seen).astype(np.int64))
+    return [distinct(np.concatenate(parts)) for parts in found]
 
 
 def _data_pieces(picture: ChainMap) -> Iterator[list[_Piece]]:

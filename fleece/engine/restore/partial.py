@@ -17,7 +17,7 @@ from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.restore.existing_target import stands
 from fleece.engine.restore.proof import Leaves, Proof, Source, prove
-from fleece.engine.restore.salvage import LostExtent, lost_extents, survey
+from fleece.engine.restore.salvage import LostExtent, lost_extents, survey, warn_of_unreadable
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import Counter, run_workers
 from fleece.engine.work.root import disk_root
@@ -108,7 +108,9 @@ def restore_partial(
         def source(remains: Remains) -> Source:
             wreck = stack.enter_context(opened(catalogue, remains))
             wreck.cache = cache
-            return Source(wreck, survey(wreck, listener, cancel))
+            source = Source(wreck, survey(wreck, listener, cancel))
+            warn_of_unreadable(wreck, listener)
+            return source
 
         with open_target(target, target_format, shape.size, manner) as image:
             members = [source(remains) for remains in line.members]

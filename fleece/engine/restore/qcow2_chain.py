@@ -29,6 +29,7 @@ from fleece.engine.work.pool import Counter
 from fleece.errors import TargetError
 from fleece.extents import Extents
 from fleece.folder import Folder
+from fleece.nbd.binding import libnbd
 from fleece.store.store import Store
 
 _READ, _READ_TO_SEARCH = 0o444, 2
@@ -71,6 +72,7 @@ def restore_as_chain(
         VerifyError: the newest image does not have the point's root.
     """
     cancel = cancel or CancelToken()
+    libnbd()  # with which the newest image is read back: missed before anything is made
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target), mode) as folder:

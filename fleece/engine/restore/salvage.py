@@ -17,11 +17,12 @@ from fleece.delta.salvage import NOWHERE, Survey, Surveyor, extents_of, write_sa
 from fleece.delta.wreck import Remnant, Wreck
 from fleece.engine.work.new_file import Manner, NewFile, new_file, target_errors
 from fleece.engine.work.pool import Counter, run_workers
-from fleece.errors import DeltaError, UsageError, VerifyError
+from fleece.errors import DeltaError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.hashing import Buffer
 from fleece.keys import Secret
 from fleece.store.loose import open_records, open_wreck
+from fleece.terminal import counted
 from fleece.writeback import Writeback
 
 
@@ -106,6 +107,7 @@ def salvage(
         if len(found.rows) == 0 and len(found.lost) + len(found.uncertain) > 0:
             raise DeltaError("nothing in it can be proven any more", where=path)
         _write(file, wreck, found, listener, cancel)
+        warn_of_unreadable(wreck, listener)
         _read_back(file, secret, found, cancel)
         return _described(file.path, target, secret)
 
@@ -122,6 +124,19 @@ def describe(path: str, secret: Secret | None = None) -> SalvagedFile | None:
     return _described(path, path, secret)
 
 
+def warn_of_unreadable(wreck: Wreck, listener: events.Listener) -> None:
+    """Tell how much of a file could not be read, if anything: another try may read it."""
+    gone = wreck.unreadable
+    if len(gone):
+        count, first = counted(gone.total, "byte"), int(gone.start[0])
+        listener(
+            events.Warned(
+                f"{wreck.where}: {count} cannot be read, the first at byte {first}, and count as "
+                f"damaged; a copy made with ddrescue may hold more of them"
+            )
+        )
+
+
 def _described(path: str, name: str, secret: Secret | None) -> SalvagedFile:
     with open_wreck(path, secret) as wreck:
         rows, missing = wreck.index()
@@ -129,6 +144,8 @@ def _described(path: str, name: str, secret: Secret | None) -> SalvagedFile:
             raise DeltaError(
                 "its index is damaged", where=path, hint="'fleece salvage' makes a new one"
             )
+        if len(wreck.unreadable):
+            raise DeltaError("cannot be read in full", where=path, hint="try again")
         head, root = wreck.header, wreck.root
         return SalvagedFile(
             path=name,
@@ -201,6 +218,8 @@ def _write(
 def _read_back(file: NewFile, secret: Secret | None, expected: Survey, cancel: CancelToken) -> None:
     with open_wreck(file.path, secret) as made:
         found = survey(made, cancel=cancel)
+        if len(made.unreadable):
+            raise TargetError("cannot be read back", where=file.where)
     same = found.held() == expected.held() and found.lost == expected.lost
     if not same or found.uncertain != expected.uncertain:
         raise VerifyError("what was written is not what is read back", where=file.where)

@@ -140,9 +140,26 @@ def new_file(path: str, manner: Manner) -> Iterator[NewFile]:
                 _name(folder, partial, final, manner.force)
                 check_named(folder, descriptor, final)
                 folder.sync()
-        finally:
+        except BaseException:
             with contextlib.suppress(OSError):
                 folder.remove(partial)
+            raise
+        _remove_other_name(folder, partial, path, manner.listener)
+
+
+def _remove_other_name(folder: Folder, name: str, path: str, listener: events.Listener) -> None:
+    """Remove the name that a file had while it was made, if it still has it."""
+    try:
+        folder.remove(name)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        listener(
+            events.Warned(
+                f"{folder.path / name}: cannot be removed ({error.strerror}): another name of "
+                f"{path}, which is whole; remove it"
+            )
+        )
 
 
 def _exists(final: Path, force: bool) -> bool:

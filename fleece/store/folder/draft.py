@@ -76,7 +76,12 @@ class Spooled(_Draft):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place, f"{SPOOL}{secrets.token_hex(8)}", PRIVATE_FILE)
-        self.sink.hold()
+        try:
+            with store_errors(self._path):
+                self.sink.hold()
+        except BaseException:
+            self.discard()
+            raise
 
     def place(self, key: str) -> None:
         """Give it its place; the guest's lock must be held."""
