@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from fleece.reach import connected, may_be_served
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
 from fleece.source.qemu.processes import server_of
 from fleece.source.qemu.unseen import with_reasons
+from fleece.source.sockets import connections
 from fleece.source.workfolder import (
     JOINED,
     PREFIX,
@@ -43,14 +43,6 @@ from fleece.source.workfolder import (
 _LEAVE = struct.pack(">I8sII", 3, b"IHAVEOPT", 2, 0)
 """A client's flags (fixed newstyle, no zeroes) and NBD_OPT_ABORT (NBD protocol, "Newstyle
 negotiation"): the server lets it go."""
-_LISTENING = 1 << 16
-"""`__SO_ACCEPTCON` in the flags of proc_net(5), `/proc/net/unix`."""
-_ROW = re.compile(
-    rb"^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +[0-9]+ ?",
-    re.MULTILINE,
-)
-"""What is before the path in a row of it. A path may hold any byte, ends of lines among them."""
-
 _PATIENCE = 5.0
 _LEAVING = 15.0
 """Seconds to wait for a client to go: QEMU 7.2.22 ends one that negotiates for 10 s."""
@@ -217,29 +209,6 @@ def _wait_for_clients(qemu: int, path: Path) -> None:
                 hint="end that program (ss -xp shows it), then run fleece clean",
             )
         time.sleep(_GLANCE)
-
-
-def connections(qemu: int, path: Path) -> int:
-    """How many connections a unix socket has, with those that are not accepted yet.
-
-    0 if this user may not know (proc_net(5), `/proc/net/unix`, of the network namespace of QEMU).
-    """
-    try:
-        said = Path(f"/proc/{qemu}/net/unix").read_bytes()
-    except OSError:
-        return 0
-    # QEMU may know the folder by another path; its name is the point's alone.
-    ours = os.fsencode("/" + "/".join(path.parts[-3:]))
-    flags = [int(row, 16) for row, name in _unix_sockets(said) if name.endswith(ours)]
-    return sum(not flag & _LISTENING for flag in flags)
-
-
-def _unix_sockets(said: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Flags, in hexadecimal digits, and path of each row of `/proc/net/unix`."""
-    rows = [*_ROW.finditer(said)]
-    ends = [*(row.start() for row in rows[1:]), len(said)]
-    for row, end in zip(rows, ends, strict=False):
-        yield row[1], said[row.end() : end].removesuffix(b"\n")
 
 
 def _stop(monitor: Monitor) -> None:

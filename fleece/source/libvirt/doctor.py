@@ -1,0 +1,75 @@
+"""Examine a guest of libvirt's: what libvirt can do, and what the guest has."""
+
+from __future__ import annotations
+
+from fleece.delta.header import is_name
+from fleece.delta.identity import GuestIdentity
+from fleece.source.libvirt.domain import Domain, State
+from fleece.source.libvirt.inventory import (
+    LibvirtDisk,
+    LibvirtInventory,
+    lost_client_kills,
+    take_inventory,
+)
+from fleece.source.report import Ability, ExaminedBitmap, ExaminedDisk, Report
+from fleece.source.libvirt.point import GRANULARITY
+from fleece.source.libvirt.xml import Checkpoint
+
+_BACKUPS_SINCE = 7_006_000
+"""From this libvirt on a guest's bitmaps are on without being asked for."""
+
+
+def examine(domain: Domain, refusal: str | None) -> Report:
+    """Ask libvirt for all that matters to a backup.
+
+    Args:
+        domain: the guest.
+        refusal: why no point can be taken now.
+    """
+    libvirt, qemu = domain.versions()
+    active = domain.is_active()
+    inventory = take_inventory(domain) if active else LibvirtInventory((), ())
+    found = [told for name in domain.checkpoints() if (told := domain.checkpoint(name)) is not None]
+    name = domain.name if is_name(domain.name) else None
+    return Report(
+        "libvirt",
+        f"{_shown(libvirt)} (QEMU {_shown(qemu)})",
+        domain.name,
+        GuestIdentity(domain.uuid, name),
+        domain.state().value if active else None,
+        refusal,
+        (Ability("backup-begin", "incremental backups", libvirt >= _BACKUPS_SINCE),),
+        tuple(_examined(disk, found, qemu) for disk in inventory.disks),
+    )
+
+
+def _examined(disk: LibvirtDisk, found: list[Checkpoint], qemu: int) -> ExaminedDisk:
+    obstacle = disk.unfit
+    if disk.read_only:
+        obstacle = "it is read-only"
+    elif lost_client_kills(disk, qemu):
+        obstacle = f"an iothread serves it, and QEMU {_shown(qemu)} ends when a client is lost"
+    return ExaminedDisk(
+        disk.name,
+        disk.size,
+        disk.format,
+        disk.place,
+        obstacle,
+        tuple(_bitmap(told, disk.name) for told in found if disk.name in told.images),
+        {"persistent_bitmaps": disk.keeps_bitmaps},
+    )
+
+
+def _bitmap(told: Checkpoint, disk: str) -> ExaminedBitmap:
+    whole = disk in told.sizes
+    return ExaminedBitmap(
+        told.name,
+        "recording" if whole else "inconsistent",
+        GRANULARITY,
+        told.sizes.get(disk, 0),
+        {"recording": whole, "busy": False, "persistent": True, "inconsistent": not whole},
+    )
+
+
+def _shown(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"

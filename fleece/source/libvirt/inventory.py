@@ -1,0 +1,200 @@
+"""The disks of a guest of libvirt's, as its definition tells of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from fleece.errors import PointError, UsageError
+from fleece.source.libvirt.domain import Domain
+from fleece.source.workfolder import Owner
+
+_MEDIA = ("cdrom", "floppy")
+_QCOW2_MAGIC = b"QFI\xfb"
+_IOTHREAD_FIXED = 8_002_003
+
+
+@dataclass(frozen=True)
+class LibvirtDisk:
+    """A disk of the guest.
+
+    Attributes:
+        name: its target, like vda.
+        size: in bytes.
+        read_only: the guest cannot write it.
+        format: of its image, as libvirt was told.
+        images: its image and those below it, from the top, each told from others (`_image`).
+        place: of its image.
+        keeps_bitmaps: its image can store them.
+        iothread: it is served by one.
+        unfit: why libvirt cannot back it up; None: it can.
+    """
+
+    name: str
+    size: int
+    read_only: bool
+    format: str
+    images: tuple[str, ...]
+    place: str
+    keeps_bitmaps: bool
+    iothread: bool
+    unfit: str | None
+
+
+@dataclass(frozen=True)
+class LibvirtInventory:
+    """All disks with a medium, in the definition's order."""
+
+    disks: tuple[LibvirtDisk, ...]
+    targets: tuple[str, ...]
+    """The names of all its drives, those without a medium among them."""
+
+    def choose(self, names: tuple[str, ...]) -> tuple[LibvirtDisk, ...]:
+        """The disks of these names, or all that are writable.
+
+        Raises:
+            UsageError: a name is given twice.
+            PointError: there is no such disk, or libvirt cannot back it up, or it is read-only, or
+                there is none at all.
+        """
+        if len(set(names)) != len(names):
+            raise UsageError("a disk is named twice")
+        known = {disk.name: disk for disk in self.disks}
+        for name in names:
+            if name not in known:
+                there = ", ".join(known) or "none"
+                raise PointError(f"there is no disk {name}", hint=f"the disks are: {there}")
+            if known[name].read_only:
+                raise PointError(
+                    f"disk {name} is read-only: nothing can change on it", hint="leave it out"
+                )
+        chosen = tuple(known[name] for name in names) or tuple(
+            disk for disk in self.disks if not disk.read_only
+        )
+        if not chosen:
+            raise PointError("the guest has no writable disk")
+        for disk in chosen:
+            if disk.unfit is not None:
+                others = [each.name for each in self.disks if each.unfit is None]
+                raise PointError(
+                    f"disk {disk.name} cannot be backed up through libvirt: {disk.unfit}",
+                    hint=f"name the others with --disk: {', '.join(others) or 'there are none'}",
+                )
+        return chosen
+
+
+def take_inventory(domain: Domain) -> LibvirtInventory:
+    """Ask libvirt for all of it."""
+    definition = domain.definition()
+    sizes = domain.sizes()
+    drives = definition.findall("devices/disk")
+    found = [
+        _disk(drive, sizes[name])
+        for drive in drives
+        if (name := _target(drive)) in sizes and drive.find("source") is not None
+    ]
+    return LibvirtInventory(tuple(found), tuple(_target(drive) for drive in drives))
+
+
+def _target(drive: Element) -> str:
+    target = drive.find("target")
+    return "" if target is None else target.get("dev", "")
+
+
+def _disk(drive: Element, size: int) -> LibvirtDisk:
+    driver = drive.find("driver")
+    kind = "raw" if driver is None else driver.get("type", "raw")
+    read_only = drive.find("readonly") is not None or drive.get("device") in _MEDIA
+    images = tuple(_images(drive))
+    place = images[0].partition(" ")[2] if images else ""
+    return LibvirtDisk(
+        _target(drive),
+        size,
+        read_only,
+        kind,
+        images,
+        place,
+        kind == "qcow2" and not _is_old_qcow2(place),
+        driver is not None and driver.get("iothread") is not None,
+        _unfit(drive),
+    )
+
+
+def _unfit(drive: Element) -> str | None:
+    if drive.get("device") == "lun":
+        return "it is a SCSI device passed through"
+    if drive.find("transient") is not None:
+        return "it is transient: what is written to it is forgotten"
+    if drive.get("type") in ("vhostuser", "nvme", "dir"):
+        return f"it is of type {drive.get('type')}, which QEMU's block layer does not see"
+    return None
+
+
+def _images(drive: Element) -> list[str]:
+    """Its image and those below it, each as `_image` tells of it."""
+    found = []
+    layer: Element | None = drive
+    while layer is not None and (source := layer.find("source")) is not None:
+        found.append(_image(source))
+        layer = layer.find("backingStore")
+    return found
+
+
+def _image(source: Element) -> str:
+    """What tells an image from others, as long as nobody copies it: `INODE PLACE`.
+
+    The inode's number is there of files that this host sees. Two images whose files were exchanged
+    differ in it.
+    """
+    path = source.get("file") or source.get("dev")
+    if path is not None:
+        return f"{_inode(path)} {path}"
+    names = (source.get(key) for key in ("protocol", "pool", "volume", "name", "type"))
+    return f"- {':'.join(name for name in names if name)}"
+
+
+def _inode(path: str) -> str:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return "-"
+    return str(state.st_ino) if stat.S_ISREG(state.st_mode) else "-"
+
+
+def _is_old_qcow2(path: str) -> bool:
+    """Whether an image is of qcow2's version 2, which has no bitmaps, as far as this host sees."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        start = os.pread(descriptor, 8, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return start[:4] == _QCOW2_MAGIC and start[4:] == b"\0\0\0\2"
+
+
+def lost_client_kills(disk: LibvirtDisk, qemu: int) -> bool:
+    """Whether a QEMU ends, and the guest with it, when an NBD client of the disk is lost.
+
+    Before 8.2.3 it does if an iothread serves the disk (`nbd_blockdev_client_closed`).
+
+    Args:
+        disk: the disk.
+        qemu: its version, as libvirt numbers it.
+    """
+    return disk.iothread and qemu < _IOTHREAD_FIXED
+
+
+def owner_of(definition: Element) -> Owner:
+    """The user that the guest's QEMU runs as: by the DAC label of its definition, else ours."""
+    for label in definition.iterfind("seclabel"):
+        if label.get("model") == "dac":
+            user, _, group = label.findtext("label", "").partition(":")
+            if user.lstrip("+").isdecimal() and group.lstrip("+").isdecimal():
+                return Owner(int(user.lstrip("+")), int(group.lstrip("+")))
+    return Owner(os.geteuid(), os.getegid())

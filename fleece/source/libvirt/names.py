@@ -1,0 +1,69 @@
+"""The names of what fleece makes in libvirt: a checkpoint for each point, and its work folder.
+
+A checkpoint is a bitmap of its own name on each of its disks, and records from the point on until
+it is deleted. So one point's checkpoint has nothing to do with another's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece.source.workfolder import PREFIX, SOCKET
+
+_CHECKPOINT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9]{{6,}})-([0-9a-f]{{10}})")
+_FOLDER = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9a-f]{{10}})")
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """What the name of one of our checkpoints tells.
+
+    Attributes:
+        chain_id: whose point it is.
+        sequence, point: of the point.
+    """
+
+    chain_id: str
+    sequence: int
+    point: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.chain_id}-{self.sequence:06d}-{self.point}"
+
+    @staticmethod
+    def parse(name: str) -> CheckpointName | None:
+        """What a checkpoint's name means; None: it is not ours."""
+        found = _CHECKPOINT.fullmatch(name)
+        if found is None:
+            return None
+        made = CheckpointName(found[1], int(found[2]), found[3])
+        return made if str(made) == name else None
+
+
+@dataclass(frozen=True)
+class FolderName:
+    """The name of a point's work folder."""
+
+    chain_id: str
+    point: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.chain_id}-{self.point}"
+
+    @staticmethod
+    def parse(name: str) -> FolderName | None:
+        """The point that a work folder is of, by its name; None: it is not ours."""
+        found = _FOLDER.fullmatch(name)
+        return None if found is None else FolderName(found[1], found[2])
+
+
+def scratch_name(number: int) -> str:
+    """The name of a disk's scratch file in the work folder."""
+    return f"s{number}.qcow2"
+
+
+def socket_in(folder: Path) -> Path:
+    """Where QEMU's NBD server listens for a point."""
+    return folder / SOCKET

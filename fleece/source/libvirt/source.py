@@ -1,0 +1,378 @@
+"""A guest of libvirt's, running, as a source of points."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+
+from fleece.attempts import Attempts
+from fleece.cancel import CancelToken
+from fleece.delta.header import is_name
+from fleece.delta.identity import GuestIdentity
+from fleece.errors import PointError, SourceError, UsageError
+from fleece.folder import Folder
+from fleece.source.base import (
+    Chosen,
+    Disk,
+    KeptBitmap,
+    Removed,
+    Request,
+    Since,
+    Transport,
+    TransportWish,
+    Unknown,
+    Wanted,
+)
+from fleece.source.libvirt import checkpoints
+from fleece.source.libvirt.adopt import adopted_point
+from fleece.source.libvirt.doctor import examine
+from fleece.source.libvirt.domain import Busy, Domain, State
+from fleece.source.libvirt.inventory import (
+    LibvirtDisk,
+    LibvirtInventory,
+    lost_client_kills,
+    take_inventory,
+)
+from fleece.source.libvirt.names import CheckpointName, FolderName
+from fleece.source.libvirt.point import (
+    GRANULARITY,
+    LibvirtPoint,
+    PlannedDisk,
+    PointPlan,
+    holder_of,
+    living_point,
+)
+from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_job
+from fleece.source.place import check_path, default_scratch, doubt
+from fleece.source.report import Report
+from fleece.source.workfolder import PREFIX, Strangers, WorkFolder, believed, may_be_held, work_folders
+
+_PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
+
+
+class LibvirtSource:
+    """A guest of libvirt's, which is on.
+
+    Args:
+        place: its name, UUID or id.
+        uri: of the libvirt that has it; None: libvirt's own default.
+        scratch: folder for scratch files and the NBD socket; QEMU must be able to use it. None: one
+            that only this user writes to (`place.default_scratch`).
+        scratch_limit: bytes that a point's scratch files may take; None: as much as the file system
+            has, less a reserve.
+        cancel: of the run that uses it.
+
+    Raises:
+        SourceError: libvirt cannot be reached, or has no such guest.
+        UsageError: libvirt's Python bindings are missing.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        uri: str | None = None,
+        scratch: Path | None = None,
+        scratch_limit: int | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        self.scratch = scratch or default_scratch()
+        check_path(self.scratch)
+        self.scratch_limit = scratch_limit
+        self.domain = Domain(place, uri, cancel)
+        self.where = self.domain.where
+        self._strangers = Strangers()
+
+    def __enter__(self) -> LibvirtSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of libvirt."""
+        self.domain.close()
+
+    # ---- the guest -----------------------------------------------------------------------------
+
+    def inventory(self) -> LibvirtInventory:
+        """What the guest has now."""
+        return take_inventory(self.domain)
+
+    def guest(self) -> str:
+        """libvirt's name of the guest."""
+        return self.domain.name
+
+    def identity(self) -> GuestIdentity | None:
+        """Its UUID, and its name."""
+        name = self.domain.name if is_name(self.domain.name) else None
+        return GuestIdentity(self.domain.uuid, name)
+
+    def producer(self) -> Mapping[str, str]:
+        """The versions of libvirtd and of its QEMU."""
+        libvirt, qemu = self.domain.versions()
+        return {"libvirt": _shown(libvirt), "qemu": _shown(qemu)}
+
+    def examine(self) -> Report:
+        """What libvirt can do, and what the guest has."""
+        return examine(self.domain, self.refusal())
+
+    def refusal(self) -> str | None:
+        """Why no point can be taken now; None: one can."""
+        state = self.domain.state()
+        if state not in _PRESENT:
+            return f"the guest is {state.value}"
+        found = self.domain.settled()
+        if isinstance(found, Busy):
+            return f"{found.operation} has the guest"
+        return None
+
+    def check_present(self) -> None:
+        """Check that the guest is on, and here.
+
+        Raises:
+            SourceError: it is not.
+        """
+        state = self.domain.state()
+        if state not in _PRESENT:
+            raise SourceError(
+                f"the guest is {state.value}",
+                where=self.where,
+                hint="a guest that is on can be backed up",
+            )
+
+    def check_ready(self) -> None:
+        """Check that the guest is on, and that no other operation has it.
+
+        Raises:
+            SourceError: a point cannot be taken now.
+        """
+        self.check_present()
+        found = self.domain.settled()
+        if isinstance(found, Busy):
+            raise SourceError(
+                f"{found.operation} has the guest", where=self.where, hint="try again when it ended"
+            )
+        if found is not None and folder_of(found) is None:
+            raise SourceError(
+                "a backup that is not fleece's has the guest (virsh backup-dumpxml shows it)",
+                where=self.where,
+                hint="wait for its end; if its program died, virsh domjobabort ends it",
+            )
+
+    def check_needs(self) -> None:
+        """Nothing: what a point needs of this host, libvirt has."""
+
+    # ---- what was written ----------------------------------------------------------------------
+
+    def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
+        """The highest sequence of the chain's checkpoints; 0: there is none."""
+        return max((0, *(n.sequence for n in checkpoints.of_chain(self.domain, chain_id))))
+
+    def known_since(
+        self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
+    ) -> Since | Unknown:
+        """Whether the point's checkpoint tells what was written on a disk since."""
+        name = CheckpointName(chain_id, sequence, point)
+        return checkpoints.written_since(self.domain, _own(disk), name, others)
+
+    def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
+        """Points are pulled.
+
+        Raises:
+            UsageError: they are to be pushed.
+            PointError: a disk must not be pulled.
+        """
+        if wish is TransportWish.PUSH:
+            raise UsageError("libvirt pushes to no NBD server", where=self.where)
+        _, qemu = self.domain.versions()
+        for disk in disks:
+            if lost_client_kills(_own(disk), qemu):
+                raise PointError(
+                    f"disk {disk.name} cannot be pulled: an iothread serves it, and QEMU "
+                    f"{_shown(qemu)} ends, with its guest, when an NBD client of such a disk is "
+                    "lost; QEMU 8.2.3 mended that",
+                    where=self.where,
+                    hint="take the iothread from the disk, or name the other disks with --disk",
+                )
+        return Chosen(Transport.PULL)
+
+    def bitmaps(self) -> list[KeptBitmap]:
+        """The bitmaps of our checkpoints, by disk, chain and age."""
+        disks = {disk.name: disk for disk in self.inventory().disks}
+        found = []
+        for text in self.domain.checkpoints():
+            name = CheckpointName.parse(text)
+            told = None if name is None else self.domain.checkpoint(text)
+            if name is None or told is None:
+                continue
+            for disk, image in told.images.items():
+                found.append(
+                    KeptBitmap(
+                        disk,
+                        name.chain_id,
+                        name.sequence,
+                        name.point,
+                        text,
+                        "recording" if disk in told.sizes else "inconsistent",
+                        told.sizes.get(disk, 0),
+                        GRANULARITY,
+                        image is None or disk in disks and image in disks[disk].images,
+                    )
+                )
+        return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
+
+    def has_point(self, chain_id: str) -> bool:
+        """Whether a point of this chain lives, or an interrupted one's job."""
+        found = self.domain.settled()
+        folder = None if found is None or isinstance(found, Busy) else folder_of(found)
+        named = None if folder is None else FolderName.parse(folder.name)
+        return named is not None and named.chain_id == chain_id
+
+    def drop_bitmap(self, disk: str, name: str) -> None:
+        """Delete a checkpoint, with its bitmaps on all disks; one that is gone already is fine.
+
+        Raises:
+            SourceError: libvirt refuses.
+        """
+        self.check_present()
+        if CheckpointName.parse(name) is not None:
+            checkpoints.delete(self.domain, name)
+
+    # ---- what interrupted runs left ------------------------------------------------------------
+
+    def release(self) -> Iterator[Removed]:
+        """Let a guest go on that an interrupted run's full scratch stopped.
+
+        Raises:
+            SourceError: at the end: that failed.
+        """
+        if not self.domain.is_active() or self.domain.state() is not State.IO_ERROR:
+            return
+        yield from self._take_down_dead_job()
+
+    def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
+        """Take down what dead engines left: the job, of whatever chain, and work folders.
+
+        libvirt has one job for a guest at most, and it keeps its owner from much of what he may want
+        to do; so one that is dead goes, whosever it is. A point whose engine lives is left alone.
+
+        Raises:
+            SourceError: at the end: something cannot be taken down.
+        """
+        tried = Attempts()
+        with tried.step():
+            yield from self._take_down_dead_job()
+        own = PREFIX if chain_id is None else f"{PREFIX}{chain_id}-"
+        self._strangers = Strangers()
+        with tried.step():
+            for work in work_folders(self.scratch, own, self._strangers):
+                if work.holder() == holder_of(self.domain) and not work.is_held():
+                    yield from self._remove(work)
+        tried.settle(SourceError)
+
+    def _take_down_dead_job(self) -> Iterator[Removed]:
+        if not self.domain.is_active():
+            return
+        found = self.domain.settled()
+        folder = None if found is None or isinstance(found, Busy) else folder_of(found)
+        if folder is None:
+            return
+        work = believed(folder, Strangers())
+        with contextlib.ExitStack() as stack:
+            if work is not None:
+                stack.enter_context(work)
+            if may_be_held(folder) if work is None else work.is_held():
+                return
+            yield from take_down_job(self.domain, folder, resume=True)
+            if work is not None:
+                yield from remove_folder(work)
+
+    def _remove(self, work: WorkFolder) -> Iterator[Removed]:
+        """Remove a dead run's work folder, unless a job uses it."""
+        found = self.domain.settled() if self.domain.is_active() else None
+        if found is None or isinstance(found, Busy) or folder_of(found) != work.path:
+            yield from remove_folder(work)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What the user should know of the scratch folder, since `recover` looked."""
+        unsafe = None
+        with contextlib.suppress(OSError), Folder.open(os.path.realpath(self.scratch)) as place:
+            unsafe = doubt(place)
+        return tuple(text for text in (unsafe, self._strangers.warning) if text)
+
+    # ---- points --------------------------------------------------------------------------------
+
+    def take(self, request: Request) -> AbstractContextManager[LibvirtPoint]:
+        """Take a point of some disks, all in one transaction; the context's end takes it down.
+
+        Raises:
+            PointError: it is impossible; nothing was changed.
+            SourceError: the guest is not here, or will not stay, or another backup has it.
+        """
+        self.check_ready()
+        if self.domain.settled() is not None:
+            raise SourceError(
+                "another backup by fleece has the guest, and libvirt takes one at a time",
+                where=self.where,
+                hint="wait for its end",
+            )
+        return living_point(self._plan(request), self.scratch, self.scratch_limit)
+
+    def _plan(self, request: Request) -> PointPlan:
+        chosen = {want.disk.name for want in request.wanted}
+        return PointPlan(
+            self.domain,
+            FolderName(request.chain_id, request.point),
+            CheckpointName(request.chain_id, request.sequence, request.point)
+            if request.rotate
+            else None,
+            tuple(_planned(want) for want in request.wanted),
+            tuple(name for name in self.inventory().targets if name not in chosen),
+        )
+
+    def unresumable(self) -> str | None:
+        """None: libvirt's jobs outlive the run that began them."""
+        return None
+
+    def adopt(self, request: Request) -> AbstractContextManager[LibvirtPoint]:
+        """Resume a point that an interrupted run took; the context's end takes it down.
+
+        Raises:
+            PointError: it is not there as it was taken, to the last part; nothing was changed.
+            SourceError: the guest is not here, or will not stay.
+        """
+        self.check_ready()
+        return adopted_point(self._plan(request), self.scratch_limit)
+
+
+def _own(disk: Disk) -> LibvirtDisk:
+    """A disk of libvirt's.
+
+    Raises:
+        UsageError: it is another source's.
+    """
+    if not isinstance(disk, LibvirtDisk):
+        raise UsageError(f"disk {disk.name} is not of this source")
+    return disk
+
+
+def _planned(want: Wanted) -> PlannedDisk:
+    if want.since is None:
+        return PlannedDisk(_own(want.disk), None)
+    (name,) = want.since.parts
+    return PlannedDisk(_own(want.disk), name, want.since.changed)
+
+
+def _shown(version: int) -> str:
+    """A version that libvirt numbers, as people write it."""
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"

@@ -1,0 +1,108 @@
+"""Take down what a point is held by: the backup job, and its work folder."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleece.attempts import Attempts
+from fleece.errors import SourceError
+from fleece.source.base import Removed
+from fleece.source.libvirt.domain import Busy, Domain, State
+from fleece.source.libvirt.names import FolderName, socket_in
+from fleece.source.libvirt.xml import BackupJob
+from fleece.source.sockets import connections
+from fleece.source.workfolder import LOCK, QEMU_FOLDER, SOCKET, WorkFolder, is_known
+
+_LEAVING = 15.0
+"""Seconds to wait for a client to go: QEMU 7.2 ends one that negotiates for 10 s."""
+_PAUSE = 0.01
+
+
+def folder_of(job: BackupJob) -> Path | None:
+    """The work folder of one of our points that a job is for; None: the job is not ours."""
+    folders = {disk.scratch.parent for disk in job.disks.values()}
+    if len(folders) != 1:
+        return None
+    (folder,) = folders
+    if FolderName.parse(folder.name) is None or job.socket != socket_in(folder):
+        return None
+    return folder
+
+
+def take_down_job(domain: Domain, folder: Path, *, resume: bool) -> Iterator[Removed]:
+    """End a point's job, if it is there, and let a guest go on that it stopped.
+
+    Args:
+        domain: the guest.
+        folder: the point's work folder.
+        resume: a guest that an I/O error stopped is let go on.
+
+    Raises:
+        SourceError: it does not end, or somebody is connected to its server.
+    """
+    if not domain.is_active():
+        return
+    found = domain.settled()
+    if isinstance(found, Busy) or found is None or folder_of(found) != folder:
+        return
+    wait_for_clients(domain, socket_in(folder))
+    domain.end_job()
+    yield Removed("job", folder.name)
+    if resume and domain.state() is State.IO_ERROR:
+        domain.resume()
+        yield Removed("stop of the guest", domain.where)
+
+
+def wait_for_clients(domain: Domain, socket: Path) -> None:
+    """Wait until nobody is connected to a server.
+
+    A client that negotiates when its server is stopped hangs QEMU 7.2 for ever, and the guest with
+    it (../qemu/server.py), and to end a job is to stop the server.
+
+    Raises:
+        SourceError: somebody stays.
+    """
+    end = time.monotonic() + _LEAVING
+    while connections("self", socket):
+        if time.monotonic() > end:
+            raise SourceError(
+                "somebody is connected to the backup's NBD server: QEMU would hang if it stopped it",
+                where=socket,
+                hint=f"end that program (ss -xp shows it), then run fleece clean {domain.where}",
+            )
+        time.sleep(_PAUSE)
+
+
+def remove_folder(work: WorkFolder) -> Iterator[Removed]:
+    """Remove a work folder's files, each by its name, and then the folder.
+
+    Raises:
+        SourceError: something in it cannot be removed.
+    """
+    tried = Attempts()
+    names: list[str] = []
+    with tried.step():
+        names = sorted(name for name in work.folder.names() if is_known(name))
+    for name in names:
+        if name not in (QEMU_FOLDER, LOCK):
+            with tried.step(), contextlib.suppress(FileNotFoundError):
+                work.folder.remove(name)
+    if QEMU_FOLDER in names:
+        with tried.step(), contextlib.suppress(FileNotFoundError):
+            _remove_qemu_folder(work)
+    tried.settle(SourceError)
+    with tried.step(), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):
+            work.folder.remove(LOCK)  # last: it says whose the others are
+        work.remove_itself()
+        yield Removed("scratch", str(work.path))
+    tried.settle(SourceError)
+
+
+def _remove_qemu_folder(work: WorkFolder) -> None:
+    with work.folder.folder(QEMU_FOLDER) as theirs, contextlib.suppress(FileNotFoundError):
+        theirs.remove(Path(SOCKET).name)
+    work.folder.remove_empty(QEMU_FOLDER)
