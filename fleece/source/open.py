@@ -8,7 +8,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import UsageError
 from fleece.plugins import SOURCES, installed
 from fleece.source.base import Source
-from fleece.source.options import SourceOptions
+from fleece.source.options import Fleecing, SourceOptions
 
 Opener = Callable[[str, SourceOptions, CancelToken | None], Source]
 """Opens a source of one kind: by its place, the options and the run's token."""
@@ -53,13 +53,27 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
     from fleece.source.qemu.agent import GuestAgent
     from fleece.source.qemu.source import QemuSource
 
+    if options.connect is not None:
+        raise UsageError("only a libvirt: source takes a URI to connect to", where=options.connect)
     path = options.guest_agent
     agent = None if path is None else GuestAgent(path, options.require_freeze)
     scratch, limit = options.scratch, options.scratch_limit
     return QemuSource(place, scratch, limit, options.fleecing, cancel, agent)
 
 
+def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+    from fleece.source.libvirt.source import LibvirtSource
+
+    if options.fleecing is not Fleecing.CLASSIC:
+        raise UsageError("libvirt holds points by backup jobs only", where=f"libvirt:{place}")
+    if options.guest_agent is not None:
+        raise UsageError("libvirt holds the guest agent's socket itself", where=options.guest_agent)
+    scratch, limit = options.scratch, options.scratch_limit
+    return LibvirtSource(place, options.connect, scratch, limit, cancel)
+
+
 _KINDS: dict[str, tuple[str, Opener]] = {
     "qmp": ("SOCKET", _qmp),
+    "libvirt": ("DOMAIN", _libvirt),
 }
 """For each scheme, how the place after it is shown, and what opens it."""

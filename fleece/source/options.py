@@ -26,6 +26,8 @@ class SourceOptions:
         fleecing: how points are held.
         guest_agent: path of the unix socket of the guest agent's port, by which the guest's file
             systems are frozen for the moment of a point; None: they are not.
+        connect: URI of the libvirt that has the guest; None: libvirt's own default
+            (LIBVIRT_DEFAULT_URI, or what this user and host have).
         require_freeze: take no point of a guest that could not be frozen.
     """
 
@@ -34,3 +36,4 @@ class SourceOptions:
     fleecing: Fleecing = Fleecing.CLASSIC
     guest_agent: str | None = None
     require_freeze: bool = False
+    connect: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ from tests.engine.scene import MachineScene, Scene, wait_until
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon, fuse_usable
 from tests.rig.disk import Disk
+from tests.rig.libvirt import GuestDisk, Libvirtd, libvirtd
 from tests.rig.machine import Machine
 from tests.rig.process import run, run_checked
 
@@ -106,6 +108,33 @@ class TestMachine(SourceContract):
             scene = MachineScene(qemu, tmp_path)
             yield _of(scene, shown, "vd-", fleece.Fleecing.FILTER)
             scene.nothing_left()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
+class TestLibvirt(SourceContract):
+    """A guest of libvirt's."""
+
+    @pytest.fixture(scope="class")
+    def daemon(self) -> Iterator[Libvirtd]:
+        with libvirtd() as daemon:
+            yield daemon
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path, daemon: Libvirtd) -> Iterator[_Guest]:
+        disks = _images(tmp_path)[:1]
+        shown = {"vda": _raw(disks[0], tmp_path)}
+        made = daemon.define("contract", [GuestDisk("vda", disks[0].path)])
+        made.domain.create()
+        with tempfile.TemporaryDirectory(prefix="rig-") as scratch:
+            options = fleece.SourceOptions(Path(scratch), connect=daemon.uri)
+            place = "libvirt:contract"
+            yield _Guest(lambda _: fleece.open_source(place, options), made.write, shown)
+            assert made.job() is None
+            assert not os.listdir(scratch)
+        made.domain.destroy()
+        for checkpoint in made.checkpoints():
+            made.domain.checkpointLookupByName(checkpoint).delete(2)
+        made.domain.undefine()
 
 
 class TestNbd(SourceContract):

@@ -17,7 +17,7 @@ from fleece.events import Event
 from fleece.nbd import connection
 from fleece.nbd.connection import Connection
 from fleece.nbd.uri import unix_uri
-from fleece.source.qemu.server import connections
+from fleece.source.sockets import connections
 from fleece.source.workfolder import SOCKET
 from tests.engine.scene import GUEST, MIB, Scene, daemon
 from tests.rig import images

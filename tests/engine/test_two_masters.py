@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import fleece
-from fleece.source.qemu.server import connections, listens
+from fleece.source.qemu.server import listens
+from fleece.source.sockets import connections
 from tests.engine.scene import (
     GUEST,
     INTACT,

@@ -15,7 +15,7 @@ import pytest
 
 import fleece
 from fleece.events import Committed, Event, Leftover, Warned
-from fleece.source.qemu.server import _unix_sockets
+from fleece.source.sockets import _unix_sockets
 from tests.engine.scene import MIB, Ran, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk

@@ -51,7 +51,10 @@ _FLOORS = (
 _INNER = ({"work"}, {"check"}, {"backup", "restore", "serve"}, {"upkeep"})
 """The rooms inside `fleece.engine`, likewise. Rooms of one floor do not know each other."""
 
-_KINDS_OF_SOURCES = ("fleece.source.qemu",)
+_KINDS_OF_SOURCES = (
+    "fleece.source.qemu",
+    "fleece.source.libvirt",
+)
 _KNOW_A_KIND = {"fleece/engine/serve/boot.py", "fleece/source/open.py", "fleece/api.py"}
 """Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name."""
 

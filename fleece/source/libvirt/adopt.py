@@ -80,7 +80,7 @@ def _place(plan: PointPlan) -> Path:
 
 
 def _check_checkpoint(plan: PointPlan) -> None:
-    """Raise `PointError` unless the point's own checkpoint records on each disk that can have it."""
+    """Raise `PointError` unless the point's checkpoint records on each disk that can have it."""
     made = plan.domain.checkpoint(str(plan.checkpoint))
     wanted = {p.disk.name: p.disk.images[0] for p in plan.disks if p.disk.keeps_bitmaps}
     if made is None or made.images != wanted or made.sizes.keys() != wanted.keys():

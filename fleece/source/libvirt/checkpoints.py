@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from fleece.errors import SourceError
 from fleece.source.base import Since, Unknown
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain
 from fleece.source.libvirt.inventory import LibvirtDisk
 from fleece.source.libvirt.names import CheckpointName
 from fleece.source.libvirt.xml import Checkpoint, checkpoint_xml
-from fleece.errors import SourceError
 
 
 def of_chain(domain: Domain, chain_id: str) -> list[CheckpointName]:
@@ -54,8 +54,8 @@ def _remembered(
 ) -> Checkpoint | None:
     """Have libvirt know a checkpoint again whose bitmap is still in the image.
 
-    libvirt forgets its checkpoints when a guest is undefined or renamed. Which image each bitmap was
-    made for is forgotten with them; so this is done only for a chain of one disk.
+    libvirt forgets its checkpoints when a guest is undefined or renamed. Which image each bitmap
+    was made for is forgotten with them; so this is done only for a chain of one disk.
     """
     if set(others) - {disk.name}:
         return None
@@ -77,7 +77,7 @@ def delete(domain: Domain, name: str) -> None:
     try:
         domain.delete(name)
     except Refused as error:
-        if error.code != Code.INTERNAL:
+        if error.number != Code.INTERNAL:
             raise
         found = domain.checkpoint(name)
         if found is None:
@@ -90,7 +90,11 @@ def delete(domain: Domain, name: str) -> None:
 
 
 def delete_below(domain: Domain, chain_id: str, sequence: int) -> tuple[str, ...]:
-    """Delete a chain's checkpoints of points before one; gives why some could not be, a line each."""
+    """Delete a chain's checkpoints of points before one.
+
+    Returns:
+        Why some could not be deleted, a line each.
+    """
     kept = []
     try:
         names = of_chain(domain, chain_id)

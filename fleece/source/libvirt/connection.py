@@ -33,12 +33,12 @@ class Refused(SourceError):
     """libvirt refused a call.
 
     Attributes:
-        code: `virErrorNumber`, whose meaning is in libvirt's virterror.h.
+        number: `virErrorNumber`, whose meaning is in libvirt's virterror.h.
         reason: libvirt's own text.
     """
 
-    def __init__(self, what: str, code: int, reason: str, where: str) -> None:
-        self.code = code
+    def __init__(self, what: str, number: int, reason: str, where: str) -> None:
+        self.number = number
         self.reason = " ".join(reason.split())[:_LONGEST_REASON]
         super().__init__(f"libvirt refused {what}: {self.reason}", where=where)
 

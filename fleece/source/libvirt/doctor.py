@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from fleece.delta.header import is_name
 from fleece.delta.identity import GuestIdentity
-from fleece.source.libvirt.domain import Domain, State
+from fleece.source.libvirt.domain import Domain
 from fleece.source.libvirt.inventory import (
     LibvirtDisk,
     LibvirtInventory,
     lost_client_kills,
     take_inventory,
 )
-from fleece.source.report import Ability, ExaminedBitmap, ExaminedDisk, Report
 from fleece.source.libvirt.point import GRANULARITY
 from fleece.source.libvirt.xml import Checkpoint
+from fleece.source.report import Ability, ExaminedBitmap, ExaminedDisk, Report
 
 _BACKUPS_SINCE = 7_006_000
 """From this libvirt on a guest's bitmaps are on without being asked for."""

@@ -116,7 +116,7 @@ class Domain:
             try:
                 return self._calls("the guest", way)
             except Refused as error:
-                if error.code != Code.NO_DOMAIN:
+                if error.number != Code.NO_DOMAIN:
                     raise
         raise SourceError(
             "libvirt has no such guest",
@@ -130,14 +130,14 @@ class Domain:
     # ---- what it is and does -----------------------------------------------------------------
 
     def versions(self) -> tuple[int, int]:
-        """Of libvirtd and of the QEMU that it starts, as libvirt numbers them: 7.2.22 is 7002022."""
+        """Of libvirtd, and of the QEMU that it starts, as libvirt has them: 7002022 is 7.2.22."""
         return (
             self._ask("its version", self._connection.getLibVersion),
             self._ask("QEMU's version", self._connection.getVersion),
         )
 
     def run(self) -> int:
-        """The number of the guest's run, another one each time that it is started; -1: it is off."""
+        """The number of the guest's run, another one each time it is started; -1: it is off."""
         return int(self._ask("the guest's id", self._domain.ID))
 
     def state(self) -> State:
@@ -163,7 +163,9 @@ class Domain:
 
     def definition(self) -> Element:
         """Its definition as it is now (`<domain>`)."""
-        return parsed(self._ask("the guest's definition", lambda: self._domain.XMLDesc(0)), self.where)
+        return parsed(
+            self._ask("the guest's definition", lambda: self._domain.XMLDesc(0)), self.where
+        )
 
     def sizes(self) -> dict[str, int]:
         """Of its disks, in bytes, by target; those of an empty drive are missing."""
@@ -207,7 +209,7 @@ class Domain:
                 lambda: self._domain.checkpointLookupByName(name).getXMLDesc(flags),
             )
         except Refused as error:
-            if error.code == Code.NO_CHECKPOINT:
+            if error.number == Code.NO_CHECKPOINT:
                 return None
             raise
         return checkpoint(parsed(text, self.where))
@@ -223,7 +225,7 @@ class Domain:
         try:
             self._ask("a checkpoint", lambda: self._domain.checkpointCreateXML(xml, flags))
         except Refused as error:
-            if error.code == Code.CHECKPOINT_INCONSISTENT:
+            if error.number == Code.CHECKPOINT_INCONSISTENT:
                 return False
             raise
         return True
@@ -242,23 +244,21 @@ class Domain:
                 lambda: self._domain.checkpointLookupByName(name).delete(flags),
             )
         except Refused as error:
-            if error.code != Code.NO_CHECKPOINT:
+            if error.number != Code.NO_CHECKPOINT:
                 raise
 
     # ---- backup jobs ---------------------------------------------------------------------------
 
     def begin(self, backup: str, checkpoint: str | None) -> None:
         """Begin a backup, with a checkpoint of the same moment."""
-        self._ask(
-            "a backup", lambda: self._domain.backupBegin(backup, checkpoint, 0), BEGIN_LIMIT
-        )
+        self._ask("a backup", lambda: self._domain.backupBegin(backup, checkpoint, 0), BEGIN_LIMIT)
 
     def job(self) -> BackupJob | None:
         """The backup job that the guest has; None: none, or none that is whole yet."""
         try:
             text = self._ask("the backup job", lambda: self._domain.backupGetXMLDesc(0))
         except Refused as error:
-            if error.code == Code.NO_BACKUP:
+            if error.number == Code.NO_BACKUP:
                 return None
             raise
         return backup_job(parsed(text, self.where))
@@ -274,7 +274,7 @@ class Domain:
             try:
                 told = self._ask("the guest's job", lambda: self._domain.jobStats(0))
             except Refused as error:
-                if error.code != Code.INTERNAL:
+                if error.number != Code.INTERNAL:
                     raise
                 reason = error.reason  # a backup that begins
             else:
@@ -313,7 +313,7 @@ class Domain:
         try:
             self._ask("the backup's end", self._domain.abortJob)
         except Refused as error:
-            if error.code != Code.OPERATION_INVALID:
+            if error.number != Code.OPERATION_INVALID:
                 raise
         end = time.monotonic() + _END_LIMIT
         while self.settled() is not None:

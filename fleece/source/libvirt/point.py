@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.attempts import Attempts
-from fleece.errors import Interrupted, PointError, SourceError
+from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, PushFeed
 from fleece.source.libvirt import checkpoints
-from fleece.source.libvirt.domain import Busy, Code, Domain, State
-from fleece.source.libvirt.connection import Refused, Unanswered
+from fleece.source.libvirt.connection import Refused
+from fleece.source.libvirt.domain import Code, Domain, State
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
 from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
@@ -251,15 +250,15 @@ def _context(planned: PlannedDisk) -> str | None:
     return None if planned.since is None else f"qemu:dirty-bitmap:{EXPORTED_BITMAP}"
 
 
-def _refused(error: Refused) -> SourceError:
+def _refused(error: Refused) -> FleeceError:
     """What a refused begin means."""
-    if error.code == Code.CHECKPOINT_INCONSISTENT:
+    if error.number == Code.CHECKPOINT_INCONSISTENT:
         return PointError(
             f"a bitmap is gone or broken since it was looked at: {error.reason}",
             where=error.where,
             hint="back up again: it will read all of that disk",
         )
-    if error.code == Code.UNSUPPORTED:
+    if error.number == Code.UNSUPPORTED:
         return PointError(f"libvirt cannot back this guest up: {error.reason}", where=error.where)
     return error
 

@@ -49,7 +49,14 @@ from fleece.source.libvirt.point import (
 from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_job
 from fleece.source.place import check_path, default_scratch, doubt
 from fleece.source.report import Report
-from fleece.source.workfolder import PREFIX, Strangers, WorkFolder, believed, may_be_held, work_folders
+from fleece.source.workfolder import (
+    PREFIX,
+    Strangers,
+    WorkFolder,
+    believed,
+    may_be_held,
+    work_folders,
+)
 
 _PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
 
@@ -225,7 +232,7 @@ class LibvirtSource:
                         "recording" if disk in told.sizes else "inconsistent",
                         told.sizes.get(disk, 0),
                         GRANULARITY,
-                        image is None or disk in disks and image in disks[disk].images,
+                        image is None or (disk in disks and image in disks[disk].images),
                     )
                 )
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
@@ -262,8 +269,8 @@ class LibvirtSource:
     def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
         """Take down what dead engines left: the job, of whatever chain, and work folders.
 
-        libvirt has one job for a guest at most, and it keeps its owner from much of what he may want
-        to do; so one that is dead goes, whosever it is. A point whose engine lives is left alone.
+        libvirt has one job for a guest at most, which keeps the owner from snapshots, saves and
+        more; so a dead one goes, of whatever chain. A point whose engine lives is left alone.
 
         Raises:
             SourceError: at the end: something cannot be taken down.

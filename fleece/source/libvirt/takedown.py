@@ -69,7 +69,7 @@ def wait_for_clients(domain: Domain, socket: Path) -> None:
     while connections("self", socket):
         if time.monotonic() > end:
             raise SourceError(
-                "somebody is connected to the backup's NBD server: QEMU would hang if it stopped it",
+                "somebody is connected to the backup's NBD server: QEMU would hang if it ended",
                 where=socket,
                 hint=f"end that program (ss -xp shows it), then run fleece clean {domain.where}",
             )
