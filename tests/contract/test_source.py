@@ -110,14 +110,16 @@ class TestMachine(SourceContract):
             scene.nothing_left()
 
 
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Libvirtd]:
+    """A libvirtd for all of its guests."""
+    with libvirtd() as made:
+        yield made
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
 class TestLibvirt(SourceContract):
     """A guest of libvirt's."""
-
-    @pytest.fixture(scope="class")
-    def daemon(self) -> Iterator[Libvirtd]:
-        with libvirtd() as daemon:
-            yield daemon
 
     @pytest.fixture
     def guest(self, tmp_path: Path, daemon: Libvirtd) -> Iterator[_Guest]:
@@ -131,10 +133,7 @@ class TestLibvirt(SourceContract):
             yield _Guest(lambda _: fleece.open_source(place, options), made.write, shown)
             assert made.job() is None
             assert not os.listdir(scratch)
-        made.domain.destroy()
-        for checkpoint in made.checkpoints():
-            made.domain.checkpointLookupByName(checkpoint).delete(2)
-        made.domain.undefine()
+        made.remove()
 
 
 class TestNbd(SourceContract):

@@ -232,6 +232,16 @@ class LibvirtGuest:
         os.kill(self.pid, signal.SIGKILL)
         until(lambda: not self.domain.isActive(), "the guest to be off")
 
+    def remove(self) -> None:
+        """End it, and have libvirt forget it."""
+        if self.domain.isActive():
+            self.kill()
+        self.domain.undefineFlags(
+            libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+
     def checkpoints(self) -> list[str]:
         """The names of its checkpoints."""
         return sorted(each.getName() for each in self.domain.listAllCheckpoints(0))
