@@ -78,6 +78,8 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.image.inventory import Image, ImageDisk
+from fleece.source.image.source import ImageSource
 from fleece.source.open import open_source
 from fleece.source.options import Fleecing, SourceOptions
 from fleece.source.qemu.agent import GuestAgent
@@ -143,7 +145,10 @@ __all__ = (
     "HashAlgorithm",
     "HashChoice",
     "Header",
+    "Image",
+    "ImageDisk",
     "ImageFormat",
+    "ImageSource",
     "ImportResult",
     "Interrupted",
     "Inventory",

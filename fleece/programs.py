@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -45,6 +47,22 @@ def file_name(path: str) -> str:
     after it the name of a host or of another file (`nbd:`, `ssh:`, `fat:`, `json:`).
     """
     return path if path.startswith("/") else f"./{path}"
+
+
+@functools.cache
+def shielded() -> tuple[str, ...]:
+    """A prefix for what must not be ended half-way by the signals that end a run, if `env` has one.
+
+    A terminal and systemd send these to every process of the run.
+    """
+    words = ("env", "--block-signal=HUP,INT,TERM")
+    with contextlib.suppress(OSError):
+        tried = subprocess.run(
+            [*words, "true"], env=child_environment(), capture_output=True, check=False
+        )
+        if tried.returncode == 0:
+            return words
+    return ()
 
 
 def child_environment(**more: str) -> dict[str, str]:

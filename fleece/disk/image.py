@@ -186,6 +186,11 @@ def probe_format(path: str, failure: type[FleeceError], cancel: CancelToken | No
         return ImageFormat.RAW
     if not stat.S_ISREG(mode):
         raise failure(NO_IMAGE, where=path)
+    return looks_like(path, failure, cancel)
+
+
+def looks_like(path: str, failure: type[FleeceError], cancel: CancelToken | None = None) -> str:
+    """The format that a file's or a device's content looks like, as qemu-img names it."""
     words = [program("qemu-img"), "info", "-U", "--output=json", "--", file_name(path)]
     done = finished(words, cancel or CancelToken())
     if done.code != 0:

@@ -184,6 +184,32 @@ def writer_of(path: str) -> User | None:
     return user or _loop_device(path, writable=True) or _mount(path)
 
 
+@contextlib.contextmanager
+def kept_still(path: str, failure: type[FleeceError]) -> Iterator[bool]:
+    """An image that nobody writes to, and that no program of QEMU's begins to write to meanwhile.
+
+    Others may read it. What holds it is gone when this process is.
+
+    Gives whether its file system has the locks that keep QEMU's programs from it.
+
+    Raises:
+        FleeceError: of that family; somebody writes to it, or it cannot be opened.
+    """
+    try:
+        descriptor = _opened(path)
+    except OSError as error:
+        busy = "unmount it, or end what it is a part of" if error.errno == errno.EBUSY else None
+        raise failure(error.strerror or str(error), where=path, hint=busy) from error
+    try:
+        locked = [_lock(descriptor, byte) for byte in (_NO_WRITER, _NO_RESIZER)]
+        user = writer_of(path)
+        if user is not None:
+            raise failure(f"is in use ({user})", where=path, hint="end that first")
+        yield all(locked)
+    finally:
+        os.close(descriptor)
+
+
 def is_image(descriptor: int) -> bool:
     """Whether what is open can be an image at all: a regular file or a block device."""
     mode = os.fstat(descriptor).st_mode
@@ -204,11 +230,13 @@ def _user(path: str, descriptor: int) -> User | None:
     return _writing_process(path) or _loop_device(path)
 
 
-def _lock(descriptor: int, byte: int) -> None:
+def _lock(descriptor: int, byte: int) -> bool:
     wish = struct.pack(_LOCK, fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0)
     # A file system without locks has none of QEMU's either; one that is taken, `check` tells.
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, wish)
+        return True
+    return False
 
 
 def _locked(descriptor: int, first: int, count: int) -> bool:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,48 +42,79 @@ def served_image(
         cancel: ends the wait for its start, and soon also that for its end.
         name: of the image in messages; None: its path.
     """
-    cancel = cancel or CancelToken()
-    said = _Saying(path, name or path, failure)
+    image = ServedImage(path, image_format, failure, name)
+    words = ["--shared=16", "--discard=unmap"]
+    words += [] if writable else ["--read-only"]
     with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
         place = Path(folder) / "nbd.sock"
-        command = [
-            program("qemu-nbd"),
-            "--persistent",
-            "--shared=16",
-            f"--format={image_format}",
-            f"--socket={place}",
-            "--detect-zeroes=off",
-            "--discard=unmap",
-        ]
-        command += [] if writable else ["--read-only"]
-        process = subprocess.Popen(
-            [*dies_with_parent(), *command, "--", file_name(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=server_environment(),
-        )
-        try:
-            _wait(process, place, said, cancel)
+        with qemu_nbd(image, place, words, cancel or CancelToken()):
             yield unix_uri(str(place))
-        finally:
-            process.terminate()
-            errors = ended(process, cancel)
-        if process.returncode not in (0, -15):
-            raise failure(f"qemu-nbd failed: {said.line(errors)}", where=said.name)
 
 
 @dataclass(frozen=True)
-class _Saying:
-    """How what qemu-nbd says of an image is told: in one line, under the image's own name."""
+class ServedImage:
+    """An image that qemu-nbd serves, and how what it says of the image is told.
+
+    Attributes:
+        path: of the image.
+        format: as qemu-img names it (`qcow2`, `raw`).
+        failure: the family of errors about this image.
+        name: of the image in messages; None: its path.
+    """
 
     path: str
-    name: str
+    format: str
     failure: type[FleeceError]
+    name: str | None = None
 
     def line(self, text: str) -> str:
-        """What it said."""
-        return text.replace(self.path, self.name)
+        """What qemu-nbd said, in one line, under the image's own name."""
+        return text.replace(self.path, self.where)
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return self.name or self.path
+
+
+@contextlib.contextmanager
+def qemu_nbd(
+    image: ServedImage, place: Path, words: Sequence[str], cancel: CancelToken
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve an image on a unix socket; gives the process, and ends it afterwards.
+
+    Args:
+        image: what is served.
+        place: of the socket.
+        words: more options of qemu-nbd's.
+        cancel: ends the wait for its start, and soon also that for its end.
+
+    Raises:
+        FleeceError: of the image's family; it cannot be served, or was not to the end.
+    """
+    command = [
+        program("qemu-nbd"),
+        "--persistent",
+        f"--format={image.format}",
+        f"--socket={place}",
+        "--detect-zeroes=off",
+        *words,
+    ]
+    process = subprocess.Popen(
+        [*dies_with_parent(), *command, "--", file_name(image.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=server_environment(),
+    )
+    try:
+        _wait(process, place, image, cancel)
+        yield process
+    finally:
+        process.terminate()
+        errors = ended(process, cancel)
+    if process.returncode not in (0, -15):
+        raise image.failure(f"qemu-nbd failed: {image.line(errors)}", where=image.where)
 
 
 def dies_with_parent() -> list[str]:
@@ -92,16 +123,16 @@ def dies_with_parent() -> list[str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], place: Path, said: _Saying, cancel: CancelToken
+    process: subprocess.Popen[bytes], place: Path, image: ServedImage, cancel: CancelToken
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
     while not greets(place, cancel):
         cancel.check()
         if process.poll() is not None:
-            text = said.line(ended(process, cancel))
-            raise said.failure(f"cannot be opened as an image: {text}", where=said.name)
+            text = image.line(ended(process, cancel))
+            raise image.failure(f"cannot be opened as an image: {text}", where=image.where)
         if time.monotonic() > limit:
-            raise said.failure("qemu-nbd did not start in time", where=said.name)
+            raise image.failure("qemu-nbd did not start in time", where=image.where)
         time.sleep(0.005)
 
 

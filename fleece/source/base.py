@@ -155,6 +155,7 @@ class Export:
         granularity: of that bitmap, in bytes.
         unit: no request to read may cross a multiple of so many bytes, and no zero status be
             believed: the server would show what the disk holds now. None: any request is right.
+        also_dirty: more such meta contexts: what any of them calls dirty has changed.
     """
 
     disk: str
@@ -163,6 +164,7 @@ class Export:
     dirty_context: str | None
     granularity: int | None
     unit: int | None = None
+    also_dirty: tuple[str, ...] = ()
 
 
 class PushFeed(Protocol):
@@ -379,6 +381,17 @@ class Source(Protocol):
         trace: TracebackType | None,
     ) -> None:
         """Close it."""
+
+
+@runtime_checkable
+class MayLackGuest(Protocol):
+    """A source of disks that may show them without their guest."""
+
+    @property
+    def lacks_guest(self) -> bool:
+        """It cannot tell whose its disks are. Its points are then of the guest that the user names,
+        and a chain's guest stays what it is; else a guest without identity is another one.
+        """
 
 
 @runtime_checkable

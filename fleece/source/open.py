@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from fleece.cancel import CancelToken
@@ -72,8 +73,31 @@ def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> 
     return LibvirtSource(place, options.connect, scratch, limit, cancel)
 
 
+def _image(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+    from fleece.source.image.source import ImageSource
+    from fleece.source.image.text import parse
+
+    _refuse_idle("image", options, "scratch")
+    return ImageSource(parse(place), scratch=options.scratch, cancel=cancel)
+
+
+def _refuse_idle(scheme: str, options: SourceOptions, *used: str) -> None:
+    """Refuse options that have no effect on a kind of source.
+
+    Raises:
+        UsageError: one is given.
+    """
+    usual = SourceOptions()
+    for field in dataclasses.fields(options):
+        given = getattr(options, field.name)
+        if field.name not in used and given != getattr(usual, field.name):
+            option = f"--{field.name.replace('_', '-')}"
+            raise UsageError(f"{option} has no effect on {scheme}:", hint="leave it out")
+
+
 _KINDS: dict[str, tuple[str, Opener]] = {
     "qmp": ("SOCKET", _qmp),
     "libvirt": ("DOMAIN", _libvirt),
+    "image": ("[NAME=]PATH[,...]", _image),
 }
 """For each scheme, how the place after it is shown, and what opens it."""

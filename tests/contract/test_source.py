@@ -136,6 +136,31 @@ class TestLibvirt(SourceContract):
         made.remove()
 
 
+class TestImages(SourceContract):
+    """Images at rest: qcow2, which keeps bitmaps, and raw, which is always read as a whole."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        first, second = _images(tmp_path)
+        shown = {disk.node: _raw(disk, tmp_path) for disk in (first, second)}
+        with tempfile.TemporaryDirectory(prefix="rig-") as scratch:
+
+            def write(disk: str, offset: int, data: bytes) -> None:
+                own = first if disk == "d0" else second
+                piece = tmp_path / "piece"
+                piece.write_bytes(data)
+                words = f"write -s {piece} {offset} {len(data)}"
+                run_checked("qemu-io", "-f", own.fmt, "-c", words, own.path)
+
+            def opened(_: int) -> fleece.Source:
+                options = fleece.SourceOptions(Path(scratch))
+                text = f"image:d0={first.path},d1=raw:{second.path}"
+                return fleece.open_source(text, options)
+
+            yield _Guest(opened, write, shown, runs=False)
+            assert not [*Path(scratch).iterdir()]
+
+
 class TestNbd(SourceContract):
     """What shows that the promises are about no QEMU."""
 

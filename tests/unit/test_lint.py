@@ -54,6 +54,7 @@ _INNER = ({"work"}, {"check"}, {"backup", "restore", "serve"}, {"upkeep"})
 _KINDS_OF_SOURCES = (
     "fleece.source.qemu",
     "fleece.source.libvirt",
+    "fleece.source.image",
 )
 _KNOW_A_KIND = {"fleece/engine/serve/boot.py", "fleece/source/open.py", "fleece/api.py"}
 """Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name."""

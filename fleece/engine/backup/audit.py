@@ -87,7 +87,7 @@ def audit(
     with store.locked(guest):
         catalogue = store.catalogue()
         chain = store.chain_of(guest, catalogue)
-        bound(source.identity(), catalogue, guest, chain)
+        bound(source, catalogue, guest, chain)
         for removed in source.recover(chain):
             listener(events.Leftover(removed.kind, removed.item))
         for doubt in source.doubts:

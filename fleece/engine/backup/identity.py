@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fleece.delta.header import Header
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, UsageError
+from fleece.source.base import MayLackGuest, Source
 from fleece.store.catalogue import Catalogue, StoredPoint
 
 
@@ -26,7 +27,7 @@ class Bond:
 
 
 def bound(
-    identity: GuestIdentity | None,
+    source: Source,
     catalogue: Catalogue,
     guest: str,
     chain: str,
@@ -36,10 +37,11 @@ def bound(
     """Check that a chain is a guest's.
 
     A chain is the guest's of its newest point. One that says of no guest (of a fleece before this
-    was told, or of a QEMU that tells no identity) may be any guest's.
+    was told, or of a QEMU that tells no identity) may be any guest's. And disks without a guest may
+    be any chain's: whoever names the guest says whose they are.
 
     Args:
-        identity: of the guest.
+        source: of the guest.
         catalogue: of the store.
         guest, chain: its name in the store, and its chain.
         adopt: if it is another guest's, it is this one's from now on.
@@ -49,7 +51,9 @@ def bound(
         UsageError: there is nothing to adopt.
     """
     points = [p for p in catalogue.points if (p.guest, p.chain) == (guest, chain)]
-    owner = _owner(points)
+    owner, identity = _owner(points), source.identity()
+    if identity is None and isinstance(source, MayLackGuest) and source.lacks_guest:
+        identity = owner
     _check(owner, identity, guest, catalogue.where, adopt=adopt)
     if not adopt:
         return Bond(identity)

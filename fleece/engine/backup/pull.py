@@ -88,20 +88,21 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
     """The whole leaves that a delta of this export must hold.
 
     Args:
-        export: says by which meta context, or that all is dirty.
+        export: says by which meta contexts, or that all is dirty.
         disk: the export, open.
         more: ranges that count as dirty too.
 
     Raises:
-        PointError: the export lacks the dirty context.
+        PointError: the export lacks a dirty context.
     """
     if export.dirty_context is None:
         return Extents.whole(disk.size)
-    dirty = disk.dirty_extents(export.dirty_context, Extents.whole(disk.size))
-    if dirty is None:
-        raise PointError(f"the export has no meta context {export.dirty_context}", where=export.uri)
-    if more is not None:
-        dirty = dirty.union(more)
+    dirty = more or Extents.empty()
+    for context in (export.dirty_context, *export.also_dirty):
+        found = disk.dirty_extents(context, Extents.whole(disk.size))
+        if found is None:
+            raise PointError(f"the export has no meta context {context}", where=export.uri)
+        dirty = dirty.union(found)
     return dirty.align_out(LEAF_SIZE, disk.size)
 
 

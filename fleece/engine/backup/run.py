@@ -108,7 +108,7 @@ def backup(
         for file in catalogue.damaged:
             listener(events.Warned(str(file.error)))
         chain = store.chain_of(guest, catalogue)
-        bond = bound(source.identity(), catalogue, guest, chain, adopt=options.adopt)
+        bond = bound(source, catalogue, guest, chain, adopt=options.adopt)
         run = _Run(
             source,
             store,

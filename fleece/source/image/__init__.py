@@ -1,0 +1,1 @@
+"""Points of disk images that no QEMU has open: of a guest that is off."""

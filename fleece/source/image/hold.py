@@ -1,0 +1,152 @@
+"""Hold images still, and serve them to be read, for as long as a point lives.
+
+Each image is served by a read-only qemu-nbd: its death harms nothing, whereas all bitmaps in an
+image are lost when a writer of it dies. It locks a qcow2 image and all that is behind it as QEMU
+does; of a raw one it lets writers begin, so that these locks are ours. All of them go when the
+engine's process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleece.cancel import CancelToken
+from fleece.disk.image import ImageFormat
+from fleece.disk.nbd import NbdDisk
+from fleece.disk.use import kept_still
+from fleece.errors import PointError, SourceError
+from fleece.extents import Extents
+from fleece.nbd.server import ServedImage, qemu_nbd
+from fleece.nbd.uri import unix_uri
+from fleece.source.image.inventory import ImageDisk
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A disk that is served.
+
+    Attributes:
+        disk: it.
+        process: its qemu-nbd.
+        uri: of the export.
+        states: what its files were when all of them were held.
+    """
+
+    disk: ImageDisk
+    process: subprocess.Popen[bytes]
+    uri: str
+    states: tuple[tuple[int, ...], ...]
+
+
+class HeldImages:
+    """Images that nobody writes to, and that are served. Use `close`.
+
+    Args:
+        folder: for the servers' sockets, private to this user.
+        cancel: ends the wait for a server.
+
+    Attributes:
+        warnings: what the user should know of how they are held.
+    """
+
+    def __init__(self, folder: Path, cancel: CancelToken) -> None:
+        self.warnings: list[str] = []
+        self._folder = folder
+        self._cancel = cancel
+        self._stack = contextlib.ExitStack()
+        self._served: list[_Served] = []
+
+    def serve(self, disk: ImageDisk, bitmaps: Sequence[str] = ()) -> str:
+        """Hold one more disk's image, and serve it; gives the NBD URI.
+
+        Args:
+            disk: it.
+            bitmaps: in its image, for which the export has a meta context each (`context_of`).
+
+        Raises:
+            SourceError: somebody writes to it, or it cannot be served.
+        """
+        if disk.format is ImageFormat.RAW:
+            locked = self._stack.enter_context(kept_still(disk.path, SourceError))
+            if not locked:
+                self.warnings.append(
+                    f"{disk.path}: its file system takes no locks, so that a guest that is "
+                    "started during the backup is not kept from the image"
+                )
+        place = self._folder / f"{len(self._served)}.sock"
+        words = ["--read-only", "--shared=0", *(f"--bitmap={name}" for name in bitmaps)]
+        image = ServedImage(disk.path, disk.format, SourceError)
+        process = self._stack.enter_context(qemu_nbd(image, place, words, self._cancel))
+        uri = unix_uri(str(place))
+        self._served.append(_Served(disk, process, uri, _states(disk)))
+        return uri
+
+    def look(self) -> None:
+        """Raise `PointError` if a server has ended. Cheap."""
+        for served in self._served:
+            if served.process.poll() is not None:
+                raise PointError(
+                    f"the qemu-nbd that serves disk {served.disk.name} has ended",
+                    where=served.disk.path,
+                    hint="run the backup again",
+                )
+
+    def check(self) -> None:
+        """Raise `PointError` if an image is not what it was when it was held."""
+        self.look()
+        for served in self._served:
+            found = served.disk.writer()
+            if found is not None or _states(served.disk) != served.states:
+                user = "" if found is None else f" ({found[1]})"
+                raise PointError(
+                    f"disk {served.disk.name} was written to while it was read{user}",
+                    where=served.disk.path,
+                    hint="back it up when nobody uses it",
+                )
+
+    def close(self) -> None:
+        """End the servers, and let go of the images. Safe to repeat.
+
+        Raises:
+            SourceError: a server did not end well; all were tried.
+        """
+        self._served.clear()
+        self._stack.close()
+
+
+def context_of(bitmap: str) -> str:
+    """The meta context of a bitmap that is served."""
+    return f"qemu:dirty-bitmap:{bitmap}"
+
+
+def dirty_in(uri: str, bitmaps: Sequence[str], cancel: CancelToken) -> Extents:
+    """What any of some bitmaps that are served with an image call dirty, in bytes of disk.
+
+    Raises:
+        SourceError: the server does not say.
+    """
+    disk = NbdDisk(uri, cancel=cancel)
+    dirty = Extents.empty()
+    for name in bitmaps:
+        found = disk.dirty_extents(context_of(name), Extents.whole(disk.size))
+        if found is None:
+            raise SourceError(f"the export lacks bitmap {name}", where=uri)
+        dirty = dirty.union(found)
+    return dirty
+
+
+def _states(disk: ImageDisk) -> tuple[tuple[int, ...], ...]:
+    """What changes when somebody writes to a file. Of a block device the kernel tells nothing."""
+    found = []
+    for path in disk.files:
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise PointError(error.strerror or str(error), where=path) from error
+        found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    return tuple(found)

@@ -1,0 +1,58 @@
+"""Begin and remove persistent bitmaps in images, by qemu-img."""
+
+from __future__ import annotations
+
+import time
+
+from fleece.cancel import CancelToken
+from fleece.errors import SourceError
+from fleece.programs import file_name, finished, program, shielded
+from fleece.source.image.inventory import ImageDisk
+
+GRANULARITY = 64 * 1024
+"""Bytes of disk per bit of a bitmap: the leaf size."""
+
+_PATIENCE = 10.0
+"""Seconds in which a reader of the image may end: a server of an engine that was just killed."""
+_PAUSE = 0.1
+
+
+def begin_bitmap(disk: ImageDisk, name: str) -> None:
+    """Have a new bitmap record what is written to an image from now on.
+
+    Raises:
+        SourceError: somebody has the image open, or qemu-img refuses.
+    """
+    _change(disk, name, "--add", "-g", str(GRANULARITY))
+
+
+def remove_bitmap(disk: ImageDisk, name: str) -> None:
+    """Remove a bitmap; one that is gone already is fine.
+
+    Raises:
+        SourceError: somebody has the image open, or qemu-img refuses.
+    """
+    _change(disk, name, "--remove")
+
+
+def _change(disk: ImageDisk, name: str, *words: str) -> None:
+    """Run `qemu-img bitmap`, to its end in any case.
+
+    While it has the image open all bitmaps in there are marked as in use, and they stay so if it is
+    ended too early: other stores' as well.
+    """
+    command = [*shielded(), program("qemu-img"), "bitmap", *words, "-f", disk.format, "--"]
+    limit = time.monotonic() + _PATIENCE
+    while True:
+        done = finished([*command, file_name(disk.path), name], CancelToken())
+        if done.code == 0 or ("--remove" in words and "not found" in done.said):
+            return
+        if "lock" not in done.said:
+            raise SourceError(f"qemu-img refused: {done.said}", where=disk.path)
+        found = disk.writer()
+        if found is not None or time.monotonic() > limit:
+            user = "by a program that reads it" if found is None else f"({found[1]})"
+            raise SourceError(
+                f"is in use {user}", where=disk.path, hint="run it again when that has ended"
+            )
+        time.sleep(_PAUSE)

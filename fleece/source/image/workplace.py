@@ -1,0 +1,113 @@
+"""The work folder of a point of images: for sockets, and by its lock for who asks whether it lives.
+
+It is made in the scratch folder as those of other sources are (`fleece.source.workfolder`), so that
+whichever source of a guest comes next cleans up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fleece.attempts import Attempts
+from fleece.errors import SourceError
+from fleece.source.base import Removed
+from fleece.source.workfolder import (
+    LOCK,
+    PREFIX,
+    QEMU_FOLDER,
+    Owner,
+    Strangers,
+    WorkFolder,
+    held_folder,
+    work_folders,
+)
+
+_HOLDER = re.compile(r"images [0-9a-f]{32}")
+
+
+def holder_of(paths: Sequence[str]) -> str:
+    """How a work folder notes the images that it is for."""
+    real = "\0".join(sorted(os.path.realpath(path) for path in paths))
+    return f"images {hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}"
+
+
+def folder_name(chain: str, point: str) -> str:
+    """The name of a point's work folder."""
+    return f"{PREFIX}{chain}-{point}"
+
+
+@contextmanager
+def workplace(scratch: Path, name: str, holder: str) -> Iterator[Path]:
+    """Make a point's work folder, and remove it; gives the folder for its sockets.
+
+    Raises:
+        PointError: there is no room for it.
+        SourceError: it cannot be made or removed.
+    """
+    with held_folder(scratch, name, Owner(os.geteuid(), os.getegid()), holder) as work:
+        try:
+            yield work.path / QEMU_FOLDER
+        finally:
+            remove(work)
+
+
+def left_behind(
+    scratch: Path, chain: str | None, holder: str, strangers: Strangers
+) -> Iterator[Removed]:
+    """Remove the work folders of interrupted runs.
+
+    Args:
+        scratch: where they are.
+        chain: of this chain; None: of any, but of these images alone.
+        holder: of the images.
+        strangers: is told of what is none of ours.
+
+    Raises:
+        SourceError: at the end: one cannot be removed.
+    """
+    tried = Attempts()
+    for work in _of_images(scratch, chain, strangers):
+        if (chain is not None or work.holder() == holder) and not work.is_held():
+            with tried.step():
+                remove(work)
+                yield Removed("work folder", str(work.path))
+    tried.settle(SourceError)
+
+
+def has_any(scratch: Path, chain: str) -> bool:
+    """Whether there is a work folder of a point of this chain, of a living run or not."""
+    return any(True for _ in _of_images(scratch, chain, Strangers()))
+
+
+def _of_images(scratch: Path, chain: str | None, strangers: Strangers) -> Iterator[WorkFolder]:
+    start = PREFIX if chain is None else f"{PREFIX}{chain}-"
+    for work in work_folders(scratch, start, strangers):
+        if _HOLDER.fullmatch(work.holder() or ""):
+            yield work
+
+
+def remove(work: WorkFolder) -> None:
+    """Remove a work folder of images, and what is in it.
+
+    Raises:
+        SourceError: something of it is left.
+    """
+    try:
+        with suppress(FileNotFoundError), work.folder.folder(QEMU_FOLDER) as sockets:
+            for name in sockets.names():
+                sockets.remove(name)
+        with suppress(FileNotFoundError):
+            work.folder.remove_empty(QEMU_FOLDER)
+        with suppress(FileNotFoundError):
+            work.folder.remove(LOCK)
+        with suppress(FileNotFoundError):
+            work.remove_itself()
+    except OSError as error:
+        raise SourceError(
+            f"the work folder cannot be removed ({error.strerror})", where=work.path
+        ) from error
