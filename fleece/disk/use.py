@@ -202,7 +202,12 @@ def kept_still(path: str, failure: type[FleeceError]) -> Iterator[bool]:
         raise failure(error.strerror or str(error), where=path, hint=busy) from error
     try:
         locked = [_lock(descriptor, byte) for byte in (_NO_WRITER, _NO_RESIZER)]
-        user = writer_of(path)
+        try:
+            user = writer_of(path)
+        except OSError as error:
+            raise failure(
+                f"whether it is in use cannot be told ({error.strerror})", where=path
+            ) from error
         if user is not None:
             raise failure(f"is in use ({user})", where=path, hint="end that first")
         yield all(locked)

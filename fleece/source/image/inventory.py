@@ -76,7 +76,9 @@ class ImageDisk:
             try:
                 user = writer_of(path)
             except OSError as error:
-                raise SourceError(error.strerror or str(error), where=path) from error
+                raise SourceError(
+                    f"whether it is in use cannot be told ({error.strerror})", where=path
+                ) from error
             if user is not None:
                 return path, user
         return None
