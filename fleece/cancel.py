@@ -13,7 +13,7 @@ _TICK = 200
 class CancelToken:
     """Set from any thread or signal handler; the work stops at its next safe place.
 
-    A cancelled backup tears its point down in QEMU and leaves the chain as it was.
+    A cancelled backup tears its point down and leaves the chain as it was.
     """
 
     def __init__(self) -> None:

@@ -190,9 +190,11 @@ class Folder:
             found = os.fstat(descriptor)
             kind = Kind.of(found.st_mode)
             if kind is not Kind.FILE:
-                raise self._error(errno.EINVAL, f"is a {kind.value}, no regular file", name)
+                raise self._error(errno.EINVAL, f"is a {kind.value}, not a regular file", name)
             if sole and found.st_nlink != 1:
-                raise self._error(errno.EINVAL, "has other names, which are not to change", name)
+                raise self._error(
+                    errno.EINVAL, "has other names (hard links), and those must not change", name
+                )
         except BaseException:
             os.close(descriptor)
             raise

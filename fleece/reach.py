@@ -93,4 +93,4 @@ def _kind(path: str) -> str | None:
         return None
     if stat.S_ISSOCK(mode):
         return None
-    return "this is a folder and no socket" if stat.S_ISDIR(mode) else "this is no socket"
+    return "this is a folder, not a socket" if stat.S_ISDIR(mode) else "this is not a socket"

@@ -8,7 +8,7 @@ import os
 def shown(text: str) -> str:
     r"""A text for one line of a terminal or a log: what is not printable is escaped as `\x1b`.
 
-    Names from a guest, a store or a QEMU, and what these say, can hold what a terminal obeys or
+    Names from a guest, a store or a source, and what these say, can hold what a terminal obeys or
     what makes a line look like another: control characters of either kind, line ends of any kind,
     overrides of the writing direction, characters without width, bytes that are no UTF-8. These
     are shown as their bytes. Other characters, of whatever script, stay. Shown twice is shown once.

@@ -29,7 +29,7 @@ def audit(
         result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "
-        f"point {disk.against}, as QEMU says"
+        f"point {disk.against}, as the source says"
         for disk in result.disks
     ]
     output.succeed(lines, **asdict(result))

@@ -1,4 +1,4 @@
-"""The verb `bitmap`: which segments a QEMU keeps, for which store; and dropping those of none."""
+"""The verb `bitmap`: which segments a source keeps, for which store; and dropping those of none."""
 
 from __future__ import annotations
 

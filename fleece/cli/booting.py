@@ -29,11 +29,11 @@ def boot_test(
 ) -> None:
     """`fleece boot-test STORE POINT`."""
     if not limit > 0:
-        raise UsageError("--timeout takes seconds, more than 0")
+        raise UsageError("--timeout must be more than 0 seconds")
     if machine["kernel"] is None and (machine["initrd"], machine["append"]) != (None, None):
-        raise UsageError("--initrd and --append go with --kernel")
+        raise UsageError("--initrd and --append need --kernel")
     if permissions is not None and (screenshot, console) == (None, None):
-        raise UsageError("--mode goes with --screenshot or --console-log")
+        raise UsageError("--mode needs --screenshot or --console-log")
     result = fleece.boot_test(
         fleece.open_store(store, secret),
         point,

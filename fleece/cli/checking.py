@@ -32,7 +32,7 @@ def verify(
     if max_age is not None or fraction is not None:
         if any(word is not None for word in (point, against, disk, image_format)):
             raise UsageError(
-                "--max-age and --fraction go with no POINT, --against, --disk or --format"
+                "--max-age and --fraction do not go with POINT, --against, --disk or --format"
             )
         _scrub(output, cancel, catalogue, guest, max_age, fraction)
         return
@@ -40,7 +40,7 @@ def verify(
         _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
         return
     if disk is not None or image_format is not None:
-        raise UsageError("--disk and --format go with --against")
+        raise UsageError("--disk and --format need --against")
     points = None if point is None else [catalogue.find(point, guest)]
     result = fleece.verify_store(catalogue, points, output.listen, cancel, guest=guest, record=True)
     fields = asdict(result)

@@ -1,4 +1,4 @@
-"""The verb `doctor`: what this host lacks, what a QEMU can do, which disks and bitmaps it has."""
+"""The verb `doctor`: what this host lacks, what a source can do, which disks and bitmaps it has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def doctor(
         return
     with fleece.open_source(source, source_options(scratch), cancel) as opened:
         if not isinstance(opened, fleece.Examinable):
-            raise UsageError("this kind of source tells nothing of itself", where=source)
+            raise UsageError("this kind of source does not describe itself", where=source)
         report = opened.examine()
     _source_rows(output, report)
     missing += [] if report.refusal is None else ["guest"]

@@ -57,7 +57,7 @@ def ls(
     with fleece.open_files(place, point, disk, guest=guest, cancel=cancel) as files:
         if not paths:
             if volume is not None or long or recursive:
-                raise UsageError("--volume, -l and -r go with a PATH", hint="/ is the root")
+                raise UsageError("--volume, -l and -r need a PATH", hint="/ is the root")
             _list_volumes(output, files)
             return
         chosen = files.volume(volume)

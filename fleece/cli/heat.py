@@ -84,7 +84,7 @@ def write_svg(path: str, picture: fleece.Picture, title: str) -> None:
     """
     final = Path(path)
     if not final.name:
-        raise TargetError("is no name of a file", where=repr(path), hint="--svg FILE makes FILE")
+        raise TargetError("is not a file's name", where=repr(path), hint="--svg FILE makes FILE")
     try:
         if os.path.lexists(final) and not final.is_file():
             raise TargetError("is not a regular file", where=path, hint="--svg FILE makes FILE")

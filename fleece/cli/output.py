@@ -1,6 +1,6 @@
 """What the command line prints: lines for people, or one JSON object a line.
 
-All of it goes through here, so that no name of a guest, a store or a QEMU reaches a terminal as
+All of it goes through here, so that no name of a guest, a store or a source reaches a terminal as
 something that it obeys. JSON escapes by itself.
 """
 
@@ -232,7 +232,7 @@ def _text(event: events.Event) -> str | None:
         case events.DiskPlanned():
             return f"{event.disk}: {event.mode}: {event.reason}"
         case events.DiskGone():
-            return f"{event.disk}: the guest has it no more; its newest point is {event.point}"
+            return f"{event.disk}: the guest no longer has it; its newest point is {event.point}"
         case events.PointTaken():
             return f"point {event.point} taken of {', '.join(event.disks)}"
         case events.Resumed():

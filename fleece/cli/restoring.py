@@ -31,7 +31,9 @@ def restore(
     if target == "-":
         idle = (force, in_place, permissions is not None, target_format not in (None, "raw"))
         if any(idle):
-            raise UsageError("a stream is raw, and takes no --force, --in-place or --mode")
+            raise UsageError(
+                "a stream is always raw: --force, --in-place and --mode have no effect"
+            )
         with data_output("a disk", TargetError, cancel) as sink:
             result = fleece.restore_stream(
                 place, point, disk, sink, guest=guest, listener=output.listen, cancel=cancel

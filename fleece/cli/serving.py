@@ -29,7 +29,7 @@ def serve(
 ) -> None:
     """`fleece serve STORE POINT`."""
     if scratch is not None and not writable:
-        raise UsageError("--scratch goes with --writable")
+        raise UsageError("--scratch needs --writable")
     with fleece.serve(
         fleece.open_store(store, secret),
         point,

@@ -111,7 +111,7 @@ class Walk:
         own = Extents.of([(delta.header.covers_from, delta.header.size)])
         if len(own.subtract(delta.extents())):
             raise DeltaError(
-                "it lacks parts of the disk that its parent has not", where=delta.where
+                "it lacks parts of the disk that its parent lacks, too", where=delta.where
             )
         self._check_tree(base)
 

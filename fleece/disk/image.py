@@ -194,7 +194,7 @@ def looks_like(path: str, failure: type[FleeceError], cancel: CancelToken | None
     words = [program("qemu-img"), "info", "-U", "--output=json", "--", file_name(path)]
     done = finished(words, cancel or CancelToken())
     if done.code != 0:
-        raise failure(f"is no image: {done.said}", where=path)
+        raise failure(f"is not an image: {done.said}", where=path)
     try:
         found = json.loads(done.out)["format"]
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -85,7 +85,7 @@ def copy_files(
             folder.sync()
         return run.result
     if len(entries) != 1:
-        raise UsageError("several paths go into a folder that exists", where=where)
+        raise UsageError("several paths can only be copied into a folder that exists", where=where)
     if not _is_folder(where.parent) or not where.name:
         raise TargetError("the folder does not exist", where=where.parent)
     with Folder.open(where.parent, force=force) as folder:
@@ -161,7 +161,7 @@ class _Copying:
     def _link(self, folder: Folder, entry: FileEntry, name: str) -> None:
         target = entry.target or ""
         if not possible_link(target):
-            raise FilesError("no link can lead there", where=shown(entry.path))
+            raise FilesError("no link can have this target", where=shown(entry.path))
         folder.link(name, target, entry.mtime)
         self.result.links += 1
 

@@ -123,7 +123,7 @@ class PointFiles:
         """
         names = [name for name in path.split("/") if name not in ("", ".")]
         if ".." in names:
-            raise UsageError("a path in a file system has no ..", where=path)
+            raise UsageError("a path in a file system cannot contain '..'", where=path)
         with self._about(self._where(volume, path)):
             try:
                 ((head, _),) = self._session.ask(
@@ -183,7 +183,7 @@ class PointFiles:
             FilesError: it has.
         """
         for count, most, what in (
-            (problems, _MOST_PROBLEMS, "entries that cannot be told"),
+            (problems, _MOST_PROBLEMS, "entries that cannot be read"),
             (found, _MOST_ENTRIES, "entries"),
         ):
             if count > most:
@@ -199,7 +199,7 @@ class PointFiles:
                 return str(error)
             return f"damaged or not supported ({shown(head['what'])})"
         if not possible(name):
-            return "this is no name for a file; it is refused"
+            return "this is not a valid file name; it is refused"
         return "the folder has this name twice" if name in found else None
 
     def walk(

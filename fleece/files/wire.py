@@ -70,9 +70,9 @@ class Wire:
         try:
             head = json.loads(self._exactly(text))
         except ValueError as error:
-            raise WireError("a message is no JSON") from error
+            raise WireError("a message is not JSON") from error
         if not isinstance(head, dict):
-            raise WireError("a message is no JSON object")
+            raise WireError("a message is not a JSON object")
         return head, self._exactly(blob)
 
     def _exactly(self, count: int) -> bytearray:

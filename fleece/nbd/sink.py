@@ -89,7 +89,7 @@ class NbdSink:
         if "nbdkit-python-plugin" in text:
             raise lacks_plugin()
         reason = text or f"exit code {self._process.returncode}"
-        raise PointError(f"the sink that QEMU pushes into ended: {reason}", where=self._place)
+        raise PointError(f"the sink of the push ended: {reason}", where=self._place)
 
     def shut(self) -> None:
         """Fail every request from now on."""

@@ -39,7 +39,7 @@ def open_source(
         written = " or ".join(f"{name}:{shown}" for name, (shown, _) in _KINDS.items())
         raise UsageError(f"a source is written {written}", where=text)
     if options.require_freeze and options.guest_agent is None:
-        raise UsageError("a freeze is required, and no guest agent is named", where=text)
+        raise UsageError("a freeze is required, but no guest agent is named", where=text)
     return opener(place, options, cancel)
 
 

@@ -117,7 +117,7 @@ class Access:
             file = kind(blob, self.secret)
         except WrongKey as error:
             raise DeltaError(
-                "is protected by another key than its store", where=blob.name, hint=_ALIKE
+                "is protected by a key other than its store's", where=blob.name, hint=_ALIKE
             ) from error
         try:
             self.check(file)

@@ -72,7 +72,8 @@ class Store:
     def chain_id(self, guest: str) -> str:
         """The id of the chain that a guest's first backup into this store begins.
 
-        It follows from the store's own id, so that what a killed first run left in QEMU is known.
+        It follows from the store's own id, so that what a killed first run left in the source is
+        known.
         """
         return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
 
@@ -160,7 +161,7 @@ class Store:
         """Note durably that the bitmaps of a chain's disk missed a write; a guest's lock is held.
 
         The note lies beside the store's marker, under the chain's own id: it is about the chain, so
-        it goes where the chain goes, and nothing that happens to QEMU can lose it.
+        it goes where the chain goes, and nothing that happens to the source can lose it.
         """
         notes.distrust(self.access, chain, disk, reason)
 

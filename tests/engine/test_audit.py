@@ -116,7 +116,7 @@ def test_writes_that_the_bitmap_missed_are_found(disk: Scene) -> None:
     disk.nothing_left()
     again = disk.backup().succeeded()
     assert again.result["mode"] == "rescan"
-    assert "that QEMU calls unchanged since" in again.named("plan")[0]["reason"]
+    assert "that the source calls unchanged since" in again.named("plan")[0]["reason"]
     disk.check_exact()
     disk.verify()
     assert _audit(disk).compared_bytes == SIZE

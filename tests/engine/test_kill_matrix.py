@@ -90,7 +90,7 @@ def test_a_monitor_lost_at_any_step_costs_no_more_than_the_attempt(tmp_path: Pat
             ran = here.hit("monitor", step)
             if ran.named("committed"):
                 ran.succeeded()
-                assert "could not be tidied up" in ran.named("warning")[-1]["what"]
+                assert "could not be cleaned up" in ran.named("warning")[-1]["what"]
             else:
                 ran.failed(3, "the connection to QEMU was lost")
     assert here.counts.ended > 0

@@ -265,7 +265,7 @@ def test_prometheus_reads_the_status(guest: Guest) -> None:
         (("--fraction", "101%"), "at most 100%"),
         (("--fraction", "some"), "like 10%"),
         (("--max-age", "soon"), "not a duration"),
-        (("latest", "--max-age", "3d"), "no POINT"),
+        (("latest", "--max-age", "3d"), "do not go with POINT"),
     ],
 )
 def test_a_scrub_that_makes_no_sense_is_refused(

@@ -107,8 +107,8 @@ def _nothing(path: Path) -> None:
 
 
 _PLACES: list[tuple[Callable[[Path], None], str]] = [
-    (_folder, "this is a folder and no socket"),
-    (_file, "this is no socket"),
+    (_folder, "this is a folder, not a socket"),
+    (_file, "this is not a socket"),
     (_left, "nobody listens on this socket"),
     (_nothing, "there is no such socket"),
 ]

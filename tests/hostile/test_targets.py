@@ -713,7 +713,7 @@ IDLE: tuple[tuple[tuple[object, ...], str], ...] = (
     (("map", "{store}", "latest", "vda", "--svg", "-"), "name of a file"),
     (("boot-test", "{store}", "latest", "--screenshot", "-"), "name of a file"),
     (("boot-test", "{store}", "latest", "--console-log", "-"), "name of a file"),
-    (("boot-test", "{store}", "latest", "--mode", "600"), "--mode goes with"),
+    (("boot-test", "{store}", "latest", "--mode", "600"), "--mode needs"),
     (("boot-test", "{store}", "latest", "--memory", "0"), "at least 1"),
     (("boot-test", "{store}", "latest", "--cpus", "0"), "at least 1"),
     (("boot-test", "{store}", "latest", "--initrd", "{old}"), "--kernel"),

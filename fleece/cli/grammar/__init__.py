@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all verbs. Each sets `verb`: a module of `fleece.cli`, and its function."""
     top = _Parser(
         prog="fleece",
-        description="Back up the disks of running QEMU guests, restore them, prove them by hash.",
+        description="Back up the disks of QEMU guests, restore them, and prove both by hash.",
         epilog="Exit codes: 0 done, 2 usage, 3 source, 4 point impossible, 5 store, "
         "6 verification failed, 7 target, 130 interrupted. Manual: docs/reference/.",
     )

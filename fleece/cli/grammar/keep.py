@@ -36,9 +36,7 @@ def keep_verbs(verb: AddVerb) -> None:
     )
     add_guest(merge)
     add_key(merge)
-    prune = verb(
-        "prune", "keep:prune", "drop the points that no rule keeps; those that stay stay whole"
-    )
+    prune = verb("prune", "keep:prune", "drop the points that no rule keeps; the others stay whole")
     prune.add_argument("store", metavar="STORE", help=STORE)
     prune.add_argument(
         "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"

@@ -86,7 +86,7 @@ def add_key(made: argparse.ArgumentParser) -> None:
 def file_to_make(text: str) -> str:
     """The type of a file to make, which cannot be standard output."""
     if text == "-":
-        raise argparse.ArgumentTypeError("takes the name of a file; ./- is one that is called -")
+        raise argparse.ArgumentTypeError("needs the name of a file; write ./- for a file called -")
     return text
 
 

@@ -1,4 +1,4 @@
-"""The grammar of the verbs that talk to a QEMU."""
+"""The grammar of the verbs that talk to a source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def source_verbs(verb: AddVerb) -> None:
     )
     backup.add_argument(
         "--guest",
-        help="the guest's name in the store; default: QEMU's name for it, else the socket's",
+        help="the guest's name in the store; default: the one that the source tells",
     )
     backup.add_argument(
         "--adopt",
@@ -72,7 +72,7 @@ def source_verbs(verb: AddVerb) -> None:
     backup.add_argument(
         "--rate",
         metavar="BYTES",
-        help="read at most this many bytes a second from QEMU, like 50M",
+        help="read at most this many bytes a second from the source, like 50M",
     )
     add_nice(backup)
     backup.add_argument(
@@ -98,13 +98,13 @@ def source_verbs(verb: AddVerb) -> None:
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="also read this part (0 to 1) of what QEMU calls unchanged, chosen at random, and "
-        "compare it with the store; default: 0",
+        help="also read this part (0 to 1) of what the source calls unchanged, chosen at random, "
+        "and compare it with the store; default: 0",
     )
     audit = verb(
         "audit",
         "audit:audit",
-        "compare all that QEMU calls unchanged with the store; store nothing",
+        "compare all that the source calls unchanged with the store; store nothing",
     )
     audit.add_argument("source", metavar="SOURCE", help=SOURCE)
     audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
@@ -124,7 +124,7 @@ def source_verbs(verb: AddVerb) -> None:
     bitmap = verb(
         "bitmap",
         "bitmaps:bitmap",
-        "list the segments in a QEMU and the stores that need them; drop those of a chain",
+        "list the segments in a source and the stores that need them; drop those of a chain",
     )
     bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
     bitmap.add_argument("stores", metavar="STORE", nargs="*", help="stores that may need them")
@@ -135,13 +135,13 @@ def source_verbs(verb: AddVerb) -> None:
     )
     bitmap.add_argument("--guest", help="the guest's name in the stores")
     add_key(bitmap)
-    clean = verb("clean", "verbs:clean", "clean up what interrupted backups left in a QEMU")
+    clean = verb("clean", "verbs:clean", "clean up what interrupted backups left in a source")
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)
     doctor = verb(
         "doctor",
         "doctor:doctor",
-        "show what this host lacks, what a QEMU can do, and which disks and bitmaps it has",
+        "show what this host lacks, what a source can do, and which disks and bitmaps it has",
     )
     doctor.add_argument(
         "source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; default: only look at this host"

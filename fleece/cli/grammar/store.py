@@ -70,7 +70,7 @@ def store_verbs(verb: AddVerb) -> None:
     add_guest(verify)
     add_key(verify)
     add_image_format(verify)
-    root = verb("root", "verbs:root", "compute the root of an image, with no store at hand")
+    root = verb("root", "verbs:root", "compute the root of an image; no store is needed")
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     add_image_format(root)
     root.add_argument(

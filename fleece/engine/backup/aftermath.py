@@ -35,7 +35,7 @@ class Aftermath:
             self._unheard = self._unheard or error
 
     def attempt(self, step: Callable[[], None]) -> None:
-        """Try a step of tidying up in QEMU or the scratch.
+        """Try a step of cleaning up the source or the scratch.
 
         What is left there, the next backup finds by its name.
         """
@@ -58,7 +58,7 @@ class Aftermath:
         for text in self._tried.texts:
             if text not in self._told:
                 self._told.add(text)
-                told = f"the point is stored, but QEMU could not be tidied up: {text}"
+                told = f"the point is stored, but the source could not be cleaned up: {text}"
                 self.tell(events.Warned(told))
 
     def settle(self) -> None:

@@ -108,7 +108,8 @@ def drop_segments(
         raise StoreError(f"it needs the segments of chain {chain}", where=", ".join(mine[0].stores))
     if keeper.has_point(chain):
         raise PointError(
-            f"a point of chain {chain} is in QEMU: a backup runs, or one that died left it",
+            f"a point of chain {chain} is in the source: a backup is running, or an interrupted "
+            "one left it",
             where=source.where,
             hint="wait for its end, or 'fleece clean' takes it down",
         )

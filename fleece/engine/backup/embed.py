@@ -84,8 +84,8 @@ def _check_uncut(parent: Chain, export: Export, disk: ReadableDisk, dirty: Exten
     place = cut_at(parent, disk, dirty)
     if place is not None:
         raise PointError(
-            f"disk {export.disk} was shrunk and grown back, or written behind QEMU's back: QEMU "
-            f"calls byte {place} unchanged, and it is not what the parent holds",
+            f"disk {export.disk} was shrunk and grown back, or written behind the source's back: "
+            f"byte {place} is called unchanged, but is not what the parent holds",
             where=export.uri,
             hint="read all of it: a point without bitmaps",
         )

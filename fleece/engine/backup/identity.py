@@ -17,9 +17,9 @@ class Bond:
     """Whose the next point of a chain is.
 
     Attributes:
-        identity: of the guest; None: its QEMU tells none.
-        adopted: why nothing is built on QEMU's bitmaps: the chain was another guest's until now.
-            None: it is this guest's.
+        identity: of the guest; None: the source tells none.
+        adopted: why nothing is built on the source's bitmaps: the chain was another
+            guest's until now. None: it is this guest's.
     """
 
     identity: GuestIdentity | None
@@ -37,7 +37,7 @@ def bound(
     """Check that a chain is a guest's.
 
     A chain is the guest's of its newest point. One that says of no guest (of a fleece before this
-    was told, or of a QEMU that tells no identity) may be any guest's. And disks without a guest may
+    was told, or of a source that tells no identity) may be any guest's. And disks without a guest may
     be any chain's: whoever names the guest says whose they are.
 
     Args:

@@ -78,7 +78,7 @@ def open_export(
     if disk.size != export.size:
         raise PointError(
             f"disk {export.disk} has {disk.size} bytes in the export and "
-            f"{export.size} in QEMU: it was resized",
+            f"{export.size} in the source: it was resized",
             where=export.uri,
         )
     return disk

@@ -1,4 +1,4 @@
-"""Take what QEMU pushes of a point into deltas."""
+"""Take what a source pushes of a point into deltas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ it is."""
 
 @dataclass
 class PushJob:
-    """One disk that QEMU pushes.
+    """One disk that is pushed.
 
     Attributes:
         name: of the disk.
@@ -69,7 +69,9 @@ class PushJob:
         start, end = request.offset, request.offset + request.length
         size, leaf = self.geometry.size, self.geometry.leaf_size
         if start % leaf or (end % leaf and end != size) or end > size:
-            raise PointError(f"QEMU pushed a part of a leaf of disk {self.name}: {start} to {end}")
+            raise PointError(
+                f"the source pushed a part of a leaf of disk {self.name}: {start} to {end}"
+            )
         if data is not None:
             self._store(start, data, packer)
         with self._lock:
@@ -99,7 +101,7 @@ class PushJob:
         """
         received = self.received.extents()
         if received.total != self.received.total:
-            raise PointError(f"QEMU pushed a part of disk {self.name} twice")
+            raise PointError(f"the source pushed a part of disk {self.name} twice")
         zeros = self.zeros.extents()
         for start, end in zeros if self.held is None else self.held.not_yet_zero(zeros):
             self.writer.zero(start, end - start)
@@ -114,7 +116,7 @@ def push_all(
     workers: int,
     watch: Callable[[], None],
 ) -> None:
-    """Have QEMU push all disks of a point, and store what comes: no leaf more, and none less.
+    """Have the source push all disks of a point, and store what comes: no leaf more, and none less.
 
     Args:
         jobs: the disks, in the point's order.
@@ -125,7 +127,7 @@ def push_all(
         watch: `Point.watch`, called all the while.
 
     Raises:
-        PointError: QEMU failed, or what came is not what had to come.
+        PointError: the source failed, or what came is not what had to come.
         StoreError: a delta takes no more.
     """
     dirty = push.dirty_bytes()
@@ -141,7 +143,7 @@ def push_all(
 
 
 class _Receiver:
-    """Serves the sink's channels, and has QEMU push, until its jobs are done.
+    """Serves the sink's channels, and has the source push, until it is done.
 
     Three kinds of threads: one for each channel, which waits for nobody but the store; one that
     tells the listener, who may take his time; and the calling one, which alone talks to QEMU. What
@@ -178,7 +180,7 @@ class _Receiver:
         if not self._done:
             self._sink.check()
             self._push.done()
-            raise PointError("the sink that QEMU pushes into is gone")
+            raise PointError("the sink of the push is gone")
 
     def _work(self, tasks: Iterator[Callable[[], None]]) -> None:
         try:
@@ -207,7 +209,9 @@ class _Receiver:
             self._since[channel] = time.monotonic()
             data = None if request.zero else channel.data(request)
             if request.disk >= len(self._jobs) or (data is not None and len(data) < request.length):
-                raise PointError("the sink handed over something that QEMU cannot have pushed")
+                raise PointError(
+                    "the sink handed over something that the source cannot have pushed"
+                )
             self._jobs[request.disk].take(request, data, packers[request.disk])
             self._counter.count(request.length)
             channel.answer(True)

@@ -286,7 +286,7 @@ class _Run:
         """
         if self._options.audit:
             raise UsageError(
-                "an audit reads what did not change, but QEMU pushes only what did",
+                "an audit reads what did not change, but a push sends only what did",
                 hint="leave --audit out, or choose --transport pull",
             )
         return tuple(
@@ -435,8 +435,8 @@ class _Run:
             return opened
         name = opened.made.disk.name
         reason = (
-            "the disk was shrunk and grown back, or written behind QEMU's back: QEMU calls byte "
-            f"{place} unchanged, and it is not what the chain holds"
+            "the disk was shrunk and grown back, or written behind the source's back: byte "
+            f"{place} is called unchanged, but is not what the chain holds"
         )
         if self._options.mode is not ModeWish.AUTO:
             raise impossible(name, self._options.mode, reason)

@@ -60,8 +60,8 @@ class AuditJob:
         more = ", ..." if len(found) > _NAMED else ""
         point = self.chain.deltas[0].header.point.id
         return (
-            f"{found.total} bytes that QEMU calls unchanged since point {point} are not what the "
-            f"chain holds, at offsets {places}{more}"
+            f"{found.total} bytes that the source calls unchanged since point {point} are not what "
+            f"the chain holds, at offsets {places}{more}"
         )
 
 
@@ -159,7 +159,7 @@ def refuse_differing(jobs: Sequence[AuditJob]) -> None:
         return
     error = VerifyError(
         "; ".join(f"disk {name}: {trouble}" for name, trouble, _ in bad),
-        hint="the next backup reads everything (rescan); find out what wrote there",
+        hint="the next backup reads everything (rescan); find out who wrote there",
     )
     error.fields = {
         "differing": [

@@ -124,7 +124,7 @@ def copy_job(
     done = Extents.empty() if proven is None else proven.extents()
     if len(done.subtract(opened.dirty)):
         raise PointError(
-            "an interrupted backup stored what did not change",
+            "an interrupted backup stored parts that did not change",
             where=head.disk,
             hint="run the backup again",
         )
@@ -138,7 +138,7 @@ def copy_job(
 def push_job(
     made: Decision, head: Header, sink: Sink, base: Chain | None, protection: Protection | None
 ) -> PushJob:
-    """The work on one disk that QEMU pushes."""
+    """The work on one disk that is pushed."""
     writer = DeltaWriter(sink, head, base or BlankDisk(head.geometry), protection)
     all_comes = base is not None and made.since is None
     held = HeldLeaves(base, head.covers_from) if base is not None and all_comes else None

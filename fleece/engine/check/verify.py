@@ -142,7 +142,9 @@ class _Recorder:
             verified.note(self._access, key, stamp, verified.Verification(self._time, sound))
         except StoreError as error:
             self._works = False
-            self._listener(events.Warned(f"what is verified cannot be noted in the store: {error}"))
+            self._listener(
+                events.Warned(f"the verification cannot be recorded in the store: {error}")
+            )
 
 
 def _forget(key: str, stamp: str, sound: bool) -> None:

@@ -299,7 +299,11 @@ def _carry_out(
         for point, places, size in plan.drops:
             cancel.check()
             for kept in rewrite.drop(catalogue.access.backend, places):
-                listener(events.Warned(f"{kept}: what is not fleece's of point {point.id} stays"))
+                listener(
+                    events.Warned(
+                        f"{kept}: files of point {point.id} that are not fleece's are kept"
+                    )
+                )
             freed += size
             listener(events.Dropped(point.guest, point.id, size))
     return freed
@@ -317,7 +321,7 @@ def _nothing_needs(catalogue: Catalogue, plan: _GuestPlan) -> None:
     for entry in _newest_first(catalogue, staying):
         if entry.header.point.id in going:
             raise StoreError(
-                f"a point that stays still builds on point {entry.header.point.id}",
+                f"a point that is kept still builds on point {entry.header.point.id}",
                 where=entry.where,
                 hint="nothing was deleted; run prune again",
             )

@@ -98,7 +98,7 @@ def runs_of(blocks: Iterable[tuple[int | None, int]], block_size: int) -> Iterat
     offset = 0
     for block, count in blocks:
         if count < 0:
-            raise DamagedError("a file has a run of less than nothing")
+            raise DamagedError("a file has a run of negative length")
         length = count * block_size
         yield Run(offset, None if block is None else block * block_size, length)
         offset += length

@@ -372,7 +372,7 @@ class _Session:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise AgentError("the agent's answer is no JSON object", where=self.path)
+            raise AgentError("the agent's answer is not a JSON object", where=self.path)
         return answer
 
     def _lost(self, error: OSError | None) -> AgentError:

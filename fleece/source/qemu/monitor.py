@@ -184,7 +184,7 @@ class Monitor:
     def _lost(self, command: str, error: Exception) -> SourceError:
         """The error that a command has no answer, or one that is none."""
         if isinstance(error, BadReplyError):
-            what = f"QEMU's answer to {command} is no answer"
+            what = f"QEMU's answer to {command} is not valid"
         elif self._why_lost() is None:
             return Unanswered(
                 f"the connection to QEMU was lost at {command}",
@@ -192,7 +192,7 @@ class Monitor:
                 hint="did QEMU end?",
             )
         else:
-            what = f"what QEMU sent instead of its answer to {command} is no QMP"
+            what = f"what QEMU sent in place of its answer to {command} is not QMP"
         return Unanswered(what, where=self.path, hint=_NO_QMP)
 
     def _why_lost(self) -> Exception | None:

@@ -62,7 +62,7 @@ def standing_still(monitor: Monitor, note: Note) -> Iterator[None]:
         went_on = run_state(monitor) == _RUNNING or monitor.guest_resumed()
     if went_on:
         raise Entangled(
-            "somebody let the guest go on in the moment of the point", where=monitor.path
+            "somebody continued the guest at the moment of the point", where=monitor.path
         )
 
 
@@ -141,5 +141,5 @@ def _let_go(monitor: Monitor) -> None:
         raise SourceError(
             f"the guest was stopped for the moment of the point and may still be ({error.what})",
             where=monitor.path,
-            hint="continue it: cont to its monitor; the next backup does so as well",
+            hint="continue it with 'cont' on its monitor; the next backup does so, too",
         ) from error

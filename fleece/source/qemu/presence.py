@@ -77,7 +77,7 @@ def _uuid(monitor: Monitor) -> str | None:
     try:
         told = uuid.UUID(answer.text())
     except ValueError as error:
-        raise answer.bad("is no UUID") from error
+        raise answer.bad("is not a UUID") from error
     return None if told == _NIL else str(told)  # QEMU's word for none
 
 

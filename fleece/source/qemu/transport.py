@@ -33,7 +33,7 @@ def choose(
         return Chosen(Transport.PULL)
     if fleecing is not Fleecing.CLASSIC:
         raise UsageError(
-            "what is pushed is held by jobs, not by filters",
+            "a push is held by jobs, not by filters",
             hint="leave --fleecing filter out, or choose --transport pull",
         )
     if found is None:
