@@ -117,7 +117,7 @@ class Access:
             file = kind(blob, self.secret)
         except WrongKey as error:
             raise DeltaError(
-                "is protected by a key other than its store's", where=blob.name, hint=_ALIKE
+                "is protected by a key that is not its store's", where=blob.name, hint=_ALIKE
             ) from error
         try:
             self.check(file)

@@ -131,7 +131,7 @@ def test_a_disk_that_was_shrunk_and_grown_back_is_found(tmp_path: Path) -> None:
         scene.take()
         for size in (6 * MIB, 8 * MIB):
             qemu.control.command("block_resize", {"node-name": "d0", "size": size})
-        assert "2097152 bytes that QEMU calls unchanged" in _refused(scene)
+        assert "2097152 bytes that the source calls unchanged" in _refused(scene)
         assert scene.take().mode == "rescan"
         scene.same_as_live("d0", scene.restore("vd-d0"))
 

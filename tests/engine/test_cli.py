@@ -226,7 +226,10 @@ def test_init_where_there_is_no_room_leaves_nothing() -> None:
 def test_only_init_makes_a_store(scene: Scene, tmp_path: Path) -> None:
     """An empty folder may be where a file system is not mounted."""
     (tmp_path / "empty").mkdir()
-    for place, message in ((tmp_path / "none", "no store here"), (tmp_path / "empty", "no fleece")):
+    for place, message in (
+        (tmp_path / "none", "no store here"),
+        (tmp_path / "empty", "not a fleece store"),
+    ):
         for words in (
             ("backup", scene.source, place, "--scratch", scene.scratch),
             ("backup", scene.source, place, "--scratch", scene.scratch, "--output", "-"),

@@ -300,9 +300,7 @@ def _carry_out(
             cancel.check()
             for kept in rewrite.drop(catalogue.access.backend, places):
                 listener(
-                    events.Warned(
-                        f"{kept}: files of point {point.id} that are not fleece's are kept"
-                    )
+                    events.Warned(f"{kept}: kept: files that are not fleece's, of point {point.id}")
                 )
             freed += size
             listener(events.Dropped(point.guest, point.id, size))
