@@ -300,7 +300,7 @@ def _carry_out(
             cancel.check()
             for kept in rewrite.drop(catalogue.access.backend, places):
                 listener(
-                    events.Warned(f"{kept}: kept: files that are not fleece's, of point {point.id}")
+                    events.Warned(f"{kept}: holds files of point {point.id} that are not fleece's")
                 )
             freed += size
             listener(events.Dropped(point.guest, point.id, size))
