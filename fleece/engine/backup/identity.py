@@ -37,8 +37,8 @@ def bound(
     """Check that a chain is a guest's.
 
     A chain is the guest's of its newest point. One that says of no guest (of a fleece before this
-    was told, or of a source that tells no identity) may be any guest's. And disks without a guest may
-    be any chain's: whoever names the guest says whose they are.
+    was told, or of a source that tells no identity) may be any guest's. And disks without a guest
+    may be any chain's: whoever names the guest says whose they are.
 
     Args:
         source: of the guest.
