@@ -133,6 +133,37 @@ def finished(words: Sequence[str], cancel: CancelToken) -> Finished:
         raise
 
 
+def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
+    """Run a program that must not be killed half-way: it ends by itself, also when the run does.
+
+    Args:
+        words: of its command line, the program first.
+        cancel: ends the wait for it, after `_END_LIMIT`.
+
+    Raises:
+        Interrupted: it was left running, because its storage hangs.
+    """
+    process = subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+    )
+    until: float | None = None
+    while until is None or time.monotonic() < until:
+        try:
+            out, errors = process.communicate(timeout=_TICK)
+        except subprocess.TimeoutExpired:
+            if until is None and cancel.cancelled:
+                until = time.monotonic() + _END_LIMIT
+        else:
+            return Finished(process.returncode, out, _one_line(errors))
+    raise Interrupted(
+        f"interrupted; {process.args!r} does not end (process {process.pid}): its storage hangs"
+    )
+
+
 def ended(process: subprocess.Popen[bytes], cancel: CancelToken) -> str:
     """Wait for a process that was told to end; gives what is on its standard error, in one line.
 

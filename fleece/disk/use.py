@@ -41,6 +41,7 @@ _VANISHED = frozenset(
 )
 """What the kernel answers about processes and devices that went meanwhile, or are not ours."""
 
+_LOOK = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LOCK = "hhqqi4x"
 """struct flock (fcntl(2)) of a 64-bit Linux: type, whence, start, length, process."""
 
@@ -156,7 +157,7 @@ def claimed_output(descriptor: int, failure: type[FleeceError]) -> Iterator[None
     path = f"/proc/self/fd/{descriptor}"
     with contextlib.ExitStack() as stack:
         try:
-            own = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            own = os.open(path, _LOOK)
             stack.callback(os.close, own)
         except OSError:  # it may be written and not read: asked it can be, and locked it cannot
             own = descriptor
@@ -175,7 +176,7 @@ def writer_of(path: str) -> User | None:
     Raises:
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, _LOOK)
     try:
         locked = _locked(descriptor, _WRITTEN, 1)
     finally:
@@ -185,18 +186,24 @@ def writer_of(path: str) -> User | None:
 
 
 @contextlib.contextmanager
-def kept_still(path: str, failure: type[FleeceError]) -> Iterator[bool]:
+def kept_still(path: str, failure: type[FleeceError], *, alone: bool = True) -> Iterator[bool]:
     """An image that nobody writes to, and that no program of QEMU's begins to write to meanwhile.
 
     Others may read it. What holds it is gone when this process is.
 
     Gives whether its file system has the locks that keep QEMU's programs from it.
 
+    Args:
+        path: of the file or the block device.
+        failure: the family of errors about it.
+        alone: the kernel shall refuse a device that is mounted or part of something, and keep it
+            from becoming that; no other can hold it so meanwhile.
+
     Raises:
         FleeceError: of that family; somebody writes to it, or it cannot be opened.
     """
     try:
-        descriptor = _opened(path)
+        descriptor = _opened(path) if alone else os.open(path, _LOOK)
     except OSError as error:
         busy = "unmount it, or end what it is a part of" if error.errno == errno.EBUSY else None
         raise failure(error.strerror or str(error), where=path, hint=busy) from error
@@ -222,7 +229,7 @@ def is_image(descriptor: int) -> bool:
 
 
 def _opened(path: str) -> int:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = _LOOK
     if stat.S_ISBLK(os.stat(path).st_mode):
         flags |= os.O_EXCL
     return os.open(path, flags)

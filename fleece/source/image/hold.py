@@ -1,22 +1,22 @@
 """Hold images still, and serve them to be read, for as long as a point lives.
 
 Each image is served by a read-only qemu-nbd: its death harms nothing, whereas all bitmaps in an
-image are lost when a writer of it dies. It locks a qcow2 image and all that is behind it as QEMU
-does; of a raw one it lets writers begin, so that these locks are ours. All of them go when the
-engine's process does.
+image are lost when a writer of it dies. It locks a qcow2 image as QEMU does, but lets others begin
+to write to a raw one, also to one behind a qcow2 image (seen on 7.2). So the same locks are taken
+here as well. All of them go when the engine's process does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.cancel import CancelToken
-from fleece.disk.image import ImageFormat
 from fleece.disk.nbd import NbdDisk
 from fleece.disk.use import kept_still
 from fleece.errors import PointError, SourceError
@@ -71,12 +71,12 @@ class HeldImages:
         Raises:
             SourceError: somebody writes to it, or it cannot be served.
         """
-        if disk.format is ImageFormat.RAW:
-            locked = self._stack.enter_context(kept_still(disk.path, SourceError))
-            if not locked:
+        for path in disk.files:
+            alone = path == disk.path
+            if not self._stack.enter_context(kept_still(path, SourceError, alone=alone)):
                 self.warnings.append(
-                    f"{disk.path}: its file system takes no locks, so that a guest that is "
-                    "started during the backup is not kept from the image"
+                    f"{path}: its file system takes no locks, so that a guest that is started "
+                    "during the backup is not kept from the image"
                 )
         place = self._folder / f"{len(self._served)}.sock"
         words = ["--read-only", "--shared=0", *(f"--bitmap={name}" for name in bitmaps)]
@@ -148,5 +148,6 @@ def _states(disk: ImageDisk) -> tuple[tuple[int, ...], ...]:
             state = os.stat(path)
         except OSError as error:
             raise PointError(error.strerror or str(error), where=path) from error
-        found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+        changed = 0 if stat.S_ISBLK(state.st_mode) else state.st_mtime_ns
+        found.append((state.st_dev, state.st_ino, state.st_size, changed))
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -43,8 +44,8 @@ class ImageDisk:
         name, path: as they were given.
         format: of the image.
         size: in bytes.
-        persistent_bitmaps: a bitmap can be stored in it: it is qcow2 of version 3, and this user
-            may write to it.
+        persistent_bitmaps: a bitmap can be stored in it: it is qcow2 of version 3.
+        unwritable: but this user may not write to it.
         bitmaps: that are stored in it.
         files: the image, and the files of its backing chain that are on this host.
     """
@@ -54,6 +55,7 @@ class ImageDisk:
     format: ImageFormat
     size: int
     persistent_bitmaps: bool
+    unwritable: bool
     bitmaps: tuple[Bitmap, ...]
     files: tuple[str, ...]
 
@@ -115,7 +117,21 @@ def take_inventory(images: Sequence[Image], cancel: CancelToken) -> ImageInvento
         SourceError: one is not there, or not what it is said to be.
         Interrupted: `cancel` was called.
     """
-    return ImageInventory(tuple(_look(image, cancel) for image in images))
+    found = tuple(_look(image, cancel) for image in images)
+    for one, other in itertools.combinations(found, 2):
+        if _same(one.path, other.path):
+            raise SourceError(f"is disk {one.name} and disk {other.name}", where=other.path)
+    return ImageInventory(found)
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        one, two = os.stat(path), os.stat(other)
+    except OSError:  # gone since it was looked at: whoever opens it tells
+        return False
+    return os.path.samestat(one, two) or (
+        stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode) and one.st_rdev == two.st_rdev
+    )
 
 
 def _look(image: Image, cancel: CancelToken) -> ImageDisk:
@@ -129,7 +145,8 @@ def _look(image: Image, cancel: CancelToken) -> ImageDisk:
         image.path,
         image_format,
         info.number("virtual-size", _LARGEST_DISK),
-        version_3 and os.access(image.path, os.W_OK),
+        version_3,
+        version_3 and not os.access(image.path, os.W_OK),
         tuple(_bitmap(raw) for raw in ([] if listed is None else listed.list())),
         (image.path, *_backing_files(image.path, info, cancel)),
     )

@@ -83,7 +83,13 @@ class ImagePoint:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of how the point was taken."""
-        return tuple(self._held.warnings)
+        unnoted = [
+            f"disk {planned.disk.name}: this user may not write to {planned.disk.path}, so that no "
+            "bitmap in it tells the next backup what changed"
+            for planned in self._disks
+            if planned.disk.unwritable
+        ]
+        return (*unnoted, *self._held.warnings)
 
     def start(self) -> None:
         """Begin the new bitmaps, then hold and serve the images: all are of the last one's moment.
@@ -94,7 +100,7 @@ class ImagePoint:
         for planned in self._disks:
             if planned.begun is not None:
                 self._begun.append(planned)
-                begin_bitmap(planned.disk, planned.begun)
+                begin_bitmap(planned.disk, planned.begun, self._cancel)
             self._cancel.check()
         self.exports = tuple(self._serve(planned, ()) for planned in self._disks)
 
@@ -167,7 +173,7 @@ class ImagePoint:
         kept = []
         for name in planned.obsolete(oldest) if planned in self._begun else ():
             try:
-                remove_bitmap(planned.disk, name)
+                remove_bitmap(planned.disk, name, self._cancel)
             except SourceError as error:
                 kept.append(f"disk {planned.disk.name} keeps an old bitmap: {error}")
         return kept
@@ -184,7 +190,7 @@ class ImagePoint:
         for planned in self._begun:
             if planned.begun is not None:
                 with tried.step():
-                    remove_bitmap(planned.disk, planned.begun)
+                    remove_bitmap(planned.disk, planned.begun, self._cancel)
         tried.settle(SourceError)
 
 

@@ -30,7 +30,7 @@ from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
 from fleece.source.image.measure import dirty_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
-from fleece.source.image.tool import remove_bitmap
+from fleece.source.image.tool import remove_bitmap, settled_writer
 from fleece.source.image.workplace import folder_name, has_any, holder_of, left_behind
 from fleece.source.place import check_path, default_scratch
 from fleece.source.report import Report
@@ -158,7 +158,7 @@ class ImageSource:
             SourceError: somebody does: the guest is on.
         """
         for disk in self.inventory().disks:
-            found = disk.writer()
+            found = settled_writer(disk, self._cancel)
             if found is not None:
                 path, user = found
                 raise SourceError(
@@ -255,7 +255,7 @@ class ImageSource:
         """
         for found in self.inventory().disks:
             if found.name == disk and any(bitmap.name == name for bitmap in found.bitmaps):
-                remove_bitmap(found, name)
+                remove_bitmap(found, name, self._cancel)
 
     def examine(self) -> Report:
         """What the images are, and who uses them."""
@@ -276,7 +276,7 @@ def _own(disk: Disk) -> ImageDisk:
 def _planned(want: Wanted, request: Request) -> PlannedImage:
     disk = _own(want.disk)
     chain, sequence = request.chain_id, request.sequence
-    begins = request.rotate and disk.persistent_bitmaps
+    begins = request.rotate and disk.persistent_bitmaps and not disk.unwritable
     new = next_segment(disk, chain, sequence, request.point) if begins else None
     return _with_names(want, disk, chain, new)
 

@@ -45,10 +45,15 @@ def folder_name(chain: str, point: str) -> str:
 def workplace(scratch: Path, name: str, holder: str) -> Iterator[Path]:
     """Make a point's work folder, and remove it; gives the folder for its sockets.
 
+    What an interrupted run made for the same point is removed first.
+
     Raises:
         PointError: there is no room for it.
         SourceError: it cannot be made or removed.
     """
+    for left in work_folders(scratch, name, Strangers()):
+        if _is_of_images(left) and not left.is_held():
+            remove(left)
     with held_folder(scratch, name, Owner(os.geteuid(), os.getegid()), holder) as work:
         try:
             yield work.path / QEMU_FOLDER
@@ -87,8 +92,12 @@ def has_any(scratch: Path, chain: str) -> bool:
 def _of_images(scratch: Path, chain: str | None, strangers: Strangers) -> Iterator[WorkFolder]:
     start = PREFIX if chain is None else f"{PREFIX}{chain}-"
     for work in work_folders(scratch, start, strangers):
-        if _HOLDER.fullmatch(work.holder() or ""):
+        if _is_of_images(work):
             yield work
+
+
+def _is_of_images(work: WorkFolder) -> bool:
+    return _HOLDER.fullmatch(work.holder() or "") is not None
 
 
 def remove(work: WorkFolder) -> None:
