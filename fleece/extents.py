@@ -186,6 +186,16 @@ class Extents:
         end = np.minimum((cell + 1) * unit, self.end[row])
         return start, end
 
+    def windows(self, most: int) -> Iterator[Extents]:
+        """Cut at multiples of `most` into consecutive sets of at most `most` bytes, in order."""
+        starts, ends = self.split(most)
+        at = 0
+        while at < len(starts):
+            reach = np.cumsum(ends[at:] - starts[at:])
+            count = max(1, int(np.searchsorted(reach, most, side="right")))
+            yield Extents.normal(starts[at : at + count], ends[at : at + count])
+            at += count
+
 
 class Gathering:
     """Ranges that come one by one, in any order, each part of the disk once.

@@ -9,7 +9,7 @@ one has not covered yet.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -162,14 +162,3 @@ def flagged_ahead(server: QueueingServer, within: Extents, name: str, mask: int)
         elif (following := next(waiting, None)) is not None:
             send(*following)
     return context.extents()
-
-
-def windows(ranges: Extents, most: int) -> Iterator[Extents]:
-    """Cut a set of ranges into consecutive sets of at most `most` bytes each, in order."""
-    starts, ends = ranges.split(most)
-    at = 0
-    while at < len(starts):
-        reach = np.cumsum(ends[at:] - starts[at:])
-        count = max(1, int(np.searchsorted(reach, most, side="right")))
-        yield Extents.normal(starts[at : at + count], ends[at : at + count])
-        at += count

@@ -261,7 +261,13 @@ _WHERE = "same = zeros.subtract(held.not_yet_zero(zeros))"
         Mutation("it is not noted", (("engine/backup/audit.py", _NOTE, "pass"),)),
         Mutation(
             "the note is not read",
-            (("engine/backup/run.py", "self._store.distrusted(self._chain, disk.name)", "None"),),
+            (
+                (
+                    "engine/backup/plan.py",
+                    "task.store.distrusted(lineage.chain_id, disk.name)",
+                    "None",
+                ),
+            ),
         ),
         Mutation(
             "a hole is never looked into", (("engine/backup/sample.py", _WHERE, "same = zeros"),)
@@ -278,7 +284,7 @@ _WHERE = "same = zeros.subtract(held.not_yet_zero(zeros))"
         ),
         Mutation(
             "a difference is no failure",
-            (("engine/backup/run.py", "        refuse_differing(audits)\n", ""),),
+            (("engine/backup/fill_by_pull.py", "        refuse_differing(audits)\n", ""),),
         ),
     ],
     ids=str,

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 
 import fleece
-import fleece.engine.backup.run as engine
+import fleece.engine.backup.fill_by_pull as engine
 from fleece.engine.backup import reclaim
 from fleece.events import Event
 from fleece.extents import Extents

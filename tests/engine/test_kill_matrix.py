@@ -126,8 +126,8 @@ def test_a_fault_in_the_matrix_is_seen(tmp_path: Path) -> None:
         (
             (
                 "engine/backup/run.py",
-                "results = self._store_point(",
-                "taken.living.committed()\n                results = self._store_point(",
+                "results = store_point(",
+                "taken.living.committed()\n            results = store_point(",
             ),
         ),
     )

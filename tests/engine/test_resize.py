@@ -489,7 +489,7 @@ FAULTS = [
     pytest.param(
         Mutation(
             "nobody looks at the end",
-            (("engine/backup/run.py", "if place is None:", "if place is None or place:"),),
+            (("engine/backup/fill_by_pull.py", "if place is None:", "if place is None or place:"),),
         ),
         SIZE,
         (6 * MIB, SIZE),
@@ -500,7 +500,7 @@ FAULTS = [
             "the seam counts as held",
             (
                 (
-                    "engine/backup/taken.py",
+                    "engine/backup/fill_by_pull.py",
                     "HeldLeaves(base, head.covers_from) if base is not None and rescan",
                     "HeldLeaves(base) if base is not None and rescan",
                 ),

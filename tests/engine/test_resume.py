@@ -186,8 +186,8 @@ def test_a_killed_copy_goes_on_from_its_durable_records(tmp_path: Path) -> None:
 
 
 MOMENTS = (
-    Moment("no record yet", "fleece.engine.backup.run", "copy_all", "before"),
-    Moment("all is copied", "fleece.engine.backup.run", "copy_all"),
+    Moment("no record yet", "fleece.engine.backup.fill_by_pull", "copy_all", "before"),
+    Moment("all is copied", "fleece.engine.backup.fill_by_pull", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("both are finished", "fleece.delta.writer", "DeltaWriter.finish", "after", 2),
     Moment("about to rename", "fleece.folder", "os.rename", "before"),
@@ -510,7 +510,7 @@ FAULTS = (
         "what is durable is read again",
         (
             (
-                "engine/backup/taken.py",
+                "engine/backup/fill_by_pull.py",
                 "dirty = opened.dirty.subtract(done)",
                 "dirty = opened.dirty",
             ),
@@ -532,7 +532,7 @@ FAULTS = (
     ),
     Mutation(
         "a point is taken without asking what is left",
-        (("engine/backup/resume.py", "for left in candidates:", "for left in ():"),),
+        (("engine/backup/resume.py", "for left in _candidates(task):", "for left in ():"),),
     ),
 )
 

@@ -86,7 +86,7 @@ MOMENTS = (
     Moment("the server runs", "fleece.source.qemu.server", "_start"),
     Moment("one disk is exported", "fleece.source.qemu.point", "QemuPoint._export"),
     Moment("it is copying", "fleece.nbd.connection", "Connection.read"),
-    Moment("all is copied", "fleece.engine.backup.run", "copy_all"),
+    Moment("all is copied", "fleece.engine.backup.fill_by_pull", "copy_all"),
     Moment("one delta is finished", "fleece.delta.writer", "DeltaWriter.finish"),
     Moment("about to commit", "fleece.store.partial_point", "PartialPoint.commit", "before"),
     Moment("about to rename", "fleece.folder", "os.rename", "before"),
@@ -415,8 +415,8 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
             (
                 (
                     "engine/backup/run.py",
-                    "results = self._store_point(",
-                    "taken.living.committed()\n                results = self._store_point(",
+                    "results = store_point(",
+                    "taken.living.committed()\n            results = store_point(",
                 ),
             ),
         ),

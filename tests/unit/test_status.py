@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fleece.errors import SourceError
 from fleece.extents import Extents
 from fleece.nbd.connection import MAX_STATUS, ChunkArray
-from fleece.nbd.status import flagged, windows
+from fleece.nbd.status import flagged
 
 _GRAIN = 512
 _NAMES = ("base:allocation", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b")
@@ -142,7 +142,7 @@ def test_an_empty_range_asks_nothing() -> None:
     st.integers(1, 50),
 )
 def test_windows_cut_a_set_in_order_into_sets_of_bounded_length(ranges: Extents, most: int) -> None:
-    parts = list(windows(ranges, most))
+    parts = list(ranges.windows(most))
     pieces = [pair for part in parts for pair in part]
     assert all(0 < part.total <= most for part in parts)
     assert pieces == sorted(pieces)

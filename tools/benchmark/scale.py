@@ -161,7 +161,7 @@ def peak():
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.work.reads import WINDOW, known_zeros, read_items
 from fleece.extents import Extents
-from fleece.nbd.status import windows
+
 from fleece.tree import LEAF_SIZE
 uri, context = sys.argv[1:]
 before, start = peak(), time.monotonic()
@@ -169,7 +169,7 @@ disk = NbdDisk(uri)
 dirty = disk.dirty_extents(context, Extents.whole(disk.size)).align_out(LEAF_SIZE, disk.size)
 listed = time.monotonic() - start
 reads = 0
-for part in windows(dirty, WINDOW):
+for part in dirty.windows(WINDOW):
     zeros = known_zeros(disk, part, LEAF_SIZE)
     for item in read_items(part.subtract(zeros)):
         reads += 1

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from fleece import events
 from fleece.attempts import Attempts
+from fleece.delta.header import Mode
+from fleece.engine.backup.decide import needed_since
+from fleece.engine.backup.options import DiskResult
+from fleece.engine.backup.take import Taken
+from fleece.engine.backup.task import Task
 
 
 class Aftermath:
@@ -65,3 +70,38 @@ class Aftermath:
         """Raise what the listener raised first."""
         if self._unheard is not None:
             raise self._unheard
+
+
+def trust(task: Task, results: Sequence[DiskResult], after: Aftermath) -> None:
+    """What was read as a whole is right again, whatever an audit found before."""
+    tried = Attempts()
+    for done in results:
+        if done.mode in (Mode.FULL, Mode.RESCAN):
+            with tried.step():
+                task.store.trust(task.lineage.chain_id, done.disk)
+    for text in tried.texts:
+        after.tell(events.Warned(f"the next backup is a rescan again: {text}"))
+
+
+def oldest_needed(task: Task, taken: Taken) -> int:
+    """The sequence of the oldest segment that a next backup of a streamed disk needs."""
+    (made,) = taken.decisions
+    needed = needed_since(made.disk, task.lineage)
+    return taken.ref.sequence if needed is None else needed
+
+
+def let_go(taken: Taken, oldest: int | None, after: Aftermath) -> None:
+    """Take the point down, and drop the segments that are not needed any more.
+
+    Args:
+        taken: the point, stored.
+        oldest: sequence of the oldest point that another backup may build on; None: this one.
+        after: tries the steps.
+    """
+
+    def forget() -> None:
+        for kept in taken.living.committed(oldest):
+            after.tell(events.Warned(kept))
+
+    after.attempt(taken.living.close)
+    after.attempt(forget)

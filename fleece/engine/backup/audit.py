@@ -15,6 +15,7 @@ from fleece.engine.backup.guest import guest_name
 from fleece.engine.backup.identity import bound
 from fleece.engine.backup.pull import dirty_leaves, open_export
 from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differing
+from fleece.engine.backup.take import recover, taken
 from fleece.engine.work.needs import check_backup_needs
 from fleece.engine.work.pool import Counter
 from fleece.errors import StoreError
@@ -88,31 +89,25 @@ def audit(
         catalogue = store.catalogue()
         chain = store.chain_of(guest, catalogue)
         bound(source, catalogue, guest, chain)
-        for removed in source.recover(chain):
-            listener(events.Leftover(removed.kind, removed.item))
-        for doubt in source.doubts:
-            listener(events.Warned(doubt))
+        recover(source, chain, listener)
         chosen = source.inventory().choose(disks)
         lineage = Lineage(source, catalogue, guest, chain)
         found = [auditable(disk, lineage) for disk in chosen]
         point = secrets.token_hex(5)
         wanted = [Wanted(item.disk, item.since) for item in found]
-        with source.take(Request(chain, 0, point, wanted, rotate=False)) as living:
-            listener(events.PointTaken(point, tuple(disk.name for disk in chosen)))
-            for warning in living.warnings:
-                listener(events.Warned(warning))
-            with contextlib.ExitStack() as stack:
-                jobs = _jobs(stack, catalogue, found, living.exports, cancel)
-                total = sum(job.clean.total for job in jobs)
-                counter = Counter(listener, events.Phase.AUDIT, guest, total)
-                try:
-                    with reads_of(living):
-                        stop = cancel or CancelToken()
-                        compare_clean(jobs, 1.0, counter, stop, watch=living.watch)
-                finally:
-                    distrust(store, chain, jobs)
-                living.check()
-                refuse_differing(jobs)
+        request = Request(chain, 0, point, wanted, rotate=False)
+        with taken(source, request, listener) as living, contextlib.ExitStack() as stack:
+            jobs = _jobs(stack, catalogue, found, living.exports, cancel)
+            total = sum(job.clean.total for job in jobs)
+            counter = Counter(listener, events.Phase.AUDIT, guest, total)
+            try:
+                with reads_of(living):
+                    stop = cancel or CancelToken()
+                    compare_clean(jobs, 1.0, counter, stop, watch=living.watch)
+            finally:
+                distrust(store, chain, jobs)
+            living.check()
+            refuse_differing(jobs)
     return AuditResult(guest, tuple(_result(job) for job in jobs))
 
 

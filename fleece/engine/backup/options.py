@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fleece.delta.header import Mode
 from fleece.engine.backup.decide import ModeWish
 from fleece.engine.work.pool import WORKERS
+from fleece.errors import UsageError
 from fleece.source.base import Transport, TransportWish
 
 DEFAULT_LEVEL = 1
@@ -43,6 +44,13 @@ class BackupOptions:
     transport: TransportWish = TransportWish.AUTO
     rate: int | None = None
     adopt: bool = False
+
+    def check(self) -> None:
+        """Raise `UsageError` if no backup can be made so."""
+        if not 0 <= self.audit <= 1:
+            raise UsageError("the part to audit must be from 0 to 1", where=self.audit)
+        if self.workers < 1 or (self.rate is not None and self.rate < 1):
+            raise UsageError("workers and rate must be at least 1")
 
 
 @dataclass(frozen=True)

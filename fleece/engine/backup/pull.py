@@ -18,7 +18,6 @@ from fleece.engine.work.reading import OneReader
 from fleece.engine.work.reads import WINDOW, ReadItem, known_zeros, read_items
 from fleece.errors import PointError
 from fleece.extents import Extents
-from fleece.nbd.status import windows
 from fleece.pace import Pace
 from fleece.source.base import Export
 from fleece.tree import LEAF_SIZE, Geometry, HashArray
@@ -142,7 +141,7 @@ _Item = tuple[CopyJob, ReadItem, HashArray | None]
 def _items(job: CopyJob, counter: Counter) -> Iterator[_Item]:
     """What is to be read of a disk; what is known to be zeros is stored without."""
     for dirty, held in job.parts():
-        for part in windows(dirty, WINDOW):
+        for part in dirty.windows(WINDOW):
             zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
             for start, end in zeros if held is None else held.not_yet_zero(zeros):
                 job.writer.zero(start, end - start)

@@ -7,122 +7,108 @@ source holds under the point's names. Any doubt, and the point is given up for a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from fleece import events
 from fleece.delta.header import Header
-from fleece.engine.backup.decide import Decision, Lineage, ModeWish, decide
-from fleece.engine.backup.identity import Bond
+from fleece.engine.backup.decide import Decision, ModeWish, decide
+from fleece.engine.backup.take import Taken, recover
+from fleece.engine.backup.task import Task
 from fleece.errors import FleeceError, PointError
-from fleece.source.base import Disk, Point, Request, Resumable, TransportWish, Wanted
+from fleece.source.base import Disk, Request, Resumable, TransportWish, Wanted
 from fleece.store.partial_point import UnfinishedPoint
 
 
-@dataclass(frozen=True)
-class Begun:
-    """A point to resume.
-
-    Attributes:
-        left: what the store has of it.
-        decisions: those that the interrupted backup made, in the order of its disks.
-        living: the point in the source.
-    """
-
-    left: UnfinishedPoint
-    decisions: tuple[Decision, ...]
-    living: Point
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What this run is asked to back up: a point that is resumed must be that.
-
-    Attributes:
-        lineage: of the chain whose point it is.
-        bond: of the chain to the guest.
-        mode: what is wanted; auto takes any.
-        disks: names; empty: all writable ones.
-        transport: how it is to come out of the source.
-    """
-
-    lineage: Lineage
-    bond: Bond
-    mode: ModeWish
-    disks: tuple[str, ...]
-    transport: TransportWish = TransportWish.AUTO
-
-
-def find_begun(
-    candidates: Sequence[UnfinishedPoint],
-    asked: Asked,
-    stack: contextlib.ExitStack,
-    doubt: Callable[[UnfinishedPoint, str], None],
-) -> Begun | None:
-    """The first of some half-written points that can be resumed.
+def resume(task: Task, stack: contextlib.ExitStack) -> Taken | None:
+    """Resume the point of an interrupted backup, if there is one, and clean up all others.
 
     Args:
-        candidates: what the store has.
-        asked: what this run is asked for.
-        stack: its end takes the living point down.
-        doubt: told of each candidate that was given up, and why.
+        task: what is asked for.
+        stack: its end takes the point down.
     """
-    for left in candidates:
+    found = _find(task, stack)
+    left = None if found is None else found.left
+    for path in task.store.remove_partial(task.lineage.guest, left):
+        task.listener(events.Leftover("partial point", path))
+    recover(task.source, task.lineage.chain_id, task.listener)
+    if found is not None:
+        task.tell_plan(found.decisions, f"resumes point {found.ref.id} of an interrupted backup")
+        for warning in found.living.warnings:
+            task.warn(warning)
+    return found
+
+
+def _find(task: Task, stack: contextlib.ExitStack) -> Taken | None:
+    """The first of the half-written points that can be resumed."""
+    for left in _candidates(task):
         try:
-            source = _resumable(asked)
-            decisions = _decisions(left, asked)
+            source = _resumable(task)
+            decisions = _decisions(left, task)
             wanted = [Wanted(made.disk, made.since) for made in decisions]
-            chain_id = asked.lineage.chain_id
+            chain_id = task.lineage.chain_id
             point = source.adopt(Request(chain_id, left.ref.sequence, left.ref.id, wanted))
-            return Begun(left, decisions, stack.enter_context(point))
+            return Taken(left.ref, decisions, stack.enter_context(point), left)
         except FleeceError as error:
-            doubt(left, str(error))
+            task.warn(f"point {left.ref.id} of an interrupted backup cannot be resumed: {error}")
     return None
 
 
-def _resumable(asked: Asked) -> Resumable:
+def _candidates(task: Task) -> Sequence[UnfinishedPoint]:
+    """Points that may be resumed: none with a disk that failed an audit."""
+    if not task.options.resume or task.output is not None:
+        return ()
+    store = task.store
+    return [
+        left
+        for left in store.unfinished(task.lineage.guest)
+        if all(store.distrusted(left.chain, head.disk) is None for head in left.heads)
+    ]
+
+
+def _resumable(task: Task) -> Resumable:
     """The source, if a point that it resumes can be what is asked for.
 
     Raises:
         PointError: none can.
     """
-    source = asked.lineage.source
+    source = task.lineage.source
     if not isinstance(source, Resumable):
         raise PointError("this kind of source resumes none")
     if (reason := source.unresumable()) is not None:
         raise PointError(reason)
-    if asked.transport is TransportWish.PUSH:
+    if task.options.transport is TransportWish.PUSH:
         raise PointError("a backup with push always takes a new point")
     return source
 
 
-def _decisions(left: UnfinishedPoint, asked: Asked) -> tuple[Decision, ...]:
+def _decisions(left: UnfinishedPoint, task: Task) -> tuple[Decision, ...]:
     """The interrupted backup's decisions, made again: they must come out the same.
 
     Raises:
         FleeceError: they do not, or the point is not what is asked for.
     """
-    lineage = asked.lineage
+    lineage = task.lineage
     if left.chain != lineage.chain_id:
         raise PointError("it is of another chain")
-    if any(head.identity != asked.bond.identity for head in left.heads):
+    if any(head.identity != task.bond.identity for head in left.heads):
         raise PointError("it is of another guest")
     points = lineage.catalogue.points
     stored = [point.sequence for point in points if point.guest == lineage.guest]
     if left.ref.sequence <= max([0, *stored]):
         raise PointError("the store has a later point")
-    disks = {disk.name: disk for disk in lineage.source.inventory().choose(asked.disks)}
+    disks = {disk.name: disk for disk in lineage.source.inventory().choose(task.options.disks)}
     if sorted(disks) != sorted(head.disk for head in left.heads):
         raise PointError("it is of other disks than are asked for")
-    return tuple(_decided(head, disks[head.disk], asked) for head in left.heads)
+    return tuple(_decided(head, disks[head.disk], task) for head in left.heads)
 
 
-def _decided(head: Header, disk: Disk, asked: Asked) -> Decision:
+def _decided(head: Header, disk: Disk, task: Task) -> Decision:
     wish = ModeWish(head.mode.value)
-    if asked.mode not in (ModeWish.AUTO, wish):
-        raise PointError(f"it is {head.mode}, and {asked.mode} is asked for")
+    if task.options.mode not in (ModeWish.AUTO, wish):
+        raise PointError(f"it is {head.mode}, and {task.options.mode} is asked for")
     if head.size != disk.size:
         raise PointError(f"disk {disk.name} has another size now")
-    made = decide(disk, wish, asked.lineage, asked.bond.adopted)
+    made = decide(disk, wish, task.lineage, task.bond.adopted)
     parent = None if made.parent is None else made.parent.as_parent()
     if made.mode is not head.mode or parent != head.parent:
         raise PointError(f"disk {disk.name} would build on something else now")

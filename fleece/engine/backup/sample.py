@@ -23,7 +23,6 @@ from fleece.engine.work.reading import OneReader
 from fleece.engine.work.reads import WINDOW, ReadItem, known_zeros, read_items
 from fleece.errors import VerifyError
 from fleece.extents import Extents
-from fleece.nbd.status import windows
 from fleece.tree import HashArray
 
 _NAMED = 4
@@ -77,7 +76,7 @@ def sample(clean: Extents, fraction: float, source: Generator) -> Iterator[Exten
         source: of the randomness.
     """
     seen = taken = 0
-    for part in windows(clean, WINDOW):
+    for part in clean.windows(WINDOW):
         starts, ends = part.split(MAX_RECORD)
         seen += len(starts)
         count = min(len(starts), math.ceil(seen * fraction) - taken)

@@ -1,0 +1,63 @@
+"""Take a point from a source, after what interrupted runs left there is taken down."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fleece import events
+from fleece.delta.header import PointRef
+from fleece.engine.backup.decide import Decision
+from fleece.engine.backup.plan import Plan
+from fleece.engine.backup.task import Task
+from fleece.source.base import Point, Request, Source, Wanted
+from fleece.store.partial_point import UnfinishedPoint
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A living point of a backup.
+
+    Attributes:
+        ref: its name.
+        decisions: one for each disk.
+        living: the point in the source.
+        left: what an interrupted backup has stored of it already; None: it is new.
+        gone: disks of points before that the guest has no more.
+    """
+
+    ref: PointRef
+    decisions: tuple[Decision, ...]
+    living: Point
+    left: UnfinishedPoint | None = None
+    gone: tuple[str, ...] = ()
+
+
+def recover(source: Source, chain_id: str, listener: events.Listener) -> None:
+    """Take down what interrupted runs left of a chain's points in the source, and tell it."""
+    for removed in source.recover(chain_id):
+        listener(events.Leftover(removed.kind, removed.item))
+    for doubt in source.doubts:
+        listener(events.Warned(doubt))
+
+
+@contextlib.contextmanager
+def taken(source: Source, request: Request, listener: events.Listener) -> Iterator[Point]:
+    """Take a point and tell it; the context's end takes it down."""
+    with source.take(request) as living:
+        names = tuple(wanted.disk.name for wanted in request.wanted)
+        listener(events.PointTaken(request.point, names))
+        for warning in living.warnings:
+            listener(events.Warned(warning))
+        yield living
+
+
+def take(task: Task, plan: Plan, stack: contextlib.ExitStack) -> Taken:
+    """Take a planned point; the stack's end takes it down."""
+    ref, chain_id = plan.ref, task.lineage.chain_id
+    wanted = [Wanted(made.disk, made.since) for made in plan.decisions]
+    request = Request(chain_id, ref.sequence, ref.id, wanted, transport=plan.transport)
+    task.cancel.check()
+    living = stack.enter_context(taken(task.source, request, task.listener))
+    return Taken(ref, plan.decisions, living, gone=plan.gone)
