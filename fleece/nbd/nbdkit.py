@@ -1,14 +1,20 @@
-"""nbdkit with its Python plugin: whether it is there, before anything depends on it."""
+"""nbdkit with its Python plugin: whether it is there; starting one for a script of ours."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from fleece.errors import UsageError
+from fleece.cancel import CancelToken
+from fleece.errors import FleeceError, UsageError
+from fleece.nbd.server import greets
 from fleece.programs import child_environment, program
 
 _VERSION = "python_version="
+_START_LIMIT = 60.0
 
 
 def check_nbdkit() -> str:
@@ -25,10 +31,8 @@ def check_nbdkit() -> str:
         env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
     )
     if done.returncode != 0:
-        text = " ".join(done.stderr.decode(errors="replace").split())
-        if "nbdkit-python-plugin" in text:
-            raise lacks_plugin()
-        raise UsageError(f"nbdkit does not run: {text or f'exit code {done.returncode}'}")
+        reason = why_ended(done.stderr.decode(errors="replace"), done.returncode)
+        raise UsageError(f"nbdkit does not run: {reason}")
     for line in done.stdout.decode(errors="replace").splitlines():
         if line.startswith(_VERSION):
             return line.removeprefix(_VERSION)
@@ -50,8 +54,73 @@ def check_same_python() -> None:
         )
 
 
-def lacks_plugin() -> UsageError:
-    """The error for an nbdkit without its Python plugin."""
-    return UsageError(
-        "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
+def start(
+    plugin: Path,
+    place: Path,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    said: int = subprocess.PIPE,
+    inherited: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start an nbdkit that ends with this process, whatever ends that.
+
+    Args:
+        plugin: the script that its Python plugin runs; what is said to it goes to standard input.
+        place: of the unix socket to make.
+        words: more of the command line.
+        environment: its own.
+        said: takes its standard error.
+        inherited: descriptors that it has too.
+
+    Raises:
+        UsageError: nbdkit is missing.
+    """
+    command = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent", *words]
+    # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
+    return subprocess.Popen(
+        [*command, "--unix", str(place), "python", str(plugin)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=said,
+        pass_fds=tuple(inherited),
+        process_group=0,
+        env=environment,
     )
+
+
+def wait_for(
+    place: Path, check: Callable[[], None], failure: type[FleeceError], cancel: CancelToken
+) -> None:
+    """Wait until an nbdkit listens.
+
+    Args:
+        place: its socket.
+        check: raises if it has ended.
+        failure: the family of the error if it takes too long.
+        cancel: ends the waiting.
+    """
+    limit = time.monotonic() + _START_LIMIT
+    while not greets(place, cancel):
+        cancel.check()
+        check()
+        if time.monotonic() > limit:
+            raise failure("nbdkit did not start in time", where=place)
+        time.sleep(0.005)
+
+
+def why_ended(said: str, code: int) -> str:
+    """Why an nbdkit has ended, in one line.
+
+    Args:
+        said: on its standard error.
+        code: its exit code.
+
+    Raises:
+        UsageError: because it lacks its Python plugin.
+    """
+    text = " ".join(said.split())
+    if "nbdkit-python-plugin" in text:
+        raise UsageError(
+            "nbdkit lacks its Python plugin", hint="install the package nbdkit-plugin-python"
+        )
+    return text or f"exit code {code}"

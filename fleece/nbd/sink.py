@@ -6,19 +6,16 @@ import json
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fleece.cancel import CancelToken
 from fleece.errors import PointError
 from fleece.nbd.handover import Channel, HandOver
-from fleece.nbd.nbdkit import lacks_plugin
-from fleece.nbd.server import greets
-from fleece.programs import child_environment, program
+from fleece.nbd.nbdkit import start, wait_for, why_ended
+from fleece.programs import child_environment
 
 _PLUGIN = Path(__file__).with_name("sink_plugin.py")
-_START_LIMIT = 60.0
 
 
 class NbdSink:
@@ -44,7 +41,10 @@ class NbdSink:
         self._life, far = socket.socketpair()
         with far:
             ends = [self._hand_over.memory, *self._hand_over.far_ends, far.fileno()]
-            self._process = _start(place, channels, ends, self._said.fileno())
+            # One thread more than channels reads the next request meanwhile.
+            words = [f"--threads={channels + 1}"]
+            own = child_environment(PYTHONDONTWRITEBYTECODE="1")
+            self._process = start(_PLUGIN, place, words, own, self._said.fileno(), ends)
             said = {
                 "path": str(_PLUGIN.parents[2]),
                 "sizes": [*sizes],
@@ -61,13 +61,7 @@ class NbdSink:
         Raises:
             PointError: it does not start.
         """
-        limit = time.monotonic() + _START_LIMIT
-        while not greets(self._place, cancel):
-            cancel.check()
-            self.check()
-            if time.monotonic() > limit:
-                raise PointError("nbdkit did not start in time", where=self._place)
-            time.sleep(0.005)
+        wait_for(self._place, self.check, PointError, cancel)
 
     def check(self, patience: float = 0) -> None:
         """Raise if nbdkit has ended by itself.
@@ -85,10 +79,8 @@ class NbdSink:
         except subprocess.TimeoutExpired:
             return
         self._said.seek(0)
-        text = " ".join(self._said.read(4096).decode(errors="replace").split())
-        if "nbdkit-python-plugin" in text:
-            raise lacks_plugin()
-        reason = text or f"exit code {self._process.returncode}"
+        said = self._said.read(4096).decode(errors="replace")
+        reason = why_ended(said, self._process.returncode)
         raise PointError(f"the sink of the push ended: {reason}", where=self._place)
 
     def shut(self) -> None:
@@ -107,24 +99,6 @@ class NbdSink:
         self._hand_over.close()
         self._life.close()
         self._said.close()
-
-
-def _start(
-    place: Path, channels: int, inherited: Sequence[int], said: int
-) -> subprocess.Popen[bytes]:
-    command = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent"]
-    # One thread more than channels reads the next request meanwhile.
-    command += [f"--threads={channels + 1}", "--unix", str(place), "python", str(_PLUGIN)]
-    # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-        pass_fds=tuple(inherited),
-        process_group=0,
-        env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
-    )
 
 
 def _tell(process: subprocess.Popen[bytes], said: dict[str, object]) -> None:

@@ -284,3 +284,14 @@ def test_every_fault_that_a_test_puts_in_fits_the_code() -> None:
     }
     assert counts
     assert {edit: count for edit, count in counts.items() if count != 1} == {}
+
+
+def test_nbdkit_is_started_in_one_place() -> None:
+    """Who looks for the program is who runs it."""
+    named = {
+        _name(path): ast.unparse(node.args[0])
+        for path in _FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "program" and node.args
+    }
+    assert [file for file, name in named.items() if name == "'nbdkit'"] == ["fleece/nbd/nbdkit.py"]

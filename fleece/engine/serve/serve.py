@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,16 +21,14 @@ from fleece.disk.nbd import NbdDisk
 from fleece.engine.serve.plugin_exports import Report, Wish
 from fleece.engine.work.new_file import is_there
 from fleece.errors import FleeceError, StoreError, TargetError
-from fleece.nbd.nbdkit import lacks_plugin
-from fleece.nbd.server import greets
+from fleece.nbd.nbdkit import start, wait_for, why_ended
 from fleece.nbd.uri import unix_uri
-from fleece.programs import program, server_environment
+from fleece.programs import server_environment
 from fleece.store.catalogue import StoredPoint
 from fleece.store.names import safe_name
 from fleece.store.store import Store
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
-_START_LIMIT = 60.0
 _END_LIMIT = 1.0
 """Seconds until nbdkit is killed: it waits for clients to leave, and they may be idle for ever."""
 
@@ -184,12 +181,6 @@ class _Way:
     listener: events.Listener
     modules: tuple[str, ...]
 
-    def command(self, socket: str) -> list[str]:
-        """nbdkit's command line. It ends with this process, whatever ends that."""
-        words = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent"]
-        words += ["--filter=cow"] if self.writable else ["--readonly"]
-        return [*words, "--unix", socket, "python", str(_PLUGIN)]
-
     def environment(self) -> dict[str, str]:
         """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without."""
         kept = server_environment()
@@ -214,15 +205,8 @@ class _Server:
         self._failed: Report | None = None
         self.problems = 0
         self.disks: tuple[ServedDisk, ...] = ()
-        # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
-        self._process = subprocess.Popen(
-            way.command(self._socket),
-            env=way.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            process_group=0,
-        )
+        words = ["--filter=cow" if way.writable else "--readonly"]
+        self._process = start(_PLUGIN, socket, words, way.environment())
         self._hearing = threading.Thread(target=self._hear, name="fleece-serve", daemon=True)
         self._hearing.start()
         python = [*sys.version_info[:2]]
@@ -274,13 +258,7 @@ class _Server:
 
     def wait(self, cancel: CancelToken) -> None:
         """Wait until every export has answered a client."""
-        limit = time.monotonic() + _START_LIMIT
-        while not greets(Path(self._socket), cancel):
-            cancel.check()
-            self.check()
-            if time.monotonic() > limit:
-                raise TargetError("nbdkit did not start in time", where=self._socket)
-            time.sleep(0.005)
+        wait_for(Path(self._socket), self.check, TargetError, cancel)
         for served in self.disks:
             found = NbdDisk(served.uri, TargetError, cancel=cancel)
             if found.size != served.size or found.read_only == self._way.writable:
@@ -298,10 +276,8 @@ class _Server:
         if self._failed is not None:
             said = self._failed
             raise _family(said.code)(said.what, where=said.where, hint=said.hint)
-        text = " ".join(" ".join(self._said).split()) or f"exit code {self._process.returncode}"
-        if "nbdkit-python-plugin" in text:
-            raise lacks_plugin()
-        raise TargetError(f"nbdkit ended: {text}", where=self._socket)
+        reason = why_ended(" ".join(self._said), self._process.returncode)
+        raise TargetError(f"nbdkit ended: {reason}", where=self._socket)
 
     def end(self) -> None:
         """End nbdkit and remove its socket."""
