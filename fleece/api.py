@@ -27,12 +27,13 @@ from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, st
 from fleece.engine.check.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.image import RestoreResult, restore
+from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.restore.partial import PartialResult, restore_partial
 from fleece.engine.restore.qcow2_chain import restore_as_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.restore.stream import restore_stream
 from fleece.engine.serve.boot import BootMachine, BootResult, BootWish, boot_test
-from fleece.engine.serve.serve import ServedDisk, Serving, serve
+from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
 from fleece.engine.upkeep.import_delta import ImportResult, import_delta
 from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
@@ -178,12 +179,14 @@ __all__ = (
     "Removed",
     "Report",
     "Request",
+    "RestoreOptions",
     "RestoreResult",
     "Resumable",
     "SalvagedFile",
     "ScrubResult",
     "ScrubRules",
     "Secret",
+    "ServeOptions",
     "ServedDisk",
     "Serving",
     "Since",

@@ -8,25 +8,19 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.verbs import source_options
+from fleece.cli.words import AuditWords
 
 
 def audit(
     output: Output,
     cancel: CancelToken,
-    source: str,
-    store: str,
-    guest: str | None,
-    disks: list[str],
-    scratch: str | None,
-    scratch_limit: str | None,
-    fleecing: str,
-    secret: fleece.Secret | None,
+    words: AuditWords,
 ) -> None:
     """`fleece audit SOURCE STORE`."""
-    place = fleece.open_store(store, secret)
-    options = source_options(scratch, scratch_limit, fleecing)
-    with fleece.open_source(source, options, cancel) as opened:
-        result = fleece.audit(opened, place, guest, tuple(disks), output.listen, cancel)
+    place = fleece.open_store(words.store, words.secret)
+    options = source_options(words.scratch, words.scratch_limit, words.fleecing)
+    with fleece.open_source(words.source, options, cancel) as opened:
+        result = fleece.audit(opened, place, words.guest, tuple(words.disks), output.listen, cancel)
     lines = [
         f"{disk.disk}: {human(disk.compared_bytes)} of {human(disk.size)} are unchanged since "
         f"point {disk.against}, as the source says"

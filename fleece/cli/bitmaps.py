@@ -5,30 +5,27 @@ from __future__ import annotations
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.words import BitmapWords
 from fleece.terminal import counted
 
 
 def bitmap(
     output: Output,
     cancel: CancelToken,
-    source: str,
-    stores: list[str],
-    drop: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: BitmapWords,
 ) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
-    places = [fleece.open_store(store, secret) for store in stores]
-    with fleece.open_source(source, None, cancel) as opened:
-        if drop is None:
-            found = fleece.segments(opened, places, guest)
+    places = [fleece.open_store(store, words.secret) for store in words.stores]
+    with fleece.open_source(words.source, None, cancel) as opened:
+        if words.drop is None:
+            found = fleece.segments(opened, places, words.guest)
             said = "" if found else "there are no segments"
         else:
-            found = fleece.drop_segments(opened, drop, places, guest)
-            said = f"{counted(len(found), 'segment')} of chain {drop} dropped"
+            found = fleece.drop_segments(opened, words.drop, places, words.guest)
+            said = f"{counted(len(found), 'segment')} of chain {words.drop} dropped"
     for kept in found:
-        _row(output, kept, dropped=drop is not None)
-    output.succeed(said, segments=len(found), dropped=len(found) if drop is not None else 0)
+        _row(output, kept, dropped=words.drop is not None)
+    output.succeed(said, segments=len(found), dropped=len(found) if words.drop is not None else 0)
 
 
 def _row(output: Output, kept: fleece.KeptSegment, *, dropped: bool) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human, span
+from fleece.cli.words import StatusWords, VerifyWords
 from fleece.errors import StoreError, UsageError, VerifyError
 from fleece.terminal import counted
 
@@ -17,35 +18,32 @@ from fleece.terminal import counted
 def verify(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str | None,
-    against: str | None,
-    disk: str | None,
-    guest: str | None,
-    image_format: str | None,
-    max_age: str | None,
-    fraction: str | None,
-    secret: fleece.Secret | None,
+    words: VerifyWords,
 ) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
-    catalogue = fleece.open_store(store, secret).catalogue()
-    if max_age is not None or fraction is not None:
-        if any(word is not None for word in (point, against, disk, image_format)):
+    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    if words.max_age is not None or words.fraction is not None:
+        others = words.point, words.against, words.disk, words.image_format
+        if any(word is not None for word in others):
             raise UsageError(
                 "--max-age and --fraction do not go with POINT, --against, --disk or --format"
             )
-        _scrub(output, cancel, catalogue, guest, max_age, fraction)
+        _scrub(output, cancel, catalogue, words)
         return
-    if against is not None:
-        _verify_image(output, cancel, catalogue, point, disk, guest, against, image_format)
+    if words.against is not None:
+        _verify_image(output, cancel, catalogue, words.against, words)
         return
-    if disk is not None or image_format is not None:
+    if words.disk is not None or words.image_format is not None:
         raise UsageError("--disk and --format need --against")
-    points = None if point is None else [catalogue.find(point, guest)]
-    result = fleece.verify_store(catalogue, points, output.listen, cancel, guest=guest, record=True)
+    points = None if words.point is None else [catalogue.find(words.point, words.guest)]
+    result = fleece.verify_store(
+        catalogue, points, output.listen, cancel, guest=words.guest, record=True
+    )
     fields = asdict(result)
     if result.errors:
-        raise _failed(f"{counted(len(result.errors), 'error')} in {store}", fields, StoreError)
+        raise _failed(
+            f"{counted(len(result.errors), 'error')} in {words.store}", fields, StoreError
+        )
     output.succeed(
         f"no damage in {counted(len(result.points), 'point')}: "
         f"{counted(result.deltas, 'delta')}, {human(result.read_bytes)} read",
@@ -57,14 +55,12 @@ def _scrub(
     output: Output,
     cancel: CancelToken,
     catalogue: fleece.Catalogue,
-    guest: str | None,
-    max_age: str | None,
-    fraction: str | None,
+    words: VerifyWords,
 ) -> None:
     rules = fleece.ScrubRules(
-        None if max_age is None else fleece.Duration.parse(max_age),
-        1.0 if fraction is None else _fraction(fraction),
-        guest,
+        None if words.max_age is None else fleece.Duration.parse(words.max_age),
+        1.0 if words.fraction is None else _fraction(words.fraction),
+        words.guest,
     )
     result = fleece.scrub(catalogue, rules, output.listen, cancel)
     fields = asdict(result)
@@ -91,25 +87,22 @@ def _verify_image(
     output: Output,
     cancel: CancelToken,
     catalogue: fleece.Catalogue,
-    point: str | None,
-    disk: str | None,
-    guest: str | None,
     image: str,
-    image_format: str | None,
+    words: VerifyWords,
 ) -> None:
-    if point is None:
+    if words.point is None:
         raise UsageError("--against needs a POINT to compare the image with")
-    found = catalogue.find(point, guest)
-    if disk is None and len(found.disks) > 1:
+    found = catalogue.find(words.point, words.guest)
+    if words.disk is None and len(found.disks) > 1:
         raise UsageError(
             f"point {found.id} has several disks: {', '.join(sorted(found.disks))}",
             hint="name one with --disk",
         )
-    entry = found.disk(disk or next(iter(found.disks)))
+    entry = found.disk(words.disk or next(iter(found.disks)))
     with contextlib.ExitStack() as stack:
         chain = stack.enter_context(catalogue.chain(entry))
         opened = stack.enter_context(
-            fleece.open_image(image, image_format, listener=output.listen, cancel=cancel)
+            fleece.open_image(image, words.image_format, listener=output.listen, cancel=cancel)
         )
         result = fleece.compare_image(chain, opened, output.listen, cancel)
     for start, end in result.differing:
@@ -136,13 +129,11 @@ def _failed(
 def status(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    prometheus: bool,
-    secret: fleece.Secret | None,
+    words: StatusWords,
 ) -> None:
     """`fleece status STORE`."""
-    found = fleece.status(fleece.open_store(store, secret).catalogue())
-    if prometheus:
+    found = fleece.status(fleece.open_store(words.store, words.secret).catalogue())
+    if words.prometheus:
         from fleece.cli import metrics
 
         output.row("", metrics.text_of(found).rstrip().split("\n"))
@@ -152,13 +143,15 @@ def status(
     else:
         for line in _table(found):
             output.row("", line)
-    if not prometheus:
+    if not words.prometheus:
         _tell_foreign(output, found.foreign)
     if found.problems:
         for problem in found.problems if not output.machine else ():
             output.say(f"PROBLEM: {problem}")
         fields: dict[str, object] = {"problems": found.problems}
-        raise _failed(f"{counted(len(found.problems), 'problem')} in {store}", fields, StoreError)
+        raise _failed(
+            f"{counted(len(found.problems), 'problem')} in {words.store}", fields, StoreError
+        )
     output.succeed("", guests=len(found.guests), problems=[])
 
 

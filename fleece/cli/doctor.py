@@ -9,27 +9,26 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.verbs import source_options
+from fleece.cli.words import DoctorWords
 from fleece.errors import UsageError
 
 
 def doctor(
     output: Output,
     cancel: CancelToken,
-    source: str | None,
-    store: str | None,
-    scratch: str | None,
+    words: DoctorWords,
 ) -> None:
     """`fleece doctor [SOURCE [STORE]]`."""
-    needs = fleece.examine_host(_path(scratch), store)
+    needs = fleece.examine_host(_path(words.scratch), words.store)
     for need in needs:
         _need_row(output, need)
     missing = [need.name for need in needs if not need.ready]
-    if source is None:
+    if words.source is None:
         output.succeed("", missing=missing)
         return
-    with fleece.open_source(source, source_options(scratch), cancel) as opened:
+    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
         if not isinstance(opened, fleece.Examinable):
-            raise UsageError("this kind of source does not describe itself", where=source)
+            raise UsageError("this kind of source does not describe itself", where=words.source)
         report = opened.examine()
     _source_rows(output, report)
     missing += [] if report.refusal is None else ["guest"]

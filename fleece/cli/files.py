@@ -12,6 +12,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
+from fleece.cli.words import CpWords, LsWords
 from fleece.errors import StoreError, TargetError, UsageError
 from fleece.terminal import counted
 
@@ -42,37 +43,31 @@ class _Problems:
 def ls(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    paths: list[str],
-    long: bool,
-    recursive: bool,
-    volume: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: LsWords,
 ) -> None:
     """`fleece files STORE POINT DISK ls [PATH]...`."""
-    place = fleece.open_store(store, secret)
-    with fleece.open_files(place, point, disk, guest=guest, cancel=cancel) as files:
-        if not paths:
-            if volume is not None or long or recursive:
+    place = fleece.open_store(words.store, words.secret)
+    with fleece.open_files(
+        place, words.point, words.disk, guest=words.guest, cancel=cancel
+    ) as files:
+        if not words.paths:
+            if words.volume is not None or words.long or words.recursive:
                 raise UsageError("--volume, -l and -r need a PATH", hint="/ is the root")
             _list_volumes(output, files)
             return
-        chosen = files.volume(volume)
+        chosen = files.volume(words.volume)
         _warn(output, files, chosen)
         problems, count = _Problems(output), 0
-        for path in paths:
-            for entry in _entries(files, chosen, path, recursive, problems):
+        for path in words.paths:
+            for entry in _entries(files, chosen, path, words.recursive, problems):
                 cancel.check()
                 count += 1
-                _row(output, entry, long)
+                _row(output, entry, words.long)
     if problems.count:
         raise StoreError(
-            f"{counted(problems.count, 'problem')} in the file system", where=f"disk {disk}"
+            f"{counted(problems.count, 'problem')} in the file system", where=f"disk {words.disk}"
         )
-    output.succeed("", point=files.point, disk=disk, volume=chosen.number, entries=count)
+    output.succeed("", point=files.point, disk=words.disk, volume=chosen.number, entries=count)
 
 
 def _list_volumes(output: Output, files: fleece.PointFiles) -> None:
@@ -142,43 +137,43 @@ def _time(mtime: int | None) -> str:
 def cp(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    paths: list[str],
-    target: str,
-    force: bool,
-    volume: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: CpWords,
 ) -> None:
     """`fleece files STORE POINT DISK cp PATH... DEST`."""
-    place = fleece.open_store(store, secret)
-    if target == "-" and (len(paths) != 1 or force):
+    place = fleece.open_store(words.store, words.secret)
+    if words.target == "-" and (len(words.paths) != 1 or words.force):
         raise UsageError("standard output takes one file, and no --force")
-    with fleece.open_files(place, point, disk, guest=guest, cancel=cancel) as files:
-        chosen = files.volume(volume)
+    with fleece.open_files(
+        place, words.point, words.disk, guest=words.guest, cancel=cancel
+    ) as files:
+        chosen = files.volume(words.volume)
         _warn(output, files, chosen)
-        if target == "-":
-            entry = files.find(chosen, paths[0])
+        if words.target == "-":
+            entry = files.find(chosen, words.paths[0])
             with data_output("a file", TargetError, cancel) as sink:
                 size = fleece.copy_stream(files, entry, sink, cancel=cancel)
-            output.succeed("", point=files.point, disk=disk, volume=chosen.number, bytes=size)
+            output.succeed("", point=files.point, disk=words.disk, volume=chosen.number, bytes=size)
             return
         result = fleece.copy_files(
-            files, chosen, paths, target, force=force, listener=output.listen, cancel=cancel
+            files,
+            chosen,
+            words.paths,
+            words.target,
+            force=words.force,
+            listener=output.listen,
+            cancel=cancel,
         )
-    fields: dict[str, object] = {"point": files.point, "disk": disk, "volume": chosen.number}
-    fields |= asdict(result) | {"target": target}
+    fields: dict[str, object] = {"point": files.point, "disk": words.disk, "volume": chosen.number}
+    fields |= asdict(result) | {"target": words.target}
     if result.failed:
         failed = StoreError(
-            f"{result.failed} of what was asked for could not be copied", where=f"disk {disk}"
+            f"{result.failed} of what was asked for could not be copied", where=f"disk {words.disk}"
         )
         failed.fields = fields
         raise failed
     output.succeed(
         f"{counted(result.files, 'file')} ({human(result.bytes)}), "
         f"{counted(result.folders, 'folder')} and "
-        f"{counted(result.links, 'link')} copied to {target}",
+        f"{counted(result.links, 'link')} copied to {words.target}",
         **fields,
     )

@@ -7,24 +7,21 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.words import MergeWords, PinWords, PruneWords
 from fleece.terminal import counted
 
 
 def merge(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    first: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: MergeWords,
 ) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
     result = fleece.merge(
-        fleece.open_store(store, secret),
-        point,
-        first,
-        guest=guest,
+        fleece.open_store(words.store, words.secret),
+        words.point,
+        words.first,
+        guest=words.guest,
         listener=output.listen,
         cancel=cancel,
     )
@@ -40,20 +37,23 @@ def merge(
 def prune(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    guest: str | None,
-    dry_run: bool,
-    within: str | None,
-    secret: fleece.Secret | None,
-    **counts: int,
+    words: PruneWords,
 ) -> None:
     """`fleece prune STORE --keep-...`."""
-    span = None if within is None else fleece.Duration.parse(within)
+    rules = fleece.KeepRules(
+        last=words.last,
+        hourly=words.hourly,
+        daily=words.daily,
+        weekly=words.weekly,
+        monthly=words.monthly,
+        yearly=words.yearly,
+        within=None if words.within is None else fleece.Duration.parse(words.within),
+    )
     result = fleece.prune(
-        fleece.open_store(store, secret),
-        fleece.KeepRules(**counts, within=span),
-        guest,
-        dry_run=dry_run,
+        fleece.open_store(words.store, words.secret),
+        rules,
+        words.guest,
+        dry_run=words.dry_run,
         listener=output.listen,
         cancel=cancel,
     )
@@ -80,25 +80,21 @@ def prune(
 def pin(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: PinWords,
 ) -> None:
     """`fleece pin STORE POINT`."""
-    found = fleece.set_pin(fleece.open_store(store, secret), point, guest)
+    found = fleece.set_pin(fleece.open_store(words.store, words.secret), words.point, words.guest)
     output.succeed(f"point {found.id} is pinned", point=found.id, guest=found.guest, pinned=True)
 
 
 def unpin(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: PinWords,
 ) -> None:
     """`fleece unpin STORE POINT`."""
-    found = fleece.set_pin(fleece.open_store(store, secret), point, guest, pinned=False)
+    found = fleece.set_pin(
+        fleece.open_store(words.store, words.secret), words.point, words.guest, pinned=False
+    )
     text = f"point {found.id} is not pinned"
     output.succeed(text, point=found.id, guest=found.guest, pinned=False)

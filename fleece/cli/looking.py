@@ -6,6 +6,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import heat
 from fleece.cli.output import Output, human
+from fleece.cli.words import DiffWords, MapWords
 from fleece.errors import UsageError
 from fleece.terminal import counted
 
@@ -16,24 +17,19 @@ _CELLS = 1024
 def diff(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    old: str,
-    new: str,
-    disks: list[str],
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: DiffWords,
 ) -> None:
     """`fleece diff STORE A B`."""
-    catalogue = fleece.open_store(store, secret).catalogue()
-    before, after = catalogue.find(old, guest), catalogue.find(new, guest)
+    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    before, after = catalogue.find(words.old, words.guest), catalogue.find(words.new, words.guest)
     known = sorted({*before.disks, *after.disks})
-    for name in disks:
+    for name in words.disks:
         if name not in known:
             raise UsageError(
                 f"neither point has a disk {name}", hint=f"there are: {', '.join(known)}"
             )
     total = 0
-    for name in dict.fromkeys(disks or known):
+    for name in dict.fromkeys(words.disks or known):
         total += _diff_disk(output, cancel, catalogue, name, (before, after))
     output.succeed("", old=before.id, new=after.id, changed_bytes=total)
 
@@ -84,21 +80,16 @@ def _other_size(sizes: list[int | None]) -> str:
 def draw(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    svg: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: MapWords,
 ) -> None:
     """`fleece map STORE POINT DISK`."""
-    catalogue = fleece.open_store(store, secret).catalogue()
-    entry = catalogue.find(point, guest).disk(disk)
-    title = f"disk {disk} of {entry.header.guest} at point {entry.header.point.id}"
+    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    entry = catalogue.find(words.point, words.guest).disk(words.disk)
+    title = f"disk {words.disk} of {entry.header.guest} at point {entry.header.point.id}"
     with catalogue.chain(entry) as chain:
         picture = fleece.picture_of(chain, _CELLS)
-        if svg is not None:
-            heat.write_svg(svg, picture, title)
+        if words.svg is not None:
+            heat.write_svg(words.svg, picture, title)
         if output.machine:
             _extent_lines(output, cancel, chain)
         else:
@@ -111,7 +102,7 @@ def draw(
             picture.points, picture.data_bytes.tolist(), picture.zeros.tolist(), strict=True
         )
     ]
-    output.succeed("", disk=disk, size=picture.size, points=points, svg=svg)
+    output.succeed("", disk=words.disk, size=picture.size, points=points, svg=words.svg)
 
 
 def _extent_lines(output: Output, cancel: CancelToken, chain: fleece.Chain) -> None:

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             step_back()
         module, _, function = options.pop("verb").partition(":")
         run = getattr(importlib.import_module(f"fleece.cli.{module}"), function)
-        run(output, cancel, **options)
+        run(output, cancel, options.pop("words")(**options))
     except FleeceError as error:
         output.fail(error, **error.fields)
         return int(error.code)

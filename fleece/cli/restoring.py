@@ -8,6 +8,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.stream import data_output
+from fleece.cli.words import RestoreWords
 from fleece.errors import TargetError, UsageError
 from fleece.terminal import counted
 
@@ -15,43 +16,41 @@ from fleece.terminal import counted
 def restore(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    target: str,
-    target_format: str | None,
-    force: bool,
-    in_place: bool,
-    permissions: int | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: RestoreWords,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
-    place = fleece.open_store(store, secret)
-    if target == "-":
-        idle = (force, in_place, permissions is not None, target_format not in (None, "raw"))
+    place = fleece.open_store(words.store, words.secret)
+    if words.target == "-":
+        idle = (
+            words.force,
+            words.in_place,
+            words.permissions is not None,
+            words.target_format not in (None, "raw"),
+        )
         if any(idle):
             raise UsageError(
                 "a stream is always raw: --force, --in-place and --mode have no effect"
             )
         with data_output("a disk", TargetError, cancel) as sink:
             result = fleece.restore_stream(
-                place, point, disk, sink, guest=guest, listener=output.listen, cancel=cancel
+                place,
+                words.point,
+                words.disk,
+                sink,
+                guest=words.guest,
+                listener=output.listen,
+                cancel=cancel,
             )
         what = "of what was written"
     else:
         result = fleece.restore(
             place,
-            point,
-            disk,
-            target,
-            guest=guest,
-            target_format=image_format(target, target_format),
-            force=force,
-            in_place=in_place,
-            mode=permissions,
-            listener=output.listen,
-            cancel=cancel,
+            words.point,
+            words.disk,
+            words.target,
+            restore_options(words),
+            output.listen,
+            cancel,
         )
         what = "read back and compared"
     _succeed(output, result, what)
@@ -60,42 +59,41 @@ def restore(
 def as_chain(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    target: str,
-    target_format: str | None,
-    force: bool,
-    in_place: bool,
-    permissions: int | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: RestoreWords,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET --as-chain`."""
-    if force or in_place or target_format is not None or target == "-":
+    if words.force or words.in_place or words.target_format is not None or words.target == "-":
         raise UsageError(
             "--as-chain makes a new folder of qcow2 images: "
             "it takes no --force, --in-place or --format",
-            where=target,
+            where=words.target,
         )
     result = fleece.restore_as_chain(
-        fleece.open_store(store, secret),
-        point,
-        disk,
-        target,
-        guest=guest,
-        mode=permissions,
-        listener=output.listen,
-        cancel=cancel,
+        fleece.open_store(words.store, words.secret),
+        words.point,
+        words.disk,
+        words.target,
+        fleece.RestoreOptions(words.guest, mode=words.permissions),
+        output.listen,
+        cancel,
     )
     _succeed(
         output, result, f"of the newest of {counted(result.deltas, 'image')}, checked by qemu-img"
     )
 
 
-def image_format(target: str, wished: str | None) -> fleece.ImageFormat | None:
-    """The format that was asked for, or that the target's name asks for."""
-    return fleece.format_by_name(target) if wished is None else fleece.ImageFormat(wished)
+def restore_options(words: RestoreWords) -> fleece.RestoreOptions:
+    """How a command line wants its disk restored; of which format, the target's name may say."""
+    wished = words.target_format
+    return fleece.RestoreOptions(
+        guest=words.guest,
+        target_format=fleece.format_by_name(words.target)
+        if wished is None
+        else fleece.ImageFormat(wished),
+        force=words.force,
+        in_place=words.in_place,
+        mode=words.permissions,
+    )
 
 
 def _succeed(output: Output, result: fleece.RestoreResult, what: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.restoring import image_format
+from fleece.cli.restoring import restore_options
+from fleece.cli.words import RestoreWords, SalvageWords
 from fleece.errors import UsageError, VerifyError
 from fleece.terminal import counted
 
@@ -16,28 +17,24 @@ from fleece.terminal import counted
 def salvage(
     output: Output,
     cancel: CancelToken,
-    file: str,
-    target: str,
-    force: bool,
-    permissions: int | None,
-    secret: fleece.Secret | None,
+    words: SalvageWords,
 ) -> None:
     """`fleece salvage FILE -o NEW`."""
     result = fleece.salvage(
-        file,
-        target,
-        secret=secret,
-        force=force,
-        mode=permissions,
+        words.file,
+        words.target,
+        secret=words.secret,
+        force=words.force,
+        mode=words.permissions,
         listener=output.listen,
         cancel=cancel,
     )
     _show(output, result.lost)
     saved = human(result.data_bytes + result.zero_bytes)
     output.succeed(
-        f"{target} holds what is proven of disk {result.disk} at point {result.point}: "
+        f"{words.target} holds what is proven of disk {result.disk} at point {result.point}: "
         f"{counted(result.records, 'record')}, {saved}; {_lost(result.lost)}",
-        **{"file": file} | asdict(result),
+        **{"file": words.file} | asdict(result),
     )
 
 
@@ -52,41 +49,31 @@ def info(output: Output, said: fleece.SalvagedFile) -> None:
 def restore_partial(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disk: str,
-    target: str,
-    target_format: str | None,
-    force: bool,
-    in_place: bool,
-    permissions: int | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: RestoreWords,
 ) -> None:
     """`fleece restore STORE POINT DISK TARGET --partial`."""
-    if in_place or target == "-":
-        raise UsageError("--partial makes a new image", where=target)
+    if words.in_place or words.target == "-":
+        raise UsageError("--partial makes a new image", where=words.target)
     result = fleece.restore_partial(
-        fleece.open_store(store, secret),
-        point,
-        disk,
-        target,
-        guest=guest,
-        target_format=image_format(target, target_format) or fleece.ImageFormat.RAW,
-        force=force,
-        mode=permissions,
-        listener=output.listen,
-        cancel=cancel,
+        fleece.open_store(words.store, words.secret),
+        words.point,
+        words.disk,
+        words.target,
+        restore_options(words),
+        output.listen,
+        cancel,
     )
     what = f"disk {result.disk} at point {result.point}"
     _show(output, result.lost)
     if result.whole:
-        output.succeed(f"{target} is {what}: root {result.root}, nothing is lost", **asdict(result))
+        output.succeed(
+            f"{words.target} is {what}: root {result.root}, nothing is lost", **asdict(result)
+        )
         return
     why = _lost(result.lost)
     if not result.lost:
         why = "no part of it is known to be lost, but no file is left that says its root"
-    error = VerifyError(f"{what} is restored in part: {why}", where=target)
+    error = VerifyError(f"{what} is restored in part: {why}", where=words.target)
     error.fields = asdict(result)
     raise error
 

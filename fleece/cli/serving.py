@@ -9,6 +9,7 @@ from pathlib import Path
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
+from fleece.cli.words import ServeWords
 from fleece.errors import StoreError, UsageError
 from fleece.terminal import counted
 
@@ -18,34 +19,26 @@ _EVERY = 0.1
 def serve(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    point: str,
-    disks: list[str],
-    socket: str | None,
-    writable: bool,
-    scratch: str | None,
-    guest: str | None,
-    secret: fleece.Secret | None,
+    words: ServeWords,
 ) -> None:
     """`fleece serve STORE POINT`."""
-    if scratch is not None and not writable:
+    if words.scratch is not None and not words.writable:
         raise UsageError("--scratch needs --writable")
+    scratch = None if words.scratch is None else Path(words.scratch)
+    options = fleece.ServeOptions(words.guest, words.socket, words.writable, scratch)
     with fleece.serve(
-        fleece.open_store(store, secret),
-        point,
-        tuple(dict.fromkeys(disks)),
-        guest=guest,
-        socket=socket,
-        writable=writable,
-        scratch=None if scratch is None else Path(scratch),
-        listener=output.listen,
-        cancel=cancel,
+        fleece.open_store(words.store, words.secret),
+        words.point,
+        tuple(dict.fromkeys(words.disks)),
+        options,
+        output.listen,
+        cancel,
     ) as serving:
         output.row(
             "serving",
             [disk.uri for disk in serving.disks],
             point=serving.point,
-            writable=writable,
+            writable=words.writable,
             exports=[asdict(disk) for disk in serving.disks],
         )
         while not cancel.cancelled:
@@ -54,7 +47,7 @@ def serve(
     if serving.problems:
         raise StoreError(
             f"reads met {counted(serving.problems, 'error')} while it was served",
-            where=store,
+            where=words.store,
             hint="'fleece verify' tells what is damaged",
         )
     output.succeed("", point=serving.point)

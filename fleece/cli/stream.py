@@ -13,6 +13,7 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.words import ImportWords
 from fleece.errors import FleeceError, UsageError
 from fleece.writeback import Writeback
 
@@ -108,9 +109,7 @@ def _way(number: int) -> int:
     return fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
 
 
-def import_delta(
-    output: Output, cancel: CancelToken, store: str, adopt: bool, secret: fleece.Secret | None
-) -> None:
+def import_delta(output: Output, cancel: CancelToken, words: ImportWords) -> None:
     """`fleece import STORE < FILE`."""
     if os.isatty(_STDIN) or _way(_STDIN) == os.O_WRONLY:
         raise UsageError("a delta is read from standard input", hint="fleece import STORE < FILE")
@@ -121,8 +120,8 @@ def import_delta(
             with contextlib.suppress(BlockingIOError):
                 return os.read(_STDIN, length)
 
-    place = fleece.open_store(store, secret)
-    result = fleece.import_delta(place, read, output.listen, cancel, adopt=adopt)
+    place = fleece.open_store(words.store, words.secret)
+    result = fleece.import_delta(place, read, output.listen, cancel, adopt=words.adopt)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"
     )

@@ -13,6 +13,7 @@ from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
 from fleece.cli.stream import data_output
+from fleece.cli.words import BackupWords, CleanWords, InfoWords, InitWords, ListWords, RootWords
 from fleece.errors import UsageError
 from fleece.terminal import counted
 
@@ -43,21 +44,22 @@ def _bytes(option: str, text: str) -> int:
 def init(
     output: Output,
     cancel: CancelToken,
-    store: str,
-    hash_name: str | None,
-    encrypt: bool,
-    permissions: int,
-    like: str | None,
-    secret: fleece.Secret | None,
+    words: InitWords,
 ) -> None:
     """`fleece init STORE`."""
-    choice = None if hash_name is None else fleece.HashChoice(hash_name)
-    made = fleece.init(store, secret, fleece.StoreWishes(choice, encrypt, permissions), like)
+    choice = None if words.hash_name is None else fleece.HashChoice(words.hash_name)
+    made = fleece.init(
+        words.store,
+        words.secret,
+        fleece.StoreWishes(choice, words.encrypt, words.permissions),
+        words.like,
+    )
     marker = made.marker
     kind = "encrypted" if marker.encrypted else "not encrypted"
     output.succeed(
-        f"{store} is a store now: {kind}, hash {marker.hash}, files of mode {marker.mode:04o}",
-        store=store,
+        f"{words.store} is a store now: {kind}, hash {marker.hash}, "
+        f"files of mode {marker.mode:04o}",
+        store=words.store,
         id=made.id,
         hash=marker.hash,
         encrypted=marker.encrypted,
@@ -69,57 +71,41 @@ def init(
 def backup(
     output: Output,
     cancel: CancelToken,
-    source: str,
-    store: str,
-    mode: str,
-    guest: str | None,
-    adopt: bool,
-    disks: list[str],
-    scratch: str | None,
-    level: int | None,
-    guest_agent: str | None,
-    require_freeze: bool,
-    audit: float,
-    scratch_limit: str | None,
-    fleecing: str,
-    transport: str,
-    jobs: int | None,
-    rate: str | None,
-    resume: bool,
-    secret: fleece.Secret | None,
-    stream: str | None,
+    words: BackupWords,
 ) -> None:
     """`fleece backup SOURCE STORE`."""
     options = fleece.BackupOptions(
-        fleece.ModeWish(mode),
-        guest,
-        tuple(disks),
-        audit=audit,
-        resume=resume,
-        transport=fleece.TransportWish(transport),
-        rate=None if rate is None else _bytes("--rate", rate),
-        adopt=adopt,
+        fleece.ModeWish(words.mode),
+        words.guest,
+        tuple(words.disks),
+        audit=words.audit,
+        resume=words.resume,
+        transport=fleece.TransportWish(words.transport),
+        rate=None if words.rate is None else _bytes("--rate", words.rate),
+        adopt=words.adopt,
     )
-    if jobs is not None:
-        options = replace(options, workers=jobs)
-    if level is not None:
-        if not 1 <= level <= 19:
+    if words.jobs is not None:
+        options = replace(options, workers=words.jobs)
+    if words.level is not None:
+        if not 1 <= words.level <= 19:
             raise UsageError("--level must be from 1 to 19")
-        options = replace(options, level=level)
-    way = source_options(scratch, scratch_limit, fleecing, guest_agent, require_freeze)
+        options = replace(options, level=words.level)
+    way = source_options(
+        words.scratch, words.scratch_limit, words.fleecing, words.guest_agent, words.require_freeze
+    )
     with contextlib.ExitStack() as stack:
         sink = None
-        if stream:
+        if words.stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        place = fleece.open_store(store, secret)
-        opened = stack.enter_context(fleece.open_source(source, way, cancel))
+        place = fleece.open_store(words.store, words.secret)
+        opened = stack.enter_context(fleece.open_source(words.source, way, cancel))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [
         f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
         f"{human(disk.stored_bytes)} stored, root {disk.root}"
         for disk in result.disks
     ]
-    end = "is written to the output" if stream else "is committed"
+    end = "is written to the output" if words.stream else "is committed"
     if result.resumed:
         lines.append("an interrupted backup took this point: later changes are in the next one")
     output.succeed(
@@ -128,9 +114,9 @@ def backup(
     )
 
 
-def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None) -> None:
+def clean(output: Output, cancel: CancelToken, words: CleanWords) -> None:
     """`fleece clean SOURCE`."""
-    with fleece.open_source(source, source_options(scratch), cancel) as opened:
+    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
         removed = list(opened.recover())
         doubts = opened.doubts
     for doubt in doubts:
@@ -140,11 +126,9 @@ def clean(output: Output, cancel: CancelToken, source: str, scratch: str | None)
     output.succeed("" if removed else "nothing was left behind", removed=len(removed))
 
 
-def list_points(
-    output: Output, cancel: CancelToken, store: str, secret: fleece.Secret | None
-) -> None:
+def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     """`fleece list STORE`."""
-    catalogue = fleece.open_store(store, secret).catalogue()
+    catalogue = fleece.open_store(words.store, words.secret).catalogue()
     for point in catalogue.points:
         for name, entry in sorted(point.disks.items()):
             head = entry.header
@@ -176,7 +160,7 @@ def list_points(
     if catalogue.damaged:
         raise fleece.StoreError(
             f"{counted(len(catalogue.damaged), 'damaged file')}",
-            where=store,
+            where=words.store,
             hint="'fleece verify' tells which points need them",
         )
     output.succeed("", points=len(catalogue.points))
@@ -187,17 +171,17 @@ def _identity(told: fleece.GuestIdentity | None) -> dict[str, str | None] | None
     return None if told is None else asdict(told)
 
 
-def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret | None) -> None:
+def info(output: Output, cancel: CancelToken, words: InfoWords) -> None:
     """`fleece info FILE`."""
-    saved = fleece.describe(file, secret)
+    saved = fleece.describe(words.file, words.secret)
     if saved is not None:
         salvage.info(output, saved)
         return
-    with fleece.open_delta(file, secret) as delta:
+    with fleece.open_delta(words.file, words.secret) as delta:
         head, last = delta.header, delta.footer
         parent = asdict(head.parent) if head.parent else None
         fields: dict[str, object] = {
-            "file": file,
+            "file": words.file,
             "guest": head.guest,
             "disk": head.disk,
             "chain": head.chain,
@@ -228,13 +212,13 @@ def info(output: Output, cancel: CancelToken, file: str, secret: fleece.Secret |
     output.succeed(lines, **fields)
 
 
-def root(
-    output: Output, cancel: CancelToken, image: str, image_format: str | None, hash_name: str
-) -> None:
+def root(output: Output, cancel: CancelToken, words: RootWords) -> None:
     """`fleece root IMAGE`."""
-    algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[hash_name]
-    with fleece.open_image(image, image_format, listener=output.listen, cancel=cancel) as disk:
+    algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[words.hash_name]
+    with fleece.open_image(
+        words.image, words.image_format, listener=output.listen, cancel=cancel
+    ) as disk:
         geometry = fleece.Geometry(disk.size, algorithm=algorithm)
         found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size
-    output.succeed(found, root=found, size=size, image=image)
+    output.succeed(found, root=found, size=size, image=words.image)

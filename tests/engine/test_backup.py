@@ -130,7 +130,16 @@ def test_odd_sizes_lose_nothing(fmt: str, size: int, tmp_path: Path) -> None:
         target = tmp_path / "target.qcow2"
         store = fleece.open_store(scene.store)
         qcow2 = fleece.ImageFormat.QCOW2
-        assert fleece.restore(store, "latest", "d0", str(target), target_format=qcow2).root == root
+        assert (
+            fleece.restore(
+                store,
+                "latest",
+                "d0",
+                str(target),
+                options=fleece.RestoreOptions(target_format=qcow2),
+            ).root
+            == root
+        )
         images.check(target)
         images.compare(target, image, "qcow2", fmt)
 

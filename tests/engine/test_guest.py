@@ -112,7 +112,9 @@ def test_a_guest_boots_straight_from_the_backup(
     """It mounts the served disks and writes to them; the store does not notice."""
     before = {path: path.read_bytes() for path in load.store.rglob("*.fleece")}
     point = load.taken[1].result.point
-    with fleece.serve(fleece.open_store(load.store), point, writable=True) as served:
+    with fleece.serve(
+        fleece.open_store(load.store), point, options=fleece.ServeOptions(writable=True)
+    ) as served:
         disks = [
             ServedDisk(Path(disk.uri.partition("socket=")[2]), f"d{i}", "raw", disk.disk)
             for i, disk in enumerate(served.disks)

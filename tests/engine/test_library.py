@@ -294,7 +294,7 @@ def test_a_disk_restored_by_the_library_is_the_disk(scene: Scene) -> None:
         taken.point,
         "d0",
         str(target),
-        target_format=fleece.ImageFormat.QCOW2,
+        options=fleece.RestoreOptions(target_format=fleece.ImageFormat.QCOW2),
         listener=heard.append,
     )
     assert result.root == taken.disks[0].root

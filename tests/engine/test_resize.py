@@ -365,7 +365,7 @@ def test_in_place_and_into_a_pipe(finished: Line, tmp_path: Path) -> None:
     target = tmp_path / "target"
     run_checked("cp", finished.images[one], target)
     os.truncate(target, HISTORY[4])
-    fleece.restore(store, two, DISK, str(target), in_place=True)
+    fleece.restore(store, two, DISK, str(target), options=fleece.RestoreOptions(in_place=True))
     images.compare(target, finished.images[two], "raw", "raw")
     piped = tmp_path / "piped"
     with piped.open("wb") as file:

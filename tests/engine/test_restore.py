@@ -182,7 +182,9 @@ def test_in_place_goes_back_to_an_older_point(kept: Scene, tmp_path: Path) -> No
     target, other = tmp_path / "target.raw", tmp_path / "other.raw"
     store = fleece.open_store(kept.store)
     fleece.restore(store, newest.id, "d0", str(target))
-    fleece.restore(store, oldest.id, "d0", str(target), in_place=True)
+    fleece.restore(
+        store, oldest.id, "d0", str(target), options=fleece.RestoreOptions(in_place=True)
+    )
     fleece.restore(store, oldest.id, "d0", str(other))
     assert target.read_bytes() == other.read_bytes()
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import fleece
+from fleece import events
 from fleece.errors import FleeceError, StoreError, TargetError, UsageError
 from fleece.events import Event, Problem
 from fleece.nbd.connection import Connection
@@ -52,9 +53,16 @@ def small(short: Path) -> Guest:
     return made
 
 
-def serving(guest: Guest, point: str = "latest", **options: Any) -> Any:
+def serving(
+    guest: Guest,
+    point: str = "latest",
+    disks: tuple[str, ...] = (),
+    listener: events.Listener = events.ignore,
+    **options: Any,
+) -> Any:
     """Serve by the library."""
-    return fleece.serve(fleece.open_store(guest.store), point, **options)
+    store, how = fleece.open_store(guest.store), fleece.ServeOptions(**options)
+    return fleece.serve(store, point, disks, how, listener)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,12 @@ def test_a_restored_image_is_private_from_the_first_byte(
         else:
             wanted = fleece.ImageFormat.QCOW2 if words else None
             fleece.restore(
-                store, "latest", "vda", str(out / "x"), target_format=wanted, listener=look
+                store,
+                "latest",
+                "vda",
+                str(out / "x"),
+                options=fleece.RestoreOptions(target_format=wanted),
+                listener=look,
             )
     assert seen == {0o600}
     assert mode_of(out / "x") == 0o600
@@ -367,9 +372,9 @@ def test_no_guest_starts_on_a_device_that_is_being_written(
             "latest",
             "vda",
             str(device),
-            target_format=wanted,
-            force=not in_place,
-            in_place=in_place,
+            options=fleece.RestoreOptions(
+                target_format=wanted, force=not in_place, in_place=in_place
+            ),
             listener=listen,
         )
         assert said
@@ -382,7 +387,14 @@ def test_no_guest_starts_on_a_file_that_is_being_replaced(guest: Guest, tmp_path
     target.write_bytes(OTHER)
     listen, said = probing(target, "raw", tmp_path)
     store = fleece.open_store(guest.store)
-    fleece.restore(store, "latest", "vda", str(target), force=True, listener=listen)
+    fleece.restore(
+        store,
+        "latest",
+        "vda",
+        str(target),
+        options=fleece.RestoreOptions(force=True),
+        listener=listen,
+    )
     assert said
     assert "lock" in said[0]
     assert opens_writable(target, "raw", tmp_path) == ""
@@ -402,7 +414,14 @@ def test_a_reader_that_comes_meanwhile_keeps_its_file(guest: Guest, tmp_path: Pa
         started: list[str] = []
         store = fleece.open_store(guest.store)
         with pytest.raises(fleece.TargetError, match="is in use"):
-            fleece.restore(store, "latest", "vda", str(target), force=True, listener=listen)
+            fleece.restore(
+                store,
+                "latest",
+                "vda",
+                str(target),
+                options=fleece.RestoreOptions(force=True),
+                listener=listen,
+            )
     assert started
     assert target.read_bytes() == OTHER
     assert sorted(item.name for item in tmp_path.iterdir() if item.is_file()) == ["x"]
@@ -516,8 +535,16 @@ def test_a_name_of_a_file_is_no_name_of_a_protocol(
     monkeypatch.chdir(tmp_path)
     store = fleece.open_store(guest.store)
     wanted = fleece.ImageFormat.QCOW2
-    fleece.restore(store, "latest", "vda", name, target_format=wanted)
-    result = fleece.restore(store, "latest", "vda", name, target_format=wanted, in_place=True)
+    fleece.restore(
+        store, "latest", "vda", name, options=fleece.RestoreOptions(target_format=wanted)
+    )
+    result = fleece.restore(
+        store,
+        "latest",
+        "vda",
+        name,
+        options=fleece.RestoreOptions(target_format=wanted, in_place=True),
+    )
     assert result.written_bytes == 0
     with fleece.open_image(name) as image, image.reader() as reader:
         assert reader.read(0, SIZE) == guest.disk("vda")
@@ -555,8 +582,7 @@ def test_a_device_of_qcow2_goes_back_in_place(guest: Guest, tmp_path: Path) -> N
             guest.points[0],
             "vda",
             str(device),
-            target_format=fleece.ImageFormat.QCOW2,
-            in_place=True,
+            options=fleece.RestoreOptions(target_format=fleece.ImageFormat.QCOW2, in_place=True),
         )
         assert result.written_bytes == KIB64
         images.check(device)
@@ -653,8 +679,7 @@ def test_a_name_that_is_swapped_leads_to_no_other_file(
             "latest",
             "vda",
             str(target),
-            target_format=fleece.ImageFormat(fmt),
-            force=force,
+            options=fleece.RestoreOptions(target_format=fleece.ImageFormat(fmt), force=force),
         )
     assert swaps == [1]
     assert victim.read_bytes() == b"precious"

@@ -295,3 +295,21 @@ def test_nbdkit_is_started_in_one_place() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "program" and node.args
     }
     assert [file for file, name in named.items() if name == "'nbdkit'"] == ["fleece/nbd/nbdkit.py"]
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many a caller may give: not counted is what a method is called on."""
+    given = node.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    names += [each.arg for each in (given.vararg, given.kwarg) if each is not None]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
+    many = [
+        f"line {node.lineno}: {node.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _parameters(node) > 7
+    ]
+    assert not many

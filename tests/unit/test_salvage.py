@@ -551,7 +551,9 @@ def _partial(
     store: Store, tmp_path: Path, point: str = "latest"
 ) -> tuple[fleece.PartialResult, bytes]:
     target = tmp_path / "target"
-    result = fleece.restore_partial(store, point, "vda", str(target), force=True)
+    result = fleece.restore_partial(
+        store, point, "vda", str(target), options=fleece.RestoreOptions(force=True)
+    )
     return result, target.read_bytes()
 
 

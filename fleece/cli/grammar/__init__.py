@@ -28,7 +28,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all verbs. Each sets `verb`: a module of `fleece.cli`, and its function."""
+    """The parser of all verbs.
+
+    Each sets `verb`, a module of `fleece.cli` and its function, and `words`, what that takes.
+    """
     top = _Parser(
         prog="fleece",
         description="Back up the disks of QEMU guests, restore them, and prove both by hash.",
@@ -46,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
     verbs.type = str  # the verb's own words pass here too
 
-    def verb(name: str, function: str, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, function: str, words: type, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, parents=[common])
-        made.set_defaults(verb=function)
+        made.set_defaults(verb=function, words=words)
         return made
 
     for add in (source_verbs, store_verbs, point_verbs, files_verbs, keep_verbs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fleece.cli.grammar.options import POINT, STORE, AddVerb, add_guest, add_key
+from fleece.cli.words import CpWords, LsWords
 
 _PATH = "from the root of the volume's file system, like /etc/fstab"
 
@@ -12,7 +13,10 @@ _PATH = "from the root of the volume's file system, like /etc/fstab"
 def files_verbs(verb: AddVerb) -> None:
     """files."""
     files = verb(
-        "files", "files:ls", "list and copy files out of a point, without mounting and without root"
+        "files",
+        "files:ls",
+        LsWords,
+        "list and copy files out of a point, without mounting and without root",
     )
     files.add_argument("store", metavar="STORE", help=STORE)
     files.add_argument("point", metavar="POINT", help=POINT)
@@ -21,14 +25,14 @@ def files_verbs(verb: AddVerb) -> None:
     verbs.type = str  # the verb's own words pass here too
     text = "list the disk's volumes, or what is at a path"
     ls = verbs.add_parser("ls", help=text, description=text)
-    ls.set_defaults(verb="files:ls")
+    ls.set_defaults(verb="files:ls", words=LsWords)
     ls.add_argument("paths", metavar="PATH", nargs="*", help=f"{_PATH}; none: list the volumes")
     ls.add_argument("-l", action="store_true", dest="long", help="modes, owners, sizes and times")
     ls.add_argument("-r", "-R", action="store_true", dest="recursive", help="all below, too")
     _add_common(ls)
     text = "copy files and folders, with all that is in them, out of the disk"
     cp = verbs.add_parser("cp", help=text, description=text)
-    cp.set_defaults(verb="files:cp")
+    cp.set_defaults(verb="files:cp", words=CpWords)
     cp.add_argument("paths", metavar="PATH", nargs="+", help=_PATH)
     cp.add_argument(
         "target",

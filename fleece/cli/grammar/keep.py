@@ -9,6 +9,7 @@ from fleece.cli.grammar.options import (
     add_guest,
     add_key,
 )
+from fleece.cli.words import MergeWords, PinWords, PruneWords
 
 _UNITS = {
     "hourly": "hours",
@@ -24,6 +25,7 @@ def keep_verbs(verb: AddVerb) -> None:
     merge = verb(
         "merge",
         "keep:merge",
+        MergeWords,
         "merge older deltas into a point's deltas; by default all, which makes a full",
     )
     merge.add_argument("store", metavar="STORE", help=STORE)
@@ -36,7 +38,12 @@ def keep_verbs(verb: AddVerb) -> None:
     )
     add_guest(merge)
     add_key(merge)
-    prune = verb("prune", "keep:prune", "drop the points that no rule keeps; the others stay whole")
+    prune = verb(
+        "prune",
+        "keep:prune",
+        PruneWords,
+        "drop the points that no rule keeps; the others stay whole",
+    )
     prune.add_argument("store", metavar="STORE", help=STORE)
     prune.add_argument(
         "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
@@ -65,7 +72,7 @@ def keep_verbs(verb: AddVerb) -> None:
         ("pin", "protect a point from prune"),
         ("unpin", "end a point's protection"),
     ):
-        made = verb(name, f"keep:{name}", text)
+        made = verb(name, f"keep:{name}", PinWords, text)
         made.add_argument("store", metavar="STORE", help=STORE)
         made.add_argument("point", metavar="POINT", help=POINT)
         add_guest(made)

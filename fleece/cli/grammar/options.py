@@ -10,9 +10,9 @@ SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
 STORE = "a store's folder; 'fleece init' makes one"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
-AddVerb = Callable[[str, str, str], argparse.ArgumentParser]
-"""Makes a verb of this name, run by this function (`module:function` in `fleece.cli`), with this
-text of help."""
+AddVerb = Callable[[str, str, type, str], argparse.ArgumentParser]
+"""Makes a verb of this name, run by this function (`module:function` in `fleece.cli`), which takes
+what was said as this class of `fleece.cli.words`, with this text of help."""
 
 
 def filled(text: str) -> str:

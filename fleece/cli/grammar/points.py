@@ -11,6 +11,7 @@ from fleece.cli.grammar.options import (
     add_mode,
     file_to_make,
 )
+from fleece.cli.words import BootWords, DiffWords, MapWords, RestoreWords, ServeWords
 
 
 def point_verbs(verb: AddVerb) -> None:
@@ -24,6 +25,7 @@ def _restore_verb(verb: AddVerb) -> None:
     restore = verb(
         "restore",
         "restoring:restore",
+        RestoreWords,
         "write a disk of a point to an image, a device or a stream; prove it",
     )
     restore.add_argument("store", metavar="STORE", help=STORE)
@@ -69,7 +71,12 @@ def _restore_verb(verb: AddVerb) -> None:
 
 
 def _looking_verbs(verb: AddVerb) -> None:
-    diff = verb("diff", "looking:diff", "tell what changed between two points, by their hash trees")
+    diff = verb(
+        "diff",
+        "looking:diff",
+        DiffWords,
+        "tell what changed between two points, by their hash trees",
+    )
     diff.add_argument("store", metavar="STORE", help=STORE)
     diff.add_argument("old", metavar="A", help=POINT)
     diff.add_argument("new", metavar="B", help=POINT)
@@ -84,7 +91,10 @@ def _looking_verbs(verb: AddVerb) -> None:
     add_guest(diff)
     add_key(diff)
     picture = verb(
-        "map", "looking:draw", "show which parts of a disk are data, and from which point each is"
+        "map",
+        "looking:draw",
+        MapWords,
+        "show which parts of a disk are data, and from which point each is",
     )
     picture.add_argument("store", metavar="STORE", help=STORE)
     picture.add_argument("point", metavar="POINT", help=POINT)
@@ -95,7 +105,10 @@ def _looking_verbs(verb: AddVerb) -> None:
     add_guest(picture)
     add_key(picture)
     serve = verb(
-        "serve", "serving:serve", "serve the disks of a point over NBD until it is interrupted"
+        "serve",
+        "serving:serve",
+        ServeWords,
+        "serve the disks of a point over NBD until it is interrupted",
     )
     serve.add_argument("store", metavar="STORE", help=STORE)
     serve.add_argument("point", metavar="POINT", help=POINT)
@@ -124,7 +137,10 @@ def _looking_verbs(verb: AddVerb) -> None:
 
 def _boot_verb(verb: AddVerb) -> None:
     boot = verb(
-        "boot-test", "booting:boot_test", "boot a point in a throw-away machine without network"
+        "boot-test",
+        "booting:boot_test",
+        BootWords,
+        "boot a point in a throw-away machine without network",
     )
     boot.add_argument("store", metavar="STORE", help=STORE)
     boot.add_argument("point", metavar="POINT", help=POINT)

@@ -12,11 +12,17 @@ from fleece.cli.grammar.options import (
     add_scratch,
     add_scratch_limit,
 )
+from fleece.cli.words import AuditWords, BackupWords, BitmapWords, CleanWords, DoctorWords
 
 
 def source_verbs(verb: AddVerb) -> None:
     """backup, audit, bitmap, clean, doctor."""
-    backup = verb("backup", "verbs:backup", "take a point of a running guest's disks and store it")
+    backup = verb(
+        "backup",
+        "verbs:backup",
+        BackupWords,
+        "take a point of a running guest's disks and store it",
+    )
     backup.add_argument("source", metavar="SOURCE", help=SOURCE)
     backup.add_argument("store", metavar="STORE", help=STORE)
     add_key(backup)
@@ -104,6 +110,7 @@ def source_verbs(verb: AddVerb) -> None:
     audit = verb(
         "audit",
         "audit:audit",
+        AuditWords,
         "compare all that the source calls unchanged with the store; store nothing",
     )
     audit.add_argument("source", metavar="SOURCE", help=SOURCE)
@@ -124,6 +131,7 @@ def source_verbs(verb: AddVerb) -> None:
     bitmap = verb(
         "bitmap",
         "bitmaps:bitmap",
+        BitmapWords,
         "list the segments in a source and the stores that need them; drop those of a chain",
     )
     bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
@@ -135,12 +143,15 @@ def source_verbs(verb: AddVerb) -> None:
     )
     bitmap.add_argument("--guest", help="the guest's name in the stores")
     add_key(bitmap)
-    clean = verb("clean", "verbs:clean", "clean up what interrupted backups left in a source")
+    clean = verb(
+        "clean", "verbs:clean", CleanWords, "clean up what interrupted backups left in a source"
+    )
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)
     doctor = verb(
         "doctor",
         "doctor:doctor",
+        DoctorWords,
         "show what this host lacks, what a source can do, and which disks and bitmaps it has",
     )
     doctor.add_argument(

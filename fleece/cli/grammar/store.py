@@ -13,16 +13,29 @@ from fleece.cli.grammar.options import (
     file_to_make,
     permissions,
 )
+from fleece.cli.words import (
+    ImportWords,
+    InfoWords,
+    InitWords,
+    ListWords,
+    RootWords,
+    SalvageWords,
+    StatusWords,
+    VerifyWords,
+)
 
 
 def store_verbs(verb: AddVerb) -> None:
     """init, list, status, import, info, verify, root, salvage."""
     _init_verb(verb)
-    listing = verb("list", "verbs:list_points", "list the points of a store")
+    listing = verb("list", "verbs:list_points", ListWords, "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     add_key(listing)
     status = verb(
-        "status", "checking:status", "say how old, deep, large and well verified the points are"
+        "status",
+        "checking:status",
+        StatusWords,
+        "say how old, deep, large and well verified the points are",
     )
     status.add_argument("store", metavar="STORE", help=STORE)
     status.add_argument(
@@ -32,6 +45,7 @@ def store_verbs(verb: AddVerb) -> None:
     taking = verb(
         "import",
         "stream:import_delta",
+        ImportWords,
         "take a delta from standard input into a store, fully checked",
     )
     taking.add_argument("store", metavar="STORE", help=STORE)
@@ -41,12 +55,13 @@ def store_verbs(verb: AddVerb) -> None:
         help="add it to the points of another guest of the same name",
     )
     add_key(taking)
-    info = verb("info", "verbs:info", "show what a delta file says of itself")
+    info = verb("info", "verbs:info", InfoWords, "show what a delta file says of itself")
     info.add_argument("file", metavar="FILE", help="a delta")
     add_key(info)
     verify = verb(
         "verify",
         "checking:verify",
+        VerifyWords,
         "read every byte and recompute every hash; or compare an image with a point",
     )
     verify.add_argument("store", metavar="STORE", help=STORE)
@@ -70,7 +85,7 @@ def store_verbs(verb: AddVerb) -> None:
     add_guest(verify)
     add_key(verify)
     add_image_format(verify)
-    root = verb("root", "verbs:root", "compute the root of an image; no store is needed")
+    root = verb("root", "verbs:root", RootWords, "compute the root of an image; no store is needed")
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     add_image_format(root)
     root.add_argument(
@@ -83,6 +98,7 @@ def store_verbs(verb: AddVerb) -> None:
     salvage = verb(
         "salvage",
         "salvage:salvage",
+        SalvageWords,
         "save what can still be proven of a damaged or cut delta into a new file",
     )
     salvage.add_argument("file", metavar="FILE", help="the damaged delta; it is only read")
@@ -101,7 +117,7 @@ def store_verbs(verb: AddVerb) -> None:
 
 
 def _init_verb(verb: AddVerb) -> None:
-    init = verb("init", "verbs:init", "make a new store, for guests to be backed up to")
+    init = verb("init", "verbs:init", InitWords, "make a new store, for guests to be backed up to")
     init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
     init.add_argument(
         "--hash",

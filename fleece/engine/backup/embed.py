@@ -13,7 +13,7 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.base import ReadableDisk
 from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_export
 from fleece.engine.backup.shrunk import cut_at
-from fleece.engine.work.pool import WORKERS, Counter, run_beside
+from fleece.engine.work.pool import Counter, run_beside
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.source.base import Export, Point
@@ -42,8 +42,6 @@ def write_delta(
     head: Header,
     sink: Sink,
     parent: Chain | None = None,
-    *,
-    workers: int = WORKERS,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> Summary:
@@ -58,7 +56,6 @@ def write_delta(
         head: the delta's header, which must fit the export and the parent.
         sink: where the bytes go.
         parent: the chain of the header's parent; None: a full.
-        workers: threads.
         listener: hears `Progress`.
         cancel: stops it; the stream then holds a partial delta.
 
@@ -75,7 +72,7 @@ def write_delta(
         writer = DeltaWriter(sink, head, parent or BlankDisk(head.geometry))
         job = CopyJob(disk, dirty, writer, head.geometry, head.level)
         counter = Counter(listener, events.Phase.BACKUP, export.disk, dirty.total)
-        copy_all([job], counter, cancel, workers, point.watch)
+        copy_all([job], counter, cancel, watch=point.watch)
     point.check()
     return run_beside(writer.finish, point.watch)
 

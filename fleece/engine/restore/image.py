@@ -22,6 +22,7 @@ from fleece.disk.image import ImageFormat
 from fleece.engine.check.verify import compare_image
 from fleece.engine.restore.existing_target import is_block_device, open_standing, stands
 from fleece.engine.restore.formatted_device import open_formatted
+from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import WORKERS, Counter, run_workers, spread
 from fleece.engine.work.root import disk_root
@@ -72,12 +73,7 @@ def restore(
     point: str,
     disk: str,
     target: str,
-    *,
-    guest: str | None = None,
-    target_format: ImageFormat | None = None,
-    force: bool = False,
-    in_place: bool = False,
-    mode: int | None = None,
+    options: RestoreOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> RestoreResult:
@@ -92,13 +88,7 @@ def restore(
         point: an id, a prefix of one, or `latest`.
         disk: the disk's name.
         target: path of the image to make, or a block device, or an NBD URI.
-        guest: which guest, if `latest` could mean several.
-        target_format: of the image; None: raw. In place it must be given of an image that does not
-            look raw, because a guest can make a raw disk look like anything. On a block device it
-            alone says what is there, or shall be.
-        force: replace an image that exists; overwrite a block device or an export.
-        in_place: read the target first and write only the leaves that differ.
-        mode: permissions of a new image; None: this user's alone, or those of what it replaces.
+        options: how.
         listener: hears `Progress`; `Warned` of what could not be kept of an image that is replaced.
         cancel: stops it; a new target is not left.
 
@@ -109,11 +99,12 @@ def restore(
         VerifyError: the target does not have the point's root.
     """
     cancel = cancel or CancelToken()
-    _refuse_idle(target, target_format, force, in_place, mode)
+    options = options or RestoreOptions()
+    _refuse_idle(target, options)
     catalogue = store.catalogue()
-    entry = catalogue.find(point, guest).disk(disk)
-    standing = in_place or stands(target)
-    if standing and not (in_place or force):
+    entry = catalogue.find(point, options.guest).disk(disk)
+    standing = options.in_place or stands(target)
+    if standing and not (options.in_place or options.force):
         raise TargetError(
             "exists already",
             where=target,
@@ -121,12 +112,10 @@ def restore(
         )
     with catalogue.chain(entry) as chain:
         size = chain.geometry.size
-        opened, blank = _opened(
-            chain, target, target_format, in_place, Manner(force, mode, listener, cancel)
-        )
+        opened, blank = _opened(chain, target, options, listener, cancel)
         with opened as image:
             wanted = None if blank else Extents.whole(size)
-            if in_place:
+            if options.in_place:
                 wanted = compare_image(chain, image, listener, cancel).differing
             with _told_if_half_done(target if standing else None):
                 written = _write(chain, image, wanted, listener, cancel)
@@ -149,36 +138,38 @@ def _told_if_half_done(standing: str | None) -> Iterator[None]:
         ) from error
 
 
-def _refuse_idle(
-    target: str, target_format: ImageFormat | None, force: bool, in_place: bool, mode: int | None
-) -> None:
+def _refuse_idle(target: str, options: RestoreOptions) -> None:
     """Refuse options that have no effect on this target.
 
     Raises:
         UsageError: one has none.
     """
-    if force and in_place:
+    if options.force and options.in_place:
         raise UsageError("--force and --in-place exclude each other; choose one", where=target)
-    if mode is not None and (in_place or stands(target)):
+    if options.mode is not None and (options.in_place or stands(target)):
         raise UsageError("--mode is for a new file; one that exists keeps its own", where=target)
-    if target_format not in (None, ImageFormat.RAW) and is_uri(target):
+    if options.target_format not in (None, ImageFormat.RAW) and is_uri(target):
         raise UsageError("an NBD export is raw: its bytes are the disk's", where=target)
 
 
 def _opened(
-    chain: Chain, target: str, target_format: ImageFormat | None, in_place: bool, manner: Manner
+    chain: Chain,
+    target: str,
+    options: RestoreOptions,
+    listener: events.Listener,
+    cancel: CancelToken,
 ) -> tuple[AbstractContextManager[WritableDisk], bool]:
     """The target, to be opened, and whether it is blank then."""
-    size = chain.geometry.size
-    formatted = is_block_device(target) and target_format is ImageFormat.QCOW2
-    if in_place or (stands(target) and not formatted):
-        return open_standing(target, target_format, size, manner.cancel), False
-    wanted = target_format or ImageFormat.RAW
+    size, wanted = chain.geometry.size, options.target_format or ImageFormat.RAW
+    formatted = is_block_device(target) and wanted is ImageFormat.QCOW2
+    if options.in_place or (stands(target) and not formatted):
+        return open_standing(target, options.target_format, size, cancel), False
+    manner = Manner(options.force, options.mode, listener, cancel)
     if wanted is ImageFormat.RAW:
         return open_target(target, wanted, size, manner), True
     held = Extents.joined([picture.extents(zero=False) for picture in chain.maps()])
     if formatted:
-        return open_formatted(target, size, held, manner.listener), True
+        return open_formatted(target, size, held, listener), True
     return open_target(target, wanted, size, manner, held), True
 
 

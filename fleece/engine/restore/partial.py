@@ -16,6 +16,7 @@ from fleece.delta.pagecache import page_cache
 from fleece.disk.base import WritableDisk
 from fleece.disk.image import ImageFormat
 from fleece.engine.restore.existing_target import stands
+from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.restore.proof import Leaves, Proof, Source, prove
 from fleece.engine.restore.salvage import LostExtent, lost_extents, survey, warn_of_unreadable
 from fleece.engine.work.new_file import Manner, open_target
@@ -64,11 +65,7 @@ def restore_partial(
     point: str,
     disk: str,
     target: str,
-    *,
-    guest: str | None = None,
-    target_format: ImageFormat = ImageFormat.RAW,
-    force: bool = False,
-    mode: int | None = None,
+    options: RestoreOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> PartialResult:
@@ -82,25 +79,24 @@ def restore_partial(
         point: an id, a prefix of one, or `latest`: the newest point whose header can be read.
         disk: the disk's name.
         target: path of the image to make.
-        guest: which guest, if the store holds several.
-        target_format: of the image.
-        force: replace a target that exists.
-        mode: the target's permissions; None: this user's alone, or those of what it replaces.
+        options: how, but never in place.
         listener: hears `Progress`.
         cancel: stops it, leaving no target.
 
     Raises:
         StoreError: no header of this disk at this point is left.
-        UsageError: the target is a block device or an NBD export.
+        UsageError: the target is a block device or an NBD export, or it is to be in place.
         TargetError: the target exists, is in use, or cannot be written.
         VerifyError: the target does not hold what was written to it.
     """
     cancel = cancel or CancelToken()
-    if stands(target):
+    options = options or RestoreOptions()
+    if options.in_place or stands(target):
         raise UsageError("a partial restore makes a new image", where=target)
-    manner = Manner(force, mode, listener, cancel)
+    manner = Manner(options.force, options.mode, listener, cancel)
+    wanted = options.target_format or ImageFormat.RAW
     catalogue = store.catalogue()
-    line = line_of(catalogue, point, disk, guest)
+    line = line_of(catalogue, point, disk, options.guest)
     shape = line.header.geometry
     cache = page_cache(len(line.members) + len(line.others))
     with contextlib.ExitStack() as stack:
@@ -112,7 +108,7 @@ def restore_partial(
             warn_of_unreadable(wreck, listener)
             return source
 
-        with open_target(target, target_format, shape.size, manner) as image:
+        with open_target(target, wanted, shape.size, manner) as image:
             members = [source(remains) for remains in line.members]
             others = [source(remains) for remains in line.others]
             root = None if line.root is None else bytes.fromhex(line.root)

@@ -16,6 +16,7 @@ from fleece.delta.chain import Chain, ChainMap
 from fleece.disk.image import ImageFormat, open_image
 from fleece.disk.qcow2 import Backing
 from fleece.engine.restore.image import RestoreResult, check_unread, prove, write_chain
+from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.work.new_file import (
     check_named,
     is_there,
@@ -26,7 +27,7 @@ from fleece.engine.work.new_file import (
     target_errors,
 )
 from fleece.engine.work.pool import Counter
-from fleece.errors import TargetError
+from fleece.errors import TargetError, UsageError
 from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.nbd.binding import libnbd
@@ -44,9 +45,7 @@ def restore_as_chain(
     point: str,
     disk: str,
     target: str,
-    *,
-    guest: str | None = None,
-    mode: int | None = None,
+    options: RestoreOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> RestoreResult:
@@ -61,18 +60,23 @@ def restore_as_chain(
         point: an id, a prefix of one, or `latest`.
         disk: the disk's name.
         target: the folder to make.
-        guest: which guest, if `latest` could mean several.
-        mode: of the images; the folder lets those pass who may read them. None: this user's alone.
+        options: the guest, and the permissions of the images; the folder lets those pass who may
+            read them.
         listener: hears `Progress`, and `Warned` if an image stands for several deltas.
         cancel: stops it, leaving nothing.
 
     Raises:
+        UsageError: another option is set.
         StoreError: the point is not there, or the chain is damaged.
         TargetError: the target exists, or cannot be written.
         VerifyError: the newest image does not have the point's root.
     """
     cancel = cancel or CancelToken()
     libnbd()  # with which the newest image is read back: missed before anything is made
+    options = options or RestoreOptions()
+    guest, mode = options.guest, options.mode
+    if options != RestoreOptions(guest, mode=mode):
+        raise UsageError("a chain is a new folder of qcow2 images", where=target)
     catalogue = store.catalogue()
     entry = catalogue.find(point, guest).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target), mode) as folder:

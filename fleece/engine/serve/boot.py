@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.engine.serve.serve import ServedDisk, Serving, serve
+from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
 from fleece.engine.work.kvm import examine_kvm
 from fleece.engine.work.new_file import (
     Manner,
@@ -83,7 +83,7 @@ class BootMachine:
 
 @dataclass(frozen=True)
 class BootWish:
-    """What counts as booted, and what to keep.
+    """What to boot, what counts as booted, and what to keep.
 
     Attributes:
         text: that must come on the serial console; None: the guest's agent must answer.
@@ -91,6 +91,8 @@ class BootWish:
         screenshot: a PNG file to make of the screen in the end, whatever the outcome.
         console: a file for all that came on the serial console.
         mode: permissions of both; None: this user's alone, or those of a file that is replaced.
+        guest: which guest, if `latest` could mean several.
+        scratch: folder for what the guest writes; None: /var/tmp.
 
     Raises:
         UsageError: the text is empty: it is on any console, before the machine has started.
@@ -101,6 +103,8 @@ class BootWish:
     screenshot: Path | None = None
     console: Path | None = None
     mode: int | None = None
+    guest: str | None = None
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         if self.text == "":
@@ -129,11 +133,8 @@ def boot_test(
     store: Store,
     point: str,
     disks: tuple[str, ...] = (),
-    *,
-    guest: str | None = None,
     wish: BootWish | None = None,
     machine: BootMachine | None = None,
-    scratch: Path | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> BootResult:
@@ -143,10 +144,8 @@ def boot_test(
         store: that holds the point. It is only read.
         point: an id, a prefix of one, or `latest`.
         disks: which, in the order in which they are tried for booting; none: all, by name.
-        guest: which guest, if `latest` could mean several.
         wish: what to wait for, and what to keep.
         machine: to boot; None: one with a BIOS and virtio disks.
-        scratch: folder for what the guest writes; None: /var/tmp.
         listener: hears `Problem` when a read meets damage, and `Warned` when it has not booted, or
             was cancelled, and a file to keep could not be written, or KVM does not work.
         cancel: stops it.
@@ -167,18 +166,8 @@ def boot_test(
     _machine_program()
     machine = _as_the_host_can(machine, listener)
     with contextlib.ExitStack() as stack:
-        serving = stack.enter_context(
-            serve(
-                store,
-                point,
-                disks,
-                guest=guest,
-                writable=True,
-                scratch=scratch,
-                listener=listener,
-                cancel=cancel,
-            )
-        )
+        options = ServeOptions(wish.guest, writable=True, scratch=wish.scratch)
+        serving = stack.enter_context(serve(store, point, disks, options, listener, cancel))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleece-")))
         running = stack.enter_context(_running(machine, serving.disks, folder))
         try:

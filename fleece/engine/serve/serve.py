@@ -88,16 +88,32 @@ class Serving:
             server.check()
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """How to serve.
+
+    Attributes:
+        guest: which guest, if `latest` could mean several.
+        socket: path of the unix socket to make; None: one in a folder of its own. Writable disks
+            have a server each: of several, each socket's name is this one and the disk's. nbdkit
+            makes it so that only this user may connect, whatever the umask (unix(7)).
+        writable: clients may write; what they write is thrown away in the end. The store is never
+            written.
+        scratch: folder for what they write; None: /var/tmp.
+    """
+
+    guest: str | None = None
+    socket: str | None = None
+    writable: bool = False
+    scratch: Path | None = None
+
+
 @contextlib.contextmanager
 def serve(
     store: Store,
     point: str,
     disks: tuple[str, ...] = (),
-    *,
-    guest: str | None = None,
-    socket: str | None = None,
-    writable: bool = False,
-    scratch: Path | None = None,
+    options: ServeOptions | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> Iterator[Serving]:
@@ -107,13 +123,7 @@ def serve(
         store: that holds the point.
         point: an id, a prefix of one, or `latest`.
         disks: which; none: all of the point's.
-        guest: which guest, if `latest` could mean several.
-        socket: path of the unix socket to make; None: one in a folder of its own. Writable disks
-            have a server each: of several, each socket's name is this one and the disk's. nbdkit
-            makes it so that only this user may connect, whatever the umask (unix(7)).
-        writable: clients may write; what they write is thrown away in the end. The store is never
-            written.
-        scratch: folder for what they write; None: /var/tmp.
+        options: how.
         listener: hears `Problem` when a read meets damage, from a thread.
         cancel: stops the start.
 
@@ -123,19 +133,21 @@ def serve(
         UsageError: nbdkit is missing, or the point has no such disk.
     """
     modules = () if store.access.secret is None else _KEYED_MODULES
-    way = _Way(writable, scratch, listener, modules)
+    options = options or ServeOptions()
+    writable = options.writable
+    way = _Way(writable, options.scratch, listener, modules)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(_folder())) if socket is None else None
+        folder = Path(stack.enter_context(_folder())) if options.socket is None else None
 
         def started(disk: str | None) -> _Server:
-            server = _Server(_place(socket, folder, disk), folder, way)
+            server = _Server(_place(options.socket, folder, disk), folder, way)
             stack.callback(server.end)
             return server
 
         # One server is certain, unless disks are writable: it gets ready while the store is read.
         early = None if writable else started(None)
         catalogue = store.catalogue()
-        found = catalogue.find(point, guest)
+        found = catalogue.find(point, options.guest)
         names = disks or tuple(sorted(found.disks))
         lines = {name: [e.key for e in catalogue.line(found.disk(name))] for name in names}
         groups = [(name,) for name in names] if writable else [names]

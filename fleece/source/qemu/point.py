@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.attempts import Attempts
@@ -335,16 +336,30 @@ def export_of(planned: PlannedDisk, name: str, place: Path, unit: int | None = N
     )
 
 
+@dataclass(frozen=True)
+class Taking:
+    """How a source's points are taken and held.
+
+    Attributes:
+        scratch: the folder for scratch files; QEMU must be able to write there.
+        limit: bytes that the scratch files may take together; None: what their file system has.
+        fleecing: how points are held.
+        agent: of the guest, to freeze it for the moment of a point; None: it is not frozen.
+    """
+
+    scratch: Path
+    limit: int | None
+    fleecing: Fleecing
+    agent: GuestAgent | None
+
+
 @contextmanager
 def living_point(
     monitor: Monitor,
     names: PointNames,
     disks: Sequence[PlannedDisk],
-    scratch: Path,
-    agent: GuestAgent | None = None,
-    limit: int | None = None,
-    fleecing: Fleecing = Fleecing.CLASSIC,
-    transport: Transport = Transport.PULL,
+    taking: Taking,
+    transport: Transport,
 ) -> Iterator[QemuPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -352,16 +367,13 @@ def living_point(
         monitor: of the QEMU.
         names: of the point's things in QEMU.
         disks: all disks of the point.
-        scratch: the folder for scratch files; QEMU must be able to write there.
-        agent: of the guest, to freeze it for the moment of the point.
-        limit: bytes that the scratch files may take together; None: what their file system has.
-        fleecing: how the point is held.
+        taking: how it is taken and held.
         transport: how it will come out of QEMU; only if it is pulled it gets exports.
     """
     peer = monitor.peer
-    with held_folder(scratch, names.prefix, peer.owner, str(peer.pid)) as work:
-        plan = PointPlan(monitor, names, tuple(disks), work, Scratch(work, limit))
-        point = QemuPoint(plan, _WAYS[fleecing](plan), agent, transport)
+    with held_folder(taking.scratch, names.prefix, peer.owner, str(peer.pid)) as work:
+        plan = PointPlan(monitor, names, tuple(disks), work, Scratch(work, taking.limit))
+        point = QemuPoint(plan, _WAYS[taking.fleecing](plan), taking.agent, transport)
         with taken_down(point, monitor, work):
             point.start()
             yield point

@@ -38,7 +38,7 @@ from fleece.source.qemu.monitor import Monitor
 from fleece.source.qemu.names import PointNames
 from fleece.source.qemu.pause import let_go_noted
 from fleece.source.qemu.plan import PlannedDisk
-from fleece.source.qemu.point import QemuPoint, living_point
+from fleece.source.qemu.point import QemuPoint, Taking, living_point
 from fleece.source.qemu.presence import guest_identity, refuse_absent, refuse_leaving
 from fleece.source.qemu.processes import may_be_qemu, process_lives, qemu_of
 from fleece.source.qemu.teardown import Unremoved
@@ -367,16 +367,9 @@ class QemuSource:
             )
             for disk, bitmaps in wanted
         ]
-        return living_point(
-            self.monitor,
-            PointNames(chain_id, point),
-            planned,
-            self.scratch,
-            self.agent,
-            self.scratch_limit,
-            self.fleecing,
-            request.transport,
-        )
+        names = PointNames(chain_id, point)
+        taking = Taking(self.scratch, self.scratch_limit, self.fleecing, self.agent)
+        return living_point(self.monitor, names, planned, taking, request.transport)
 
     def unresumable(self) -> str | None:
         """Why no point can be resumed: all of them are held by jobs."""
