@@ -59,6 +59,22 @@ _KINDS_OF_SOURCES = (
 _KNOW_A_KIND = {"fleece/engine/serve/boot.py", "fleece/source/open.py", "fleece/api.py"}
 """Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name."""
 
+_DOORS = {
+    "delta": 44,
+    "nbd": 28,
+    "disk": 30,
+    "store": 52,
+    "source": 76,
+    "engine/work": 44,
+    "files": 8,
+    "cli": 28,
+}
+"""How many names other rooms may take from a room, of whatever file; of a room not named, 4. Who
+must raise a number asks first whether the new name can be one that is handed out already."""
+
+_SHOWN = 160
+"""How many names the public API may have."""
+
 _STARTS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}
 
 _FILES = sorted((_ROOT / "fleece").rglob("*.py"))
@@ -167,6 +183,51 @@ def test_only_a_kind_of_source_knows_it(path: Path) -> None:
 def test_nobody_knows_what_kinds_of_stores_there_are(path: Path) -> None:
     """What is above the stores asks a `Backend`; `fleece.store.open` chooses one."""
     assert not [name for name in _imports(path) if name.startswith("fleece.store.folder")]
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def test_a_rooms_front_door_hands_nothing_on() -> None:
+    """So importing one file of a room loads no other, and a name has one place."""
+    doors = {
+        _name(path): ast.parse(path.read_text()).body for path in _FILES if path.stem == "__init__"
+    }
+    full = {name for name, body in doors.items() if not all(map(_is_docstring, body))}
+    assert full == {"fleece/__init__.py", "fleece/cli/grammar/__init__.py"}
+
+
+def _door(parts: Sequence[str]) -> str:
+    """The room, or the room in a room, that a file's dotted name leads into."""
+    return "/".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def _taken_from_rooms() -> dict[str, set[str]]:
+    """For each room, the names that other rooms take of it; who shows all does not count."""
+    taken: dict[str, set[str]] = {}
+    for path in _FILES:
+        parts = path.relative_to(_ROOT / "fleece").with_suffix("").parts
+        if parts[0] in {"api", "testing"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fleece."):
+                module = (node.module or "").split(".")[1:]
+                if len(module) > 1 and _door(module) != _door(parts):
+                    names = {f"{node.module}.{alias.name}" for alias in node.names}
+                    taken.setdefault(_door(module), set()).update(names)
+    return taken
+
+
+def test_what_a_room_hands_out_is_bounded() -> None:
+    taken = _taken_from_rooms()
+    assert taken
+    wide = {
+        room: sorted(names) for room, names in taken.items() if len(names) > _DOORS.get(room, 4)
+    }
+    assert not wide
+    assert set(_DOORS) <= set(taken)
+    assert len(api.__all__) <= _SHOWN
 
 
 def _started(path: Path) -> Iterator[ast.Call]:
