@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tools.benchmark import dense, fulls, growth, looks, peer, restores, scale, verbs
+from tools.benchmark import checkouts, dense, fulls, growth, looks, peer, restores, scale, verbs
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
 from tools.benchmark.timing import BenchError, Usage, warm
 
@@ -201,8 +201,36 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sync", action="store_true", help="full: the reference syncs its file too, as fleece does"
     )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="compare with fleece of another checkout, whose own tools/bench is run by turns with "
+        "this one; --pairs says how often",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser.parse_args()
+
+
+def _against(options: argparse.Namespace, names: list[str], about: dict[str, Any]) -> int:
+    """Compare two checkouts, by the cases that have figures of two sides."""
+    if bad := [name for name in names if name not in _CASES]:
+        print(f"tools/bench: --against takes no {', '.join(bad)}", file=sys.stderr)
+        return 2
+    more = ["--size", str(options.size), "--dir", str(options.dir), "--format", options.fmt]
+    more += ["--zeros", options.zeros, "--dirty", str(options.dirty)]
+    more += ["--sync"] if options.sync else []
+    try:
+        rounds = checkouts.by_turns(options.against.resolve(), names, more, options.pairs)
+    except BenchError as error:
+        print(f"tools/bench: {error}", file=sys.stderr)
+        return 1
+    print(checkouts.table(rounds))
+    if options.json is not None:
+        said = {"machine": about, "against": str(options.against)}
+        found = [asdict(each) for each in rounds]
+        options.json.write_text(json.dumps(said | {"rounds": found}, indent=1) + "\n")
+    return 0
 
 
 def main() -> int:
@@ -210,6 +238,8 @@ def main() -> int:
     options = _arguments()
     names = [name for name in NAMES if name in options.names or "all" in options.names]
     about = machine()
+    if options.against is not None:
+        return _against(options, names, about)
     folder = Path(tempfile.mkdtemp(prefix="fleece-bench-", dir=options.dir))
     size = int(options.size * GIB) // MIB * MIB
     setting = Setting(

@@ -134,7 +134,7 @@ def _many_points(folder: Path) -> None:
                     base = stack.enter_context(OpenChain(line))
                 summary, _ = write_delta(partial.create(NODE), head, base, disk, dirty)
             partial.commit()
-            line.insert(0, partial.final / partial.file_name(NODE))
+            line.insert(0, Path(partial.place(NODE)))
             parent = ParentRef(head.point.id, summary.root.hex(), size)
 
 
