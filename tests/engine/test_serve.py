@@ -58,11 +58,12 @@ def serving(
     point: str = "latest",
     disks: tuple[str, ...] = (),
     listener: events.Listener = events.ignore,
+    cancel: fleece.CancelToken | None = None,
     **options: Any,
 ) -> Any:
     """Serve by the library."""
     store, how = fleece.open_store(guest.store), fleece.ServeOptions(**options)
-    return fleece.serve(store, point, disks, how, listener)
+    return fleece.serve(store, point, disks, how, listener, cancel)
 
 
 @dataclass(frozen=True)

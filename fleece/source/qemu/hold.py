@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from fleece.errors import PointError
+from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
 from fleece.source.base import Export
+from fleece.source.qemu.monitor import CommandError, Monitor
+from fleece.source.qemu.plan import PointPlan
+
+_CONFLICT = "Permission conflict"
+"""Another job began on a disk after its scratch was added, and came between the two.
+
+QEMU has put that job's filter above the disk for all who use it, our scratch too; a filter of
+ours would then lie below and above it. It refuses that. A scratch added anew lies right.
+"""
 
 NO_FLUSH = {"no-flush": True}
 """How QEMU treats the scratch's files (`BlockdevCacheOptions`): no flush reaches their disk. They
@@ -69,3 +81,43 @@ class FleecingWay(Protocol):
 
     def reclaim(self, number: int, ranges: Extents) -> None:
         """Give back what the scratch holds of a disk's ranges, which nobody reads again."""
+
+
+@contextlib.contextmanager
+def refusals(monitor: Monitor, conflict: type[PointError]) -> Iterator[None]:
+    """Turn what QEMU refuses into a `PointError`, of this kind if something is in the way."""
+    try:
+        yield
+    except CommandError as error:
+        family = conflict if _CONFLICT in error.reason else PointError
+        raise family(
+            f"QEMU refused the point: {error.reason}", where=monitor.path, hint=error.hint
+        ) from error
+
+
+def new_scratch(plan: PointPlan, name: str, fill: Callable[[int], None]) -> Path:
+    """Make a scratch file for QEMU; gives its path.
+
+    Args:
+        plan: of the point.
+        name: of the file.
+        fill: makes of the empty file, by its descriptor, what is wanted.
+
+    Raises:
+        SourceError: it cannot be made.
+    """
+    path = plan.work.path / name
+    try:
+        descriptor = plan.work.new_scratch_file(name)
+        try:
+            fill(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise SourceError(
+            f"the scratch cannot be made: {error.strerror}",
+            where=path,
+            hint="choose another folder with --scratch",
+        ) from error
+    plan.work.give(name, plan.monitor.peer.owner)
+    return path

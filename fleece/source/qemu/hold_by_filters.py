@@ -10,17 +10,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fleece.cancel import CancelToken
 from fleece.disk.nbd import patiently
-from fleece.errors import PointError, SourceError
+from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.nbd.connection import Connection, RequestRefused
 from fleece.source.base import Export
-from fleece.source.qemu.hold import NO_FLUSH, Entangled
+from fleece.source.qemu.hold import NO_FLUSH, Entangled, new_scratch, refusals
 from fleece.source.qemu.inventory import GuestDisk, plugged
-from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.pause import standing_still
 from fleece.source.qemu.plan import Action, PointPlan
@@ -46,7 +45,6 @@ gives what the disk holds now, and so does its block status (`hbitmap_status`, c
 seen on 7.2.22). Of one unit both are right."""
 
 _PROBE = 512
-_CONFLICT = "Permission conflict"
 
 
 class FilterFleecing:
@@ -75,20 +73,7 @@ class FilterFleecing:
 
     def _add_scratch(self, number: int, size: int) -> None:
         name = self._plan.scratch.raw_file(number)
-        path = self._plan.work.path / name
-        try:
-            descriptor = self._plan.work.new_scratch_file(name)
-            try:
-                os.ftruncate(descriptor, size)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise SourceError(
-                f"the scratch cannot be made ({error.strerror})",
-                where=path,
-                hint="choose another folder with --scratch",
-            ) from error
-        self._plan.work.give(name, self._monitor.peer.owner)
+        path = new_scratch(self._plan, name, lambda file: os.ftruncate(file, size))
         add_node(
             self._monitor,
             path,
@@ -122,28 +107,15 @@ class FilterFleecing:
         counts as changed both in this point and in the next. So no write is lost, and of one disk
         none is missed, even if somebody writes who does not stand still with the guest.
         """
-        with self._refusals(Entangled):
+        with refusals(self._monitor, Entangled):
             self._begin_segments(limit)
             with self._one_moment():
                 for number, planned in enumerate(self._plan.disks):
                     plug(self._monitor, str(planned.disk.device), self._names.guard(number))
-        with self._refusals(PointError):  # from here on, the older segments may have ended
+        with refusals(self._monitor, PointError):  # from here on, the older segments may have ended
             self._gather(limit)
             for number in range(len(self._plan.disks)):
                 self._add_access(number)
-
-    @contextlib.contextmanager
-    def _refusals(self, conflict: type[PointError]) -> Iterator[None]:
-        """Turn what QEMU refuses into a `PointError`, of this kind if something is in the way."""
-        try:
-            yield
-        except CommandError as error:
-            family = conflict if _CONFLICT in error.reason else PointError
-            raise family(
-                f"QEMU refused the point: {error.reason}",
-                where=self._monitor.path,
-                hint=error.hint,
-            ) from error
 
     def _begin_segments(self, limit: float) -> None:
         actions = [each for planned in self._plan.disks for each in planned.begin_segment()]

@@ -12,23 +12,15 @@ import time
 from collections.abc import Iterator, Sequence
 
 from fleece.cancel import CancelToken
-from fleece.errors import PointError, SourceError
+from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.programs import finished, program
 from fleece.source.base import Export
-from fleece.source.qemu.hold import NO_FLUSH, Entangled
+from fleece.source.qemu.hold import NO_FLUSH, Entangled, new_scratch, refusals
 from fleece.source.qemu.inventory import GuestDisk
-from fleece.source.qemu.monitor import CommandError
 from fleece.source.qemu.names import DELTA_BITMAP
 from fleece.source.qemu.plan import Action, PlannedDisk, PointPlan, action
 from fleece.source.qemu.unseen import add_node
-
-_CONFLICT = "Permission conflict"
-"""Another job began on a disk after its scratch was added, and came between the two.
-
-QEMU has put that job's filter above the disk for all who use it, our scratch too; a filter of
-ours would then lie below and above it. It refuses that. A scratch added anew lies right.
-"""
 
 _CHECK_TRIES = 50
 _LEAST_SHARE = 1024 * 1024
@@ -58,15 +50,8 @@ class ClassicFleecing:
             for number, planned in enumerate(self._plan.disks)
             for each in self._actions(number, planned)
         ]
-        try:
+        with refusals(self._monitor, Entangled):
             self._monitor.transaction(actions, limit)
-        except CommandError as error:
-            family = Entangled if _CONFLICT in error.reason else PointError
-            raise family(
-                f"QEMU refused the point: {error.reason}",
-                where=self._monitor.path,
-                hint=error.hint,
-            ) from error
 
     def export(self, number: int) -> dict[str, object]:
         """The overlay, and the bitmap on it."""
@@ -119,16 +104,8 @@ class ClassicFleecing:
 
     def _add_scratch(self, number: int, disk: GuestDisk) -> None:
         name = self._plan.scratch.file(number)
-        path = self._plan.work.path / name
-        try:
-            _make_overlay(self._plan.work.new_scratch_file(name), disk.size, self._monitor.cancel)
-        except OSError as error:
-            raise SourceError(
-                f"the scratch cannot be made: {error.strerror}",
-                where=path,
-                hint="choose another folder with --scratch",
-            ) from error
-        self._plan.work.give(name, self._monitor.peer.owner)
+        cancel = self._monitor.cancel
+        path = new_scratch(self._plan, name, lambda file: _make_overlay(file, disk.size, cancel))
         file = {
             "driver": "file",
             "filename": str(path),
@@ -171,17 +148,14 @@ class ClassicFleecing:
 
 
 def _make_overlay(descriptor: int, size: int, cancel: CancelToken) -> None:
-    """Make an empty file a qcow2 image; closes its descriptor.
+    """Make an empty file a qcow2 image.
 
     Raises:
         OSError: it cannot be made; `strerror` is what qemu-img says.
     """
-    try:
-        # By its descriptor: whatever becomes of its name, no other file is written.
-        place = f"/proc/{os.getpid()}/fd/{descriptor}"
-        words = ["create", "-q", "-f", "qcow2", "--", place, str(size)]
-        done = finished([program("qemu-img"), *words], cancel)
-    finally:
-        os.close(descriptor)
+    # By its descriptor: whatever becomes of its name, no other file is written.
+    place = f"/proc/{os.getpid()}/fd/{descriptor}"
+    words = ["create", "-q", "-f", "qcow2", "--", place, str(size)]
+    done = finished([program("qemu-img"), *words], cancel)
     if done.code != 0:
         raise OSError(errno.EIO, done.said)

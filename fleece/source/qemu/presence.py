@@ -151,36 +151,36 @@ def leaving(monitor: Monitor) -> str | None:
 
 def refuse_absent(monitor: Monitor) -> None:
     """Raise `SourceError` if the disks of a QEMU must be neither read nor changed through it."""
-    reason = _why_stranded(monitor, run_state(monitor))
-    if reason is not None:
-        raise SourceError(
-            f"this QEMU may not have its guest: {reason}",
-            where=monitor.path,
-            hint="if no other QEMU has it, continue it here ('cont') and, if need be, pause it "
-            "again",
-        )
-    reason = absence(monitor)
-    if reason is not None:
-        raise SourceError(
-            f"this QEMU does not have its guest: {reason}",
-            where=monitor.path,
-            hint="name the QEMU that runs the guest",
-        )
-    reason = without_disks(monitor)
-    if reason is not None:
-        raise SourceError(
-            f"the guest cannot be backed up now: {reason}",
-            where=monitor.path,
-            hint="continue the guest first",
-        )
+    _refuse(
+        monitor,
+        "this QEMU may not have its guest",
+        _why_stranded(monitor, run_state(monitor)),
+        "if no other QEMU has it, continue it here ('cont') and, if need be, pause it again",
+    )
+    _refuse(
+        monitor,
+        "this QEMU does not have its guest",
+        absence(monitor),
+        "name the QEMU that runs the guest",
+    )
+    _refuse(
+        monitor,
+        "the guest cannot be backed up now",
+        without_disks(monitor),
+        "continue the guest first",
+    )
 
 
 def refuse_leaving(monitor: Monitor) -> None:
     """Raise `SourceError` if a guest is leaving."""
-    reason = leaving(monitor)
+    _refuse(
+        monitor,
+        "no point of the guest can be taken now",
+        leaving(monitor),
+        "wait for the migration to end, and name the QEMU that has the guest then",
+    )
+
+
+def _refuse(monitor: Monitor, what: str, reason: str | None, hint: str) -> None:
     if reason is not None:
-        raise SourceError(
-            f"no point of the guest can be taken now: {reason}",
-            where=monitor.path,
-            hint="wait for the migration to end, and name the QEMU that has the guest then",
-        )
+        raise SourceError(f"{what}: {reason}", where=monitor.path, hint=hint)
