@@ -13,7 +13,7 @@ from fleece.delta.chain import Chain
 from fleece.engine.backup.decide import Auditable, Lineage, auditable
 from fleece.engine.backup.guest import guest_name
 from fleece.engine.backup.identity import bound
-from fleece.engine.backup.pull import dirty_leaves, open_export
+from fleece.engine.backup.pull import open_dirty
 from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differing
 from fleece.engine.backup.take import recover, taken
 from fleece.engine.work.needs import check_backup_needs
@@ -128,8 +128,8 @@ def _jobs(
     jobs = []
     for item, export in zip(found, exports, strict=True):
         chain: Chain = stack.enter_context(catalogue.chain(item.newest))
-        disk = open_export(export, cancel=cancel)
-        clean = Extents.whole(disk.size).subtract(dirty_leaves(export, disk))
+        disk, dirty = open_dirty(export, cancel=cancel)
+        clean = Extents.whole(disk.size).subtract(dirty)
         jobs.append(AuditJob(item.disk.name, disk, clean, chain))
     return jobs
 

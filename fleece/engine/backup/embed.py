@@ -11,7 +11,7 @@ from fleece.delta.header import Header
 from fleece.delta.sink import Sink
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.base import ReadableDisk
-from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_export
+from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_dirty, open_export
 from fleece.engine.backup.shrunk import cut_at
 from fleece.engine.work.pool import Counter, run_beside
 from fleece.errors import PointError
@@ -28,8 +28,7 @@ def dirty_extents(export: Export) -> Iterator[tuple[int, int, bool]]:
         (start, end, zero) in bytes of disk, by ascending start, in whole leaves; `zero`: it is
         known, without reading, to be zeros.
     """
-    disk = open_export(export)
-    dirty = dirty_leaves(export, disk)
+    disk, dirty = open_dirty(export)
     zeros = disk.zero_extents(dirty)
     parts = [(start, end, True) for start, end in zeros]
     parts += [(start, end, False) for start, end in dirty.subtract(zeros)]

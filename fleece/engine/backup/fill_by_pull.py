@@ -15,7 +15,7 @@ from fleece.engine.backup.audit import distrust
 from fleece.engine.backup.decide import Decision, ModeWish, impossible
 from fleece.engine.backup.filling import Filling, Opening
 from fleece.engine.backup.options import DiskResult
-from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_export
+from fleece.engine.backup.pull import CopyJob, copy_all, open_dirty
 from fleece.engine.backup.reclaim import Reclaim, never_read
 from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differing
 from fleece.engine.backup.shrunk import cut_at
@@ -73,7 +73,7 @@ def fill_by_pull(filling: Filling) -> list[DiskResult]:
         ]
         jobs = [work.copy for work in works]
         audits = [work.audit for work in works if work.audit is not None]
-        kept = sum(job.kept_bytes for job in jobs)
+        kept = sum(job.kept.total for job in jobs)
         if taken.left is not None:
             names = tuple(made.disk.name for made in taken.decisions)
             task.listener(events.Resumed(taken.ref.id, taken.ref.time, names, kept))
@@ -97,8 +97,7 @@ def _opened(
 ) -> _Opened:
     """A disk of the point, open; one that was cut since its parent is to be rescanned."""
     base = stack.enter_context(filling.base(made))
-    disk = open_export(export, pace, filling.task.cancel)
-    dirty = dirty_leaves(export, disk, made.more_dirty)
+    disk, dirty = open_dirty(export, made.more_dirty, pace, filling.task.cancel)
     opened = _Opened(made, disk, dirty, export.granularity, base)
     if filling.taken.left is not None or base is None or made.mode is Mode.RESCAN:
         return opened

@@ -10,12 +10,12 @@ from fleece.engine.backup.filling import Filling
 from fleece.engine.backup.options import DiskResult
 from fleece.engine.backup.push import PushJob, push_all
 from fleece.engine.backup.unchanged import HeldLeaves
-from fleece.source.base import PushFeed
 
 
-def fill_by_push(filling: Filling, push: PushFeed) -> list[DiskResult]:
+def fill_by_push(filling: Filling) -> list[DiskResult]:
     """Have a point's disks pushed into their deltas, and finish these."""
-    task, taken = filling.task, filling.taken
+    task, taken, push = filling.task, filling.taken, filling.taken.living.push
+    assert push is not None
     with contextlib.ExitStack() as stack:
         jobs = [
             _push_job(filling, made, stack.enter_context(filling.base(made)))

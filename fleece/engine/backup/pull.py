@@ -14,8 +14,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.engine.backup.pack import Packer
 from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.pool import WORKERS, Counter, run_workers
-from fleece.engine.work.reading import OneReader
-from fleece.engine.work.reads import WINDOW, ReadItem, known_zeros, read_items
+from fleece.engine.work.reads import WINDOW, OneReader, ReadItem, known_zeros, read_items
 from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.pace import Pace
@@ -103,6 +102,17 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
             raise PointError(f"the export has no meta context {context}", where=export.uri)
         dirty = dirty.union(found)
     return dirty.align_out(LEAF_SIZE, disk.size)
+
+
+def open_dirty(
+    export: Export,
+    more: Extents | None = None,
+    pace: Pace | None = None,
+    cancel: CancelToken | None = None,
+) -> tuple[NbdDisk, Extents]:
+    """`open_export`, and its `dirty_leaves`."""
+    disk = open_export(export, pace, cancel)
+    return disk, dirty_leaves(export, disk, more)
 
 
 def copy_all(

@@ -10,7 +10,9 @@ from fleece.cancel import CancelToken
 from fleece.delta.sink import Sink
 from fleece.engine.backup.aftermath import Aftermath, let_go, oldest_needed, trust
 from fleece.engine.backup.decide import Lineage
-from fleece.engine.backup.fill import store_point, stream_point
+from fleece.engine.backup.fill_by_pull import fill_by_pull
+from fleece.engine.backup.fill_by_push import fill_by_push
+from fleece.engine.backup.filling import store_point, stream_point
 from fleece.engine.backup.guest import guest_name
 from fleece.engine.backup.identity import bound
 from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult, common_mode
@@ -74,11 +76,11 @@ def _back_up(task: Task) -> BackupResult:
     check_needs(task)
     with after.rest(), contextlib.ExitStack() as stack:
         taken = resume(task, stack) or take(task, plan_point(task), stack)
-        oldest = None
+        fill, oldest = fill_by_pull if taken.living.push is None else fill_by_push, None
         if task.output is None:
-            results = store_point(task, taken)
+            results = store_point(task, taken, fill)
         else:
-            results = stream_point(task, taken, task.output)
+            results = stream_point(task, taken, fill, task.output)
             oldest = oldest_needed(task, taken)
         after.stored = True
         told = events.Committed if task.output is None else events.Streamed

@@ -19,8 +19,7 @@ from fleece.disk.base import ReadableDisk, Reader
 from fleece.engine.backup.unchanged import HeldLeaves, changed_runs
 from fleece.engine.work.leaves import LeafHasher
 from fleece.engine.work.pool import WORKERS, Counter, run_workers
-from fleece.engine.work.reading import OneReader
-from fleece.engine.work.reads import WINDOW, ReadItem, known_zeros, read_items
+from fleece.engine.work.reads import WINDOW, OneReader, ReadItem, known_zeros, read_items
 from fleece.errors import VerifyError
 from fleece.extents import Extents
 from fleece.tree import HashArray

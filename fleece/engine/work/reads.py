@@ -1,13 +1,14 @@
-"""What to read of a disk: the dirty leaves, less what is known to be zero, in reads of 2 MiB."""
+"""Reads of a disk: the dirty leaves, less what is known to be zero, in 2 MiB; a worker's reader."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from fleece.disk.base import ReadableDisk
+from fleece.disk.base import ReadableDisk, Reader
 from fleece.extents import Extents
 
 MAX_READ = 2 * 1024 * 1024
@@ -81,3 +82,33 @@ def read_items(wanted: Extents, gap: int = GAP) -> Iterator[ReadItem]:
         pairs = tuple(zip(part_list[low:high], stop_list[low:high], strict=True))
         if pairs:  # a gap that fills a whole read is skipped
             yield ReadItem(start, end, pairs)
+
+
+class OneReader:
+    """The reader of the disk that one worker is at. Close it in the end.
+
+    A worker meets many disks one after the other, and items of work come disk by disk: no reader
+    that was closed is wanted again.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._disk: ReadableDisk | None = None
+        self._reader: Reader | None = None
+
+    def of(self, disk: ReadableDisk) -> Reader:
+        """The reader of this disk; that of the disk before is closed.
+
+        Raises:
+            FleeceError: the disk cannot be opened.
+        """
+        if self._reader is None or disk is not self._disk:
+            self.close()
+            self._reader = self._stack.enter_context(disk.reader())
+            self._disk = disk
+        return self._reader
+
+    def close(self) -> None:
+        """Close the reader. Safe to repeat."""
+        self._disk = self._reader = None
+        self._stack.close()
