@@ -139,7 +139,7 @@ def written_since(
     first = held.get(sequence)
     if first is None or (segment := first.segment) is None or segment.point != point:
         return _foreign(disk, held.values(), names) or Unknown(
-            f"QEMU has no bitmap of what was written since point {point}"
+            f"there is no bitmap of what was written since point {point}"
         )
     line = [number for number in sorted(held) if number >= sequence]
     if (foreign := _foreign(disk, [held[number] for number in line], names)) is not None:

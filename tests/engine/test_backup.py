@@ -242,7 +242,7 @@ def test_a_clean_restart_keeps_the_chain_exact(pair: Scene) -> None:
     assert result.mode == "mixed"
     assert reasons(heard)["d0"][0] == "incremental"
     mode, reason = reasons(heard)["d1"]
-    assert (mode, reason.split(" of ")[0]) == ("rescan", "QEMU has no bitmap")
+    assert (mode, reason.split(" of ")[0]) == ("rescan", "there is no bitmap")
     assert [disk.dirty_bytes for disk in result.disks] == [2 * KIB64, KIB64]
     assert result.disks[1].read_bytes > 3 * MIB  # all but its holes
     pair.check_exact()

@@ -371,13 +371,13 @@ def test_a_bitmap_that_died_with_qemu(scene: Scene) -> None:
     scene.qemu.kill()
     scene.qemu.start()
     assert scene.bitmaps() == []
-    _refused_then_rescanned(scene, "QEMU has no bitmap")
+    _refused_then_rescanned(scene, "there is no bitmap")
 
 
 def test_a_bitmap_that_someone_removed(scene: Scene) -> None:
     scene.take()
     _change_bitmap(scene, "remove", scene.segments()[0])
-    _refused_then_rescanned(scene, "QEMU has no bitmap")
+    _refused_then_rescanned(scene, "there is no bitmap")
 
 
 def _change_bitmap(scene: Scene, verb: str, name: str) -> None:

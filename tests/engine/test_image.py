@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece.events import Event, PointTaken
 from fleece.nbd.server import served_image
 from fleece.source.image.hold import HeldImages
 from fleece.source.image.inventory import ImageDisk
@@ -331,6 +332,36 @@ def test_bitmaps_that_a_crash_spoiled_lead_to_a_rescan(still: Still) -> None:
     still.write(0)
     assert _modes(still.backup()) == {"d0": "incremental"}
     still.check_exact()
+
+
+def test_what_a_failed_backup_of_the_running_guest_left_counts(still: Still) -> None:
+    """Two bitmaps then tell together what changed: the first one was ended in the middle."""
+    _modes(still.backup())
+    with StorageDaemon([still.disk()]) as qemu:
+        scene = Scene(qemu, still.folder)
+        scene.store = still.store
+        scene.writer().write(3 * KIB64, b"before the failed one...." * 40)
+        _fail(scene)
+        scene.writer().write(9 * KIB64, b"after the failed one....." * 40)
+        scene.writer().flush()
+    assert [bitmap["flags"] for bitmap in still.bitmaps()] == [[], ["auto"]]
+    ran = still.backup()
+    assert _modes(ran) == {"d0": "incremental"}
+    assert ran.result["disks"][0]["dirty_bytes"] == 2 * KIB64
+    still.check_exact()
+    assert len(still.names()) == 1
+
+
+def _fail(scene: Scene) -> None:
+    """Take a point of the running guest, and give it up."""
+    cancel = fleece.CancelToken()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, PointTaken):
+            cancel.cancel()
+
+    with pytest.raises(fleece.Interrupted):
+        scene.take(listener=stop, cancel=cancel)
 
 
 def test_two_stores_of_one_image_do_not_know_each_other(still: Still) -> None:

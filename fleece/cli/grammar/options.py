@@ -6,7 +6,10 @@ import argparse
 import re
 from collections.abc import Callable
 
-SOURCE = "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses"
+SOURCE = (
+    "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; or "
+    "image:[NAME=]PATH[,...], the images of a guest that is off"
+)
 STORE = "a store's folder; 'fleece init' makes one"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 

@@ -21,7 +21,7 @@ def source_verbs(verb: AddVerb) -> None:
         "backup",
         "verbs:backup",
         BackupWords,
-        "take a point of a running guest's disks and store it",
+        "take a point of a guest's disks and store it",
     )
     backup.add_argument("source", metavar="SOURCE", help=SOURCE)
     backup.add_argument("store", metavar="STORE", help=STORE)

@@ -19,7 +19,9 @@ def examine(
 ) -> Report:
     """Look at all images."""
     disks = tuple(_examined(disk, cancel) for disk in inventory.disks)
-    obstacles = [f"{disk.place}: {disk.obstacle}" for disk in disks if disk.obstacle is not None]
+    obstacles = [
+        f"{disk.details['path']}: {disk.obstacle}" for disk in disks if disk.obstacle is not None
+    ]
     return Report(
         "Images",
         version,
@@ -35,14 +37,15 @@ def examine(
 def _examined(disk: ImageDisk, cancel: CancelToken) -> ExaminedDisk:
     found = disk.writer()
     used = None if found is None else f"is in use ({found[1]})"
+    keeps = disk.persistent_bitmaps and not disk.unwritable
     return ExaminedDisk(
         disk.name,
         disk.size,
         disk.format,
-        disk.path,
+        disk.path if keeps else f"{disk.path}, keeps no bitmaps: all is read each time",
         used,
         tuple(_bitmap(disk, bitmap, used is None, cancel) for bitmap in disk.bitmaps),
-        {"path": disk.path, "persistent_bitmaps": disk.persistent_bitmaps},
+        {"path": disk.path, "persistent_bitmaps": keeps},
     )
 
 
