@@ -98,19 +98,27 @@ class Connection:
         self._handle.set_pread_initialize(False)
         for context in contexts:
             self._handle.add_meta_context(context)
-        self._connect()
-        handle = self._handle
+        try:
+            self._connect()
+            self._look(contexts)
+        except BaseException:
+            # The error's frames keep this object, and so the server would keep its client.
+            self._handle = None
+            raise
+
+    def _look(self, contexts: tuple[str, ...]) -> None:
+        """Ask for what the export is; the server has told it already."""
         self.contexts = self._call(
-            lambda: tuple(name for name in contexts if handle.can_meta_context(name))
+            lambda: tuple(name for name in contexts if self._handle.can_meta_context(name))
         )
-        self.size: int = self._call(handle.get_size)
+        self.size: int = self._call(lambda: self._handle.get_size())
         if not 0 <= self.size <= _LARGEST:
-            raise SourceError(f"NBD: no disk has {self.size} bytes", where=uri)
-        self.read_only: bool = self._call(handle.is_read_only)
-        limit: int = self._call(lambda: handle.get_block_size(self._nbd.SIZE_MAXIMUM))
+            raise SourceError(f"NBD: no disk has {self.size} bytes", where=self.uri)
+        self.read_only: bool = self._call(lambda: self._handle.is_read_only())
+        limit: int = self._call(lambda: self._handle.get_block_size(self._nbd.SIZE_MAXIMUM))
         self.most = limit or _MOST_BY_DEFAULT
         if self.most < _LEAST:
-            raise SourceError(f"NBD: the server takes only {limit} bytes at once", where=uri)
+            raise SourceError(f"NBD: the server takes only {limit} bytes at once", where=self.uri)
 
     def _connect(self) -> None:
         end = time.monotonic() + CONNECT_LIMIT
@@ -121,7 +129,7 @@ class Connection:
         while self._handle.aio_is_connecting():
             self._cancel.check()
             if time.monotonic() > end:
-                self._handle = None  # not `ConnectionLost`: another attempt would wait as long
+                # Not `ConnectionLost`: another attempt would wait as long.
                 raise SourceError(
                     f"NBD: the server did not answer within {CONNECT_LIMIT:.0f} s",
                     where=self.uri,

@@ -360,8 +360,9 @@ def _fail(scene: Scene) -> None:
         if isinstance(event, PointTaken):
             cancel.cancel()
 
-    with pytest.raises(fleece.Interrupted):
+    with pytest.raises(fleece.Interrupted, match="the point was taken down again"):
         scene.take(listener=stop, cancel=cancel)
+    scene.nothing_left()
 
 
 def test_two_stores_of_one_image_do_not_know_each_other(still: Still) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
 import fleece
+from fleece.cancel import CancelToken
+from fleece.nbd.connection import Connection
+from fleece.nbd.uri import unix_uri
 from tests.engine.history import Guest
 from tests.engine.scene import INTACT, MIB, Running, wait_until
 from tests.hostile.nbd_liar import KINDS, Fault, Phase, served
@@ -131,3 +135,21 @@ def test_the_server_itself_is_right(guest: Guest, tmp_path: Path) -> None:
     with served(tmp_path / "s", os.urandom(_SIZE)) as liar:
         INTACT.run(*_words("restore", guest, liar.uri)).succeeded()
         assert bytes(liar.content) == _CONTENT
+
+
+def test_who_is_interrupted_while_a_server_is_silent_leaves_it_at_once(tmp_path: Path) -> None:
+    """Whatever becomes of the error: a QEMU that is to end its server waits for its clients."""
+    place = tmp_path / "nbd.sock"
+    cancel = CancelToken()
+    cancel.cancel()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        listener.settimeout(60)
+        with pytest.raises(fleece.Interrupted) as kept:
+            Connection(unix_uri(str(place)), cancel=cancel)
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(60)
+            assert accepted.recv(1) == b""
+    assert kept.value is not None
