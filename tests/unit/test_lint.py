@@ -374,3 +374,19 @@ def test_no_function_takes_more_than_seven_parameters(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _parameters(node) > 7
     ]
     assert not many
+
+
+def _code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many lines a function has, its docstring left out."""
+    said = ast.get_docstring(node, clean=False)
+    return (node.end_lineno or 0) - node.lineno + 1 - (len(said.split("\n")) if said else 0)
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_no_function_needs_scrolling(path: Path) -> None:
+    long = [
+        f"line {node.lineno}: {node.name}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _code_lines(node) > 50
+    ]
+    assert not long

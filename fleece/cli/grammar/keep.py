@@ -22,6 +22,12 @@ _UNITS = {
 
 def keep_verbs(verb: AddVerb) -> None:
     """merge, prune, pin, unpin."""
+    _merge_verb(verb)
+    _prune_verb(verb)
+    _pin_verbs(verb)
+
+
+def _merge_verb(verb: AddVerb) -> None:
     merge = verb(
         "merge",
         "keep:merge",
@@ -38,6 +44,9 @@ def keep_verbs(verb: AddVerb) -> None:
     )
     add_guest(merge)
     add_key(merge)
+
+
+def _prune_verb(verb: AddVerb) -> None:
     prune = verb(
         "prune",
         "keep:prune",
@@ -68,6 +77,9 @@ def keep_verbs(verb: AddVerb) -> None:
         "--guest", help="only the points of this guest; default: those of each guest, separately"
     )
     add_key(prune)
+
+
+def _pin_verbs(verb: AddVerb) -> None:
     for name, text in (
         ("pin", "protect a point from prune"),
         ("unpin", "end a point's protection"),

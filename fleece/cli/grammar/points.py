@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from fleece.cli.grammar.options import (
     POINT,
     STORE,
@@ -16,9 +18,8 @@ from fleece.cli.words import BootWords, DiffWords, MapWords, RestoreWords, Serve
 
 def point_verbs(verb: AddVerb) -> None:
     """restore, serve, boot-test, diff, map."""
-    _restore_verb(verb)
-    _boot_verb(verb)
-    _looking_verbs(verb)
+    for add in (_restore_verb, _boot_verb, _diff_verb, _picture_verb, _serve_verb):
+        add(verb)
 
 
 def _restore_verb(verb: AddVerb) -> None:
@@ -70,7 +71,7 @@ def _restore_verb(verb: AddVerb) -> None:
     add_key(restore)
 
 
-def _looking_verbs(verb: AddVerb) -> None:
+def _diff_verb(verb: AddVerb) -> None:
     diff = verb(
         "diff",
         "looking:diff",
@@ -90,6 +91,9 @@ def _looking_verbs(verb: AddVerb) -> None:
     )
     add_guest(diff)
     add_key(diff)
+
+
+def _picture_verb(verb: AddVerb) -> None:
     picture = verb(
         "map",
         "looking:draw",
@@ -104,6 +108,9 @@ def _looking_verbs(verb: AddVerb) -> None:
     )
     add_guest(picture)
     add_key(picture)
+
+
+def _serve_verb(verb: AddVerb) -> None:
     serve = verb(
         "serve",
         "serving:serve",
@@ -180,6 +187,13 @@ def _boot_verb(verb: AddVerb) -> None:
         help="write what came on the serial console to FILE",
     )
     add_mode(boot, "these files")
+    _add_machine(boot)
+    add_guest(boot)
+    add_key(boot)
+
+
+def _add_machine(boot: argparse.ArgumentParser) -> None:
+    """What machine boots."""
     boot.add_argument(
         "--memory",
         type=int,
@@ -215,5 +229,3 @@ def _boot_verb(verb: AddVerb) -> None:
     boot.add_argument(
         "--scratch", metavar="DIR", help="folder for what it writes; default: /var/tmp"
     )
-    add_guest(boot)
-    add_key(boot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from fleece.cli.grammar.options import (
     SOURCE,
     STORE,
@@ -17,6 +19,11 @@ from fleece.cli.words import AuditWords, BackupWords, BitmapWords, CleanWords, D
 
 def source_verbs(verb: AddVerb) -> None:
     """backup, audit, bitmap, clean, doctor."""
+    for add in (_backup_verb, _audit_verb, _bitmap_verb, _clean_verb, _doctor_verb):
+        add(verb)
+
+
+def _backup_verb(verb: AddVerb) -> None:
     backup = verb(
         "backup",
         "verbs:backup",
@@ -58,6 +65,13 @@ def source_verbs(verb: AddVerb) -> None:
         metavar="NAME",
         help="back up this disk (repeatable); default: all writable ones",
     )
+    _add_ways(backup)
+    _add_freeze(backup)
+    _add_checks(backup)
+
+
+def _add_ways(backup: argparse.ArgumentParser) -> None:
+    """How the point is held and read."""
     add_scratch(backup)
     add_scratch_limit(backup)
     add_fleecing(backup)
@@ -81,6 +95,11 @@ def source_verbs(verb: AddVerb) -> None:
         help="read at most this many bytes a second from the source, like 50M",
     )
     add_nice(backup)
+    backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+
+
+def _add_freeze(backup: argparse.ArgumentParser) -> None:
+    """Whether the guest's file systems stand still."""
     backup.add_argument(
         "--guest-agent",
         metavar="SOCKET",
@@ -92,7 +111,10 @@ def source_verbs(verb: AddVerb) -> None:
         action="store_true",
         help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
     )
-    backup.add_argument("--level", type=int, default=None, help="zstd level, 1 to 19; default: 1")
+
+
+def _add_checks(backup: argparse.ArgumentParser) -> None:
+    """What is made of what was there before."""
     backup.add_argument(
         "--no-resume",
         action="store_false",
@@ -107,6 +129,9 @@ def source_verbs(verb: AddVerb) -> None:
         help="also read this part (0 to 1) of what the source calls unchanged, chosen at random, "
         "and compare it with the store; default: 0",
     )
+
+
+def _audit_verb(verb: AddVerb) -> None:
     audit = verb(
         "audit",
         "audit:audit",
@@ -128,6 +153,9 @@ def source_verbs(verb: AddVerb) -> None:
     add_scratch_limit(audit)
     add_fleecing(audit)
     add_key(audit)
+
+
+def _bitmap_verb(verb: AddVerb) -> None:
     bitmap = verb(
         "bitmap",
         "bitmaps:bitmap",
@@ -143,11 +171,17 @@ def source_verbs(verb: AddVerb) -> None:
     )
     bitmap.add_argument("--guest", help="the guest's name in the stores")
     add_key(bitmap)
+
+
+def _clean_verb(verb: AddVerb) -> None:
     clean = verb(
         "clean", "verbs:clean", CleanWords, "clean up what interrupted backups left in a source"
     )
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)
+
+
+def _doctor_verb(verb: AddVerb) -> None:
     doctor = verb(
         "doctor",
         "doctor:doctor",

@@ -25,12 +25,41 @@ from fleece.cli.words import (
 )
 
 
-def store_verbs(verb: AddVerb) -> None:
-    """init, list, status, import, info, verify, root, salvage."""
-    _init_verb(verb)
+def _init_verb(verb: AddVerb) -> None:
+    init = verb("init", "verbs:init", InitWords, "make a new store, for guests to be backed up to")
+    init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
+    init.add_argument(
+        "--hash",
+        choices=("xxh3-128", "blake3"),
+        default=None,
+        dest="hash_name",
+        help="xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
+    )
+    init.add_argument("--encrypt", action="store_true", help="encrypt all deltas; needs a key")
+    init.add_argument(
+        "--mode",
+        type=permissions,
+        default=0o600,
+        dest="permissions",
+        metavar="OCTAL",
+        help="permissions of the store's files, like 640; default: 600, only the user's own",
+    )
+    init.add_argument(
+        "--like",
+        metavar="OTHER",
+        help="a store or a delta: use its hash, key and encryption, so that deltas of that store "
+        "can be imported",
+    )
+    add_key(init)
+
+
+def _listing_verb(verb: AddVerb) -> None:
     listing = verb("list", "verbs:list_points", ListWords, "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     add_key(listing)
+
+
+def _status_verb(verb: AddVerb) -> None:
     status = verb(
         "status",
         "checking:status",
@@ -42,6 +71,9 @@ def store_verbs(verb: AddVerb) -> None:
         "--prometheus", action="store_true", help="print metrics in Prometheus' text format"
     )
     add_key(status)
+
+
+def _taking_verb(verb: AddVerb) -> None:
     taking = verb(
         "import",
         "stream:import_delta",
@@ -55,9 +87,15 @@ def store_verbs(verb: AddVerb) -> None:
         help="add it to the points of another guest of the same name",
     )
     add_key(taking)
+
+
+def _info_verb(verb: AddVerb) -> None:
     info = verb("info", "verbs:info", InfoWords, "show what a delta file says of itself")
     info.add_argument("file", metavar="FILE", help="a delta")
     add_key(info)
+
+
+def _verify_verb(verb: AddVerb) -> None:
     verify = verb(
         "verify",
         "checking:verify",
@@ -85,6 +123,9 @@ def store_verbs(verb: AddVerb) -> None:
     add_guest(verify)
     add_key(verify)
     add_image_format(verify)
+
+
+def _root_verb(verb: AddVerb) -> None:
     root = verb("root", "verbs:root", RootWords, "compute the root of an image; no store is needed")
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     add_image_format(root)
@@ -95,6 +136,9 @@ def store_verbs(verb: AddVerb) -> None:
         dest="hash_name",
         help="the store's hash; default: xxh3-128",
     )
+
+
+def _salvage_verb(verb: AddVerb) -> None:
     salvage = verb(
         "salvage",
         "salvage:salvage",
@@ -116,29 +160,19 @@ def store_verbs(verb: AddVerb) -> None:
     add_key(salvage)
 
 
-def _init_verb(verb: AddVerb) -> None:
-    init = verb("init", "verbs:init", InitWords, "make a new store, for guests to be backed up to")
-    init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
-    init.add_argument(
-        "--hash",
-        choices=("xxh3-128", "blake3"),
-        default=None,
-        dest="hash_name",
-        help="xxh3-128 (default) or blake3; with a key, blake3 finds tampering",
-    )
-    init.add_argument("--encrypt", action="store_true", help="encrypt all deltas; needs a key")
-    init.add_argument(
-        "--mode",
-        type=permissions,
-        default=0o600,
-        dest="permissions",
-        metavar="OCTAL",
-        help="permissions of the store's files, like 640; default: 600, only the user's own",
-    )
-    init.add_argument(
-        "--like",
-        metavar="OTHER",
-        help="a store or a delta: use its hash, key and encryption, so that deltas of that store "
-        "can be imported",
-    )
-    add_key(init)
+_VERBS = (
+    _init_verb,
+    _listing_verb,
+    _status_verb,
+    _taking_verb,
+    _info_verb,
+    _verify_verb,
+    _root_verb,
+    _salvage_verb,
+)
+
+
+def store_verbs(verb: AddVerb) -> None:
+    """init, list, status, import, info, verify, root, salvage."""
+    for add in _VERBS:
+        add(verb)
