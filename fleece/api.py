@@ -39,7 +39,7 @@ from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.upkeep.retention import KeepRules
 from fleece.engine.work.needs import Need, examine_host
-from fleece.engine.work.root import disk_root
+from fleece.engine.work.scan import disk_root
 from fleece.errors import (
     DeltaError,
     ExitCode,

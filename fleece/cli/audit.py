@@ -7,15 +7,11 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.verbs import source_options
+from fleece.cli.sources import source_options
 from fleece.cli.words import AuditWords
 
 
-def audit(
-    output: Output,
-    cancel: CancelToken,
-    words: AuditWords,
-) -> None:
+def audit(output: Output, cancel: CancelToken, words: AuditWords) -> None:
     """`fleece audit SOURCE STORE`."""
     place = fleece.open_store(words.store, words.secret)
     options = source_options(words.scratch, words.scratch_limit, words.fleecing)

@@ -9,11 +9,7 @@ from fleece.cli.words import BitmapWords
 from fleece.terminal import counted
 
 
-def bitmap(
-    output: Output,
-    cancel: CancelToken,
-    words: BitmapWords,
-) -> None:
+def bitmap(output: Output, cancel: CancelToken, words: BitmapWords) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
     places = [fleece.open_store(store, words.secret) for store in words.stores]
     with fleece.open_source(words.source, None, cancel) as opened:

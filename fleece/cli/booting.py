@@ -12,11 +12,7 @@ from fleece.cli.words import BootWords
 from fleece.errors import UsageError
 
 
-def boot_test(
-    output: Output,
-    cancel: CancelToken,
-    words: BootWords,
-) -> None:
+def boot_test(output: Output, cancel: CancelToken, words: BootWords) -> None:
     """`fleece boot-test STORE POINT`."""
     if not words.limit > 0:
         raise UsageError("--timeout must be more than 0 seconds")

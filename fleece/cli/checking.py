@@ -1,4 +1,4 @@
-"""The verbs that say how a store is: `verify`, in whole or in parts, and `status`."""
+"""The verbs that prove: `verify`, in whole or in parts, `status` of what is proven, and `root`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human, span
-from fleece.cli.words import StatusWords, VerifyWords
+from fleece.cli.words import RootWords, StatusWords, VerifyWords
 from fleece.errors import StoreError, UsageError, VerifyError
 from fleece.terminal import counted
 
 
-def verify(
-    output: Output,
-    cancel: CancelToken,
-    words: VerifyWords,
-) -> None:
+def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
     catalogue = fleece.open_store(words.store, words.secret).catalogue()
     if words.max_age is not None or words.fraction is not None:
@@ -126,11 +122,7 @@ def _failed(
     return error
 
 
-def status(
-    output: Output,
-    cancel: CancelToken,
-    words: StatusWords,
-) -> None:
+def status(output: Output, cancel: CancelToken, words: StatusWords) -> None:
     """`fleece status STORE`."""
     found = fleece.status(fleece.open_store(words.store, words.secret).catalogue())
     if words.prometheus:
@@ -195,3 +187,15 @@ def _row(guest: fleece.GuestStatus) -> tuple[str, ...]:
         f"{human(guest.growth_bytes)}/{fleece.GROWTH_DAYS}d",
         checked,
     )
+
+
+def root(output: Output, cancel: CancelToken, words: RootWords) -> None:
+    """`fleece root IMAGE`."""
+    algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[words.hash_name]
+    with fleece.open_image(
+        words.image, words.image_format, listener=output.listen, cancel=cancel
+    ) as disk:
+        geometry = fleece.Geometry(disk.size, algorithm=algorithm)
+        found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
+        size = disk.size
+    output.succeed(found, root=found, size=size, image=words.image)

@@ -8,16 +8,12 @@ from pathlib import Path
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.verbs import source_options
+from fleece.cli.sources import source_options
 from fleece.cli.words import DoctorWords
 from fleece.errors import UsageError
 
 
-def doctor(
-    output: Output,
-    cancel: CancelToken,
-    words: DoctorWords,
-) -> None:
+def doctor(output: Output, cancel: CancelToken, words: DoctorWords) -> None:
     """`fleece doctor [SOURCE [STORE]]`."""
     needs = fleece.examine_host(_path(words.scratch), words.store)
     for need in needs:

@@ -40,11 +40,7 @@ class _Problems:
         self._output.listen(event)
 
 
-def ls(
-    output: Output,
-    cancel: CancelToken,
-    words: LsWords,
-) -> None:
+def ls(output: Output, cancel: CancelToken, words: LsWords) -> None:
     """`fleece files STORE POINT DISK ls [PATH]...`."""
     place = fleece.open_store(words.store, words.secret)
     with fleece.open_files(
@@ -134,11 +130,7 @@ def _time(mtime: int | None) -> str:
     return "-" if mtime is None else f"{when:%Y-%m-%d %H:%M:%S}"
 
 
-def cp(
-    output: Output,
-    cancel: CancelToken,
-    words: CpWords,
-) -> None:
+def cp(output: Output, cancel: CancelToken, words: CpWords) -> None:
     """`fleece files STORE POINT DISK cp PATH... DEST`."""
     place = fleece.open_store(words.store, words.secret)
     if words.target == "-" and (len(words.paths) != 1 or words.force):

@@ -37,7 +37,7 @@ def _has(name: str) -> Callable[[Options], bool]:
 _NO_STORE = (("without a STORE", _is("stores", [])),)
 
 _IDLE: dict[str, tuple[_Idle, ...]] = {
-    "verbs:backup": (
+    "backing_up:backup": (
         _Idle(
             "--no-resume",
             _is("resume", False),

@@ -11,11 +11,7 @@ from fleece.cli.words import MergeWords, PinWords, PruneWords
 from fleece.terminal import counted
 
 
-def merge(
-    output: Output,
-    cancel: CancelToken,
-    words: MergeWords,
-) -> None:
+def merge(output: Output, cancel: CancelToken, words: MergeWords) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
     result = fleece.merge(
         fleece.open_store(words.store, words.secret),
@@ -34,11 +30,7 @@ def merge(
     output.succeed([*lines, f"point {result.point} is merged"], **asdict(result))
 
 
-def prune(
-    output: Output,
-    cancel: CancelToken,
-    words: PruneWords,
-) -> None:
+def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
     """`fleece prune STORE --keep-...`."""
     rules = fleece.KeepRules(
         last=words.last,
@@ -77,21 +69,13 @@ def prune(
     output.succeed(text, points=len(result.points), **fields)
 
 
-def pin(
-    output: Output,
-    cancel: CancelToken,
-    words: PinWords,
-) -> None:
+def pin(output: Output, cancel: CancelToken, words: PinWords) -> None:
     """`fleece pin STORE POINT`."""
     found = fleece.set_pin(fleece.open_store(words.store, words.secret), words.point, words.guest)
     output.succeed(f"point {found.id} is pinned", point=found.id, guest=found.guest, pinned=True)
 
 
-def unpin(
-    output: Output,
-    cancel: CancelToken,
-    words: PinWords,
-) -> None:
+def unpin(output: Output, cancel: CancelToken, words: PinWords) -> None:
     """`fleece unpin STORE POINT`."""
     found = fleece.set_pin(
         fleece.open_store(words.store, words.secret), words.point, words.guest, pinned=False

@@ -14,11 +14,7 @@ _SHOWN = 20
 _CELLS = 1024
 
 
-def diff(
-    output: Output,
-    cancel: CancelToken,
-    words: DiffWords,
-) -> None:
+def diff(output: Output, cancel: CancelToken, words: DiffWords) -> None:
     """`fleece diff STORE A B`."""
     catalogue = fleece.open_store(words.store, words.secret).catalogue()
     before, after = catalogue.find(words.old, words.guest), catalogue.find(words.new, words.guest)
@@ -77,11 +73,7 @@ def _other_size(sizes: list[int | None]) -> str:
     return "" if old == new else f", and its size is {new}, before it was {old} bytes"
 
 
-def draw(
-    output: Output,
-    cancel: CancelToken,
-    words: MapWords,
-) -> None:
+def draw(output: Output, cancel: CancelToken, words: MapWords) -> None:
     """`fleece map STORE POINT DISK`."""
     catalogue = fleece.open_store(words.store, words.secret).catalogue()
     entry = catalogue.find(words.point, words.guest).disk(words.disk)

@@ -13,11 +13,7 @@ from fleece.errors import TargetError, UsageError
 from fleece.terminal import counted
 
 
-def restore(
-    output: Output,
-    cancel: CancelToken,
-    words: RestoreWords,
-) -> None:
+def restore(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
     place = fleece.open_store(words.store, words.secret)
     if words.target == "-":
@@ -56,11 +52,7 @@ def restore(
     _succeed(output, result, what)
 
 
-def as_chain(
-    output: Output,
-    cancel: CancelToken,
-    words: RestoreWords,
-) -> None:
+def as_chain(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
     """`fleece restore STORE POINT DISK TARGET --as-chain`."""
     if words.force or words.in_place or words.target_format is not None or words.target == "-":
         raise UsageError(

@@ -14,11 +14,7 @@ from fleece.errors import UsageError, VerifyError
 from fleece.terminal import counted
 
 
-def salvage(
-    output: Output,
-    cancel: CancelToken,
-    words: SalvageWords,
-) -> None:
+def salvage(output: Output, cancel: CancelToken, words: SalvageWords) -> None:
     """`fleece salvage FILE -o NEW`."""
     result = fleece.salvage(
         words.file,
@@ -46,11 +42,7 @@ def info(output: Output, said: fleece.SalvagedFile) -> None:
     output.succeed((f"{name:17} {value}" for name, value in shown.items()), **fields)
 
 
-def restore_partial(
-    output: Output,
-    cancel: CancelToken,
-    words: RestoreWords,
-) -> None:
+def restore_partial(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
     """`fleece restore STORE POINT DISK TARGET --partial`."""
     if words.in_place or words.target == "-":
         raise UsageError("--partial makes a new image", where=words.target)

@@ -16,11 +16,7 @@ from fleece.terminal import counted
 _EVERY = 0.1
 
 
-def serve(
-    output: Output,
-    cancel: CancelToken,
-    words: ServeWords,
-) -> None:
+def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
     """`fleece serve STORE POINT`."""
     if words.scratch is not None and not words.writable:
         raise UsageError("--scratch needs --writable")

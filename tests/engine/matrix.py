@@ -37,7 +37,7 @@ SIZES = {"d0": 6 * MIB, "d1": 3 * MIB + 512}
 # the fork every control-plane step has a name; at one of them, or after a time, something happens.
 _NURSERY = """
 import errno, io, json, os, signal, socket, sys, threading, time
-import fleece, fleece.api, fleece.cli.main, fleece.cli.verbs, fleece.nbd.binding
+import fleece, fleece.api, fleece.cli.main, fleece.cli.backing_up, fleece.nbd.binding
 import fleece.source.qemu.hold_by_jobs as classic, fleece.source.qemu.monitor as monitor
 import fleece.nbd.connection as connection, fleece.delta.writer as writer
 import fleece.store.folder.sink as sink

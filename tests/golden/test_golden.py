@@ -18,7 +18,7 @@ from fleece.engine.check.verify import check_delta
 from fleece.engine.restore.image import write_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, describe, salvage
 from fleece.engine.work.pool import Counter
-from fleece.engine.work.root import disk_root
+from fleece.engine.work.scan import disk_root
 from fleece.errors import TargetError
 from fleece.events import Phase, ignore
 from fleece.store.loose import open_delta

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fleece.disk.image import open_image
 from fleece.disk.qcow2 import CLUSTER, Backing, Layout, Qcow2Image
-from fleece.engine.work.root import disk_root
+from fleece.engine.work.scan import disk_root
 from fleece.errors import TargetError
 from fleece.extents import Extents
 

@@ -26,7 +26,7 @@ def source_verbs(verb: AddVerb) -> None:
 def _backup_verb(verb: AddVerb) -> None:
     backup = verb(
         "backup",
-        "verbs:backup",
+        "backing_up:backup",
         BackupWords,
         "take a point of a guest's disks and store it",
     )
@@ -175,7 +175,10 @@ def _bitmap_verb(verb: AddVerb) -> None:
 
 def _clean_verb(verb: AddVerb) -> None:
     clean = verb(
-        "clean", "verbs:clean", CleanWords, "clean up what interrupted backups left in a source"
+        "clean",
+        "backing_up:clean",
+        CleanWords,
+        "clean up what interrupted backups left in a source",
     )
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)

@@ -26,7 +26,7 @@ from fleece.cli.words import (
 
 
 def _init_verb(verb: AddVerb) -> None:
-    init = verb("init", "verbs:init", InitWords, "make a new store, for guests to be backed up to")
+    init = verb("init", "stores:init", InitWords, "make a new store, for guests to be backed up to")
     init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
     init.add_argument(
         "--hash",
@@ -54,7 +54,7 @@ def _init_verb(verb: AddVerb) -> None:
 
 
 def _listing_verb(verb: AddVerb) -> None:
-    listing = verb("list", "verbs:list_points", ListWords, "list the points of a store")
+    listing = verb("list", "stores:list_points", ListWords, "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     add_key(listing)
 
@@ -90,7 +90,7 @@ def _taking_verb(verb: AddVerb) -> None:
 
 
 def _info_verb(verb: AddVerb) -> None:
-    info = verb("info", "verbs:info", InfoWords, "show what a delta file says of itself")
+    info = verb("info", "stores:info", InfoWords, "show what a delta file says of itself")
     info.add_argument("file", metavar="FILE", help="a delta")
     add_key(info)
 
@@ -126,7 +126,9 @@ def _verify_verb(verb: AddVerb) -> None:
 
 
 def _root_verb(verb: AddVerb) -> None:
-    root = verb("root", "verbs:root", RootWords, "compute the root of an image; no store is needed")
+    root = verb(
+        "root", "checking:root", RootWords, "compute the root of an image; no store is needed"
+    )
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     add_image_format(root)
     root.add_argument(

@@ -11,8 +11,7 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.engine.backup.decide import Auditable, Lineage, auditable
-from fleece.engine.backup.guest import guest_name
-from fleece.engine.backup.identity import bound
+from fleece.engine.backup.identity import bound, guest_name
 from fleece.engine.backup.pull import open_dirty
 from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differing
 from fleece.engine.backup.take import recover, taken

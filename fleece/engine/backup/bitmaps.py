@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleece.engine.backup.guest import guest_name
+from fleece.engine.backup.identity import guest_name
 from fleece.errors import PointError, StoreError, UsageError
 from fleece.source.base import KeepsBitmaps, KeptBitmap, Source
 from fleece.store.store import Store

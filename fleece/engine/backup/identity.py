@@ -1,15 +1,31 @@
-"""Whether a chain is a guest's: names can repeat, and one store can serve many hosts."""
+"""Whose points are meant, and whether a chain is that guest's: names can repeat over many hosts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleece.delta.header import Header
+from fleece.delta.header import Header, is_name
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, UsageError
 from fleece.source.base import MayLackGuest, Source
 from fleece.store.catalogue import Catalogue, StoredPoint
+
+
+def guest_name(source: Source, wanted: str | None) -> str:
+    """The guest's name in the store.
+
+    Args:
+        source: whose own name it is, unless another one is wanted.
+        wanted: by the caller.
+
+    Raises:
+        UsageError: no header could hold it.
+    """
+    guest = source.guest() if wanted is None else wanted
+    if not is_name(guest):
+        raise UsageError("the guest's name must be printable, of 1 to 1024 characters")
+    return guest
 
 
 @dataclass(frozen=True)

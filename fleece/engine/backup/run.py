@@ -13,8 +13,7 @@ from fleece.engine.backup.decide import Lineage
 from fleece.engine.backup.fill_by_pull import fill_by_pull
 from fleece.engine.backup.fill_by_push import fill_by_push
 from fleece.engine.backup.filling import store_point, stream_point
-from fleece.engine.backup.guest import guest_name
-from fleece.engine.backup.identity import bound
+from fleece.engine.backup.identity import bound, guest_name
 from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.backup.plan import check_needs, plan_point
 from fleece.engine.backup.resume import resume

@@ -25,7 +25,7 @@ from fleece.engine.restore.formatted_device import open_formatted
 from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import WORKERS, Counter, run_workers, spread
-from fleece.engine.work.root import disk_root
+from fleece.engine.work.scan import disk_root
 from fleece.errors import DeltaError, Interrupted, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.nbd.uri import is_uri

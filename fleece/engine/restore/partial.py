@@ -21,7 +21,7 @@ from fleece.engine.restore.proof import Leaves, Proof, Source, prove
 from fleece.engine.restore.salvage import LostExtent, lost_extents, survey, warn_of_unreadable
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import Counter, run_workers
-from fleece.engine.work.root import disk_root
+from fleece.engine.work.scan import disk_root
 from fleece.errors import UsageError, VerifyError
 from fleece.extents import Extents
 from fleece.store.damaged_line import Line, Remains, line_of, opened

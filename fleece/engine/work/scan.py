@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fleece import events
 from fleece.cancel import CancelToken
 from fleece.disk.base import ReadableDisk
 from fleece.engine.work.leaves import LeafHasher
@@ -103,3 +104,22 @@ def region_top(region: Region, geometry: Geometry) -> bytes:
     for above in range(1, level + 1):
         hashes = dense_parents(geometry, above, hashes)
     return bytes(hashes[0].tobytes())
+
+
+def disk_root(
+    disk: ReadableDisk,
+    listener: events.Listener = events.ignore,
+    cancel: CancelToken | None = None,
+    geometry: Geometry | None = None,
+) -> bytes:
+    """The root of an open disk.
+
+    Args:
+        disk: to read, whole.
+        listener: hears `Progress`.
+        cancel: stops it.
+        geometry: the tree's shape; None: the default shape for the disk's size.
+    """
+    shape = geometry or Geometry(disk.size)
+    counter = Counter(listener, events.Phase.ROOT, disk.where, disk.size)
+    return root_of(regions(disk, shape, counter, cancel or CancelToken()), shape)

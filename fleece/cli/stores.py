@@ -1,51 +1,18 @@
-"""The verbs: each calls the library and prints what it gives."""
+"""The verbs that make a store and tell what is in it: `init`, `list` and `info`."""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
 import fleece
-from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
-from fleece.cli.stream import data_output
-from fleece.cli.words import BackupWords, CleanWords, InfoWords, InitWords, ListWords, RootWords
-from fleece.errors import UsageError
+from fleece.cli.words import InfoWords, InitWords, ListWords
 from fleece.terminal import counted
 
 
-def source_options(
-    scratch: str | None,
-    scratch_limit: str | None = None,
-    fleecing: str = fleece.Fleecing.CLASSIC,
-    guest_agent: str | None = None,
-    require_freeze: bool = False,
-) -> fleece.SourceOptions:
-    """How a command line wants its source to be opened."""
-    limit = None if scratch_limit is None else _bytes("--scratch-limit", scratch_limit)
-    folder = None if scratch is None else Path(scratch)
-    return fleece.SourceOptions(
-        folder, limit, fleece.Fleecing(fleecing), guest_agent, require_freeze
-    )
-
-
-def _bytes(option: str, text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
-    if found is None:
-        raise UsageError(f"{option} takes a number of bytes, like 500M or 20G", where=text)
-    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))
-
-
-def init(
-    output: Output,
-    cancel: CancelToken,
-    words: InitWords,
-) -> None:
+def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
     """`fleece init STORE`."""
     choice = None if words.hash_name is None else fleece.HashChoice(words.hash_name)
     made = fleece.init(
@@ -66,64 +33,6 @@ def init(
         key=None if marker.terms is None else marker.terms.derivation.name.lower(),
         mode=f"{marker.mode:04o}",
     )
-
-
-def backup(
-    output: Output,
-    cancel: CancelToken,
-    words: BackupWords,
-) -> None:
-    """`fleece backup SOURCE STORE`."""
-    options = fleece.BackupOptions(
-        fleece.ModeWish(words.mode),
-        words.guest,
-        tuple(words.disks),
-        audit=words.audit,
-        resume=words.resume,
-        transport=fleece.TransportWish(words.transport),
-        rate=None if words.rate is None else _bytes("--rate", words.rate),
-        adopt=words.adopt,
-    )
-    if words.jobs is not None:
-        options = replace(options, workers=words.jobs)
-    if words.level is not None:
-        if not 1 <= words.level <= 19:
-            raise UsageError("--level must be from 1 to 19")
-        options = replace(options, level=words.level)
-    way = source_options(
-        words.scratch, words.scratch_limit, words.fleecing, words.guest_agent, words.require_freeze
-    )
-    with contextlib.ExitStack() as stack:
-        sink = None
-        if words.stream:
-            sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        place = fleece.open_store(words.store, words.secret)
-        opened = stack.enter_context(fleece.open_source(words.source, way, cancel))
-        result = fleece.backup(opened, place, options, output.listen, cancel, sink)
-    lines = [
-        f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
-        f"{human(disk.stored_bytes)} stored, root {disk.root}"
-        for disk in result.disks
-    ]
-    end = "is written to the output" if words.stream else "is committed"
-    if result.resumed:
-        lines.append("an interrupted backup took this point: later changes are in the next one")
-    output.succeed(
-        [*lines, f"point {result.point} of {result.guest} {end}"],
-        **asdict(result),
-    )
-
-
-def clean(output: Output, cancel: CancelToken, words: CleanWords) -> None:
-    """`fleece clean SOURCE`."""
-    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
-        removed = list(opened.recover())
-        doubts = opened.doubts
-    for doubt in doubts:
-        output.listen(events.Warned(doubt))
-    for item in removed:
-        output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
-    output.succeed("" if removed else "nothing was left behind", removed=len(removed))
 
 
 def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
@@ -210,15 +119,3 @@ def info(output: Output, cancel: CancelToken, words: InfoWords) -> None:
         }
     lines = (f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
     output.succeed(lines, **fields)
-
-
-def root(output: Output, cancel: CancelToken, words: RootWords) -> None:
-    """`fleece root IMAGE`."""
-    algorithm = {known.name: known for known in (fleece.XXH3_128, fleece.BLAKE3)}[words.hash_name]
-    with fleece.open_image(
-        words.image, words.image_format, listener=output.listen, cancel=cancel
-    ) as disk:
-        geometry = fleece.Geometry(disk.size, algorithm=algorithm)
-        found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
-        size = disk.size
-    output.succeed(found, root=found, size=size, image=words.image)

@@ -1,0 +1,69 @@
+"""The verbs `backup`, and `clean`, which takes down what an interrupted one left."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, replace
+
+import fleece
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.cli.sources import bytes_of, source_options
+from fleece.cli.stream import data_output
+from fleece.cli.words import BackupWords, CleanWords
+from fleece.errors import UsageError
+
+
+def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
+    """`fleece backup SOURCE STORE`."""
+    options = fleece.BackupOptions(
+        fleece.ModeWish(words.mode),
+        words.guest,
+        tuple(words.disks),
+        audit=words.audit,
+        resume=words.resume,
+        transport=fleece.TransportWish(words.transport),
+        rate=None if words.rate is None else bytes_of("--rate", words.rate),
+        adopt=words.adopt,
+    )
+    if words.jobs is not None:
+        options = replace(options, workers=words.jobs)
+    if words.level is not None:
+        if not 1 <= words.level <= 19:
+            raise UsageError("--level must be from 1 to 19")
+        options = replace(options, level=words.level)
+    way = source_options(
+        words.scratch, words.scratch_limit, words.fleecing, words.guest_agent, words.require_freeze
+    )
+    with contextlib.ExitStack() as stack:
+        sink = None
+        if words.stream:
+            sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
+        place = fleece.open_store(words.store, words.secret)
+        opened = stack.enter_context(fleece.open_source(words.source, way, cancel))
+        result = fleece.backup(opened, place, options, output.listen, cancel, sink)
+    lines = [
+        f"{disk.disk}: {disk.mode}, {human(disk.dirty_bytes)} dirty of {human(disk.size)}, "
+        f"{human(disk.stored_bytes)} stored, root {disk.root}"
+        for disk in result.disks
+    ]
+    end = "is written to the output" if words.stream else "is committed"
+    if result.resumed:
+        lines.append("an interrupted backup took this point: later changes are in the next one")
+    output.succeed(
+        [*lines, f"point {result.point} of {result.guest} {end}"],
+        **asdict(result),
+    )
+
+
+def clean(output: Output, cancel: CancelToken, words: CleanWords) -> None:
+    """`fleece clean SOURCE`."""
+    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
+        removed = list(opened.recover())
+        doubts = opened.doubts
+    for doubt in doubts:
+        output.listen(events.Warned(doubt))
+    for item in removed:
+        output.row("removed", f"removed {item.kind} {item.item}", kind=item.kind, item=item.item)
+    output.succeed("" if removed else "nothing was left behind", removed=len(removed))
