@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleece.cancel import CancelToken
@@ -102,35 +103,84 @@ class Finished:
     said: str
 
 
-def finished(words: Sequence[str], cancel: CancelToken) -> Finished:
+@contextlib.contextmanager
+def using(words: Sequence[str]) -> Iterator[None]:
+    """A context in which a program is started, or listened to.
+
+    Args:
+        words: of its command line, the program first.
+
+    Raises:
+        UsageError: the system refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        too_many = error.errno in (errno.EMFILE, errno.ENFILE)
+        raise UsageError(
+            f"{os.path.basename(words[0])} cannot be run ({error.strerror})",
+            hint="raise the limit of open files (ulimit -n)" if too_many else None,
+        ) from error
+
+
+class Overdue(Exception):
+    """A program took longer than it may; it was killed."""
+
+
+def finished(
+    words: Sequence[str],
+    cancel: CancelToken,
+    *,
+    given: bytes = b"",
+    limit: float | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Finished:
     """Run a program to its end, or to that of the run.
 
     Args:
         words: of its command line, the program first.
         cancel: ends it.
+        given: what it can read from its standard input.
+        limit: seconds that it may take; None: any.
+        environment: None: that of every child.
 
     Raises:
         Interrupted: `cancel` was called; the program has ended, unless the kernel keeps it.
+        Overdue: the time is up.
+        UsageError: it cannot be run.
     """
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=child_environment(),
-    )
-    try:
-        while True:
-            try:
-                out, errors = process.communicate(timeout=_TICK)
-            except subprocess.TimeoutExpired:
-                cancel.check()
-            else:
-                return Finished(process.returncode, out, _one_line(errors))
-    except BaseException:
-        process.kill()
-        ended(process, cancel)
-        raise
+    with using(words):
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment() if environment is None else environment,
+        )
+        try:
+            return _heard(process, cancel, given, limit)
+        except BaseException:
+            process.kill()
+            ended(process, cancel)
+            raise
+
+
+def _heard(
+    process: subprocess.Popen[bytes], cancel: CancelToken, given: bytes, limit: float | None
+) -> Finished:
+    """Wait for a program's end."""
+    until = None if limit is None else time.monotonic() + limit
+    told: bytes | None = given
+    while True:
+        try:
+            out, errors = process.communicate(told, timeout=_TICK)
+        except subprocess.TimeoutExpired:
+            told = None
+            cancel.check()
+            if until is not None and time.monotonic() > until:
+                raise Overdue from None
+        else:
+            return Finished(process.returncode, out, _one_line(errors))
 
 
 def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
@@ -142,14 +192,16 @@ def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
 
     Raises:
         Interrupted: it was left running, because its storage hangs.
+        UsageError: it cannot be run.
     """
-    process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=child_environment(),
-    )
+    with using(words):
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(),
+        )
     until: float | None = None
     while until is None or time.monotonic() < until:
         try:

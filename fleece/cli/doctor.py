@@ -15,7 +15,7 @@ from fleece.errors import UsageError
 
 def doctor(output: Output, cancel: CancelToken, words: DoctorWords) -> None:
     """`fleece doctor [SOURCE [STORE]]`."""
-    needs = fleece.examine_host(_path(words.scratch), words.store)
+    needs = fleece.examine_host(_path(words.scratch), words.store, cancel)
     for need in needs:
         _need_row(output, need)
     missing = [need.name for need in needs if not need.ready]

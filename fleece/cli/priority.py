@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 
-from fleece.programs import child_environment
+from fleece.programs import child_environment, using
 
 
 def step_back() -> None:
@@ -17,4 +17,5 @@ def step_back() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 19)
     if (ionice := shutil.which("ionice")) is not None:
         words = [ionice, "-c", "3", "-p", str(os.getpid())]
-        subprocess.run(words, check=False, env=child_environment())
+        with using(words):
+            subprocess.run(words, check=False, env=child_environment())

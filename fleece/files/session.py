@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from typing import Protocol
 from fleece.cancel import CancelToken
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.files.wire import MOST_BLOB, PAGE, Head, Wire, WireError
-from fleece.programs import child_environment
+from fleece.programs import child_environment, using
 from fleece.terminal import shown
 
 _TICK = 0.2
@@ -68,20 +69,25 @@ class Session:
         self._heard = time.monotonic()
         self._busy = False  # an answer is not read to its end: only closing is left
         self._enough = False
-        mine, theirs = socket.socketpair()
-        mine.settimeout(_TICK)
-        self._line = mine
-        self._wire = Wire(mine, self._idle)
         path = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
-        with theirs:
+        command = [sys.executable, "-P", "-m", "fleece.files.reader"]
+        with contextlib.ExitStack() as stack, using(command):
+            mine, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            stack.enter_context(mine)
+            mine.settimeout(_TICK)
+            self._line = mine
+            self._wire = Wire(mine, self._idle)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fleece.files.reader"],
+                command,
                 env=child_environment(PYTHONPATH=os.pathsep.join(path)),
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for this process
             )
+            stack.pop_all()
+            theirs.close()
 
     def open(self, disk: DiskBytes) -> None:
         """Give it a disk, and wait until it is ready.

@@ -11,41 +11,44 @@ from pathlib import Path
 from fleece.cancel import CancelToken
 from fleece.errors import FleeceError, UsageError
 from fleece.nbd.server import greets
-from fleece.programs import child_environment, program
+from fleece.programs import child_environment, finished, program, using
 
 _VERSION = "python_version="
 _START_LIMIT = 60.0
 
 
-def check_nbdkit() -> str:
+def check_nbdkit(cancel: CancelToken | None = None) -> str:
     """See that nbdkit can load its Python plugin; gives the version of the plugin's Python.
 
+    Args:
+        cancel: ends the wait for it.
+
     Raises:
-        UsageError: nbdkit or the plugin is missing.
+        UsageError: nbdkit or the plugin is missing, or it cannot be run.
     """
-    done = subprocess.run(
+    done = finished(
         [program("nbdkit", "nbdkit"), "--dump-plugin", "python"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        env=child_environment(PYTHONDONTWRITEBYTECODE="1"),
+        cancel or CancelToken(),
+        environment=child_environment(PYTHONDONTWRITEBYTECODE="1"),
     )
-    if done.returncode != 0:
-        reason = why_ended(done.stderr.decode(errors="replace"), done.returncode)
-        raise UsageError(f"nbdkit does not run: {reason}")
-    for line in done.stdout.decode(errors="replace").splitlines():
+    if done.code != 0:
+        raise UsageError(f"nbdkit does not run: {why_ended(done.said, done.code)}")
+    for line in done.out.decode(errors="replace").splitlines():
         if line.startswith(_VERSION):
             return line.removeprefix(_VERSION)
     return "unknown"
 
 
-def check_same_python() -> None:
+def check_same_python(cancel: CancelToken | None = None) -> None:
     """See that nbdkit's plugin can load what this Python loads: fleece and its packages.
+
+    Args:
+        cancel: ends the wait for it.
 
     Raises:
         UsageError: nbdkit or the plugin is missing, or the plugin is another Python.
     """
-    theirs = check_nbdkit()
+    theirs = check_nbdkit(cancel)
     ours = ".".join(map(str, sys.version_info[:2]))
     if theirs != ours and not theirs.startswith(f"{ours}."):
         raise UsageError(
@@ -73,19 +76,20 @@ def start(
         inherited: descriptors that it has too.
 
     Raises:
-        UsageError: nbdkit is missing.
+        UsageError: nbdkit is missing, or cannot be run.
     """
     command = [program("nbdkit", "nbdkit"), "--foreground", "--exit-with-parent", *words]
     # A group of its own: Ctrl-C is for this process, which then ends nbdkit in order.
-    return subprocess.Popen(
-        [*command, "--unix", str(place), "python", str(plugin)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-        pass_fds=tuple(inherited),
-        process_group=0,
-        env=environment,
-    )
+    with using(command):
+        return subprocess.Popen(
+            [*command, "--unix", str(place), "python", str(plugin)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            pass_fds=tuple(inherited),
+            process_group=0,
+            env=environment,
+        )
 
 
 def wait_for(

@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from fleece.cancel import CancelToken
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import ended, file_name, program, server_environment
+from fleece.programs import ended, file_name, program, server_environment, using
+from fleece.temporary import temporary_folder
 
 _TICK = 0.2
 _START_LIMIT = 20.0
@@ -45,8 +45,8 @@ def served_image(
     image = ServedImage(path, image_format, failure, name)
     words = ["--shared=16", "--discard=unmap"]
     words += [] if writable else ["--read-only"]
-    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder) / "nbd.sock"
+    with temporary_folder() as folder:
+        place = folder / "nbd.sock"
         with qemu_nbd(image, place, words, cancel or CancelToken()):
             yield unix_uri(str(place))
 
@@ -100,13 +100,14 @@ def qemu_nbd(
         "--detect-zeroes=off",
         *words,
     ]
-    process = subprocess.Popen(
-        [*dies_with_parent(), *command, "--", file_name(image.path)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=server_environment(),
-    )
+    with using(command):
+        process = subprocess.Popen(
+            [*dies_with_parent(), *command, "--", file_name(image.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=server_environment(),
+        )
     try:
         _wait(process, place, image, cancel)
         yield process

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from fleece.cancel import CancelToken
 from fleece.errors import PointError
 from fleece.nbd.handover import Channel, HandOver
 from fleece.nbd.nbdkit import start, wait_for, why_ended
-from fleece.programs import child_environment
+from fleece.programs import child_environment, using
+from fleece.temporary import temporary_file
 
 _PLUGIN = Path(__file__).with_name("sink_plugin.py")
 
@@ -35,10 +35,11 @@ class NbdSink:
 
     def __init__(self, place: Path, sizes: Sequence[int], channels: int) -> None:
         self._place = place
-        self._hand_over = HandOver(channels)
+        with using(("nbdkit",)):
+            self._hand_over = HandOver(channels)
+            self._life, far = socket.socketpair()
         self.channels: Sequence[Channel] = self._hand_over.channels
-        self._said = tempfile.TemporaryFile()
-        self._life, far = socket.socketpair()
+        self._said = temporary_file()
         with far:
             ends = [self._hand_over.memory, *self._hand_over.far_ends, far.fileno()]
             # One thread more than channels reads the next request meanwhile.

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -13,15 +14,16 @@
 #include <unistd.h>
 
 enum { OPEN, READ, WRITE, SYNC, RENAME, UNLINK, MKDIR, LINK, TRUNCATE, CHMOD, LOCK, CONNECT, SEND,
-       RECEIVE, MAP, STATFS, LIST, STAT, KINDS };
+       RECEIVE, MAP, STATFS, LIST, STAT, SOCKET, PIPE,
+       KINDS };
 static const char *names[KINDS] = { "open", "read", "write", "sync", "rename", "unlink", "mkdir",
     "link", "truncate", "chmod", "lock", "connect", "send", "receive", "map", "statfs", "list",
-    "stat" };
+    "stat", "socket", "pipe" };
 static _Atomic long counts[KINDS];
 static pid_t armed;
 static int kind = -1, number;
 static long nth, times;
-static char ours[65536];
+static char ours[65536], paired[65536];
 
 void fail_arm(const char *name, long at, long many, int error) {
     memset((void *)counts, 0, sizeof counts);
@@ -42,6 +44,7 @@ static int fails(int which) {
     if (!armed || armed != getpid()) return 0;
     long now = atomic_fetch_add(&counts[which], 1) + 1;
     if (which != kind || now < nth || now >= nth + times) return 0;
+    if (!number) kill(getpid(), SIGKILL);
     errno = number;
     return 1;
 }
@@ -87,11 +90,26 @@ ON(int, ftruncate, TRUNCATE, 0, (int fd, off_t n), (fd, n), int, off_t)
 ON(int, ftruncate64, TRUNCATE, 0, (int fd, off_t n), (fd, n), int, off_t)
 ON(int, fchmod, CHMOD, 0, (int fd, mode_t m), (fd, m), int, mode_t)
 ON(int, flock, LOCK, 0, (int fd, int o), (fd, o), int, int)
+/* By one byte asyncio wakes itself, through a pair of sockets of its own. */
+static int waking(int fd, size_t n) { return fd >= 0 && fd < 65536 && paired[fd] && (n == 1 || n == 4096); }
+int socketpair(int domain, int type, int protocol, int fds[2]) {
+    REAL(int, socketpair, int, int, int, int *);
+    int result = real(domain, type, protocol, fds);
+    for (int i = 0; !result && i < 2; i++) if (fds[i] < 65536) paired[fds[i]] = 1;
+    return result;
+}
+int close(int fd) {
+    REAL(int, close, int);
+    if (fd >= 0 && fd < 65536) paired[fd] = 0;
+    return real(fd);
+}
+ON(int, socket, SOCKET, 0, (int d, int t, int p), (d, t, p), int, int, int)
+ON(int, pipe2, PIPE, 0, (int *f, int o), (f, o), int *, int)
 ON(int, connect, CONNECT, 0, (int fd, const void *a, unsigned n), (fd, a, n), int, const void *, unsigned)
-ON(ssize_t, send, SEND, 0, (int fd, const void *b, size_t n, int f), (fd, b, n, f), int, const void *, size_t, int)
+ON(ssize_t, send, SEND, waking(fd, n), (int fd, const void *b, size_t n, int f), (fd, b, n, f), int, const void *, size_t, int)
 ON(ssize_t, sendto, SEND, 0, (int fd, const void *b, size_t n, int f, const void *a, unsigned l), (fd, b, n, f, a, l), int, const void *, size_t, int, const void *, unsigned)
 ON(ssize_t, sendmsg, SEND, 0, (int fd, const void *m, int f), (fd, m, f), int, const void *, int)
-ON(ssize_t, recv, RECEIVE, 0, (int fd, void *b, size_t n, int f), (fd, b, n, f), int, void *, size_t, int)
+ON(ssize_t, recv, RECEIVE, waking(fd, n), (int fd, void *b, size_t n, int f), (fd, b, n, f), int, void *, size_t, int)
 ON(ssize_t, recvmsg, RECEIVE, 0, (int fd, void *m, int f), (fd, m, f), int, void *, int)
 ON(void *, mmap, MAP, fd < 0 || known(fd), (void *p, size_t n, int r, int f, int fd, off_t o), (p, n, r, f, fd, o), void *, size_t, int, int, int, off_t)
 ON(void *, mmap64, MAP, fd < 0 || known(fd), (void *p, size_t n, int r, int f, int fd, off_t o), (p, n, r, f, fd, o), void *, size_t, int, int, int, off_t)

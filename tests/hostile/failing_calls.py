@@ -14,16 +14,17 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from errno import EACCES, EIO, EMFILE, ENOMEM, ENOSPC
+from dataclasses import asdict, dataclass
+from errno import EACCES, ECONNREFUSED, ECONNRESET, EIO, EMFILE, ENOMEM, ENOSPC, EPIPE
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import fleece
 from tests.engine.history import Guest
 from tests.engine.scene import INTACT, KIB64, MIB, Engine
+from tests.rig import filesystems
 from tests.rig.process import find_tool
 
 ERRORS = {
@@ -42,6 +43,11 @@ ERRORS = {
     "statfs": (EIO,),
     "list": (EIO, EMFILE),
     "stat": (EIO,),
+    "connect": (ECONNREFUSED, EACCES),
+    "send": (EPIPE, EIO),
+    "receive": (ECONNRESET, EIO),
+    "socket": (EMFILE,),
+    "pipe": (EMFILE,),
 }
 """What each kind of call may fail with."""
 
@@ -49,7 +55,7 @@ FAMILIES = frozenset({2, 3, 4, 5, 6, 7})
 """The exit codes of failures; 1 would be a fault of fleece's own."""
 
 _NURSERY = """
-import ctypes, importlib, json, os, pkgutil, signal, sys, time, traceback
+import ctypes, importlib, importlib.util, json, os, pkgutil, signal, sys, time, traceback
 shim = ctypes.CDLL(None)
 for name in ("LD_PRELOAD",):
     os.environ.pop(name, None)
@@ -59,6 +65,7 @@ for module in pkgutil.walk_packages(fleece.__path__, "fleece."):
         importlib.import_module(module.name)
 import fleece.cli.main, fleece.nbd.binding
 fleece.nbd.binding.libnbd()
+importlib.util.find_spec("dissect.volume")  # doctor looks whether it is there
 loaded = set(sys.modules)
 def engine(job):
     os.dup2(os.open(job["stdin"], os.O_RDONLY), 0)
@@ -119,6 +126,8 @@ VERBS = (
     Verb("merge", ("merge", "{}/store", "{2}")),
     Verb("prune", ("prune", "{}/store", "--keep-last", "1")),
     Verb("pin", ("pin", "{}/store", "{1}")),
+    Verb("unpin", ("unpin", "{}/pinned", "{1}")),
+    Verb("files", ("files", "{}/filed", "latest", "vda", "cp", "/folder", "{}/out", "--force")),
     Verb("diff", ("diff", "{}/store", "{1}", "{2}")),
     Verb("map", ("map", "{}/store", "latest", "vda", "--svg", "{}/out/map.svg")),
     Verb("salvage", ("salvage", "{}/delta", "-o", "{}/out/salvaged")),
@@ -131,17 +140,31 @@ VERBS = (
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One failure: the nth call of a kind, with an errno, and as many as `times` from there on."""
+class Fault:
+    """The nth call of a kind fails with an errno, and so do as many as `times` from there on.
 
-    verb: Verb
+    With 0 for an errno it is killed there.
+    """
+
     kind: str
     nth: int
     error: int
     times: int = 1
 
+
+@dataclass(frozen=True)
+class Trial:
+    """A verb that meets a failure."""
+
+    verb: Verb
+    fault: Fault
+
     def __str__(self) -> str:
-        return f"{self.verb}: {self.kind} {self.nth} fails with {os.strerror(self.error)}"
+        fault = self.fault
+        where = f"{fault.kind} {fault.nth}" + f" to {fault.nth + fault.times - 1}" * (
+            fault.times > 1
+        )
+        return f"{self.verb}: {where} fails with {os.strerror(fault.error)}"
 
 
 class Wrong(Exception):
@@ -150,10 +173,84 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """How a run ended, what it printed, and how many calls of each kind it made."""
 
     code: int
     said: str
+    counts: dict[str, int]
+
+
+class Nursery:
+    """A process that makes engines, with the library preloaded.
+
+    Args:
+        folder: for the library and what is printed.
+        engine: the package.
+    """
+
+    def __init__(self, folder: Path, engine: Engine) -> None:
+        self._out = folder / "output"
+        library = folder / "failing_calls.so"
+        command = [find_tool("gcc"), "-O1", "-shared", "-fPIC", "-o", str(library)]
+        subprocess.run([*command, Path(__file__).with_suffix(".c"), "-ldl"], check=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _NURSERY],
+            cwd=engine.root,
+            env=os.environ
+            | {"PYTHONPATH": str(engine.root)}
+            | {"LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def run(
+        self, words: Sequence[object], fault: Fault | None = None, stdin: str = os.devnull
+    ) -> Ended:
+        """Run a command line.
+
+        Raises:
+            Wrong: it loads modules in the middle, when the system may no longer let it.
+        """
+        counts = Path(f"{self._out}.counts")
+        counts.unlink(missing_ok=True)
+        fault = fault or Fault("", 0, 0)
+        job = asdict(fault) | {
+            "words": [str(word) for word in words],
+            "stdin": stdin,
+            "out": str(self._out),
+            "kinds": [*ERRORS],
+            "limit": HANGS,
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        said = json.loads(counts.read_text()) if counts.exists() else {"counts": {}, "late": []}
+        if said["late"]:
+            raise Wrong(f"modules are loaded in the middle: {said['late']}")
+        return Ended(code, self._out.read_text(errors="replace"), said["counts"])
+
+
+def judge(ended: Ended) -> None:
+    """Look at how a run ended that met a failure.
+
+    Raises:
+        Wrong: as none must.
+    """
+    said = ended.said
+    if ended.code != 0 and ended.code not in FAMILIES:
+        raise Wrong(f"exit code {ended.code}\n{said}")
+    if "Traceback" in said or "bug in fleece" in said:
+        raise Wrong(f"a traceback\n{said}")
+    if ended.code != 0 and not said.splitlines()[-1].startswith("fleece: "):
+        raise Wrong(f"no clear error\n{said}")
 
 
 class Bench:
@@ -167,7 +264,6 @@ class Bench:
         self._folder = folder
         self._work, self.kept = folder / "work", folder / "kept"
         self._delta = folder / "delta"
-        self._out = folder / "output"
         self._known: dict[str, dict[str, str]] = {}
         guest = Guest(self.kept / "store")
         guest.holding({"vda": os.urandom(8 * KIB64) + bytes(MIB)})
@@ -181,40 +277,28 @@ class Bench:
         (self.kept / "old").chmod(0o600)
         (self.kept / "out").mkdir()
         shutil.copy2(self._delta, self.kept / "delta")
-        library = folder / "failing_calls.so"
-        source = Path(__file__).with_suffix(".c")
-        command: list[str | Path] = [
-            find_tool("gcc"),
-            "-O1",
-            "-shared",
-            "-fPIC",
-            "-o",
-            library,
-            source,
-            "-ldl",
-        ]
-        subprocess.run(command, check=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _NURSERY],
-            cwd=engine.root,
-            env=os.environ
-            | {"PYTHONPATH": str(engine.root)}
-            | {"LD_PRELOAD": str(library), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        pinned = shutil.copytree(self.kept / "store", self.kept / "pinned")
+        fleece.set_pin(fleece.open_store(pinned), guest.points[1])
+        self._make_files(folder)
+        self._nursery = Nursery(folder, engine)
+
+    def _make_files(self, folder: Path) -> None:
+        tree = folder / "tree/folder"
+        tree.mkdir(parents=True)
+        for name in ("one", "two"):
+            (tree / name).write_bytes(os.urandom(5000))
+        image = filesystems.ext(folder / "ext4", 2 * MIB, tree.parent)
+        Guest(self.kept / "filed").holding({"vda": image.read_bytes()})
 
     def close(self) -> None:
         """End the process that makes engines."""
-        self._process.kill()
-        self._process.communicate()
+        self._nursery.close()
 
     def trials(self, verb: Verb) -> list[Trial]:
         """Each call of a verb with each error."""
         counts = self._counted(verb)
         return [
-            Trial(verb, kind, nth, error)
+            Trial(verb, Fault(kind, nth, error))
             for kind, errors in ERRORS.items()
             for nth in range(1, counts[kind] + 1)
             for error in errors
@@ -229,8 +313,8 @@ class Bench:
         after = self._after(trial.verb)
         self._put_back()
         before = self._state()
-        ended = self._run(trial.verb, trial)
-        self._judge(ended)
+        ended = self._run(trial.verb, trial.fault)
+        judge(ended)
         found = _without_told(self._state(), ended)
         if ended.code == 0 and found != after and "cannot be read, the first" in ended.said:
             return True
@@ -250,25 +334,12 @@ class Bench:
             raise Wrong(f"after the next run: {_differ(then, after)}\n{ended.said}")
         return ended.code == 0
 
-    def _judge(self, ended: Ended) -> None:
-        said = ended.said
-        if ended.code != 0 and ended.code not in FAMILIES:
-            raise Wrong(f"exit code {ended.code}\n{said}")
-        if "Traceback" in said or "bug in fleece" in said:
-            raise Wrong(f"a traceback\n{said}")
-        if ended.code != 0 and not said.splitlines()[-1].startswith("fleece: "):
-            raise Wrong(f"no clear error\n{said}")
-
     def _counted(self, verb: Verb) -> dict[str, int]:
         self._put_back()
         ended = self._run(verb)
         if ended.code != 0:
             raise RuntimeError(f"{verb} fails by itself: {ended}")
-        said: dict[str, Any] = json.loads(Path(f"{self._out}.counts").read_text())
-        if said["late"]:
-            raise Wrong(f"{verb} loads modules in the middle: {said['late']}")
-        counts: dict[str, int] = said["counts"]
-        return counts
+        return ended.counts
 
     def _after(self, verb: Verb) -> dict[str, str]:
         if verb.name not in self._known:
@@ -280,29 +351,15 @@ class Bench:
         shutil.rmtree(self._work, ignore_errors=True)
         shutil.copytree(self.kept, self._work)
 
-    def _run(self, verb: Verb, trial: Trial | None = None) -> Ended:
-        job = {
-            "words": [word.format(self._work, *self._points) for word in verb.words],
-            "stdin": str(self._delta) if verb.name == "import" else "/dev/null",
-            "out": str(self._out),
-            "kind": "" if trial is None else trial.kind,
-            "nth": 0 if trial is None else trial.nth,
-            "times": 1 if trial is None else trial.times,
-            "error": 0 if trial is None else trial.error,
-            "kinds": [*ERRORS],
-            "limit": HANGS,
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        return Ended(code, self._out.read_text(errors="replace"))
+    def _run(self, verb: Verb, fault: Fault | None = None) -> Ended:
+        words = [word.format(self._work, *self._points) for word in verb.words]
+        stdin = str(self._delta) if verb.name == "import" else os.devnull
+        return self._nursery.run(words, fault, stdin)
 
     def _state(self) -> dict[str, str]:
         """What is there: points that are sound, and files that were made."""
         found = {}
-        for name in ("store", "new"):
+        for name in ("store", "new", "pinned"):
             place = self._work / name
             if (place / "fleece-store.json").exists():
                 catalogue = fleece.open_store(place).catalogue()
@@ -346,7 +403,17 @@ def bench(folder: Path, engine: Engine = INTACT) -> Iterator[Bench]:
         made.close()
 
 
-def sample(here: Bench, count: int, seed: int, verbs: tuple[Verb, ...] = VERBS) -> list[Trial]:
+class Place(Protocol):
+    """Where trials are made."""
+
+    def trials(self, verb: Verb) -> list[Trial]:
+        """Each call of a verb with each error."""
+
+    def check(self, trial: Trial) -> bool:
+        """Try one; whether the verb succeeded all the same."""
+
+
+def sample(here: Place, count: int, seed: int, verbs: Sequence[Verb] = VERBS) -> list[Trial]:
     """That many trials, of all verbs in turn."""
     found: list[Trial] = []
     chance = random.Random(seed)

@@ -17,7 +17,19 @@ import pytest
 from fleece.engine.check import disk_map
 from fleece.errors import ExitCode
 from tests.engine.scene import Mutation, Ran
-from tests.hostile.failing_calls import VERBS, Bench, Trial, Verb, Wrong, bench, sample
+from tests.hostile import failing_qemu
+from tests.hostile.failing_calls import (
+    VERBS,
+    Bench,
+    Fault,
+    Place,
+    Trial,
+    Verb,
+    Wrong,
+    bench,
+    sample,
+)
+from tests.hostile.failing_qemu import Living, living
 from tests.rig.process import run
 
 
@@ -33,7 +45,7 @@ def _named(name: str) -> Verb:
     return found
 
 
-def _check(here: Bench, *trials: Trial) -> None:
+def _check(here: Place, *trials: Trial) -> None:
     for trial in trials:
         try:
             here.check(trial)
@@ -43,20 +55,37 @@ def _check(here: Bench, *trials: Trial) -> None:
 
 @pytest.mark.parametrize("verb", VERBS, ids=str)
 def test_one_call_fails(verb: Verb, here: Bench) -> None:
-    _check(here, *sample(here, 4, seed=1, verbs=(verb,)))
+    _check(here, *sample(here, 2, seed=1, verbs=(verb,)))
+
+
+@pytest.fixture(scope="module")
+def qemu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
+    """One QEMU for all."""
+    with living(tmp_path_factory.mktemp("qemu")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("verb", failing_qemu.VERBS, ids=str)
+def test_one_call_of_a_verb_with_a_qemu_fails(verb: Verb, qemu: Living) -> None:
+    _check(qemu, *sample(qemu, 2, seed=1, verbs=(verb,)))
+
+
+def test_a_program_that_cannot_be_run_is_no_bug(qemu: Living) -> None:
+    (verb,) = (verb for verb in failing_qemu.VERBS if verb.name == "doctor")
+    _check(qemu, *(trial for trial in qemu.trials(verb) if trial.fault.kind in ("pipe", "open")))
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_a_salvage_cannot_read_is_tried_again_and_then_told(times: int, here: Bench) -> None:
     verb = _named("salvage")
-    last = max(trial.nth for trial in here.trials(verb) if trial.kind == "read")
+    last = max(trial.fault.nth for trial in here.trials(verb) if trial.fault.kind == "read")
     places = (3, 4, last // 2, *range(168, 174), last)
-    _check(here, *(Trial(verb, "read", nth, EIO, times) for nth in places))
+    _check(here, *(Trial(verb, Fault("read", nth, EIO, times)) for nth in places))
 
 
 def test_a_new_file_leaves_nothing_beside_it_untold(here: Bench) -> None:
     trials = here.trials(_named("salvage"))
-    _check(here, *(trial for trial in trials if trial.kind in ("stat", "unlink")))
+    _check(here, *(trial for trial in trials if trial.fault.kind in ("stat", "unlink")))
 
 
 def _failing(calls: str, error: int, paths: Sequence[Path | str], *words: str | Path) -> Ran:
@@ -105,7 +134,7 @@ _FAULT = Mutation(
 
 
 def test_these_checks_can_fail(here: Bench, tmp_path: Path) -> None:
-    trial = Trial(_named("restore"), "sync", 2, EIO)
+    trial = Trial(_named("restore"), Fault("sync", 2, EIO))
     assert not here.check(trial)
     (tmp_path / "broken").mkdir()
     with (

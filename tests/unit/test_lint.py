@@ -32,6 +32,7 @@ _FLOORS = (
         "plugins",
         "programs",
         "reach",
+        "temporary",
         "terminal",
         "version",
         "writeback",

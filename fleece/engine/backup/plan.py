@@ -42,7 +42,7 @@ def check_needs(task: Task) -> None:
     """
     disks = task.source.inventory().choose(task.options.disks)
     chosen = task.source.transport(task.options.transport, disks)
-    check_backup_needs(chosen.transport)
+    check_backup_needs(chosen.transport, task.cancel)
     task.source.check_needs()
     if task.output is None:
         room_in(task.store.backend)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +29,11 @@ from fleece.engine.work.new_file import (
 )
 from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
 from fleece.nbd.server import dies_with_parent
-from fleece.programs import child_environment, program
+from fleece.programs import child_environment, program, using
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.monitor import Monitor
 from fleece.store.store import Store
+from fleece.temporary import temporary_file, temporary_folder
 
 _AGENT_PORT = "org.qemu.guest_agent.0"
 _PAUSE = 0.1
@@ -164,11 +164,11 @@ def boot_test(
         if path is not None:
             _check_place(path)
     _machine_program()
-    machine = _as_the_host_can(machine, listener)
+    machine = _as_the_host_can(machine, listener, cancel)
     with contextlib.ExitStack() as stack:
         options = ServeOptions(wish.guest, writable=True, scratch=wish.scratch)
         serving = stack.enter_context(serve(store, point, disks, options, listener, cancel))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleece-")))
+        folder = stack.enter_context(temporary_folder())
         running = stack.enter_context(_running(machine, serving.disks, folder))
         try:
             seconds = _wait(running, serving, wish, cancel)
@@ -187,9 +187,11 @@ def _machine_program() -> str:
     return program("qemu-system-x86_64", "qemu-system-x86")
 
 
-def _as_the_host_can(machine: BootMachine, listener: events.Listener) -> BootMachine:
+def _as_the_host_can(
+    machine: BootMachine, listener: events.Listener, cancel: CancelToken
+) -> BootMachine:
     """The machine, emulated if KVM cannot run it."""
-    if machine.emulated or (kvm := examine_kvm()).works:
+    if machine.emulated or (kvm := examine_kvm(cancel=cancel)).works:
         return machine
     hint = "" if kvm.hint is None else f"; {kvm.hint}"
     listener(events.Warned(f"{kvm}: the machine is emulated, which is slow{hint}"))
@@ -241,17 +243,19 @@ def _content(file: BinaryIO) -> str:
 def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
     """A machine for as long as the context lasts."""
     # Files without names: what a guest said must not stay if this process is killed.
-    with tempfile.TemporaryFile() as console, tempfile.TemporaryFile() as errors:
+    with temporary_file() as console, temporary_file() as errors:
         # A group of its own: Ctrl-C is for this process, which then ends QEMU in order.
-        process = subprocess.Popen(
-            [*dies_with_parent(), *_command(machine, disks, folder, console.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=(console.fileno(),),
-            process_group=0,
-            env=child_environment(),
-        )
+        command = _command(machine, disks, folder, console.fileno())
+        with using(command):
+            process = subprocess.Popen(
+                [*dies_with_parent(), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=(console.fileno(),),
+                process_group=0,
+                env=child_environment(),
+            )
         try:
             yield _Running(process, folder, console, errors)
         finally:

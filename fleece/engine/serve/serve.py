@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from fleece.programs import server_environment
 from fleece.store.catalogue import StoredPoint
 from fleece.store.names import safe_name
 from fleece.store.store import Store
+from fleece.temporary import temporary_folder
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 _END_LIMIT = 1.0
@@ -137,7 +137,7 @@ def serve(
     writable = options.writable
     way = _Way(writable, options.scratch, listener, modules)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(_folder())) if options.socket is None else None
+        folder = stack.enter_context(temporary_folder()) if options.socket is None else None
 
         def started(disk: str | None) -> _Server:
             server = _Server(_place(options.socket, folder, disk), folder, way)
@@ -164,12 +164,6 @@ def serve(
 def _wish(store: Store, lines: dict[str, list[str]]) -> Wish:
     secret = store.access.secret
     return Wish(store.backend.address, lines, None if secret is None else secret.to_pipe())
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as made:
-        yield made
 
 
 def _place(socket: str | None, folder: Path | None, disk: str | None) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleece.programs import child_environment
+from fleece.cancel import CancelToken
+from fleece.programs import Overdue, finished
 
 _DEVICE = Path("/dev/kvm")
 _PROBE = Path(__file__).with_name("kvm_probe.py")
@@ -60,11 +60,15 @@ class Kvm:
         return None
 
 
-def examine_kvm(device: Path = _DEVICE) -> Kvm:
+def examine_kvm(device: Path = _DEVICE, cancel: CancelToken | None = None) -> Kvm:
     """Have KVM run one instruction, in a process of its own: where it is broken it can hang.
 
     Args:
         device: KVM's.
+        cancel: ends the wait for it.
+
+    Raises:
+        UsageError: no process can be started.
     """
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
@@ -75,16 +79,14 @@ def examine_kvm(device: Path = _DEVICE) -> Kvm:
     except OSError as error:
         return Kvm(KvmState.BROKEN, error.strerror)
     try:
-        done = subprocess.run(
+        done = finished(
             [sys.executable, "-I", str(_PROBE)],
-            input=os.fsencode(device),
-            capture_output=True,
-            check=False,
-            timeout=_LIMIT,
-            env=child_environment(),
+            cancel or CancelToken(),
+            given=os.fsencode(device),
+            limit=_LIMIT,
         )
-    except subprocess.TimeoutExpired:
+    except Overdue:
         return Kvm(KvmState.BROKEN, "a machine that was started hangs")
-    if done.returncode != 0:
-        return Kvm(KvmState.BROKEN, done.stderr.decode(errors="replace").strip() or None)
+    if done.code != 0:
+        return Kvm(KvmState.BROKEN, done.said or None)
     return Kvm(KvmState.WORKS)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleece.cancel import CancelToken
 from fleece.engine.work.kvm import examine_kvm
-from fleece.errors import FleeceError, StoreError, TargetError, UsageError
+from fleece.errors import FleeceError, Interrupted, StoreError, TargetError, UsageError
 from fleece.nbd.binding import libnbd
 from fleece.nbd.nbdkit import check_nbdkit, check_same_python
 from fleece.programs import program
@@ -50,16 +51,20 @@ class Need:
         return self.trouble is None
 
 
-def check_backup_needs(transport: Transport) -> None:
+def check_backup_needs(transport: Transport, cancel: CancelToken | None = None) -> None:
     """See that all is there that the engine needs of a point, before anything is changed.
 
     What its source needs, the source tells (`Source.check_needs`).
+
+    Args:
+        transport: how the point will be read.
+        cancel: ends the wait for nbdkit.
 
     Raises:
         UsageError: something is missing; it says what to install.
     """
     if transport is Transport.PUSH:
-        check_nbdkit()
+        check_nbdkit(cancel)
     else:
         libnbd()
 
@@ -81,23 +86,33 @@ def room_in(backend: Backend) -> int | None:
 
 
 def examine_host(
-    scratch: Path | None = None, store: str | os.PathLike[str] | None = None
+    scratch: Path | None = None,
+    store: str | os.PathLike[str] | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[Need, ...]:
     """Look for all that fleece needs on this host.
 
     Args:
         scratch: folder for scratch files; None: the default one.
         store: a store; None: none is looked at.
+        cancel: ends it.
+
+    Raises:
+        Interrupted: `cancel` was called.
     """
     found = [
         _need("libnbd", "reading points, serving, NBD URIs", _silent(libnbd)),
         _need("qemu-img", "backup, audit, restore, images", _silent(lambda: program("qemu-img"))),
         _need("qemu-nbd", "images that are not raw", _silent(lambda: program("qemu-nbd"))),
-        _need("nbdkit", "serve, boot-test, backup --transport push", _silent(check_nbdkit)),
-        _need("nbdkit's Python", "serve, boot-test", _silent(check_same_python)),
+        _need(
+            "nbdkit",
+            "serve, boot-test, backup --transport push",
+            _silent(lambda: check_nbdkit(cancel)),
+        ),
+        _need("nbdkit's Python", "serve, boot-test", _silent(lambda: check_same_python(cancel))),
         _need("qemu-system-x86_64", "boot-test", _silent(_machine)),
         _need("file systems", "files", _silent(_check_file_systems)),
-        _kvm(),
+        _kvm(cancel),
         _need("scratch", "backup, audit", lambda: _check_scratch(scratch or _default_scratch())),
     ]
     if store is not None:
@@ -108,6 +123,8 @@ def examine_host(
 def _need(name: str, purpose: str, check: Callable[[], int | None]) -> Need:
     try:
         return Need(name, purpose, check())
+    except Interrupted:
+        raise
     except FleeceError as error:
         trouble = error.what if error.where is None else f"{error.where}: {error.what}"
         return Need(name, purpose, None, trouble, error.hint)
@@ -142,9 +159,12 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def _kvm() -> Need:
-    found = examine_kvm()
+def _kvm(cancel: CancelToken | None) -> Need:
     purpose = "boot-test without emulation"
+    try:
+        found = examine_kvm(cancel=cancel)
+    except UsageError as error:
+        return Need("KVM", purpose, None, error.what, error.hint)
     if found.works:
         return Need("KVM", purpose)
     return Need("KVM", purpose, None, str(found).removeprefix("KVM "), found.hint)

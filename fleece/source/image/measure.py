@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from fleece.cancel import CancelToken
 from fleece.source.image.hold import HeldImages, dirty_in
 from fleece.source.image.inventory import ImageDisk
+from fleece.temporary import temporary_folder
 
 
 def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], cancel: CancelToken) -> int:
@@ -19,7 +18,7 @@ def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], cancel: CancelToken) ->
         SourceError: somebody writes to the image, or a bitmap in it is inconsistent.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder,
-        contextlib.closing(HeldImages(Path(folder), cancel)) as held,
+        temporary_folder() as folder,
+        contextlib.closing(HeldImages(folder, cancel)) as held,
     ):
         return dirty_in(held.serve(disk, bitmaps), bitmaps, cancel).total
