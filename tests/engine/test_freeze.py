@@ -125,6 +125,7 @@ class Guest:
     scene: Scene
     agent: ScriptedAgent
     heard: list[Event] = field(default_factory=list)
+    cancel: fleece.CancelToken = field(default_factory=fleece.CancelToken)
     answer_limit: float = LIMIT
     freeze_limit: float = LIMIT
     thaw_limit: float = LIMIT
@@ -147,9 +148,10 @@ class Guest:
         scene = self.scene
         try:
             with fleece.QemuSource(
-                str(scene.qemu.qmp_socket), scene.scratch, agent=agent
+                str(scene.qemu.qmp_socket), scene.scratch, agent=agent, cancel=self.cancel
             ) as source:
-                return fleece.backup(source, scene.opened(), options, heard.append), heard
+                store = scene.opened()
+                return fleece.backup(source, store, options, heard.append, self.cancel), heard
         finally:
             self.heard = heard
 
@@ -468,6 +470,46 @@ def test_these_checks_can_fail(fault: Mutation, guest: Guest) -> None:
     running = scene.engine.script(code, *words)
     running.wait()
     assert guest.hangs()
+
+
+def _silent_and_interrupted(guest: Guest) -> Callable[[ScriptedAgent], Answer]:
+    """The run is interrupted while it waits for an answer that never comes."""
+
+    def do(agent: ScriptedAgent) -> Answer:
+        guest.cancel.cancel()
+        return SILENCE
+
+    return do
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("command", ["sync", STATUS, FREEZE])
+def test_a_signal_ends_the_wait_for_the_agent(command: str, required: bool, guest: Guest) -> None:
+    guest.agent.behaviour = _on(command, _silent_and_interrupted(guest))
+    if command == "sync":
+        guest.agent.silent = True
+        threading.Timer(0.5, guest.cancel.cancel).start()
+    with pytest.raises(fleece.Interrupted):
+        guest.take(required)
+    assert (THAW in guest.agent.asked) == (command == FREEZE)
+    assert not guest.hangs()
+    guest.scene.nothing_left()
+
+
+def test_after_a_signal_a_thaw_is_tried_for_some_seconds_and_a_failure_told(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleece.source.qemu.agent._INTERRUPTED_LIMIT", 0.5)
+    guest.agent.behaviour = _on(THAW, _silent_and_interrupted(guest))
+    guest.answer_limit = 0.5
+    with pytest.raises(fleece.SourceError, match="may still be frozen"):
+        guest.take()
+    guest.agent.behaviour = lambda agent, command: None
+    guest.cancel, guest.answer_limit = fleece.CancelToken(), LIMIT
+    guest.take()
+    assert not guest.hangs()
+    guest.scene.check_exact()
+    guest.scene.nothing_left()
 
 
 def test_nothing_waits_for_an_agent_that_dribbles(guest: Guest) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
 import pytest
 
 import fleece
+from fleece.engine.work import kvm
 from fleece.engine.work.kvm import KvmState, examine_kvm
 from tests.engine.history import Guest
 from tests.engine.scene import (
@@ -24,6 +27,7 @@ from tests.engine.scene import (
     Scene,
     fill,
     small_tmpfs,
+    wait_until,
 )
 from tests.engine.test_boot import bootable
 from tests.rig.process import LIMIT
@@ -248,6 +252,41 @@ def test_a_store_that_may_be_too_small_is_a_warning(scene: Scene) -> None:
         scene.writer().write(0, bytes(8 << 20))
         ran = scene.backup(store=place / "store").succeeded()
         assert [event for event in ran.named("warning") if "may run out of room" in event["what"]]
+
+
+# ---- programs that hang -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", ["nbdkit", "KVM"])
+def test_a_signal_ends_the_wait_for_a_program_that_hangs(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _path_without(tmp_path / "path", "nbdkit")
+    started = tmp_path / "started"
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        f"#!{sys.executable}\nimport pathlib, time\n"
+        f"pathlib.Path({str(started)!r}).touch()\ntime.sleep({LIMIT})\n"
+    )
+    script.chmod(0o755)
+    Path(path, "nbdkit").symlink_to(script)
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.setattr(kvm, "_PROBE", script)
+    cancel = fleece.CancelToken()
+
+    def interrupt() -> None:
+        wait_until(started.exists, "the program")
+        cancel.cancel()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    waits: dict[str, Callable[[], object]] = {
+        "nbdkit": partial(fleece.examine_host, cancel=cancel),
+        "KVM": partial(examine_kvm, Path("/dev/null"), cancel),
+    }
+    with pytest.raises(fleece.Interrupted):
+        waits[probe]()
+    thread.join()
 
 
 # ---- KVM ----------------------------------------------------------------------------------------

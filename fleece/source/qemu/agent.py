@@ -13,20 +13,28 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from fleece.errors import PointError, SourceError
+from fleece.cancel import CancelToken
+from fleece.errors import Interrupted, PointError, SourceError
 from fleece.reach import connected, obstacle
 from fleece.source.workfolder import Note
 from fleece.terminal import shown
+
+T = TypeVar("T")
 
 _MARK = b"\xff"
 _LONGEST_LINE = 1 << 16
 _LONGEST_REASON = 200
 _PAUSE = 0.2
 _NOTED_LIMIT = 3.0
+_TICK = 0.2
+_INTERRUPTED_LIMIT = 15.0
+"""Seconds to go on trying to thaw once the run is interrupted; as long as QEMU has then."""
 
 
 class AgentError(SourceError):
@@ -47,6 +55,7 @@ class GuestAgent:
         answer_limit: seconds for the connection, and for each answer that is quick.
         freeze_limit: seconds for the freeze; the guest writes out what it holds, and runs hooks.
         thaw_limit: seconds to go on trying to thaw.
+        cancel: of the run: once it is set, nothing is waited for but a thaw, and that not for long.
     """
 
     path: str
@@ -54,11 +63,12 @@ class GuestAgent:
     answer_limit: float = 5.0
     freeze_limit: float = 30.0
     thaw_limit: float = 30.0
+    cancel: CancelToken = field(default_factory=CancelToken)
 
     def answers(self) -> bool:
         """Whether the agent answers, within the limit for answers."""
         try:
-            _Session(self.path, self.answer_limit).close()
+            self._session().close()
         except AgentError:
             return False
         return True
@@ -70,9 +80,10 @@ class GuestAgent:
 
         Raises:
             AgentError: it is frozen and could not be thawed.
+            Interrupted: before that is known.
         """
         try:
-            with contextlib.closing(_Session(self.path, self.answer_limit)) as session:
+            with contextlib.closing(self._session()) as session:
                 if _status(session) != "frozen":
                     return False
         except AgentError:
@@ -100,10 +111,11 @@ class GuestAgent:
         Raises:
             SourceError: it was thawed, but the note cannot be removed.
             PointError: a freeze is required, and the guest was not frozen all the time.
+            Interrupted: the run was; the guest was told to thaw.
         """
         freeze.frozen, freeze.trouble = False, None
         try:
-            session = _Session(self.path, self.answer_limit)
+            session = self._session()
             _write_note(note, self.path, session)
         except AgentError as error:
             freeze.trouble = str(error)
@@ -147,7 +159,12 @@ class GuestAgent:
             asked_in_vain: the agent refused the freeze, so it may refuse the rest as well.
         """
         end = time.monotonic() + self.thaw_limit
+        if session is not None:
+            session.cancel = None  # a guest that is frozen is let go first
+        hurried = False
         while True:
+            if self.cancel.cancelled and not hurried:
+                end, hurried = min(end, time.monotonic() + _INTERRUPTED_LIMIT), True
             try:
                 if session is not None and session.broken:
                     session.close()  # only then is the next one served
@@ -167,6 +184,9 @@ class GuestAgent:
                     session.close()
             session = None
             time.sleep(_PAUSE)
+
+    def _session(self) -> _Session:
+        return _Session(self.path, self.answer_limit, self.cancel)
 
 
 @dataclass
@@ -192,8 +212,12 @@ def _write_note(note: Note, path: str, session: _Session) -> None:
         raise AgentError(f"cannot be noted ({error.strerror})", where=note.path) from error
 
 
-def thaw_noted(note: Note) -> bool:
+def thaw_noted(note: Note, cancel: CancelToken) -> bool:
     """Thaw the guest that an interrupted backup's note names; whether there was one.
+
+    Args:
+        note: if there is one.
+        cancel: of the run.
 
     Raises:
         AgentError: it could not be thawed. The note stays.
@@ -203,7 +227,7 @@ def thaw_noted(note: Note) -> bool:
     if said is None:
         return False
     path = os.fsdecode(said)
-    GuestAgent(path, answer_limit=_NOTED_LIMIT, thaw_limit=_NOTED_LIMIT).thaw()
+    GuestAgent(path, answer_limit=_NOTED_LIMIT, thaw_limit=_NOTED_LIMIT, cancel=cancel).thaw()
     note.drop()
     return True
 
@@ -213,8 +237,9 @@ def _freeze(session: _Session, limit: float) -> bool:
         count = session.ask("guest-fsfreeze-freeze", limit)
     except AgentRefused:
         raise
-    except AgentError:
+    except (AgentError, Interrupted):
         # It may freeze yet, after the last try to thaw it: have it thaw right after that.
+        session.cancel = None
         session.send("guest-fsfreeze-thaw")
         raise
     if not isinstance(count, int) or count < 1:
@@ -256,13 +281,16 @@ class _Session:
     Attributes:
         path: of the socket.
         broken: an answer is missing, so that the next one could be taken for it.
+        cancel: ends every wait for it; None: nothing does.
 
     Raises:
         AgentError: it has not.
+        Interrupted: `cancel` was called.
     """
 
-    def __init__(self, path: str, limit: float) -> None:
+    def __init__(self, path: str, limit: float, cancel: CancelToken | None = None) -> None:
         self.path = path
+        self.cancel = cancel
         self.broken = False
         self._limit = limit
         self._buffer = b""
@@ -336,9 +364,11 @@ class _Session:
             ) from error
 
     def _send(self, message: dict[str, object], before: bytes = b"") -> None:
-        self._socket.settimeout(self._limit)
+        left = before + json.dumps(message).encode() + b"\n"
+        end = time.monotonic() + self._limit
         try:
-            self._socket.sendall(before + json.dumps(message).encode() + b"\n")
+            while left:
+                left = left[self._try(end, partial(self._socket.send, left)) :]
         except OSError as error:
             raise self._lost(error) from error
 
@@ -352,12 +382,8 @@ class _Session:
         return line
 
     def _receive(self, end: float) -> None:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
         try:
-            data = self._socket.recv(4096)
+            data = self._try(end, lambda: self._socket.recv(4096))
         except TimeoutError:
             raise
         except OSError as error:
@@ -365,6 +391,16 @@ class _Session:
         if not data:
             raise self._lost(None)
         self._buffer += data
+
+    def _try(self, end: float, call: Callable[[], T]) -> T:
+        """Call what may have to wait for the agent, until it need not or the time is up."""
+        while (left := end - time.monotonic()) > 0:
+            if self.cancel is not None:
+                self.cancel.check()
+            self._socket.settimeout(min(left, _TICK))
+            with contextlib.suppress(TimeoutError):
+                return call()
+        raise TimeoutError
 
     def _parse(self, line: bytes) -> dict[str, object]:
         try:

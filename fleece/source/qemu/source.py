@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -90,8 +91,8 @@ class QemuSource:
         check_path(self.scratch)
         self.scratch_limit = scratch_limit
         self.fleecing = fleecing
-        self.agent = agent
         self.monitor = Monitor(socket, cancel)
+        self.agent = None if agent is None else replace(agent, cancel=self.monitor.cancel)
         self._strangers = Strangers()
         self._left: tuple[str, ...] = ()
 
@@ -319,7 +320,7 @@ class QemuSource:
         note = Note(work, FROZEN)
         if qemu_of(work) != self.monitor.peer.pid:
             note.drop()
-        elif thaw_noted(note):
+        elif thaw_noted(note, self.monitor.cancel):
             yield Removed("freeze of the guest", self.where)
 
     def _of_this_qemu(
