@@ -7,7 +7,7 @@ import argparse
 from fleece.cli.grammar.options import POINT, STORE, AddVerb, add_guest, add_key
 from fleece.cli.words import CpWords, LsWords
 
-_PATH = "from the root of the volume's file system, like /etc/fstab"
+_PATH = "a path in the volume's file system, like /etc/fstab"
 
 
 def files_verbs(verb: AddVerb) -> None:

@@ -72,7 +72,9 @@ def _prune_verb(verb: AddVerb) -> None:
         metavar="DURATION",
         help="points younger than this, seen from the newest: 2y5m7d3h",
     )
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done, and change nothing"
+    )
     prune.add_argument(
         "--guest", help="only the points of this guest; default: those of each guest, separately"
     )

@@ -35,7 +35,7 @@ def add_scratch(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--scratch",
         metavar="DIR",
-        help="folder for scratch files, which take what "
+        help="folder for scratch files: copies of what "
         "the guest overwrites during the backup; default: /var/lib/fleece/scratch, or "
         "/var/tmp/fleece-UID if not root",
     )
@@ -46,8 +46,8 @@ def add_scratch_limit(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--scratch-limit",
         metavar="BYTES",
-        help="what the scratch files may take together, like 500M or 20G: the run is given up "
-        "before they take more; default: what their file system has, less a reserve",
+        help="limit of all scratch files together, like 500M or 20G: the run is given up before "
+        "it is exceeded; default: the room in their file system, less a reserve",
     )
 
 
@@ -118,7 +118,7 @@ def add_mode(made: argparse.ArgumentParser, what: str) -> None:
 
 def add_guest(made: argparse.ArgumentParser) -> None:
     """Add the option that names a guest."""
-    made.add_argument("--guest", help="which guest, if the store holds several")
+    made.add_argument("--guest", help="the guest, if the store holds several")
 
 
 def add_image_format(made: argparse.ArgumentParser) -> None:

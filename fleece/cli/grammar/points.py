@@ -27,7 +27,7 @@ def _restore_verb(verb: AddVerb) -> None:
         "restore",
         "restoring:restore",
         RestoreWords,
-        "write a disk of a point to an image, a device or a stream; prove it",
+        "write a disk of a point to an image, a device or a stream, and prove it",
     )
     restore.add_argument("store", metavar="STORE", help=STORE)
     restore.add_argument("point", metavar="POINT", help=POINT)
@@ -48,7 +48,7 @@ def _restore_verb(verb: AddVerb) -> None:
     restore.add_argument(
         "--in-place",
         action="store_true",
-        help="write only the leaves that differ, to a target that exists",
+        help="write only what differs to a target that exists",
     )
     ways = restore.add_mutually_exclusive_group()
     ways.add_argument(
@@ -76,7 +76,7 @@ def _diff_verb(verb: AddVerb) -> None:
         "diff",
         "looking:diff",
         DiffWords,
-        "tell what changed between two points, by their hash trees",
+        "show what changed between two points, by their hash trees",
     )
     diff.add_argument("store", metavar="STORE", help=STORE)
     diff.add_argument("old", metavar="A", help=POINT)
@@ -87,7 +87,7 @@ def _diff_verb(verb: AddVerb) -> None:
         default=[],
         dest="disks",
         metavar="NAME",
-        help="compare this disk (repeatable); default: all of either point",
+        help="compare this disk (repeatable); default: all disks of both points",
     )
     add_guest(diff)
     add_key(diff)
@@ -104,7 +104,7 @@ def _picture_verb(verb: AddVerb) -> None:
     picture.add_argument("point", metavar="POINT", help=POINT)
     picture.add_argument("disk", metavar="DISK", help="the disk's name")
     picture.add_argument(
-        "--svg", type=file_to_make, metavar="FILE", help="write the picture there too"
+        "--svg", type=file_to_make, metavar="FILE", help="also write the picture to FILE"
     )
     add_guest(picture)
     add_key(picture)
@@ -125,9 +125,11 @@ def _serve_verb(verb: AddVerb) -> None:
         default=[],
         dest="disks",
         metavar="NAME",
-        help="serve this disk (repeatable); default: all of the point's",
+        help="serve this disk (repeatable); default: all disks of the point",
     )
-    serve.add_argument("--socket", metavar="PATH", help="unix socket to make; default: a new one")
+    serve.add_argument(
+        "--socket", metavar="PATH", help="path of the unix socket; default: one in a new folder"
+    )
     serve.add_argument(
         "--writable",
         action="store_true",

@@ -79,7 +79,7 @@ def _add_ways(backup: argparse.ArgumentParser) -> None:
         "--transport",
         choices=("auto", "pull", "push"),
         default="auto",
-        help="pull: read from QEMU; push: QEMU writes to a server of fleece's own; auto (default): "
+        help="pull: read from the source; push: the source writes to fleece; auto (default): "
         "pull, except where a lost connection would kill the guest",
     )
     backup.add_argument(
@@ -163,7 +163,7 @@ def _bitmap_verb(verb: AddVerb) -> None:
         "list the segments in a source and the stores that need them; drop those of a chain",
     )
     bitmap.add_argument("source", metavar="SOURCE", help=SOURCE)
-    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="stores that may need them")
+    bitmap.add_argument("stores", metavar="STORE", nargs="*", help="a store that may need them")
     bitmap.add_argument(
         "--drop",
         metavar="CHAIN",
@@ -194,9 +194,7 @@ def _doctor_verb(verb: AddVerb) -> None:
     doctor.add_argument(
         "source", metavar="SOURCE", nargs="?", help=f"{SOURCE}; default: only look at this host"
     )
-    doctor.add_argument(
-        "store", metavar="STORE", nargs="?", help="a store: is there room for backups?"
-    )
+    doctor.add_argument("store", metavar="STORE", nargs="?", help="a store: check that it has room")
     doctor.add_argument(
         "--scratch",
         metavar="DIR",

@@ -26,7 +26,7 @@ from fleece.cli.words import (
 
 
 def _init_verb(verb: AddVerb) -> None:
-    init = verb("init", "stores:init", InitWords, "make a new store, for guests to be backed up to")
+    init = verb("init", "stores:init", InitWords, "make a new store")
     init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
     init.add_argument(
         "--hash",
@@ -64,7 +64,7 @@ def _status_verb(verb: AddVerb) -> None:
         "status",
         "checking:status",
         StatusWords,
-        "say how old, deep, large and well verified the points are",
+        "show how old, deep, large and well verified the points are",
     )
     status.add_argument("store", metavar="STORE", help=STORE)
     status.add_argument(
@@ -78,7 +78,7 @@ def _taking_verb(verb: AddVerb) -> None:
         "import",
         "stream:import_delta",
         ImportWords,
-        "take a delta from standard input into a store, fully checked",
+        "import a delta from standard input into a store, after checking all of it",
     )
     taking.add_argument("store", metavar="STORE", help=STORE)
     taking.add_argument(
