@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from pathlib import Path
 
@@ -79,3 +80,34 @@ def test_the_synopsis_of_a_verb_is_that_of_the_index(verb: str) -> None:
     assert synopsis.startswith(f"    fleece {verb} ")
     assert f"{synopsis}\n" in index
     assert f"`fleece {verb} <{verb}.rst>`_" in index
+
+
+def _messages() -> str:
+    """All texts of the code, one a line, with ... for what is put into them."""
+    found: list[str] = []
+    for path in (_ROOT / "fleece").rglob("*.py"):
+        parts: set[int] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts |= {id(part) for part in node.values}
+                texts = (p.value if isinstance(p, ast.Constant) else "..." for p in node.values)
+                found.append("".join(map(str, texts)))
+            elif isinstance(node, ast.Constant) and id(node) not in parts:
+                found.append(str(node.value))
+    return "\n".join(found)
+
+
+def test_every_message_that_is_explained_is_one_that_fleece_says() -> None:
+    """But for those of QEMU and of the kernel."""
+    messages = _messages()
+    page = (_DOCS / "troubleshooting.rst").read_text()
+    others = ("Failed to get", "No locks available", "Device or resource busy", "Permission denied")
+    unknown = [
+        part.strip()
+        for line in page.splitlines()
+        if line.startswith("**") and "(QEMU" not in line and "(the QEMU" not in line
+        for quoted in re.findall(r"\*\*(.+?)\*\*", line)
+        for part in re.split(r"\.\.\.|[;:]", re.sub(r"^(rescan|full)( \(or \w+\))?: ", "", quoted))
+        if part.strip() not in messages and not part.startswith(others)
+    ]
+    assert unknown == []

@@ -174,7 +174,7 @@ def _format_of(image: Image, cancel: CancelToken) -> ImageFormat:
     found = looks_like(image.path, SourceError, cancel)
     if found != ImageFormat.RAW:
         raise SourceError(
-            f"looks like {found}, and so can a raw disk whose guest wrote that into it",
+            f"looks like {found}, but a guest can write that into a raw disk, too",
             where=image.path,
             hint=f"say what it is: image:raw:{image.path} or image:qcow2:{image.path}",
         )
