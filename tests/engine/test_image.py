@@ -83,11 +83,11 @@ class Still:
         """Back up by the command line."""
         return INTACT.run(*self.words(*words, store=store))
 
-    def take(self) -> fleece.BackupResult:
+    def take(self, store: Path | None = None) -> fleece.BackupResult:
         """Back up by the library, in this process."""
         options = fleece.SourceOptions(self.scratch)
         with fleece.open_source(self.source, options) as source:
-            place = fleece.open_store(self.store)
+            place = fleece.open_store(store or self.store)
             return fleece.backup(source, place, fleece.BackupOptions(guest=GUEST))
 
     def write(self, offset: int, length: int = KIB64, name: str = "d0", pattern: int = 7) -> None:
@@ -109,13 +109,17 @@ class Still:
 
     def check_exact(self, store: Path | None = None) -> None:
         """Check that the newest point is what the images hold, by qemu-img."""
-        opened = fleece.open_store(store or self.store)
-        point = opened.catalogue().points[-1].id
         for disk in self.disks:
-            target = self.folder / f"restored-{next(self.numbers)}"
-            fleece.restore(opened, point, disk.node, str(target))
+            target = self.restored(disk.node, store)
             images.compare(disk.path, target, disk.fmt, "raw")
             target.unlink()
+
+    def restored(self, name: str = "d0", store: Path | None = None) -> Path:
+        """A disk of the newest point, restored to a raw file."""
+        opened = fleece.open_store(store or self.store)
+        target = self.folder / f"restored-{next(self.numbers)}"
+        fleece.restore(opened, opened.catalogue().points[-1].id, name, str(target))
+        return target
 
     def nothing_left(self) -> None:
         """Check that no work folder, partial point or server is left."""
@@ -231,8 +235,12 @@ def test_a_guest_that_is_on_is_refused(mixed: Still) -> None:
     before = mixed.names("d0")
     for disk in mixed.disks:
         with StorageDaemon([disk]):
-            refused = mixed.backup().failed(3, "in use", "qemu-storage-da", disk.path.name)
-            assert "through its QEMU" in refused.result["error"]
+            with pytest.raises(fleece.SourceError, match=r"in use \(qemu-storage-da") as error:
+                mixed.take()
+            assert error.value.where == str(disk.path)
+            if disk.node != "d1":
+                continue
+            mixed.backup().failed(3, "in use", "through its QEMU")
             told = INTACT.run("doctor", mixed.source, "--json").succeeded()
             assert "guest" in told.result["missing"]
             (images_row,) = told.named("images")
@@ -370,8 +378,7 @@ def test_two_stores_of_one_image_do_not_know_each_other(still: Still) -> None:
     run_checked("qemu-img", "bitmap", "--add", "--disable", still.disk().path, "theirs")
     for turn in range(4):
         store = (still.store, other)[turn % 2]
-        ran = still.backup(store=store)
-        assert _modes(ran) == {"d0": "full" if turn < 2 else "incremental"}
+        assert still.take(store).mode == ("full" if turn < 2 else "incremental")
         still.check_exact(store)
         still.write((turn + 3) * KIB64, pattern=turn)
     assert len(still.names()) == 3
@@ -713,4 +720,100 @@ def test_a_block_device_is_held_too(still: Still) -> None:
             still.backup().failed(3, "in use", "qemu-nbd")
     finally:
         run_checked("losetup", "--detach", device)
+        still.disks = ()
+
+
+def test_an_encrypted_image_is_refused(still: Still) -> None:
+    made = still.folder / "locked.qcow2"
+    secret = ("--object", "secret,id=s,data=abc")
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    run_checked("qemu-img", "create", "-q", "-f", "qcow2", *secret, "-o", options, made, "1M")
+    still.disks = (Disk(made, "d0"),)
+    with pytest.raises(fleece.SourceError, match="is encrypted"):
+        still.take()
+    still.disks = ()
+
+
+def test_an_image_whose_data_is_in_another_file(still: Still) -> None:
+    """Bitmaps are in the one, the data in the other: both are held."""
+    made = still.folder / "meta.qcow2"
+    data = still.folder / "data.raw"
+    words = (f"data_file={data},data_file_raw=on", str(made), "2M")
+    run_checked("qemu-img", "create", "-q", "-f", "qcow2", "-o", *words)
+    still.disks = (Disk(made, "d0"),)
+    still.write(KIB64, 5 * KIB64)
+    _modes(still.backup())
+    still.write(3 * KIB64, 512, pattern=9)
+    running = INTACT.slow("fleece.nbd.connection", "Connection.read", 1, *still.words())
+    running.wait_event("point")
+    for fmt, path in (("qcow2", made), ("raw", data)):
+        write = run("qemu-io", "-f", fmt, "-c", "write 0 512", path)
+        assert 'Failed to get "write" lock' in write.stderr, path
+    assert _modes(running.wait()) == {"d0": "incremental"}
+    still.check_exact()
+
+
+def test_two_backups_at_once(mixed: Still, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one cannot begin a bitmap in what the first one reads, and harms nothing."""
+    other = mixed.place("other")
+    running = INTACT.slow("fleece.nbd.connection", "Connection.read", 1, *mixed.words())
+    running.wait_event("point")
+    monkeypatch.setattr("fleece.source.image.tool._PATIENCE", 0)
+    with pytest.raises(fleece.SourceError, match="is in use by a program that reads it"):
+        mixed.take(other)
+    _modes(running.wait())
+    mixed.check_exact()
+    assert mixed.take(other).mode == "full"
+    assert len(mixed.names()) == 2
+
+
+def test_a_streamed_point_is_built_on_once_it_is_imported(still: Still) -> None:
+    _modes(still.backup())
+    still.write(0, pattern=3)
+    streamed = still.folder / "streamed"
+    words = [sys.executable, "-m", "fleece", *map(str, still.words("--output", "-"))]
+    with streamed.open("wb") as output:
+        subprocess.run(words, stdout=output, stderr=subprocess.PIPE, check=True)
+    assert len(still.names()) == 2
+    with streamed.open("rb") as data:
+        assert fleece.import_delta(fleece.open_store(still.store), data.read)
+    still.check_exact()
+    still.write(20 * KIB64, pattern=3)
+    (done,) = still.take().disks
+    assert (done.mode, done.read_bytes) == ("incremental", KIB64)
+    still.check_exact()
+    assert len(still.names()) == 1
+
+
+def test_clean_removes_what_a_killed_run_left(twins: Still) -> None:
+    """And no bitmap: a store needs it."""
+    _die(twins, STEPS[5])
+    kept = twins.names()
+    ran = INTACT.run("clean", twins.source, "--scratch", twins.scratch, "--json").succeeded()
+    assert [row["kind"] for row in ran.named("removed")] == ["work folder"]
+    assert twins.names() == kept
+    assert len(kept) == 2
+
+
+def test_an_image_that_may_only_be_read(still: Still) -> None:
+    """There is a warning, and the next backup reads all; nothing is refused."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    folder = still.folder / "read-only"
+    folder.mkdir()
+    (folder / "d0.qcow2").touch()
+    _modes(still.backup())
+    image = still.disk().path
+    still.write(0)
+    run_checked("mount", "--bind", image, folder / "d0.qcow2")
+    try:
+        run_checked("mount", "-o", "remount,bind,ro", folder / "d0.qcow2")
+        still.disks = (Disk(folder / "d0.qcow2", "d0"),)
+        for _ in range(2):  # the older bitmap still tells what changed since the older point
+            ran = still.backup()
+            assert _modes(ran) == {"d0": "incremental"}
+            assert "may not write" in ran.named("warning")[0]["what"]
+            images.compare(image, still.restored(), "qcow2", "raw")
+    finally:
+        run_checked("umount", folder / "d0.qcow2")
         still.disks = ()

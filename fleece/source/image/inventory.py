@@ -47,7 +47,8 @@ class ImageDisk:
         persistent_bitmaps: a bitmap can be stored in it: it is qcow2 of version 3.
         unwritable: but this user may not write to it.
         bitmaps: that are stored in it.
-        files: the image, and the files of its backing chain that are on this host.
+        files: the image, what holds its data if that is another file, and the files of its
+            backing chain that are on this host.
     """
 
     name: str
@@ -137,6 +138,13 @@ def _same(path: str, other: str) -> bool:
 def _look(image: Image, cancel: CancelToken) -> ImageDisk:
     image_format = _format_of(image, cancel)
     info = _info(image.path, image_format, cancel)
+    encrypted = info.maybe("encrypted")
+    if encrypted is not None and encrypted.flag():
+        raise SourceError(
+            "is encrypted, and only a running guest's QEMU has the key",
+            where=image.path,
+            hint="back the guest up while it is on",
+        )
     qcow2 = _qcow2(info) if image_format is ImageFormat.QCOW2 else None
     version_3 = qcow2 is not None and qcow2.text("compat") == "1.1"
     listed = None if qcow2 is None else qcow2.maybe("bitmaps")
@@ -148,7 +156,7 @@ def _look(image: Image, cancel: CancelToken) -> ImageDisk:
         version_3,
         version_3 and not os.access(image.path, os.W_OK),
         tuple(_bitmap(raw) for raw in ([] if listed is None else listed.list())),
-        (image.path, *_backing_files(image.path, info, cancel)),
+        (image.path, *_data_file(image.path, qcow2), *_backing_files(image.path, info, cancel)),
     )
 
 
@@ -196,6 +204,15 @@ def _info(path: str, image_format: str, cancel: CancelToken) -> Answer:
 
 def _qcow2(info: Answer) -> Answer:
     return info.part("format-specific").part("data")
+
+
+def _data_file(path: str, qcow2: Answer | None) -> Iterator[str]:
+    """The file that holds the data of a qcow2 image (qcow2.txt, external data file)."""
+    name = None if qcow2 is None else qcow2.maybe("data-file")
+    if name is not None:
+        found = os.path.join(os.path.dirname(path), name.text())
+        if os.path.exists(found):  # else qemu-nbd says why not
+            yield found
 
 
 def _bitmap(raw: Answer) -> Bitmap:
