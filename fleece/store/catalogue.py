@@ -59,9 +59,9 @@ class Access:
         """What stands for a point's id in the names of folders and notes; hidden by encryption."""
         return (self._hidden(f"point\0{point}") or point)[:32]
 
-    def note_name(self, chain: str, disk: str) -> str:
+    def note_name(self, chain_id: str, disk: str) -> str:
         """What stands for a chain's disk in the name of a note; hidden by encryption."""
-        return self._hidden(f"note\0{chain}\0{disk}") or f"{chain}-{safe_name(disk)}"
+        return self._hidden(f"note\0{chain_id}\0{disk}") or f"{chain_id}-{safe_name(disk)}"
 
     def _hidden(self, name: str) -> str | None:
         if self.protection is None or not self.protection.encrypted:
@@ -323,9 +323,9 @@ class Catalogue:
         """The complete points of a guest, of whatever chain, oldest first."""
         return [point for point in self._guests.get(guest, ()) if point.complete]
 
-    def of_chain(self, guest: str, chain: str) -> list[StoredPoint]:
+    def of_chain(self, guest: str, chain_id: str) -> list[StoredPoint]:
         """The complete points of one chain of a guest, oldest first."""
-        return [point for point in self.of_guest(guest) if point.chain == chain]
+        return [point for point in self.of_guest(guest) if point.chain == chain_id]
 
     def find(self, text: str, guest: str | None = None) -> StoredPoint:
         """The point that an id, an unambiguous prefix of one, or `latest` means.

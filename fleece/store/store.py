@@ -157,25 +157,25 @@ class Store:
         draft.place(key)
         return self.backend.name(key)
 
-    def distrust(self, chain: str, disk: str, reason: str) -> None:
+    def distrust(self, chain_id: str, disk: str, reason: str) -> None:
         """Note durably that the bitmaps of a chain's disk missed a write; a guest's lock is held.
 
         The note lies beside the store's marker, under the chain's own id: it is about the chain, so
         it goes where the chain goes, and nothing that happens to the source can lose it.
         """
-        notes.distrust(self.access, chain, disk, reason)
+        notes.distrust(self.access, chain_id, disk, reason)
 
-    def distrusted(self, chain: str, disk: str) -> str | None:
+    def distrusted(self, chain_id: str, disk: str) -> str | None:
         """Why the bitmaps of a chain's disk must not be believed; None: they may.
 
         Raises:
             StoreError: that cannot be read. A note that cannot be read is not none.
         """
-        return notes.distrusted(self.access, chain, disk)
+        return notes.distrusted(self.access, chain_id, disk)
 
-    def trust(self, chain: str, disk: str) -> None:
+    def trust(self, chain_id: str, disk: str) -> None:
         """All of the disk was read: what an audit found is mended."""
-        notes.trust(self.access, chain, disk)
+        notes.trust(self.access, chain_id, disk)
 
 
 def read_marker(backend: Backend) -> Marker:

@@ -1,4 +1,4 @@
-"""Hold the whole clean part of a running guest's disks against the chain; store nothing."""
+"""Compare the whole clean part of a guest's disks with the chain; store nothing."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ def audit(
     source.check_needs()
     with store.locked(guest):
         catalogue = store.catalogue()
-        chain = store.chain_of(guest, catalogue)
-        bound(source, catalogue, guest, chain)
-        recover(source, chain, listener)
+        chain_id = store.chain_of(guest, catalogue)
+        bound(source, catalogue, guest, chain_id)
+        recover(source, chain_id, listener)
         chosen = source.inventory().choose(disks)
-        lineage = Lineage(source, catalogue, guest, chain)
+        lineage = Lineage(source, catalogue, guest, chain_id)
         found = [auditable(disk, lineage) for disk in chosen]
         point = secrets.token_hex(5)
         wanted = [Wanted(item.disk, item.since) for item in found]
-        request = Request(chain, 0, point, wanted, rotate=False)
+        request = Request(chain_id, 0, point, wanted, rotate=False)
         with taken(source, request, listener) as living, contextlib.ExitStack() as stack:
             jobs = _jobs(stack, catalogue, found, living.exports, cancel)
             total = sum(job.clean.total for job in jobs)
@@ -104,17 +104,17 @@ def audit(
                     stop = cancel or CancelToken()
                     compare_clean(jobs, 1.0, counter, stop, watch=living.watch)
             finally:
-                distrust(store, chain, jobs)
+                distrust(store, chain_id, jobs)
             living.check()
             refuse_differing(jobs)
     return AuditResult(guest, tuple(_result(job) for job in jobs))
 
 
-def distrust(store: Store, chain: str, jobs: Sequence[AuditJob]) -> None:
+def distrust(store: Store, chain_id: str, jobs: Sequence[AuditJob]) -> None:
     """Make the next backup of each disk on which an audit found something a rescan."""
     for job in jobs:
         if job.trouble is not None:
-            store.distrust(chain, job.name, job.trouble)
+            store.distrust(chain_id, job.name, job.trouble)
 
 
 def _jobs(

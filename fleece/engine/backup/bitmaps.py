@@ -78,7 +78,7 @@ def _chains(store: Store, guest: str) -> set[str]:
 
 def drop_segments(
     source: Source,
-    chain: str,
+    chain_id: str,
     stores: Sequence[Store] = (),
     guest: str | None = None,
 ) -> list[KeptSegment]:
@@ -86,7 +86,7 @@ def drop_segments(
 
     Args:
         source: of the guest.
-        chain: its whole id.
+        chain_id: the whole of it.
         stores: that must not need it.
         guest: its name in the stores, if it is not the source's own.
 
@@ -101,14 +101,16 @@ def drop_segments(
     """
     keeper = _keeper(source)
     keeper.check_present()
-    mine = [kept for kept in segments(source, stores, guest) if kept.bitmap.chain_id == chain]
+    mine = [kept for kept in segments(source, stores, guest) if kept.bitmap.chain_id == chain_id]
     if not mine:
-        raise PointError(f"there is no segment of chain {chain}", where=source.where)
+        raise PointError(f"there is no segment of chain {chain_id}", where=source.where)
     if mine[0].stores:
-        raise StoreError(f"it needs the segments of chain {chain}", where=", ".join(mine[0].stores))
-    if keeper.has_point(chain):
+        raise StoreError(
+            f"it needs the segments of chain {chain_id}", where=", ".join(mine[0].stores)
+        )
+    if keeper.has_point(chain_id):
         raise PointError(
-            f"a point of chain {chain} is in the source: a backup is running, or an interrupted "
+            f"a point of chain {chain_id} is in the source: a backup is running, or an interrupted "
             "one left it",
             where=source.where,
             hint="wait for its end, or 'fleece clean' takes it down",

@@ -46,7 +46,7 @@ def bound(
     source: Source,
     catalogue: Catalogue,
     guest: str,
-    chain: str,
+    chain_id: str,
     *,
     adopt: bool = False,
 ) -> Bond:
@@ -59,14 +59,14 @@ def bound(
     Args:
         source: of the guest.
         catalogue: of the store.
-        guest, chain: its name in the store, and its chain.
+        guest, chain_id: its name in the store, and its chain.
         adopt: if it is another guest's, it is this one's from now on.
 
     Raises:
         PointError: it is another guest's.
         UsageError: there is nothing to adopt.
     """
-    points = [p for p in catalogue.points if (p.guest, p.chain) == (guest, chain)]
+    points = [p for p in catalogue.points if (p.guest, p.chain) == (guest, chain_id)]
     owner, identity = _owner(points), source.identity()
     if identity is None and isinstance(source, MayLackGuest) and source.lacks_guest:
         identity = owner
