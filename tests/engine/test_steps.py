@@ -119,4 +119,4 @@ def test_a_point_that_cannot_be_filled_leaves_nothing_in_the_store(
         with store.locked(GUEST), pytest.raises(fleece.PointError, match="given up"):
             store_point(task, taken, fails)
     assert not store.catalogue().points
-    assert not store.unfinished(GUEST)
+    assert store.remove_partial(GUEST) == []
