@@ -20,7 +20,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+
+from fleece.closing import Closing
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -57,7 +58,7 @@ class Found:
     kind: Kind
 
 
-class Folder:
+class Folder(Closing):
     """An open folder. Use it as a context manager, or `close` it.
 
     Attributes:
@@ -78,12 +79,6 @@ class Folder:
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         return Folder(os.open(path, flags), Path(path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close it; safe to repeat."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import zstandard
 
+from fleece.closing import Closing
 from fleece.delta import footer, header, pages, protection, record
 from fleece.delta.blob import Blob
 from fleece.delta.layout import (
@@ -34,7 +33,7 @@ from fleece.ordered import distinct
 from fleece.tree import Geometry, HashArray, Level
 
 
-class RecordFile:
+class RecordFile(Closing):
     """A file that begins with a delta's header, open for reading its records, whatever follows.
 
     Args:
@@ -65,17 +64,6 @@ class RecordFile:
         except BaseException:
             blob.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

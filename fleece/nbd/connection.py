@@ -6,13 +6,13 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fleece.cancel import CancelToken
+from fleece.closing import Closing
 from fleece.errors import SourceError
 from fleece.nbd.binding import libnbd
 from fleece.nbd.uri import socket_of
@@ -67,7 +67,7 @@ class ConnectionLost(SourceError):
     """The connection is gone; the export may still be there for another one."""
 
 
-class Connection:
+class Connection(Closing):
     """A connected export.
 
     Args:
@@ -150,17 +150,6 @@ class Connection:
         if not number or path is None:
             return None
         return obstacle(path, number)
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Say goodbye and close; errors do not matter any more.

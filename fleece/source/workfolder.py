@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
+from fleece.closing import Closing
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.folder import PRIVATE_FOLDER, Folder
 from fleece.source.place import candidates, opened_scratch
@@ -67,7 +67,7 @@ class Strange(Exception):
     """A work folder is not as fleece makes one; the message says in which way."""
 
 
-class WorkFolder:
+class WorkFolder(Closing):
     """An open work folder of our own. Use it as a context manager, or `close` it.
 
     Attributes:
@@ -136,12 +136,6 @@ class WorkFolder:
         ):
             with contextlib.suppress(OSError):
                 remove(name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of it; safe to repeat."""

@@ -7,9 +7,9 @@ point that is built on it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
+from fleece.closing import Closing
 from fleece.delta.chain import Chain
 from fleece.delta.pagecache import page_cache
 from fleece.store.catalogue import Catalogue, Entry
@@ -20,7 +20,7 @@ _MOST = 8192
 _Disk: TypeAlias = tuple[str, str, str]
 
 
-class OpenLines:
+class OpenLines(Closing):
     """The lines of a catalogue's deltas, opened as they are asked for. `close` it, or use `with`.
 
     Args:
@@ -35,17 +35,6 @@ class OpenLines:
         self.catalogue = catalogue
         self._most = most
         self._lines: OrderedDict[_Disk, _Line] = OrderedDict()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all deltas."""

@@ -22,7 +22,7 @@ from fleece.engine.backup import push
 from fleece.engine.work.pool import run_workers
 from fleece.events import Event, Listener, ignore
 from fleece.extents import Extents
-from fleece.nbd import sink
+from fleece.nbd import nbdkit
 from fleece.nbd.handover import Channel
 from fleece.nbd.sink import NbdSink
 from fleece.source.qemu.plan import GRANULARITY
@@ -519,7 +519,7 @@ def test_a_host_without_nbdkit_says_what_to_install(
     def missing(*words: str) -> str:
         raise fleece.UsageError("nbdkit is not installed")
 
-    monkeypatch.setattr(sink, "program", missing)
+    monkeypatch.setattr(nbdkit, "program", missing)
     with pytest.raises(fleece.UsageError, match="nbdkit"):
         _pushed(scene)
     scene.nothing_left()

@@ -22,6 +22,7 @@ _FLOORS = (
         "errors",
         "cache",
         "cancel",
+        "closing",
         "durations",
         "events",
         "fileblob",

@@ -8,9 +8,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
-from types import TracebackType
 
 from fleece.cancel import CancelToken
+from fleece.closing import Closing
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.programs import finished, program
@@ -38,7 +38,7 @@ from fleece.source.segments import Segment, next_segment, written_since
 from fleece.source.workfolder import Strangers
 
 
-class ImageSource:
+class ImageSource(Closing):
     """The images of a guest's disks, while the guest is off.
 
     Args:
@@ -71,17 +71,6 @@ class ImageSource:
         self._cancel = cancel or CancelToken()
         self._holder = holder_of([image.path for image in images])
         self._strangers = Strangers()
-
-    def __enter__(self) -> ImageSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Nothing is held but by a point."""

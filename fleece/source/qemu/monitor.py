@@ -11,7 +11,6 @@ import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 from qemu.qmp import ConnectError, ExecuteError, Message, QMPClient, QMPError
@@ -19,6 +18,7 @@ from qemu.qmp.events import EventListener
 from qemu.qmp.qmp_client import BadReplyError, GreetingError, NegotiationError
 
 from fleece.cancel import CancelToken
+from fleece.closing import Closing
 from fleece.errors import ExitCode, SourceError
 from fleece.reach import connected, obstacle
 from fleece.source.qemu.advice import advice
@@ -82,7 +82,7 @@ class Peer:
         return Owner(self.uid, self.gid)
 
 
-class Monitor:
+class Monitor(Closing):
     """A connected monitor. Use it from one thread at a time.
 
     Args:
@@ -123,17 +123,6 @@ class Monitor:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Disconnect. QEMU goes on; what was set up in it stays."""

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
+from fleece.closing import Closing
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.folder import Folder
@@ -59,7 +59,7 @@ from fleece.source.workfolder import (
 )
 
 
-class QemuSource:
+class QemuSource(Closing):
     """A QEMU or qemu-storage-daemon, through a QMP monitor that nobody else holds.
 
     Args:
@@ -95,17 +95,6 @@ class QemuSource:
         self.agent = None if agent is None else replace(agent, cancel=self.monitor.cancel)
         self._strangers = Strangers()
         self._left: tuple[str, ...] = ()
-
-    def __enter__(self) -> QemuSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the monitor."""
