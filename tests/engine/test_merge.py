@@ -134,6 +134,13 @@ def test_a_run_that_was_merged_already_can_be_merged_again(pair: Scene) -> None:
     INTACT.run("merge", pair.store, points[3], "--from", points[1]).failed(2, "does not build on")
 
 
+def test_a_point_is_not_merged_from_itself(scene: Scene) -> None:
+    known = history(scene, 2)
+    _, last = known
+    INTACT.run("merge", scene.store, last, "--from", "latest").failed(2, "nothing would change")
+    same(scene, known)
+
+
 def test_a_point_that_is_not_on_the_line_is_refused(scene: Scene) -> None:
     known = history(scene, 2)
     first, last = known

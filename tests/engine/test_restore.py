@@ -75,6 +75,16 @@ def nbd_server(path: Path, socket: Path, *words: str) -> Iterator[str]:
             server.terminate()
 
 
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_a_target_in_place_that_fills_up_is_called_half_written(kept: Scene, fmt: str) -> None:
+    with small_tmpfs(1) as small:
+        target = small / "target"
+        run_checked("qemu-img", "create", "-q", "-f", fmt, target, str(SIZE))
+        words = ("restore", kept.store, "latest", "d0", target, "--in-place", "--format", fmt)
+        ran = INTACT.run(*words)
+    ran.failed(7, f"{target}: ", "No space left", f"; {target} may be written in part")
+
+
 @pytest.mark.parametrize("word", ["--in-place", "--force"])
 def test_a_block_device_with_garbage_on_it(kept: Scene, tmp_path: Path, word: str) -> None:
     with loop_device(_garbage(tmp_path / "backing", SIZE + MIB)) as device:

@@ -85,6 +85,26 @@ def test_an_option_without_effect_is_refused(
     assert not Path(places["new"]).exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("backup", "qmp:/nowhere", "{store}", "--guest", "a", "--guest", "b"),
+        ("backup", "qmp:/nowhere", "{store}", "--mode", "auto", "--mode=full"),
+        ("backup", "qmp:/nowhere", "{store}", "--jobs", "2", "--jobs", "2"),
+        ("restore", "{store}", "latest", "vda", "{new}", "--format", "raw", "--format", "qcow2"),
+        ("files", "{store}", "latest", "vda", "ls", "--volume", "1", "--volume=2"),
+        ("list", "{store}", "--key-file", "{key}", "--key-file", "{key}"),
+        ("prune", "{store}", "--keep-last", "1", "--keep-last", "0"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_would_replace_its_own_value_is_refused(
+    words: tuple[str, ...], places: dict[str, str]
+) -> None:
+    INTACT.run(*(word.format(**places) for word in words)).failed(2, "is given more than once")
+    assert not Path(places["new"]).exists()
+
+
 def test_what_has_an_effect_is_not_refused(places: dict[str, str]) -> None:
     for words in (
         ("--no-resume",),
@@ -92,6 +112,7 @@ def test_what_has_an_effect_is_not_refused(places: dict[str, str]) -> None:
         ("--audit", "0", "--mode", "full"),
         ("--audit", "1", "--mode", "differential"),
         ("--require-freeze", "--guest-agent", "/nowhere"),
+        ("--disk", "a", "--disk", "b", "--adopt", "--adopt"),
     ):
         store = places["store"]
         INTACT.run("backup", "qmp:/nowhere", store, *words).failed(

@@ -10,9 +10,7 @@ import os
 import shutil
 import socket
 import stat
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from tests.engine.scene import (
 )
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.listening import Listening
 from tests.rig.machine import Machine
 
 STRANGER = 65534
@@ -56,29 +55,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-class Agent:
+class Agent(Listening):
     """Takes connections on a socket, as a guest's agent does, and counts them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clients = 0
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+    clients = 0
 
-    def close(self) -> None:
-        """Take no more."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.clients += 1
-                client.close()
+    def meet(self, client: socket.socket) -> None:
+        """Count it."""
+        self.clients += 1
+        client.close()
 
 
 class Trap(MachineScene):
@@ -158,6 +143,15 @@ def _bound(path: Path, victims: Path) -> None:
     os.close(folder)
 
 
+def _link(path: Path) -> None:
+    """To a file beside the scratch: on its file system, wherever the victims are."""
+    scratch = next(folder for folder in path.parents if folder.name == "scratch")
+    other = scratch.parent / "linked"
+    if not other.exists():
+        other.write_bytes(b"linked")
+    os.link(other, path)
+
+
 KINDS: dict[str, Plant] = {
     "link to a file": lambda path, victims: path.symlink_to(victims / "victim"),
     "link to a folder": lambda path, victims: path.symlink_to(victims),
@@ -167,7 +161,7 @@ KINDS: dict[str, Plant] = {
     "socket": _bound,
     "huge file": _huge,
     "deep folder": _deep,
-    "hard link": lambda path, victims: os.link(victims.parent / "linked", path),
+    "hard link": lambda path, victims: _link(path),
     "plain": lambda path, victims: None,
 }
 PLACES = (
@@ -254,7 +248,6 @@ COUNT = sum(len(cases(place)) for place in PLACES) * len(MOMENTS)
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Iterator[Trap]:
-    (tmp_path / "linked").write_bytes(b"linked")
     image = images.random_image(tmp_path / "d0.qcow2", 2 * MIB, seed=1)
     with Machine([Disk(image, "d0")]) as qemu:
         made = Trap(qemu, tmp_path)

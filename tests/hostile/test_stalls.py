@@ -18,6 +18,7 @@ from tests.engine.history import Guest
 from tests.engine.scene import INTACT, KIB64, MIB, Scene, daemon, wait_until
 from tests.rig import images
 from tests.rig.disk import Disk
+from tests.rig.listening import Listening
 
 DOWN = "interrupted; the point was taken down again"
 
@@ -54,40 +55,27 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-class Stalling:
+class Stalling(Listening):
     """A socket before QEMU's NBD server, which passes on so many bytes of answers and no more.
 
     Attributes:
-        path: of the socket.
         stalled: is set when bytes are held back.
     """
 
     def __init__(self, path: Path, scratch: Path, allowed: int) -> None:
-        self.path = path
         self.stalled = threading.Event()
         self._scratch = scratch
         self._left = allowed
         self._lock = threading.Lock()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(path)
 
-    def close(self) -> None:
-        """Take no more."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                (behind,) = self._scratch.glob("*/qemu/nbd.sock")
-                server = socket.socket(socket.AF_UNIX)
-                server.connect(str(behind))
-                for words in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=self._pass_on, args=words, daemon=True).start()
+    def meet(self, client: socket.socket) -> None:
+        """Connect it with the server."""
+        (behind,) = self._scratch.glob("*/qemu/nbd.sock")
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(behind))
+        for words in ((client, server, False), (server, client, True)):
+            threading.Thread(target=self._pass_on, args=words, daemon=True).start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with suppress(OSError):

@@ -15,6 +15,22 @@ from fleece.errors import UsageError
 from fleece.version import VERSION
 
 
+class _Once(argparse.Action):
+    """Keeps one value. An option that is given twice would lose the first without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the value of an argument."""
+        if option_string and getattr(namespace, self.dest, self.default) is not self.default:
+            raise argparse.ArgumentError(self, "is given more than once")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a bad command line as an error of the usage family, and guesses no option."""
 
@@ -22,6 +38,7 @@ class _Parser(argparse.ArgumentParser):
         # What is an abbreviation today is ambiguous with the next option that is added.
         super().__init__(**words, allow_abbrev=False)
         self.register("type", None, filled)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see '{self.prog} --help'")

@@ -26,7 +26,7 @@ from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.work.new_file import Manner, open_target
 from fleece.engine.work.pool import WORKERS, Counter, run_workers, spread
 from fleece.engine.work.scan import disk_root
-from fleece.errors import DeltaError, Interrupted, TargetError, UsageError, VerifyError
+from fleece.errors import DeltaError, FleeceError, TargetError, UsageError, VerifyError
 from fleece.extents import Extents, Int64Array
 from fleece.nbd.uri import is_uri
 from fleece.ordered import distinct, without
@@ -127,15 +127,14 @@ def restore(
 
 @contextlib.contextmanager
 def _told_if_half_done(standing: str | None) -> Iterator[None]:
-    """Say what an interruption leaves of a target that stands already; None: it is a new one."""
+    """Say what a failure leaves of a target that stands already; None: it is a new one."""
     try:
         yield
-    except Interrupted as error:
-        if standing is None:
-            raise
-        raise Interrupted(
-            f"{error.what}; {standing} may be written in part, and is not proven: run it again"
-        ) from error
+    except FleeceError as error:
+        if standing is not None:
+            told = f"{standing} may be written in part, and is not proven: run it again"
+            error.hint = told if error.hint is None else f"{error.hint}; {told}"
+        raise
 
 
 def _refuse_idle(target: str, options: RestoreOptions) -> None:

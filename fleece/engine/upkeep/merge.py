@@ -82,8 +82,8 @@ def merge(
         cancel: stops it; disks that are merged stay so.
 
     Raises:
-        UsageError: `first` is on the line of none of the point's disks, and none stands already on
-            what `first` stands on.
+        UsageError: `first` is the point itself, or is on the line of none of the point's disks, and
+            none stands already on what `first` stands on.
         StoreError: a delta is missing or damaged; the store is as it was.
     """
     cancel = cancel or CancelToken()
@@ -94,6 +94,11 @@ def merge(
             listener(events.Leftover("unfinished file", path))
         chosen = catalogue.find(point, guest)
         start = None if first is None else catalogue.find(first, guest)
+        if start is not None and start.id == chosen.id:
+            raise UsageError(
+                f"point {chosen.id} is to be merged from itself: nothing would change",
+                hint="name an older point by --from",
+            )
         lines = {name: catalogue.line(chosen.disks[name]) for name in sorted(chosen.disks)}
         counts = {name: _run_length(line, start) for name, line in lines.items()}
         if start is not None and not any(counts.values()):
