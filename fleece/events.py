@@ -59,7 +59,7 @@ class DiskPlanned(Event):
 
 @dataclass(frozen=True)
 class DiskGone(Event):
-    """The guest has a disk no more; `point` is the newest of it."""
+    """The guest no longer has a disk; `point` is its newest."""
 
     name: ClassVar[str] = "gone"
     disk: str

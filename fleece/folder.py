@@ -376,7 +376,7 @@ class Folder(Closing):
 
     @contextlib.contextmanager
     def _naming(self, name: str | None) -> Iterator[None]:
-        """Refuse what is no name; give an error the whole path."""
+        """Refuse what is not a name; give an error the whole path."""
         try:
             if name is not None and (not name or "/" in name or name in (".", "..")):
                 raise OSError(errno.EINVAL, "is not a file's name")

@@ -166,7 +166,7 @@ def take_points(
 
 
 def restore(store: Path, points: Sequence[Point], folder: Path) -> None:
-    """Restore every disk of every point to a raw image, and have its root computed anew."""
+    """Restore every disk of every point to a raw image, and have its root computed again."""
     for number, point in enumerate(points, 1):
         for disk, expected in point.roots.items():
             target = folder / f"restored-{number}-{disk}.raw"
@@ -191,7 +191,7 @@ def check_root(image: Path, fmt: str, expected: str) -> None:
 
 
 def judge_exactly(store: Path, point: Point, copies: Mapping[str, Path], folder: Path) -> None:
-    """Hold the paused guest's point against the copies that QEMU's tools made.
+    """Compare the paused guest's point with the copies that QEMU's tools made.
 
     Raises:
         Failed, AssertionError: they differ.

@@ -50,7 +50,7 @@ class Delta:
             self.point = (self.head["chain"], self.head["guest"], self.head["disk"])
             self.state = {"point": self.head["point"]["id"], "size": self.size}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Damaged(f"{path}: its header makes no sense ({error})") from error
+            raise Damaged(f"{path}: its header is not valid ({error})") from error
         sane = 0 <= self.size <= 1 << 60 and self.leaf in (1 << bits for bits in range(12, 21))
         sane = sane and self.fan in (1 << bits for bits in range(1, 9))
         self.need(sane and self.head["hash"] == self.name, "its header contradicts itself")
@@ -104,7 +104,7 @@ class Delta:
             parts = (data[at : at + self.leaf] for at in range(0, len(data), self.leaf))
             right = leaves == [self.hash(part.ljust(self.leaf, b"\0")) for part in parts]
             right = right and count == len(leaves) and (kind == 1 or (kind == 2 and not packed))
-            self.need(right, f"record {sequence} makes no sense")
+            self.need(right, f"record {sequence} is not valid")
             before = own
             total += length
             yield offset, length, leaves, data

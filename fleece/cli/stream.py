@@ -87,8 +87,9 @@ def data_output(what: str, family: type[FleeceError], cancel: CancelToken) -> It
 def _unblocked(mode: int) -> Iterator[tuple[int, int | None]]:
     """Standard output in such a way that no write blocks, and how much one may write.
 
-    Whether a pipe blocks is a property that all who have it open share, so it is opened anew. Where
-    that cannot be (another user's pipe, a socket), writes are as short as any that is ready takes.
+    Whether a pipe blocks is a property that all who have it open share, so it is opened again.
+    Where that cannot be (another user's pipe, a socket), writes are as short as any that is ready
+    takes.
     """
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         yield _STDOUT, None

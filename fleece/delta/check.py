@@ -91,7 +91,7 @@ class Walk:
             self._leaves.add_run(first, found.leaves)
 
     def finish(self, base: NodeSource) -> None:
-        """Hold index, tree, counts and root against the records.
+        """Compare index, tree, counts and root with the records.
 
         Args:
             base: the disk at the parent.

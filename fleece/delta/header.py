@@ -92,7 +92,7 @@ class Header:
         parent: what it builds on; None: it covers the whole disk.
         mode: how its dirty set was found.
         disks: the names of all disks of the point, this one among them.
-        gone: names of disks that the guest had at the point before, and has no more.
+        gone: names of disks that the guest had at the point before, and no longer has.
         identity: of the guest, as its QEMU told it; None: it told none.
         level: the zstd level.
         granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
@@ -292,8 +292,11 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         gone=_names(top["gone"]) if "gone" in top else (),
         identity=_identity(top["identity"]) if "identity" in top else None,
     )
-    if header.disk not in header.disks or (header.parent is None) != (header.mode == Mode.FULL):
-        raise ValueError("its parts contradict each other")
+    if header.disk not in header.disks:
+        raise ValueError("its disk is not in its list of disks")
+    if (header.parent is None) != (header.mode == Mode.FULL):
+        how = "without" if header.parent is None else "with"
+        raise ValueError(f"mode '{header.mode}' {how} a parent")
     if header.leaf_size & (header.leaf_size - 1) or header.fan_out & (header.fan_out - 1):
         raise ValueError("leaf size and fan-out must be powers of two")
     return header

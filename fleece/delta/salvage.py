@@ -131,7 +131,7 @@ def write_salvaged(
         listener: hears the bytes of disk of each record that was copied.
 
     Raises:
-        DeltaError: what was proven before is no more.
+        DeltaError: what was proven before is gone.
     """
     key_frame, frames = begin(wreck.protection)
     made = Appender(sink, frames)

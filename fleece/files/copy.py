@@ -188,7 +188,7 @@ def copy_stream(
         cancel: stops it.
 
     Raises:
-        UsageError: it is no file.
+        UsageError: it is not a file.
         FilesError: the file system is damaged.
         DeltaError: the store is.
         TargetError: the stream takes no more.

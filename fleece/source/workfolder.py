@@ -230,7 +230,7 @@ class WorkFolder(Closing):
             ) from error
 
     def new_scratch_file(self, name: str) -> int:
-        """Make a scratch file anew, whatever an earlier try left of it; gives its descriptor.
+        """Make a scratch file again, whatever an earlier try left of it; gives its descriptor.
 
         Raises:
             OSError: it cannot be made.

@@ -87,7 +87,7 @@ class Draft(Protocol):
 class Batch(Protocol):
     """The objects of one point that is being written: all become visible at once, or none does.
 
-    A batch whose writer was killed stays until somebody discards it or goes on with it.
+    A batch whose writer was killed stays until somebody discards it or resumes it.
 
     Attributes:
         name: that it was begun under.

@@ -27,7 +27,7 @@ def open_store(place: str | os.PathLike[str], secret: Secret | None = None) -> S
         secret: the store's key file or passphrase; None: it has no key.
 
     Raises:
-        StoreError: it is not there, or it is no store.
+        StoreError: it is not there, or it is not a store.
         UsageError: there are no stores of its scheme, or the secret is not the store's.
     """
     return Store(open_backend(place), secret)

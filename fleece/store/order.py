@@ -2,7 +2,7 @@
 
 Within a chain its sequence says so, whatever clocks did. Between chains nothing does but the time
 that each point names. A store has several chains of a guest if deltas of several stores were
-imported into it: also of one that was lost and made anew.
+imported into it: also of one that was lost and made again.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Store:
         access: how its deltas are opened.
 
     Raises:
-        StoreError: it is not there, or it is no store.
+        StoreError: it is not there, or it is not a store.
         UsageError: the secret is not the store's.
     """
 
@@ -78,7 +78,7 @@ class Store:
         return hashlib.sha256(f"{self.id}\0{guest}".encode()).hexdigest()[:8]
 
     def chain_of(self, guest: str, catalogue: Catalogue) -> str:
-        """The chain that a guest's next backup into this store goes on with.
+        """The chain that a guest's next backup into this store continues.
 
         The store's own, or, if it has only points of others, which were imported, the newest one's.
         """

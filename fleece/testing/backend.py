@@ -266,14 +266,14 @@ class BackendContract:
         assert _read(backend, _ONE) == b"the new one"
 
     def test_a_replacement_that_is_discarded_changes_nothing(self, backend: Backend) -> None:
-        """The old one stays, and nothing is left to be tidied."""
+        """The old one stays, and nothing is left to be cleaned up."""
         backend.create(b"marker")
         _point(backend, data=b"old")
         _draft(lambda: backend.replace(_ONE), b"new").discard()
         assert _read(backend, _ONE) == b"old"
         assert [*backend.tidy(["web/000001-aa"])] == []
 
-    def test_what_killed_writers_left_is_tidied_once(self, backend: Backend) -> None:
+    def test_what_killed_writers_left_is_cleaned_up_once(self, backend: Backend) -> None:
         """It was never seen; each is told."""
         backend.create(b"marker")
         _point(backend, data=b"old")

@@ -76,7 +76,7 @@ class NbdPoint:
                 with Connection(export.uri) as connection:
                     size = connection.size
             except SourceError as error:
-                raise PointError(f"disk {export.disk} is served no more: {error}") from error
+                raise PointError(f"disk {export.disk} is no longer served: {error}") from error
             if size != export.size:
                 raise PointError(f"disk {export.disk} has another size now")
 

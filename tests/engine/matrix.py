@@ -296,7 +296,7 @@ class Counts:
     Attributes:
         runs: engines that something was to happen to.
         killed, failed, ended: how they ended: by a signal, by an exit code, as if nothing was.
-        resumed: points that the engine after one of them went on with.
+        resumed: points that the engine after one of them resumed.
         points: committed, each compared with the guest's writes in the end.
         writes: of the guest.
     """

@@ -411,7 +411,7 @@ def test_a_guest_that_its_user_stopped_stays_so(tmp_path: Path, state: str) -> N
         assert told.count("RESUME") == (state == "paused")
 
 
-def test_a_guest_that_a_dead_run_left_stopped_goes_on(twin: MachineScene) -> None:
+def test_a_guest_that_an_interrupted_backup_left_stopped_is_continued(twin: MachineScene) -> None:
     twin.backup().succeeded()
     killed = Moment("stopped", "fleece.source.qemu.hold_by_filters", "plug", "before", 1)
     twin.killed_backup(killed)
@@ -570,7 +570,7 @@ def test_a_stop_that_cannot_be_noted_is_none(twin: MachineScene) -> None:
     assert twin.status == "running"
 
 
-def test_a_dead_runs_point_is_taken_anew(full_disk: MachineScene) -> None:
+def test_the_point_of_an_interrupted_backup_is_not_resumed(full_disk: MachineScene) -> None:
     running = full_disk.slow_backup(milliseconds=100)
     running.wait_event("progress")
     running.kill()
@@ -581,7 +581,7 @@ def test_a_dead_runs_point_is_taken_anew(full_disk: MachineScene) -> None:
     full_disk.nothing_left()
 
 
-def test_a_dead_runs_point_that_jobs_hold_is_not_what_was_asked_for(
+def test_an_interrupted_point_that_jobs_hold_is_not_what_was_asked_for(
     full_disk: MachineScene,
 ) -> None:
     running = full_disk.slow_backup("--fleecing", "classic", milliseconds=100)

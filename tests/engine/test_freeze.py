@@ -276,7 +276,7 @@ def test_no_agent_at_all(guest: Guest) -> None:
 _IN_MID_COPY = Moment("copying", "fleece.delta.writer", "DeltaWriter.data", "after", 2)
 
 
-def test_a_dead_runs_point_is_not_frozen_enough(guest: Guest) -> None:
+def test_an_interrupted_point_is_not_frozen_enough(guest: Guest) -> None:
     """Nobody knows whether it was frozen: one that must be frozen is taken again."""
     guest.scene.killed_backup(_IN_MID_COPY)
     result, heard = guest.take(required=True)
@@ -287,7 +287,7 @@ def test_a_dead_runs_point_is_not_frozen_enough(guest: Guest) -> None:
     guest.scene.nothing_left()
 
 
-def test_a_dead_runs_point_does_not_stand_for_one_that_cannot_be_frozen(guest: Guest) -> None:
+def test_an_interrupted_point_does_not_stand_for_one_that_cannot_be_frozen(guest: Guest) -> None:
     guest.scene.killed_backup(_IN_MID_COPY)
     words = "--guest-agent", guest.scene.folder / "nothing", "--require-freeze"
     guest.scene.backup(*words).failed(4, "could not be frozen")
@@ -295,7 +295,7 @@ def test_a_dead_runs_point_does_not_stand_for_one_that_cannot_be_frozen(guest: G
     guest.scene.nothing_left()
 
 
-def test_if_no_freeze_is_required_a_dead_runs_point_is_gone_on_with_and_told(guest: Guest) -> None:
+def test_if_no_freeze_is_required_an_interrupted_point_is_resumed_and_told(guest: Guest) -> None:
     guest.scene.killed_backup(_IN_MID_COPY)
     result, heard = guest.take()
     assert (result.frozen, result.resumed) == (False, True)

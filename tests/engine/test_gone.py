@@ -1,4 +1,4 @@
-"""A disk that the guest has no more: it is told once, and recorded."""
+"""A disk that the guest no longer has: it is reported once, and recorded."""
 
 from __future__ import annotations
 

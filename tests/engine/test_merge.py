@@ -1,4 +1,4 @@
-"""Merging: one delta in the place of a run, the same disk, nothing compressed anew but the cuts."""
+"""Merging: one delta in the place of a run, the same disk, only the cuts compressed again."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_a_cancelled_migration_is_none(pair: Pair) -> None:
     pair.here.check_exact()
 
 
-def test_a_dead_runs_point_can_be_taken_out_of_a_migrations_way(pair: Pair) -> None:
+def test_an_interrupted_point_can_be_taken_out_of_a_migrations_way(pair: Pair) -> None:
     pair.here.writer().write(0, os.urandom(4 * MIB))
     pair.here.killed_backup(Moment("in the copy", "fleece.nbd.connection", "Connection.read"))
     pair.begin()

@@ -403,7 +403,7 @@ def _differing(old: Path, new: Path) -> list[tuple[int, int]]:
 
 
 def test_what_was_cut_off_is_checked_all_the_same(line: Line) -> None:
-    """A restore reads every byte of its deltas, also those that the disk has no more."""
+    """A restore reads every byte of its deltas, also those that the disk no longer has."""
     store = fleece.open_store(line.scene.store)
     entry = store.catalogue().find(line.points[4]).disks[DISK]
     full = store.catalogue().line(entry)[-1]

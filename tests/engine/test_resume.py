@@ -121,7 +121,7 @@ def same_as_frozen(scene: Scene, frozen: Frozen, result: Json) -> None:
         restored.unlink()
 
 
-def goes_on(scene: Scene, frozen: Frozen, point: str, *words: object) -> Json:
+def is_resumed(scene: Scene, frozen: Frozen, point: str, *words: object) -> Json:
     """The next backup commits the same point, exactly, and leaves nothing."""
     ran = scene.backup(*words).succeeded()
     assert ran.result["resumed"] is True
@@ -137,7 +137,7 @@ def goes_on(scene: Scene, frozen: Frozen, point: str, *words: object) -> Json:
     return ran.result
 
 
-def starts_anew(scene: Scene, point: str, reason: str) -> None:
+def starts_new(scene: Scene, point: str, reason: str) -> None:
     """The next backup gives that point up, says why, and is incremental and exact."""
     heard: list[Event] = []
     result = scene.take(listener=heard.append)
@@ -171,7 +171,7 @@ def resumed_in_mid_copy(engine: Engine, folder: Path) -> None:
         point = killed(scene)
         for path in _partials(scene):  # a write that was not finished, far beyond the end
             os.truncate(path, path.stat().st_size + 16 * MIB)
-        result = goes_on(scene, frozen, point)
+        result = is_resumed(scene, frozen, point)
         kept = sum(disk["resumed_bytes"] for disk in result["disks"])
         read = sum(disk["read_bytes"] for disk in result["disks"])
         # Eight records were in the file, each of a MiB but for the zeros among the dirt and, by
@@ -194,11 +194,11 @@ MOMENTS = (
 )
 
 
-def test_a_point_is_gone_on_with_from_any_moment_of_its_writing(tmp_path: Path) -> None:
+def test_a_point_is_resumed_from_any_moment_of_its_writing(tmp_path: Path) -> None:
     with dirty_pair(tmp_path) as (scene, frozen):
         for moment in MOMENTS:
             point = killed_at(scene, moment)
-            result = goes_on(scene, frozen, point)
+            result = is_resumed(scene, frozen, point)
             if moment is not MOMENTS[0]:
                 found = [disk["dirty_bytes"] - disk["resumed_bytes"] for disk in result["disks"]]
                 assert max(found) <= MIB + 4 * KIB64, "only zeros are found again"
@@ -207,15 +207,15 @@ def test_a_point_is_gone_on_with_from_any_moment_of_its_writing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mode", ["full", "differential", "rescan"])
-def test_any_mode_is_gone_on_with(mode: str, tmp_path: Path) -> None:
+def test_any_mode_is_resumed(mode: str, tmp_path: Path) -> None:
     with dirty_pair(tmp_path) as (scene, frozen):
         point = killed(scene, "--mode", mode)
-        result = goes_on(scene, frozen, point)
+        result = is_resumed(scene, frozen, point)
         assert result["mode"] == mode
         next_is_exact(scene)
 
 
-def test_a_first_backup_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_first_backup_is_resumed(tmp_path: Path) -> None:
     with dirty_pair(tmp_path) as (scene, frozen):
         scene.store = tmp_path / "third"
         point = killed(scene)
@@ -240,7 +240,7 @@ def test_killed_again_and_again_it_still_ends(tmp_path: Path) -> None:
         assert done == sorted(set(done)), "every engine added to what was durable"
         disturb(scene)
         (started,) = first.named("point")
-        result = goes_on(scene, frozen, started["point"])
+        result = is_resumed(scene, frozen, started["point"])
         assert sum(disk["resumed_bytes"] for disk in result["disks"]) > done[-1]
         next_is_exact(scene)
 
@@ -251,7 +251,7 @@ def test_another_scratch_folder_does_not_matter(tmp_path: Path) -> None:
         point = killed(scene)
         elsewhere = scene.qemu.folder / "elsewhere"
         elsewhere.mkdir()
-        goes_on(scene, frozen, point, "--scratch", elsewhere)
+        is_resumed(scene, frozen, point, "--scratch", elsewhere)
 
 
 def test_what_is_not_fleeces_in_the_partial_folder_does_not_matter(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_what_is_not_fleeces_in_the_partial_folder_does_not_matter(tmp_path: Pat
         (folder / "._d0.fleece").write_bytes(b"\0\5\x16\7")
         (folder / ".nfs0000000000000001").write_bytes(b"")
         (folder / "linked.fleece").symlink_to("/etc/passwd")
-        goes_on(scene, frozen, point)
+        is_resumed(scene, frozen, point)
         said = scene.engine.run("status", scene.store, "--json").succeeded()
         names = {Path(line["path"]).name for line in said.named("foreign")}
         assert names == {"@eaDir", "._d0.fleece", ".nfs0000000000000001", "linked.fleece"}
@@ -312,13 +312,13 @@ def test_only_what_is_proven_of_the_file_is_kept(tmp_path: Path) -> None:
         for harm in (_torn, _garbage, _flipped, _zeros, _spliced):
             point = killed(scene, records=2)
             harm(_partials(scene)[0])
-            goes_on(scene, frozen, point)
+            is_resumed(scene, frozen, point)
             scene.writer("d0").write(0, os.urandom(DIRTY))
             frozen = _freeze(scene)
         next_is_exact(scene)
 
 
-# ---- it starts anew -----------------------------------------------------------------------------
+# ---- it starts again ----------------------------------------------------------------------------
 
 
 def _query(scene: Scene, what: str, key: str, letter: str) -> str:
@@ -404,7 +404,7 @@ def test_a_point_that_is_not_whole_is_given_up(tmp_path: Path) -> None:
         for harm, reason in HARMS:
             point = killed(scene, records=2)
             harm(scene)
-            starts_anew(scene, point, reason)
+            starts_new(scene, point, reason)
             disturb(scene)
 
 
@@ -439,13 +439,13 @@ def test_a_point_that_cannot_be_built_on_is_given_up(
         (("--transport", "push"), "a backup with push always takes"),
     ],
 )
-def test_only_what_is_asked_for_is_gone_on_with(
+def test_only_what_is_asked_for_is_resumed(
     words: tuple[str, ...], reason: str | None, tmp_path: Path
 ) -> None:
     with dirty_pair(tmp_path) as (scene, frozen):
         point = killed(scene)
         if reason is None:
-            goes_on(scene, frozen, point, *words)
+            is_resumed(scene, frozen, point, *words)
             return
         ran = scene.backup(*words).succeeded()
         assert ran.result["resumed"] is False
@@ -459,7 +459,7 @@ def test_after_clean_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
     with dirty_pair(tmp_path) as (scene, _):
         point = killed(scene)
         scene.engine.run("clean", scene.source, "--scratch", scene.scratch).succeeded()
-        starts_anew(scene, point, "nothing of it is in QEMU")
+        starts_new(scene, point, "nothing of it is in QEMU")
 
 
 def test_after_a_restart_of_qemu_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_after_a_restart_of_qemu_there_is_nothing_to_go_on_with(tmp_path: Path) 
         scene.nothing_left()
 
 
-def test_a_scratch_with_no_room_left_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_scratch_with_no_room_left_is_not_resumed(tmp_path: Path) -> None:
     """Nobody watched it while no engine lived: the guest comes first."""
     with small_tmpfs(24) as small, dirty_pair(tmp_path, scratch=small) as (scene, _):
         point = killed(scene)

@@ -63,7 +63,9 @@ def test_the_backup_gives_up_before_the_scratch_is_full(files: GuestFiles, tmp_p
         assert fleece.open_store(scene.store).catalogue().points == ()
 
 
-def test_a_guest_that_a_dead_run_left_stopped_goes_on(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_guest_that_an_interrupted_backup_left_stopped_is_continued(
+    files: GuestFiles, tmp_path: Path
+) -> None:
     with small_tmpfs(2) as scratch, GuestMachine(files, _disks(tmp_path), append=FAST) as guest:
         guest.wait_acked(3)
         scene = Scene(guest, tmp_path)

@@ -45,7 +45,7 @@ class Snapshots(Scene):
         self.top = path
 
     def commit(self, node: str) -> None:
-        """Write the overlay into the disk below it, and go on with that."""
+        """Write the overlay into the disk below it, and continue on that."""
         control = self.qemu.control
         control.command("block-commit", {"job-id": "commit", "device": node})
         control.wait_event("BLOCK_JOB_READY", device="commit")

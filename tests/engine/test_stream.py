@@ -215,7 +215,7 @@ def test_a_reader_that_goes_away_fails_the_backup_and_leaves_nothing(scene: Scen
 
 
 def test_a_socket_takes_all_of_a_disk(tmp_path: Path) -> None:
-    """It cannot be opened anew, as a pipe is, so that no write blocks."""
+    """It cannot be opened again, as a pipe is, so that no write blocks."""
     guest = Guest(tmp_path / "store")
     disk = os.urandom(3 * MIB + KIB64)
     guest.holding({"vda": disk})

@@ -737,7 +737,7 @@ def test_who_holds_the_lock_is_told_only_if_it_is_a_process(pattern: Path, tmp_p
             raise AssertionError
 
 
-def test_a_lock_that_was_replaced_while_it_was_waited_for_is_taken_anew(
+def test_a_lock_that_was_replaced_while_it_was_waited_for_is_taken_again(
     pattern: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"

@@ -140,10 +140,10 @@ class Unheard(Exception):
 
 
 @pytest.mark.parametrize("deaf", [Committed, Warned], ids=lambda kind: kind.__name__)
-def test_a_listener_that_raises_is_raised_when_all_is_tidied_up(
+def test_a_listener_that_raises_is_raised_when_all_is_cleaned_up(
     deaf: type[Event], scene: Scene, tmp_path: Path
 ) -> None:
-    """Also one that raises at the warning that something could not be tidied up."""
+    """Also one that raises at the warning that something could not be cleaned up."""
     with pytest.MonkeyPatch.context() as patch:
         if deaf is Warned:
             patch.setattr(fleece.Store, "trust", _cannot)

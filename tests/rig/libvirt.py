@@ -196,7 +196,7 @@ class LibvirtGuest:
         return str(self.domain.name())
 
     def again(self) -> None:
-        """Find it by a new connection, after the daemon was started anew."""
+        """Find it by a new connection, after the daemon was started again."""
         self.domain = self.daemon.connection.lookupByName(self.name)
 
     @property

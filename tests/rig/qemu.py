@@ -130,7 +130,7 @@ class QemuProcess(ABC):
         self._on_stopped()
 
     def restart(self) -> None:
-        """Start it anew on the same disks and sockets, after a clean end if it still runs."""
+        """Start it again on the same disks and sockets, after a clean end if it still runs."""
         if self.alive:
             self.quit()
         self.start()

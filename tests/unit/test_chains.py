@@ -50,7 +50,7 @@ def _ids(catalogue: Catalogue) -> list[str]:
 
 @pytest.fixture
 def kept(store: Store) -> Store:
-    """A long line of January, and the short one of a store that was made anew in June."""
+    """A long line of January, and the short one of a new store of June."""
     _fill(store, JANUARY, 1, [*range(1, 11)])
     _fill(store, JUNE, 6, [1, 2, 3])
     return store

@@ -1021,7 +1021,7 @@ def _tampered(records: list[bytes], foreign: list[bytes]) -> Iterator[tuple[str,
 def test_records_that_were_moved_dropped_doubled_or_spliced_in_are_found(
     small: list[Stored], number: int, consistent: bool, tmp_path: Path
 ) -> None:
-    """Even if index, directory and footer were made anew to fit: records know their place."""
+    """Even if index, directory and footer were made again to fit: records know their place."""
     path = small[number].path
     own, foreign = records_of(path), records_of(small[1 - number].path)
     assert len(own) >= 2

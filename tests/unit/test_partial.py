@@ -39,7 +39,7 @@ def _positions(proven: Proven) -> list[int]:
 
 
 def _go_on(stored: list[Stored], seed: int) -> None:
-    """Go on with the newest delta as an engine does, and check it as if it had never been cut."""
+    """Resume the newest delta as an engine does, and check it as if it had never been cut."""
     newest = stored[-1]
     proven = _proven(newest.path)
     assert proven.head == newest.head

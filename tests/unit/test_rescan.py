@@ -78,7 +78,7 @@ def test_only_leaves_that_differ_are_kept(same: list[bool], tail: int, zero: boo
 
 
 def test_another_number_of_hashes_than_of_leaves_is_refused() -> None:
-    """numpy would hold a single one against all leaves, and call changed ones unchanged."""
+    """numpy would compare a single one with all leaves, and call changed ones unchanged."""
     blank = bytes(16)
     run = Run(0, 2 * LEAF, bytes(32))
     with pytest.raises(ValueError, match="reshape"):

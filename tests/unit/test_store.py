@@ -526,7 +526,7 @@ def test_a_point_that_is_being_written_is_not_in_the_store(store: Store) -> None
     assert _ids(store.catalogue()) == [f"{1:010x}"]
 
 
-def test_what_dead_runs_left_of_points_is_removed_and_told(store: Store) -> None:
+def test_what_interrupted_backups_left_of_points_is_removed_and_told(store: Store) -> None:
     _fill(store, 1)
     left = _add(store, 2, commit=False)
     assert store.remove_partial("web") == [left.where]

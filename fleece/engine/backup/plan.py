@@ -25,7 +25,7 @@ class Plan:
         ref: its name.
         decisions: one for each disk.
         transport: how it comes out of the source.
-        gone: disks of points before that the guest has no more.
+        gone: disks of earlier points that the guest no longer has.
     """
 
     ref: PointRef
@@ -113,7 +113,7 @@ def _warn_of_room(task: Task, decisions: Sequence[Decision]) -> None:
 
 
 def _gone(task: Task, present: Collection[str]) -> tuple[str, ...]:
-    """Disks of the chain that the guest has no more, and that no point says so of yet."""
+    """Disks of the chain that the guest no longer has, and of which no point says so yet."""
     newest: dict[str, str] = {}
     lineage = task.lineage
     for point in lineage.catalogue.of_chain(lineage.guest, lineage.chain_id):

@@ -1,4 +1,4 @@
-"""Let a point's scratch shrink while it is read: what is durable in a delta is needed no more."""
+"""Let a point's scratch shrink while it is read: what is durable in a delta is no longer needed."""
 
 from __future__ import annotations
 

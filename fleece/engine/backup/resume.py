@@ -1,6 +1,6 @@
 """Find the point of an interrupted backup that is whole in store and source, and resume it.
 
-No more is needed for it than the headers of the partial files, the store's points, and what the
+All that is needed for it are the headers of the partial files, the store's points, and what the
 source holds under the point's names. Any doubt, and the point is given up for a new one.
 """
 

@@ -24,7 +24,7 @@ class Taken:
         decisions: one for each disk.
         living: the point in the source.
         left: what an interrupted backup has stored of it already; None: it is new.
-        gone: disks of points before that the guest has no more.
+        gone: disks of earlier points that the guest no longer has.
     """
 
     ref: PointRef

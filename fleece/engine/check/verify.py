@@ -325,7 +325,7 @@ def compare_image(
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> Comparison:
-    """Hold every leaf of an image against a point of a disk, by hash.
+    """Compare every leaf of an image with a point of a disk, by hash.
 
     Raises:
         VerifyError: the image has another size. (A blank tail of up to 511 bytes is forgiven:

@@ -26,12 +26,12 @@ from fleece.nbd.uri import is_uri
 
 
 def stands(target: str) -> bool:
-    """Whether a target cannot be made anew: it is an NBD URI or a block device."""
+    """Whether a target cannot be replaced by a new file: it is an NBD URI or a block device."""
     return is_uri(target) or is_block_device(target)
 
 
 def format_by_name(target: str) -> ImageFormat | None:
-    """What the name of a target says of its format; None: nothing, or it is no image file."""
+    """What the name of a target says of its format; None: nothing, or it is not an image file."""
     return ImageFormat.QCOW2 if target.endswith(".qcow2") and not stands(target) else None
 
 

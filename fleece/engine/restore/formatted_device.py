@@ -1,4 +1,4 @@
-"""A qcow2 image made anew right on a block device, as it lies on logical volumes."""
+"""A new qcow2 image right on a block device, as it lies on logical volumes."""
 
 from __future__ import annotations
 

@@ -144,6 +144,6 @@ def _disks_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:
 def _check(
     delta: DeltaReader, older: Chain | None, listener: events.Listener, cancel: CancelToken
 ) -> None:
-    """Hold the delta, to its last byte, against itself and against what it builds on."""
+    """Check the delta, to its last byte, against itself and against what it builds on."""
     counter = Counter(listener, events.Phase.IMPORT, delta.header.disk, delta.footer.data_bytes)
     check_delta(delta, older, counter, cancel)

@@ -1,4 +1,4 @@
-"""Make one delta of a run of deltas, without the guest and without compressing anew.
+"""Make one delta of a run of deltas, without the guest and without compressing again.
 
 The merged delta is the run's newest in all that it says of the disk: point, root, size. So those
 that build on it need no change, and it takes its place in the store by one rename.

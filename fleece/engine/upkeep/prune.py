@@ -29,7 +29,7 @@ from fleece.store.store import Store
 PINNED = "pinned"
 SHARED = "several points build on it"
 
-_HINT = "nothing was deleted; bring it back, or remove by hand what is of no use"
+_HINT = "nothing was deleted; put it back, or remove by hand what is lost for good"
 
 
 @dataclass(frozen=True)

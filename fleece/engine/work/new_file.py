@@ -198,7 +198,7 @@ def check_replaceable(path: Path) -> None:
 
 @contextlib.contextmanager
 def _replaced(final: Path) -> Iterator[Claim]:
-    """A file that is to be replaced: whoever has it open would go on with one without a name."""
+    """A file that is to be replaced: whoever has it open would keep one without a name."""
     with claimed(str(final), TargetError, Hold.REPLACED) as claim:
         yield claim
 

@@ -21,7 +21,7 @@ from fleece.source.workfolder import Strange, WorkFolder
 
 @contextmanager
 def adopted_point(plan: PointPlan, limit: int | None) -> Iterator[LibvirtPoint]:
-    """Take a dead engine's point over; take it down when the context ends, however it does.
+    """Take an interrupted backup's point over; take it down when the context ends, however it does.
 
     Args:
         plan: as it was made for the point.
@@ -47,7 +47,7 @@ def adopted_point(plan: PointPlan, limit: int | None) -> Iterator[LibvirtPoint]:
 
 @contextmanager
 def _held_again(plan: PointPlan) -> Iterator[WorkFolder]:
-    """Hold the lock of a dead engine's work folder, which must be the point's."""
+    """Hold the lock of an interrupted backup's work folder, which must be the point's."""
     place = _place(plan)
     try:
         work = WorkFolder.open(place)

@@ -68,7 +68,7 @@ def _remembered(
 def delete(domain: Domain, name: str) -> None:
     """Delete a checkpoint and those of its bitmaps that are there.
 
-    libvirt deletes nothing of it if one bitmap is missing. Then it is told anew of those that are
+    libvirt deletes nothing of it if one bitmap is missing. Then it is told again of those that are
     there; if there are none, only its own record goes.
 
     Raises:

@@ -162,7 +162,7 @@ class LibvirtPoint:
             if not self._domain.is_backed_up(planned.disk.name):
                 raise self._gone(f"disk {planned.disk.name} has no backup job any more")
         if self._domain.run() != self._run:
-            raise self._gone("the guest was started anew")
+            raise self._gone("the guest was started again")
 
     def _is_ours(self, job: BackupJob) -> bool:
         made = self._plan.backed_up(self._work.path)

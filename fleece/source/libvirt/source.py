@@ -267,7 +267,7 @@ class LibvirtSource:
         yield from self._take_down_dead_job()
 
     def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
-        """Take down what dead engines left: the job, of whatever chain, and work folders.
+        """Take down what interrupted backups left: the job, of whatever chain, and work folders.
 
         libvirt has one job for a guest at most, which keeps the owner from snapshots, saves and
         more; so a dead one goes, of whatever chain. A point whose engine lives is left alone.
@@ -304,7 +304,7 @@ class LibvirtSource:
                 yield from remove_folder(work)
 
     def _remove(self, work: WorkFolder) -> Iterator[Removed]:
-        """Remove a dead run's work folder, unless a job uses it."""
+        """Remove an interrupted backup's work folder, unless a job uses it."""
         found = self.domain.settled() if self.domain.is_active() else None
         if found is None or isinstance(found, Busy) or folder_of(found) != work.path:
             yield from remove_folder(work)

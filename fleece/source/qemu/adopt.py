@@ -1,4 +1,4 @@
-"""Go on with a point whose engine died: only if all of it is in QEMU as it was taken.
+"""Resume a point whose engine died: only if all of it is in QEMU as it was taken.
 
 What must be there follows from the names (`names.py`). Any doubt is a `PointError`: the point is
 then taken down like any other leftover, and a new one costs no more than reading again.

@@ -18,7 +18,7 @@ _CONFLICT = "Permission conflict"
 """Another job began on a disk after its scratch was added, and came between the two.
 
 QEMU has put that job's filter above the disk for all who use it, our scratch too; a filter of
-ours would then lie below and above it. It refuses that. A scratch added anew lies right.
+ours would then lie below and above it. It refuses that. A scratch that is added again lies right.
 """
 
 NO_FLUSH = {"no-flush": True}
@@ -28,7 +28,7 @@ in the guest's way, and when it is closed, with all that QEMU does waiting for i
 
 
 class Entangled(PointError):
-    """Something else came between the preparations and the point. Prepared anew, it may work."""
+    """Something else came between the preparations and the point. Prepared again, it may work."""
 
 
 class FleecingWay(Protocol):
