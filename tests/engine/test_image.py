@@ -817,3 +817,20 @@ def test_an_image_that_may_only_be_read(still: Still) -> None:
     finally:
         run_checked("umount", folder / "d0.qcow2")
         still.disks = ()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_run_is_an_interruption(
+    mixed: Still, number: signal.Signals
+) -> None:
+    """As a terminal and systemd send it: to the servers as well."""
+    command = [sys.executable, "-m", "fleece", *map(str, mixed.words("--rate", "64K"))]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        while b'"point"' not in running.stdout.readline():
+            pass
+        os.killpg(running.pid, number)
+        said = running.stdout.read()
+        assert running.wait() == 130, said
+    assert b"taken down" in said
+    assert mixed.names() == []

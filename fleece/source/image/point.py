@@ -219,6 +219,9 @@ def living_point(plan: ImagePlan, cancel: CancelToken) -> Iterator[ImagePoint]:
                 point.abandon()
             if isinstance(error, Interrupted):
                 raise Interrupted(f"{error.what}; the point was taken down again") from error
+            if cancel.cancelled and isinstance(error, SourceError | PointError):
+                # The signal went to the servers as well, as a terminal and systemd send it.
+                raise Interrupted("interrupted; the point was taken down again") from error
             raise
         point.close()
         point.abandon()

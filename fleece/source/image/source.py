@@ -182,7 +182,6 @@ class ImageSource(Closing):
             PointError: it is impossible.
             SourceError: somebody writes to an image.
         """
-        self.check_ready()
         planned = tuple(_planned(want, request) for want in request.wanted)
         return living_point(self._plan(request, planned), self._cancel)
 
@@ -197,7 +196,6 @@ class ImageSource(Closing):
             PointError: somebody did, or it is not known; nothing was changed.
             SourceError: somebody writes to an image.
         """
-        self.check_ready()
         planned = tuple(_adopted(want, request) for want in request.wanted)
         return living_point(
             dataclasses.replace(self._plan(request, planned), adopted=True), self._cancel
