@@ -33,8 +33,11 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
         if not 1 <= words.level <= 19:
             raise UsageError("--level must be from 1 to 19")
         options = replace(options, level=words.level)
-    way = source_options(
-        words.scratch, words.scratch_limit, words.fleecing, words.guest_agent, words.require_freeze
+    way = replace(
+        source_options(words.scratch, words.connect, words.scratch_limit, words.fleecing),
+        guest_agent=words.guest_agent,
+        freeze=words.freeze,
+        require_freeze=words.require_freeze,
     )
     with contextlib.ExitStack() as stack:
         sink = None
@@ -59,7 +62,8 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
 
 def clean(output: Output, cancel: CancelToken, words: CleanWords) -> None:
     """`fleece clean SOURCE`."""
-    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
+    way = source_options(words.scratch, words.connect)
+    with fleece.open_source(words.source, way, cancel) as opened:
         removed = list(opened.recover())
         doubts = opened.doubts
     for doubt in doubts:

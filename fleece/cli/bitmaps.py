@@ -12,7 +12,9 @@ from fleece.terminal import counted
 def bitmap(output: Output, cancel: CancelToken, words: BitmapWords) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
     places = [fleece.open_store(store, words.secret) for store in words.stores]
-    with fleece.open_source(words.source, None, cancel) as opened:
+    with fleece.open_source(
+        words.source, fleece.SourceOptions(connect=words.connect), cancel
+    ) as opened:
         if words.drop is None:
             found = fleece.segments(opened, places, words.guest)
             said = "" if found else "there are no segments"

@@ -8,7 +8,6 @@ from pathlib import Path
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.sources import source_options
 from fleece.cli.words import DoctorWords
 from fleece.errors import UsageError
 
@@ -22,7 +21,8 @@ def doctor(output: Output, cancel: CancelToken, words: DoctorWords) -> None:
     if words.source is None:
         output.succeed("", missing=missing)
         return
-    with fleece.open_source(words.source, source_options(words.scratch), cancel) as opened:
+    way = fleece.SourceOptions(_path(words.scratch), connect=words.connect)
+    with fleece.open_source(words.source, way, cancel) as opened:
         if not isinstance(opened, fleece.Examinable):
             raise UsageError("this kind of source does not describe itself", where=words.source)
         report = opened.examine()

@@ -62,8 +62,16 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle(
             "--require-freeze",
             _has("require_freeze"),
-            (("without --guest-agent: nobody is asked to freeze", _is("guest_agent", None)),),
+            (
+                (
+                    "without --guest-agent or --freeze: nobody is asked to freeze",
+                    lambda options: options["guest_agent"] is None and not options["freeze"],
+                ),
+            ),
         ),
+    ),
+    "doctor:doctor": (
+        _Idle("--connect", _has("connect"), (("without a SOURCE", _is("source", None)),)),
     ),
     "bitmaps:bitmap": (
         _Idle("--guest", _has("guest"), _NO_STORE),

@@ -11,17 +11,14 @@ from fleece.errors import UsageError
 
 def source_options(
     scratch: str | None,
+    connect: str | None = None,
     scratch_limit: str | None = None,
     fleecing: str = fleece.Fleecing.CLASSIC,
-    guest_agent: str | None = None,
-    require_freeze: bool = False,
 ) -> fleece.SourceOptions:
     """How a command line wants its source to be opened."""
     limit = None if scratch_limit is None else bytes_of("--scratch-limit", scratch_limit)
     folder = None if scratch is None else Path(scratch)
-    return fleece.SourceOptions(
-        folder, limit, fleece.Fleecing(fleecing), guest_agent, require_freeze
-    )
+    return fleece.SourceOptions(folder, limit, fleece.Fleecing(fleecing), connect=connect)
 
 
 def bytes_of(option: str, text: str) -> int:

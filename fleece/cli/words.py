@@ -34,8 +34,10 @@ class BackupWords:
     adopt: bool
     disks: list[str]
     scratch: str | None
+    connect: str | None
     level: int | None
     guest_agent: str | None
+    freeze: bool
     require_freeze: bool
     audit: float
     scratch_limit: str | None
@@ -57,6 +59,7 @@ class AuditWords:
     guest: str | None
     disks: list[str]
     scratch: str | None
+    connect: str | None
     scratch_limit: str | None
     fleecing: str
     secret: fleece.Secret | None
@@ -70,6 +73,7 @@ class BitmapWords:
     stores: list[str]
     drop: str | None
     guest: str | None
+    connect: str | None
     secret: fleece.Secret | None
 
 
@@ -79,6 +83,7 @@ class CleanWords:
 
     source: str
     scratch: str | None
+    connect: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class DoctorWords:
     source: str | None
     store: str | None
     scratch: str | None
+    connect: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

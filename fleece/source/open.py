@@ -9,7 +9,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import UsageError
 from fleece.plugins import SOURCES, installed
 from fleece.source.base import Source
-from fleece.source.options import Fleecing, SourceOptions
+from fleece.source.options import SourceOptions
 
 Opener = Callable[[str, SourceOptions, CancelToken | None], Source]
 """Opens a source of one kind: by its place, the options and the run's token."""
@@ -38,8 +38,8 @@ def open_source(
     if opener is None:
         written = " or ".join(f"{name}:{shown}" for name, (shown, _) in _KINDS.items())
         raise UsageError(f"a source is written {written}", where=text)
-    if options.require_freeze and options.guest_agent is None:
-        raise UsageError("a freeze is required, but no guest agent is named", where=text)
+    if options.require_freeze and options.guest_agent is None and not options.freeze:
+        raise UsageError("a freeze is required, but none is asked for", where=text)
     return opener(place, options, cancel)
 
 
@@ -54,8 +54,15 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
     from fleece.source.qemu.agent import GuestAgent
     from fleece.source.qemu.source import QemuSource
 
-    if options.connect is not None:
-        raise UsageError("only a libvirt: source takes a URI to connect to", where=options.connect)
+    _refuse_idle(
+        "qmp",
+        options,
+        "scratch",
+        "scratch_limit",
+        "fleecing",
+        "guest_agent",
+        "require_freeze",
+    )
     path = options.guest_agent
     agent = None if path is None else GuestAgent(path, options.require_freeze)
     scratch, limit = options.scratch, options.scratch_limit
@@ -63,14 +70,16 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
 
 
 def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
-    from fleece.source.libvirt.source import LibvirtSource
+    from fleece.source.libvirt.source import FreezeWish, LibvirtSource
 
-    if options.fleecing is not Fleecing.CLASSIC:
-        raise UsageError("libvirt holds points by backup jobs only", where=f"libvirt:{place}")
-    if options.guest_agent is not None:
-        raise UsageError("libvirt holds the guest agent's socket itself", where=options.guest_agent)
+    _refuse_idle(
+        "libvirt", options, "scratch", "scratch_limit", "connect", "freeze", "require_freeze"
+    )
+    freeze = FreezeWish.TRY if options.freeze else FreezeWish.NO
+    if options.require_freeze:
+        freeze = FreezeWish.MUST
     scratch, limit = options.scratch, options.scratch_limit
-    return LibvirtSource(place, options.connect, scratch, limit, cancel)
+    return LibvirtSource(place, options.connect, scratch, limit, freeze, cancel)
 
 
 def _image(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:

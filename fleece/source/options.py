@@ -28,6 +28,8 @@ class SourceOptions:
             systems are frozen for the moment of a point; None: they are not.
         connect: URI of the libvirt that has the guest; None: libvirt's own default
             (LIBVIRT_DEFAULT_URI, or what this user and host have).
+        freeze: have the guest's file systems frozen for the moment of the point, by whoever holds
+            its agent.
         require_freeze: take no point of a guest that could not be frozen.
     """
 
@@ -37,3 +39,4 @@ class SourceOptions:
     guest_agent: str | None = None
     require_freeze: bool = False
     connect: str | None = None
+    freeze: bool = False

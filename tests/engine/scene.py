@@ -305,6 +305,24 @@ class Moment:
         return self.name
 
 
+def died(engine: Engine, moment: Moment, words: Sequence[object], *, may_end: bool) -> Ran:
+    """Run a command that is killed by SIGKILL at a moment.
+
+    Args:
+        engine: that runs it.
+        moment: when.
+        words: of the command.
+        may_end: it may end by itself if the moment never comes.
+
+    Returns:
+        What it printed.
+    """
+    place = moment.module, moment.function, moment.when, moment.nth
+    ran = engine.script(_DIE, *place, *words).wait()
+    assert ran.code == -signal.SIGKILL or (may_end and ran.code == 0), f"{moment}: {ran}"
+    return ran
+
+
 class Scene:
     """A running QEMU, a store and a scratch folder.
 
@@ -383,10 +401,7 @@ class Scene:
         Returns:
             What it printed.
         """
-        place = moment.module, moment.function, moment.when, moment.nth
-        ran = self.engine.script(_DIE, *place, *self.words(*words)).wait()
-        assert ran.code == -signal.SIGKILL or (may_end and ran.code == 0), f"{moment}: {ran}"
-        return ran
+        return died(self.engine, moment, self.words(*words), may_end=may_end)
 
     def take(
         self,

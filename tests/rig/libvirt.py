@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 import libvirt
 import libvirt_qemu
 
+from tests.rig.initramfs import GuestFiles
 from tests.rig.process import LIMIT, Child, RigError
 
 _CONFIGURATION = """\
@@ -166,11 +167,25 @@ class GuestDisk:
         )
 
 
-def guest_xml(name: str, disks: Sequence[GuestDisk], devices: str = "", top: str = "") -> str:
-    """A small guest without an operating system, emulated."""
+def boot_xml(files: GuestFiles, words: str) -> str:
+    """What boots the rig's own Linux, with these words for its init."""
+    return (
+        f"<kernel>{files.kernel}</kernel><initrd>{files.initramfs}</initrd>"
+        f"<cmdline>console=ttyS0 quiet panic=-1 tsc=reliable {words}</cmdline>"
+    )
+
+
+AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+"""The device that the guest's agent answers on."""
+
+
+def guest_xml(
+    name: str, disks: Sequence[GuestDisk], devices: str = "", top: str = "", boot: str = ""
+) -> str:
+    """A small guest, emulated; without `boot` it has no operating system."""
     return f"""<domain type='qemu'><name>{name}</name>{top}
-<memory unit='MiB'>64</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>
+<memory unit='MiB'>{256 if boot else 64}</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os><features><acpi/></features>
 <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
 <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>

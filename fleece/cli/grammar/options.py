@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 SOURCE = (
+    "libvirt:DOMAIN, the name, UUID or id of a guest of libvirt's; "
     "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; or "
     "image:[NAME=]PATH[,...], the images of a guest that is off"
 )
@@ -38,6 +39,16 @@ def add_scratch(made: argparse.ArgumentParser) -> None:
         help="folder for scratch files: copies of what "
         "the guest overwrites during the backup; default: /var/lib/fleece/scratch, or "
         "/var/tmp/fleece-UID if not root",
+    )
+
+
+def add_connect(made: argparse.ArgumentParser) -> None:
+    """Add the option that names a libvirt."""
+    made.add_argument(
+        "--connect",
+        metavar="URI",
+        help="the libvirt that has the guest, as virsh names it; default: $LIBVIRT_DEFAULT_URI, "
+        "else libvirt's own",
     )
 
 

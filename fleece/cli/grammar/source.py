@@ -8,6 +8,7 @@ from fleece.cli.grammar.options import (
     SOURCE,
     STORE,
     AddVerb,
+    add_connect,
     add_fleecing,
     add_key,
     add_nice,
@@ -73,6 +74,7 @@ def _backup_verb(verb: AddVerb) -> None:
 def _add_ways(backup: argparse.ArgumentParser) -> None:
     """How the point is held and read."""
     add_scratch(backup)
+    add_connect(backup)
     add_scratch_limit(backup)
     add_fleecing(backup)
     backup.add_argument(
@@ -107,9 +109,15 @@ def _add_freeze(backup: argparse.ArgumentParser) -> None:
         "moment of the point",
     )
     backup.add_argument(
+        "--freeze",
+        action="store_true",
+        help="of libvirt's guests: freeze the file systems for the moment of the point, by the "
+        "guest's agent",
+    )
+    backup.add_argument(
         "--require-freeze",
         action="store_true",
-        help="with --guest-agent: fail, exit code 4, if the guest cannot be frozen",
+        help="with --guest-agent or --freeze: fail, exit code 4, if the guest cannot be frozen",
     )
 
 
@@ -150,6 +158,7 @@ def _audit_verb(verb: AddVerb) -> None:
         help="audit this disk (repeatable); default: all writable ones",
     )
     add_scratch(audit)
+    add_connect(audit)
     add_scratch_limit(audit)
     add_fleecing(audit)
     add_key(audit)
@@ -170,6 +179,7 @@ def _bitmap_verb(verb: AddVerb) -> None:
         help="remove the segments of this chain, whose store is gone; refused if a STORE needs it",
     )
     bitmap.add_argument("--guest", help="the guest's name in the stores")
+    add_connect(bitmap)
     add_key(bitmap)
 
 
@@ -182,6 +192,7 @@ def _clean_verb(verb: AddVerb) -> None:
     )
     clean.add_argument("source", metavar="SOURCE", help=SOURCE)
     add_scratch(clean)
+    add_connect(clean)
 
 
 def _doctor_verb(verb: AddVerb) -> None:
@@ -200,3 +211,4 @@ def _doctor_verb(verb: AddVerb) -> None:
         metavar="DIR",
         help="folder for scratch files to look at; default: as for backup",
     )
+    add_connect(doctor)

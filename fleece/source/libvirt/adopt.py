@@ -14,18 +14,22 @@ from fleece.errors import PointError
 from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.libvirt.domain import Busy, Domain, State
+from fleece.source.libvirt.freeze import Freezer
 from fleece.source.libvirt.point import LibvirtPoint, PointPlan, holder_of, taken_down
 from fleece.source.libvirt.takedown import folder_of
-from fleece.source.workfolder import Strange, WorkFolder
+from fleece.source.workfolder import FROZEN, Strange, WorkFolder
 
 
 @contextmanager
-def adopted_point(plan: PointPlan, limit: int | None) -> Iterator[LibvirtPoint]:
-    """Take an interrupted backup's point over; take it down when the context ends, however it does.
+def adopted_point(
+    plan: PointPlan, limit: int | None, freezer: Freezer | None = None
+) -> Iterator[LibvirtPoint]:
+    """Take an interrupted backup's point over; it is taken down when the context ends.
 
     Args:
         plan: as it was made for the point.
         limit: bytes that the scratch files may take together; None: what their file system has.
+        freezer: that is asked for, as nobody knows whether the guest was frozen for this point.
 
     Raises:
         PointError: on entry: something of it is not as it was made. It is left as it is.
@@ -36,6 +40,8 @@ def adopted_point(plan: PointPlan, limit: int | None) -> Iterator[LibvirtPoint]:
         if plan.checkpoint_xml() is not None:
             _check_checkpoint(plan)
         point = LibvirtPoint(plan, work, limit)
+        if freezer is not None:
+            point.doubt_freeze()
         point.show_exports()
         point.check()
         point.look()
@@ -66,7 +72,7 @@ def _held_again(plan: PointPlan) -> Iterator[WorkFolder]:
             ) from error
         if not held:
             raise PointError("another backup holds it", where=place)
-        if work.foreign or work.holder() != holder_of(plan.domain):
+        if work.foreign or work.folder.has(FROZEN) or work.holder() != holder_of(plan.domain):
             raise PointError("its work folder is not as it was made", where=place)
         yield work
 
@@ -82,7 +88,7 @@ def _place(plan: PointPlan) -> Path:
 def _check_checkpoint(plan: PointPlan) -> None:
     """Raise `PointError` unless the point's checkpoint records on each disk that can have it."""
     made = plan.domain.checkpoint(str(plan.checkpoint))
-    wanted = {p.disk.name: p.disk.images[0] for p in plan.disks if p.disk.keeps_bitmaps}
+    wanted = {p.disk.name: p.disk.images for p in plan.disks if p.disk.keeps_bitmaps}
     if made is None or made.images != wanted or made.sizes.keys() != wanted.keys():
         raise PointError("its checkpoint is not as it was made")
 

@@ -37,16 +37,21 @@ def written_since(
     found = domain.checkpoint(str(name)) or _remembered(domain, disk, name, others)
     if found is None or disk.name not in found.images:
         return Unknown(f"libvirt has no checkpoint of it since point {name.point}")
-    image = found.images[disk.name]
-    if image is None and set(others) - {disk.name}:
+    if not found.images[disk.name] and set(others) - {disk.name}:
         return Unknown(
             f"checkpoint {name} does not tell which image it is of, and the guest has several"
         )
-    if image is not None and image not in disk.images:
+    if not is_of(found, disk):
         return Unknown("its image is not the one that it had then")
     if disk.name not in found.sizes:
         return Unknown(f"its bitmap {name} is gone or broken: QEMU did not end cleanly")
     return Since((str(name),), min(found.sizes[disk.name], disk.size))
+
+
+def is_of(told: Checkpoint, disk: LibvirtDisk) -> bool:
+    """Whether a checkpoint's bitmap was made for an image of the disk, as far as it tells."""
+    images = told.images[disk.name]
+    return not images or bool(set(images) & set(disk.images))
 
 
 def _remembered(
@@ -59,10 +64,10 @@ def _remembered(
     """
     if set(others) - {disk.name}:
         return None
-    if not domain.redefine(checkpoint_xml(str(name), {disk.name: ""}, (), int(time.time()))):
+    if not domain.redefine(checkpoint_xml(str(name), {disk.name: ()}, (), int(time.time()))):
         return None
     found = domain.checkpoint(str(name))
-    return None if found is None else Checkpoint(found.name, {disk.name: None}, found.sizes)
+    return None if found is None else Checkpoint(found.name, {disk.name: ()}, found.sizes)
 
 
 def delete(domain: Domain, name: str) -> None:
@@ -82,7 +87,7 @@ def delete(domain: Domain, name: str) -> None:
         found = domain.checkpoint(name)
         if found is None:
             return
-        whole = {disk: found.images[disk] or "" for disk in found.sizes}
+        whole = {disk: found.images[disk] for disk in found.sizes}
         if whole and domain.redefine(checkpoint_xml(name, whole, (), int(time.time()))):
             domain.delete(name)
         else:

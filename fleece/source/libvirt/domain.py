@@ -28,13 +28,13 @@ class Code(enum.IntEnum):
     """Errors of libvirt's that mean something to a backup (virterror.h, `virErrorNumber`)."""
 
     INTERNAL = 1
-    NO_SUPPORT = 3
-    AUTH_FAILED = 45
+    SYSTEM_ERROR = 38
     NO_DOMAIN = 42
     OPERATION_INVALID = 55
     OPERATION_TIMEOUT = 68
     UNSUPPORTED = 84
     AGENT_UNRESPONSIVE = 86
+    ARGUMENT_UNSUPPORTED = 74
     NO_CHECKPOINT = 103
     NO_BACKUP = 104
     CHECKPOINT_INCONSISTENT = 109
@@ -186,6 +186,30 @@ class Domain:
     def resume(self) -> None:
         """Let it go on."""
         self._ask("the guest to go on", self._domain.resume)
+
+    def freeze(self, limit: int) -> int:
+        """Have the agent freeze the guest's file systems; gives how many.
+
+        Args:
+            limit: seconds that the agent has. Without it libvirt waits for ever.
+        """
+        return self._of_agent("to freeze", lambda: self._domain.fsFreeze(None, 0), limit)
+
+    def thaw(self, limit: int) -> int:
+        """Have them thawed; gives how many were frozen."""
+        return self._of_agent("to thaw", lambda: self._domain.fsThaw(None, 0), limit)
+
+    def _of_agent(self, what: str, call: Callable[[], Any], limit: int) -> int:
+        block = self._lib.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+
+        def patient() -> int:
+            self._domain.agentSetResponseTimeout(limit, 0)
+            try:
+                return int(call())
+            finally:
+                self._domain.agentSetResponseTimeout(block, 0)
+
+        return self._ask(what, patient, 2 * limit + ANSWER_LIMIT)
 
     # ---- checkpoints ---------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -25,7 +26,8 @@ class LibvirtDisk:
         size: in bytes.
         read_only: the guest cannot write it.
         format: of its image, as libvirt was told.
-        images: its image and those below it, from the top, each told from others (`_image`).
+        images: its image and those below it that no other disk of the guest is on, from the top,
+            each told from others (`_image`).
         place: of its image.
         keeps_bitmaps: its image can store them.
         iothread: it is served by one.
@@ -90,10 +92,12 @@ def take_inventory(domain: Domain) -> LibvirtInventory:
     definition = domain.definition()
     sizes = domain.sizes()
     drives = definition.findall("devices/disk")
+    layers = {_target(drive): _images(drive) for drive in drives}
+    shared = Counter(image for images in layers.values() for image in set(images))
     found = [
-        _disk(drive, sizes[name])
+        _disk(drive, sizes[name], [image for image in layers[name] if shared[image] == 1])
         for drive in drives
-        if (name := _target(drive)) in sizes and drive.find("source") is not None
+        if (name := _target(drive)) in sizes and layers[name]
     ]
     return LibvirtInventory(tuple(found), tuple(_target(drive) for drive in drives))
 
@@ -103,18 +107,17 @@ def _target(drive: Element) -> str:
     return "" if target is None else target.get("dev", "")
 
 
-def _disk(drive: Element, size: int) -> LibvirtDisk:
+def _disk(drive: Element, size: int, images: list[str]) -> LibvirtDisk:
     driver = drive.find("driver")
     kind = "raw" if driver is None else driver.get("type", "raw")
     read_only = drive.find("readonly") is not None or drive.get("device") in _MEDIA
-    images = tuple(_images(drive))
-    place = images[0].partition(" ")[2] if images else ""
+    place = _place(drive)
     return LibvirtDisk(
         _target(drive),
         size,
         read_only,
         kind,
-        images,
+        tuple(images),
         place,
         kind == "qcow2" and not _is_old_qcow2(place),
         driver is not None and driver.get("iothread") is not None,
@@ -142,6 +145,18 @@ def _images(drive: Element) -> list[str]:
     return found
 
 
+def _place(drive: Element) -> str:
+    source = drive.find("source")
+    return "" if source is None else _named(source)
+
+
+def _named(source: Element) -> str:
+    """What an image's source is called: a path, or the parts of something that has none."""
+    path = source.get("file") or source.get("dev")
+    names = (source.get(key) for key in ("protocol", "pool", "volume", "name", "type"))
+    return path or ":".join(name for name in names if name)
+
+
 def _image(source: Element) -> str:
     """What tells an image from others, as long as nobody copies it: `INODE PLACE`.
 
@@ -149,10 +164,7 @@ def _image(source: Element) -> str:
     differ in it.
     """
     path = source.get("file") or source.get("dev")
-    if path is not None:
-        return f"{_inode(path)} {path}"
-    names = (source.get(key) for key in ("protocol", "pool", "volume", "name", "type"))
-    return f"- {':'.join(name for name in names if name)}"
+    return f"{'-' if path is None else _inode(path)} {_named(source)}"
 
 
 def _inode(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, PushFeed
+from fleece.source.freeze import Freeze
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain, State
+from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
 from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
@@ -27,7 +30,7 @@ from fleece.source.libvirt.xml import (
     checkpoint_xml,
 )
 from fleece.source.scratch import Scratch, estimate
-from fleece.source.workfolder import WorkFolder, held_folder
+from fleece.source.workfolder import FROZEN, Note, WorkFolder, held_folder
 
 GRANULARITY = 64 * 1024
 """Bytes of disk that what changed is told by at most: of libvirt's bitmaps, which are as fine as
@@ -79,7 +82,7 @@ class PointPlan:
     def checkpoint_xml(self) -> str | None:
         """The checkpoint to make; None: none, or no disk can have a bitmap."""
         images = {
-            planned.disk.name: planned.disk.images[0]
+            planned.disk.name: planned.disk.images
             for planned in self.disks
             if planned.disk.keeps_bitmaps
         }
@@ -101,10 +104,13 @@ class LibvirtPoint:
     push: PushFeed | None = None
     reclaims = False
     scarce = False
-    frozen = False
-    stuck: str | None = None
 
-    def __init__(self, plan: PointPlan, work: WorkFolder, limit: int | None) -> None:
+    def __init__(
+        self, plan: PointPlan, work: WorkFolder, limit: int | None, freezer: Freezer | None = None
+    ) -> None:
+        self._freezer = freezer
+        self.freeze = Freeze()
+        self._unknown: str | None = None
         self._plan = plan
         self._domain = plan.domain
         self._work = work
@@ -121,7 +127,24 @@ class LibvirtPoint:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know of how the point was taken."""
-        return tuple(text for text in (self._doubt,) if text)
+        trouble = self.freeze.trouble
+        loose = None if trouble is None else f"the guest was not frozen: {trouble}"
+        told = self._doubt, loose, self.freeze.stuck, self._unknown
+        return tuple(text for text in told if text)
+
+    @property
+    def frozen(self) -> bool:
+        """The guest's file systems stood still when the point was taken."""
+        return self.freeze.frozen
+
+    @property
+    def stuck(self) -> str | None:
+        """Why the guest may still be frozen; None: it is not."""
+        return self.freeze.stuck
+
+    def doubt_freeze(self) -> None:
+        """An interrupted run took the point, and nothing tells how its freeze went."""
+        self._unknown = "whether the guest was frozen is not known: an interrupted backup took it"
 
     def start(self) -> None:
         """Take the point, and have it exported."""
@@ -130,10 +153,13 @@ class LibvirtPoint:
             estimate((planned.disk.size, planned.written) for planned in self._plan.disks)
         )
         backup = backup_xml(socket_in(self._work.path), self._plan.backed_up(self._work.path))
-        try:
-            self._domain.begin(backup, self._plan.checkpoint_xml())
-        except Refused as error:
-            raise _refused(error) from error
+        with contextlib.ExitStack() as stack:
+            if self._freezer is not None:
+                stack.enter_context(self._freezer.frozen(self.freeze, Note(self._work, FROZEN)))
+            try:
+                self._domain.begin(backup, self._plan.checkpoint_xml())
+            except Refused as error:
+                raise _refused(error) from error
         self.show_exports()
         self.check()
 
@@ -220,9 +246,18 @@ class LibvirtPoint:
         if tried.failures:
             tried.settle(SourceError)
         self._down = True
+        if self.freeze.stuck is not None:
+            with tried.step():
+                self._thaw_at_last()
         with tried.step():
             list(remove_folder(self._work))
         tried.settle(SourceError)
+
+    def _thaw_at_last(self) -> None:
+        """The guest could not be thawed when the point was taken: try again."""
+        thaw(self._domain)
+        self.freeze.stuck = None
+        Note(self._work, FROZEN).drop()
 
     def committed(self, oldest: int | None = None) -> Sequence[str]:
         """Delete the checkpoints that only older points needed.
@@ -239,6 +274,11 @@ class LibvirtPoint:
             return ()
         below = made.sequence if oldest is None else oldest
         return checkpoints.delete_below(self._domain, made.chain_id, below)
+
+    @property
+    def guest_is_on(self) -> bool:
+        """Whether there is still a guest that may be frozen."""
+        return self._domain.is_active()
 
     def abandon(self) -> None:
         """Forget a point that was not committed: nothing builds on its checkpoint."""
@@ -260,22 +300,27 @@ def _refused(error: Refused) -> FleeceError:
         )
     if error.number == Code.UNSUPPORTED:
         return PointError(f"libvirt cannot back this guest up: {error.reason}", where=error.where)
+    if error.number == Code.SYSTEM_ERROR:
+        error.hint = "libvirt and QEMU must be able to use the scratch folder: --scratch"
     return error
 
 
 @contextmanager
-def living_point(plan: PointPlan, scratch: Path, limit: int | None) -> Iterator[LibvirtPoint]:
+def living_point(
+    plan: PointPlan, scratch: Path, limit: int | None, freezer: Freezer | None = None
+) -> Iterator[LibvirtPoint]:
     """Take a point; take it down again whatever happens.
 
     Args:
         plan: of it.
         scratch: the folder for scratch files.
         limit: bytes that they may take together; None: what their file system has.
+        freezer: of the guest, to freeze it for the moment of the point.
     """
     owner = owner_of(plan.domain.definition())
     holder = holder_of(plan.domain)
     with held_folder(scratch, str(plan.folder), owner, holder) as work:
-        point = LibvirtPoint(plan, work, limit)
+        point = LibvirtPoint(plan, work, limit, freezer)
         with taken_down(point):
             point.start()
             yield point
@@ -298,6 +343,8 @@ def taken_down(point: LibvirtPoint) -> Iterator[None]:
         yield
     except BaseException as error:
         left = _end(point)
+        if point.stuck is not None and point.guest_is_on:
+            raise SourceError(f"{error}; moreover, {point.stuck}") from error
         if isinstance(error, Interrupted) and left.texts:
             raise Interrupted(
                 f"interrupted; what is left of the point is removed by the next backup: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -29,8 +30,10 @@ from fleece.source.base import (
 )
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.adopt import adopted_point
+from fleece.source.libvirt.checkpoints import is_of
 from fleece.source.libvirt.doctor import examine
 from fleece.source.libvirt.domain import Busy, Domain, State
+from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.inventory import (
     LibvirtDisk,
     LibvirtInventory,
@@ -50,7 +53,9 @@ from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_j
 from fleece.source.place import check_path, default_scratch, doubt
 from fleece.source.report import Report
 from fleece.source.workfolder import (
+    FROZEN,
     PREFIX,
+    Note,
     Strangers,
     WorkFolder,
     believed,
@@ -59,6 +64,14 @@ from fleece.source.workfolder import (
 )
 
 _PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
+
+
+class FreezeWish(enum.Enum):
+    """Whether a guest is frozen for the moment of a point."""
+
+    NO = enum.auto()
+    TRY = enum.auto()
+    MUST = enum.auto()
 
 
 class LibvirtSource:
@@ -71,6 +84,7 @@ class LibvirtSource:
             that only this user writes to (`place.default_scratch`).
         scratch_limit: bytes that a point's scratch files may take; None: as much as the file system
             has, less a reserve.
+        freeze: whether the guest's file systems are frozen for the moment of a point.
         cancel: of the run that uses it.
 
     Raises:
@@ -84,6 +98,7 @@ class LibvirtSource:
         uri: str | None = None,
         scratch: Path | None = None,
         scratch_limit: int | None = None,
+        freeze: FreezeWish = FreezeWish.NO,
         cancel: CancelToken | None = None,
     ) -> None:
         self.scratch = scratch or default_scratch()
@@ -92,6 +107,11 @@ class LibvirtSource:
         self.domain = Domain(place, uri, cancel)
         self.where = self.domain.where
         self._strangers = Strangers()
+        self._freezer = (
+            None
+            if freeze is FreezeWish.NO
+            else Freezer(self.domain, required=freeze is FreezeWish.MUST)
+        )
 
     def __enter__(self) -> LibvirtSource:
         return self
@@ -221,7 +241,7 @@ class LibvirtSource:
             told = None if name is None else self.domain.checkpoint(text)
             if name is None or told is None:
                 continue
-            for disk, image in told.images.items():
+            for disk in told.images:
                 found.append(
                     KeptBitmap(
                         disk,
@@ -232,7 +252,7 @@ class LibvirtSource:
                         "recording" if disk in told.sizes else "inconsistent",
                         told.sizes.get(disk, 0),
                         GRANULARITY,
-                        image is None or (disk in disks and image in disks[disk].images),
+                        disk in disks and is_of(told, disks[disk]),
                     )
                 )
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
@@ -257,14 +277,30 @@ class LibvirtSource:
     # ---- what interrupted runs left ------------------------------------------------------------
 
     def release(self) -> Iterator[Removed]:
-        """Let a guest go on that an interrupted run's full scratch stopped.
+        """Let a guest go on that an interrupted run left frozen, or its full scratch stopped.
 
         Raises:
             SourceError: at the end: that failed.
         """
-        if not self.domain.is_active() or self.domain.state() is not State.IO_ERROR:
-            return
-        yield from self._take_down_dead_job()
+        tried = Attempts()
+        with tried.step():
+            yield from self._thaw_dead()
+        if self.domain.is_active() and self.domain.state() is State.IO_ERROR:
+            with tried.step():
+                yield from self._take_down_dead_job()
+        tried.settle(SourceError)
+
+    def _thaw_dead(self) -> Iterator[Removed]:
+        """Thaw what dead engines left frozen. A freeze does not outlive the guest's run."""
+        for work in work_folders(self.scratch, PREFIX, Strangers()):
+            if work.holder() != holder_of(self.domain) or work.is_held():
+                continue
+            note = Note(work, FROZEN)
+            if note.read() is not None:
+                if self.domain.is_active():
+                    thaw(self.domain)
+                    yield Removed("freeze of the guest", self.where)
+                note.drop()
 
     def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
         """Take down what interrupted backups left: the job, of whatever chain, and work folders.
@@ -276,6 +312,8 @@ class LibvirtSource:
             SourceError: at the end: something cannot be taken down.
         """
         tried = Attempts()
+        with tried.step():
+            yield from self._thaw_dead()
         with tried.step():
             yield from self._take_down_dead_job()
         own = PREFIX if chain_id is None else f"{PREFIX}{chain_id}-"
@@ -333,7 +371,7 @@ class LibvirtSource:
                 where=self.where,
                 hint="wait for its end",
             )
-        return living_point(self._plan(request), self.scratch, self.scratch_limit)
+        return living_point(self._plan(request), self.scratch, self.scratch_limit, self._freezer)
 
     def _plan(self, request: Request) -> PointPlan:
         chosen = {want.disk.name for want in request.wanted}
@@ -348,7 +386,9 @@ class LibvirtSource:
         )
 
     def unresumable(self) -> str | None:
-        """None: libvirt's jobs outlive the run that began them."""
+        """Why no point can be resumed: of none is it known whether the guest was frozen."""
+        if self._freezer is not None and self._freezer.required:
+            return "whether the guest was frozen for it is not known, and that is required"
         return None
 
     def adopt(self, request: Request) -> AbstractContextManager[LibvirtPoint]:
@@ -359,7 +399,7 @@ class LibvirtSource:
             SourceError: the guest is not here, or will not stay.
         """
         self.check_ready()
-        return adopted_point(self._plan(request), self.scratch_limit)
+        return adopted_point(self._plan(request), self.scratch_limit, self._freezer)
 
 
 def _own(disk: Disk) -> LibvirtDisk:

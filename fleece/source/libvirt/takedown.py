@@ -14,7 +14,7 @@ from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.names import FolderName, socket_in
 from fleece.source.libvirt.xml import BackupJob
 from fleece.source.sockets import connections
-from fleece.source.workfolder import LOCK, QEMU_FOLDER, SOCKET, WorkFolder, is_known
+from fleece.source.workfolder import FROZEN, LOCK, QEMU_FOLDER, SOCKET, WorkFolder, is_known
 
 _LEAVING = 15.0
 """Seconds to wait for a client to go: QEMU 7.2 ends one that negotiates for 10 s."""
@@ -79,21 +79,26 @@ def wait_for_clients(domain: Domain, socket: Path) -> None:
 def remove_folder(work: WorkFolder) -> Iterator[Removed]:
     """Remove a work folder's files, each by its name, and then the folder.
 
+    The note of a guest that may still be frozen stays, and what says whose it is.
+
     Raises:
         SourceError: something in it cannot be removed.
     """
     tried = Attempts()
     names: list[str] = []
+    frozen = work.folder.has(FROZEN)
     with tried.step():
         names = sorted(name for name in work.folder.names() if is_known(name))
     for name in names:
-        if name not in (QEMU_FOLDER, LOCK):
+        if name not in (QEMU_FOLDER, LOCK, FROZEN):
             with tried.step(), contextlib.suppress(FileNotFoundError):
                 work.folder.remove(name)
     if QEMU_FOLDER in names:
         with tried.step(), contextlib.suppress(FileNotFoundError):
             _remove_qemu_folder(work)
     tried.settle(SourceError)
+    if frozen:
+        return
     with tried.step(), contextlib.suppress(FileNotFoundError):
         with contextlib.suppress(FileNotFoundError):
             work.folder.remove(LOCK)  # last: it says whose the others are

@@ -104,25 +104,28 @@ class Checkpoint:
 
     Attributes:
         name: its own.
-        images: of each disk that it has a bitmap on, which image that was at its point; None: it
-            does not tell.
+        images: of each disk that it has a bitmap on, which images that was on at its point; empty:
+            it does not tell.
         sizes: of those disks, how much changed since, in bytes; a disk whose bitmap is broken or
             gone has none.
     """
 
     name: str
-    images: dict[str, str | None]
+    images: dict[str, tuple[str, ...]]
     sizes: dict[str, int] = field(default_factory=dict)
 
 
 def checkpoint_xml(
-    name: str, images: Mapping[str, str], others: Sequence[str] = (), made: int | None = None
+    name: str,
+    images: Mapping[str, Sequence[str]],
+    others: Sequence[str] = (),
+    made: int | None = None,
 ) -> str:
     """A checkpoint with a bitmap on some disks.
 
     Args:
         name: its own.
-        images: of those disks, by their names: what tells it from others.
+        images: those disks, by their names, and the images that each is on.
         others: names of the guest's other disks, which must be listed, or they get bitmaps too.
         made: when it was made, in seconds since the epoch, if it is there already.
     """
@@ -141,15 +144,15 @@ def checkpoint_xml(
 
 def checkpoint(root: Element) -> Checkpoint:
     """What `virDomainCheckpointGetXMLDesc` tells, its sizes among it if they were asked for."""
-    images: dict[str, str | None] = {}
+    images: dict[str, tuple[str, ...]] = {}
     sizes = {}
     noted = _noted(root.findtext("description", ""))
     for each in root.iterfind("disks/disk"):
         name = each.get("name")
         if name is None or each.get("checkpoint") != "bitmap":
             continue
-        image = noted.get(name)
-        images[name] = image if isinstance(image, str) else None
+        told = noted.get(name)
+        images[name] = tuple(map(str, told)) if isinstance(told, list) else ()
         size = each.get("size", "")
         if size.isdecimal():
             sizes[name] = int(size)

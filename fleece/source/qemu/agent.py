@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from typing import TypeVar
 from fleece.cancel import CancelToken
 from fleece.errors import Interrupted, PointError, SourceError
 from fleece.reach import connected, obstacle
+from fleece.source.freeze import Freeze
 from fleece.source.workfolder import Note
 from fleece.terminal import shown
 
@@ -187,21 +188,6 @@ class GuestAgent:
 
     def _session(self) -> _Session:
         return _Session(self.path, self.answer_limit, self.cancel)
-
-
-@dataclass
-class Freeze:
-    """How a freeze went.
-
-    Attributes:
-        frozen: the file systems stood still when the point was taken.
-        trouble: why they did not; None: they did, or nobody asked for it.
-        stuck: why the guest may still be frozen; None: it is not.
-    """
-
-    frozen: bool = field(default=False)
-    trouble: str | None = field(default=None)
-    stuck: str | None = field(default=None)
 
 
 def _write_note(note: Note, path: str, session: _Session) -> None:

@@ -18,8 +18,9 @@ from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, Transport
+from fleece.source.freeze import Freeze
 from fleece.source.options import Fleecing
-from fleece.source.qemu.agent import AgentError, Freeze, GuestAgent
+from fleece.source.qemu.agent import AgentError, GuestAgent
 from fleece.source.qemu.hold import Entangled, FleecingWay
 from fleece.source.qemu.hold_by_filters import FilterFleecing
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing

@@ -1,0 +1,502 @@
+"""Guests of libvirt's, on a libvirtd of our own: backups, what interrupts them, what it leaves.
+
+Each of libvirt's traps has a test here: docs/internals/invariants.rst names them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+import pytest
+
+import fleece
+from tests.engine.libvirt_scene import KIB64, MIB, LibvirtScene, libvirt_scene
+from tests.engine.scene import Moment, small_tmpfs
+from tests.rig import images
+from tests.rig.initramfs import GuestFiles
+from tests.rig.libvirt import AGENT, GuestDisk, Libvirtd, boot_xml, libvirtd, until
+from tests.rig.process import run, run_checked
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Libvirtd]:
+    """A libvirtd for all tests here."""
+    with libvirtd() as made:
+        yield made
+
+
+@pytest.fixture
+def scene(daemon: Libvirtd, tmp_path: Path) -> Iterator[LibvirtScene]:
+    """A running guest with a qcow2 disk `vda` of 4 MiB."""
+    with libvirt_scene(daemon, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def pair(daemon: Libvirtd, tmp_path: Path) -> Iterator[LibvirtScene]:
+    """A running guest with a qcow2 disk `vda` and a raw one `vdb`, and an empty CD drive."""
+    first = GuestDisk("vda", images.random_image(tmp_path / "a.qcow2", 4 * MIB, seed=1))
+    raw = images.random_image(tmp_path / "b.raw", 2 * MIB, seed=2, fmt="raw")
+    empty = "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>"
+    disks = first, GuestDisk("vdb", raw, "raw")
+    with libvirt_scene(daemon, tmp_path, *disks, devices=empty) as made:
+        yield made
+
+
+# ---- backups ---------------------------------------------------------------------------------
+
+
+def test_all_disks_are_backed_up_and_then_what_changed(pair: LibvirtScene) -> None:
+    """A raw disk keeps no bitmaps: it is compared as a whole, and its delta is as small."""
+    pair.take("full")
+    pair.check_exact()
+    pair.nothing_left()
+    pair.write("vda", 0, KIB64)
+    pair.write("vdb", 0, KIB64)
+    first, second = pair.take("incremental").result["disks"]
+    assert (first["disk"], first["mode"], first["dirty_bytes"]) == ("vda", "incremental", KIB64)
+    assert (second["disk"], second["mode"], second["dirty_bytes"]) == ("vdb", "rescan", KIB64)
+    pair.check_exact()
+    pair.nothing_left()
+
+
+@pytest.mark.parametrize("way", ["name", "uuid", "id"])
+def test_a_guest_is_found_as_virsh_finds_it(way: str, scene: LibvirtScene) -> None:
+    domain = scene.guest.domain
+    place = {"name": domain.name(), "uuid": domain.UUIDString(), "id": str(domain.ID())}[way]
+    words = ("--connect", scene.uri, "--scratch", scene.scratch, "--json")
+    result = scene.engine.run("backup", f"libvirt:{place}", scene.store, *words).succeeded().result
+    assert result["guest"] == "web"
+    scene.check_exact()
+
+
+def test_a_guest_that_is_not_there_is_told(scene: LibvirtScene) -> None:
+    ran = scene.engine.run("doctor", "libvirt:none", "--connect", scene.uri)
+    ran.failed(3, "libvirt has no such guest")
+    elsewhere = "qemu+unix:///system?socket=/nowhere"
+    scene.engine.run("doctor", "libvirt:web", "--connect", elsewhere).failed(3, "cannot be reached")
+
+
+def test_two_stores_have_chains_of_their_own(scene: LibvirtScene, tmp_path: Path) -> None:
+    """By turns, each exact and incremental, with a checkpoint of its own."""
+    other = tmp_path / "other"
+    scene.engine.run("init", other).succeeded()
+    stores = scene.store, other
+    for number in range(8):
+        scene.write()
+        store = stores[number % 2]
+        scene.take("full" if number < 2 else "incremental", store=store)
+        scene.check_exact(store=store)
+    scene.nothing_left(checkpoints=2)
+
+
+def test_what_is_not_of_fleece_is_left_alone(scene: LibvirtScene) -> None:
+    """Checkpoints of others stay; another's backup is told, and goes on."""
+    xml = "<domaincheckpoint><name>theirs</name></domaincheckpoint>"
+    scene.guest.domain.checkpointCreateXML(xml, 0)
+    scene.take("full")
+    scene.write()
+    scene.take("incremental")
+    assert "theirs" in scene.guest.checkpoints()
+    socket = scene.folder / "theirs.sock"
+    job = f"<domainbackup mode='pull'><server transport='unix' socket='{socket}'/></domainbackup>"
+    scene.guest.domain.backupBegin(job, None, 0)
+    scene.backup().failed(3, "a backup that is not fleece's has the guest")
+    assert scene.clean().result["removed"] == 0
+    assert scene.guest.job() is not None
+    scene.guest.domain.abortJob()
+    until(lambda: scene.guest.job() is None, "the job's end")
+    scene.take("incremental")
+    scene.guest.domain.checkpointLookupByName("theirs").delete(0)
+
+
+def test_audit_bitmap_doctor_and_clean_know_it(scene: LibvirtScene) -> None:
+    scene.take("full")
+    scene.write("vda", 0, KIB64)
+    words = (scene.store, "--scratch", scene.scratch)
+    scene.verb("audit", *words).succeeded()
+    (row,) = scene.verb("bitmap", scene.store).succeeded().named("segment")
+    assert row["disk"] == "vda"
+    scene.verb("doctor").succeeded()
+    scene.nothing_left()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+# ---- what libvirt forgets, or breaks -------------------------------------------------------------
+
+
+def test_a_killed_qemu_costs_one_rescan(scene: LibvirtScene) -> None:
+    """Its bitmaps are broken then; the checkpoint that named them goes all the same."""
+    scene.take("full")
+    scene.write()
+    scene.guest.hmp('qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "flush"')
+    scene.guest.kill()
+    scene.guest.domain.create()
+    ran = scene.take("rescan")
+    assert "gone or broken" in ran.named("plan")[0]["reason"]
+    scene.check_exact()
+    scene.nothing_left()
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_shutdown_costs_nothing(scene: LibvirtScene) -> None:
+    scene.take("full")
+    scene.write()
+    scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+    scene.guest.domain.create()
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_guest_that_was_undefined_goes_on_incrementally(scene: LibvirtScene) -> None:
+    """libvirt has forgotten the checkpoint; the bitmap is in the image, and is asked for."""
+    scene.take("full")
+    scene.write()
+    xml = scene.guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+    scene.guest.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    scene.guest.domain = scene.guest.daemon.connection.defineXML(xml)
+    scene.guest.domain.create()
+    assert scene.guest.checkpoints() == []
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_images_that_were_exchanged_are_noticed(daemon: Libvirtd, tmp_path: Path) -> None:
+    """Both bitmaps have the same name, and each is the other disk's now."""
+    disks = [
+        GuestDisk(target, images.random_image(tmp_path / f"{target}.qcow2", 2 * MIB, seed=seed))
+        for seed, target in enumerate(("vda", "vdb"))
+    ]
+    with libvirt_scene(daemon, tmp_path, *disks) as scene:
+        scene.take("full")
+        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        first, second = (disk.path for disk in disks)
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+        scene.held = {"vda": scene.held["vdb"], "vdb": scene.held["vda"]}
+        scene.guest.domain.create()
+        ran = scene.take("rescan")
+        assert "not the one that it had" in ran.named("plan")[0]["reason"]
+        scene.check_exact()
+
+
+def test_an_external_snapshot_and_its_commit_stay_incremental(scene: LibvirtScene) -> None:
+    scene.take("full")
+    scene.write()
+    xml = "<domainsnapshot><name>s1</name></domainsnapshot>"
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    scene.guest.domain.snapshotCreateXML(xml, flags | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC)
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+    scene.write()
+    domain = scene.guest.domain
+    active = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+    domain.blockCommit("vda", None, None, 0, active)
+    until(lambda: _is_ready(domain), "the commit")
+    domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+    delete = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+    domain.snapshotLookupByName("s1").delete(delete)
+
+
+def _is_ready(domain: libvirt.virDomain) -> bool:
+    told = domain.blockJobInfo("vda", 0)
+    return bool(told) and told["cur"] == told["end"] and "<mirror" in domain.XMLDesc(0)
+
+
+def test_a_checkpoint_whose_bitmap_is_gone_is_deleted_all_the_same(
+    daemon: Libvirtd, tmp_path: Path
+) -> None:
+    """libvirt refuses to delete one of which a disk's bitmap is missing."""
+    disks = [
+        GuestDisk(target, images.random_image(tmp_path / f"{target}.qcow2", 2 * MIB, seed=seed))
+        for seed, target in enumerate(("vda", "vdb"))
+    ]
+    with libvirt_scene(daemon, tmp_path, *disks) as scene:
+        scene.take("full")
+        (name,) = scene.guest.checkpoints()
+        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        run_checked("qemu-img", "bitmap", "--remove", disks[0].path, name)
+        scene.guest.domain.create()
+        first, second = scene.take("rescan").result["disks"]
+        assert (first["mode"], second["mode"]) == ("rescan", "incremental")
+        scene.nothing_left()
+        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        told = run("qemu-img", "info", "--output=json", disks[1].path).stdout
+        assert name not in told
+
+
+# ---- interrupted backups ---------------------------------------------------------------------
+
+_DOMAIN = "fleece.source.libvirt.domain"
+_STEPS = [
+    Moment("before the job begins", _DOMAIN, "Domain.begin", "before"),
+    Moment("after the job began", _DOMAIN, "Domain.begin"),
+    Moment("in the copy", "fleece.nbd.connection", "Connection.read", "after", 3),
+    Moment("before the commit", "fleece.store.partial_point", "PartialPoint.commit", "before"),
+    Moment("after the commit", "fleece.store.partial_point", "PartialPoint.commit"),
+    Moment("before the job ends", _DOMAIN, "Domain.end_job", "before"),
+    Moment("after the job ended", _DOMAIN, "Domain.end_job"),
+    Moment("before the old checkpoint goes", _DOMAIN, "Domain.delete", "before"),
+    Moment("after the old checkpoint went", _DOMAIN, "Domain.delete"),
+]
+
+
+@pytest.mark.parametrize("moment", _STEPS, ids=str)
+def test_killed_at_any_step_nothing_is_lost(moment: Moment, scene: LibvirtScene) -> None:
+    scene.take("full")
+    for _ in range(3):
+        scene.write(length=KIB64)
+    scene.killed(moment)
+    before = {target: bytes(held) for target, held in scene.held.items()}
+    scene.write()
+    ran = scene.backup().succeeded()
+    assert ran.result["disks"][0]["mode"] == "incremental"
+    if ran.result["resumed"]:  # it is of the moment before the kill
+        now, scene.held = scene.held, {name: bytearray(data) for name, data in before.items()}
+        scene.check_exact()
+        scene.held = now
+        scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_an_interrupted_backup_is_resumed(scene: LibvirtScene) -> None:
+    """Its job and the frozen bitmap have outlived it; what is stored already is not read again."""
+    scene.take("full")
+    for number in range(8):
+        scene.write("vda", number * 8 * KIB64, KIB64)
+    before = bytes(scene.held["vda"])
+    late = Moment("late", "fleece.nbd.connection", "Connection.read", "after", 3)
+    scene.killed(late, "--jobs", "1")
+    assert scene.guest.job() is not None
+    scene.write("vda", 0, KIB64)
+    ran = scene.backup().succeeded()
+    assert ran.result["resumed"]
+    now, scene.held["vda"] = scene.held["vda"], bytearray(before)
+    scene.check_exact()
+    scene.held["vda"] = now
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_a_signal_takes_the_job_down(scene: LibvirtScene) -> None:
+    scene.take("full")
+    scene.write(length=8 * KIB64)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running = scene.slow()
+        running.wait_event("progress")
+        running.signal(number)
+        running.wait().failed(130, "interrupted")
+        scene.nothing_left()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_dead_jobs_guest_is_its_owners_again(scene: LibvirtScene) -> None:
+    """While it is there he can take no snapshot: `fleece clean` takes it down."""
+    scene.take("full")
+    scene.write()
+    scene.killed(_STEPS[1])
+    removed = {row["kind"] for row in scene.clean().named("removed")}
+    assert removed == {"job", "scratch"}
+    scene.nothing_left(checkpoints=None)
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_a_living_backup_is_left_alone(scene: LibvirtScene) -> None:
+    """By `clean`, and by another store's backup, which is told."""
+    scene.take("full")
+    scene.write(length=8 * KIB64)
+    other = scene.folder / "other"
+    scene.engine.run("init", other).succeeded()
+    running = scene.slow()
+    running.wait_event("progress")
+    assert scene.clean().result["removed"] == 0
+    scene.backup(store=other).failed(3, "another backup by fleece has the guest")
+    running.signal(signal.SIGCONT)
+    running.wait().succeeded()
+    scene.check_exact()
+
+
+def test_a_client_killed_within_its_begin_leaves_a_point_that_is_taken_over(
+    scene: LibvirtScene,
+) -> None:
+    """libvirtd finishes the call, and until it has, the job is told of by half."""
+    code = """
+import os, signal, sys, threading, time
+import fleece.source.libvirt.domain as domain
+begin = domain.Domain.begin
+def dying(self, *words):
+    threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return begin(self, *words)
+domain.Domain.begin = dying
+from fleece.cli.main import main
+main(sys.argv[2:])
+time.sleep(60)
+"""
+    scene.take("full")
+    for delay in (0.0, 0.03, 0.1):
+        scene.write()
+        assert scene.engine.script(code, delay, *scene.words()).wait().code == -signal.SIGKILL
+        scene.take("incremental", "--no-resume")
+        scene.check_exact()
+        scene.nothing_left()
+
+
+def test_libvirtd_may_be_killed_in_mid_copy(daemon: Libvirtd, tmp_path: Path) -> None:
+    """The run fails, and its job lives on; the next one takes it over."""
+    with libvirt_scene(daemon, tmp_path) as scene:
+        scene.take("full")
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            scene.write(length=8 * KIB64)
+            running = scene.slow()
+            running.wait_event("progress")
+            daemon.kill(number)
+            running.signal(signal.SIGCONT)
+            ran = running.wait()
+            daemon.start()
+            scene.guest.again()
+            assert ran.code in (0, 3), ran
+            scene.write()
+            while scene.backup().succeeded().result["resumed"]:
+                pass
+            scene.check_exact()
+            scene.nothing_left()
+
+
+# ---- the guest comes first -------------------------------------------------------------------
+
+
+@contextmanager
+def _booted(
+    daemon: Libvirtd, folder: Path, files: GuestFiles, words: str = "rig.mode=none"
+) -> Iterator[LibvirtScene]:
+    """A guest with an agent, and a file system on its disk; its init has said that it is ready."""
+    disk = GuestDisk("vda", images.make_disk(folder / "vda.qcow2", 64 * MIB, fs="ext4"))
+    serial = folder / "serial.log"
+    console = f"<serial type='file'><source path='{serial}'/><target port='0'/></serial>"
+    more = {"devices": AGENT + console, "boot": boot_xml(files, words)}
+    with libvirt_scene(daemon, folder, disk, **more) as scene:
+        until(lambda: "RIG READY" in serial.read_text(errors="replace"), "the guest")
+        yield scene
+
+
+def _check_paused(scene: LibvirtScene) -> None:
+    """Check that the newest point is what the disk of a paused guest holds."""
+    target = scene.folder / "restored"
+    fleece.restore(fleece.open_store(scene.store), "latest", "vda", str(target))
+    image = scene.folder / "vda.qcow2"
+    run_checked("qemu-img", "compare", "-U", "-f", "qcow2", "-F", "raw", image, target)
+
+
+def test_a_full_scratch_gives_the_backup_up_and_lets_the_guest_go_on(
+    tmp_path: Path, files: GuestFiles
+) -> None:
+    """QEMU stops a guest whose write finds the scratch full, and libvirt leaves it so."""
+    words = "rig.mode=churn rig.delay=1000"
+    with (
+        small_tmpfs(3) as small,
+        libvirtd() as daemon,
+        _booted(daemon, tmp_path, files, words) as scene,
+    ):
+        scene.take("full")
+        roomy, scene.scratch = scene.scratch, small
+        small.chmod(0o711)
+        running = scene.slow("--mode", "rescan")
+        running.wait_event("progress")
+        os.kill(running.pid, signal.SIGSTOP)  # else it gives up in time
+        stopped = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+        until(lambda: scene.guest.domain.state() == stopped, "the guest's stop")
+        running.signal(signal.SIGCONT)
+        running.wait().failed(4)
+        assert scene.guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+        scene.nothing_left()
+        scene.scratch = roomy
+        scene.guest.domain.suspend()
+        scene.take("incremental")
+        _check_paused(scene)
+
+
+def test_a_guest_is_frozen_for_the_moment_of_a_point(
+    daemon: Libvirtd, tmp_path: Path, files: GuestFiles
+) -> None:
+    """And thawed again: at once, or by the next run if this one was killed meanwhile."""
+    with _booted(daemon, tmp_path, files) as scene:
+        until(lambda: _freeze_status(scene) == "thawed", "the agent")
+        assert scene.backup("--freeze", "--require-freeze").succeeded().result["frozen"]
+        assert _freeze_status(scene) == "thawed"
+        scene.killed(_STEPS[0], "--freeze")
+        assert _freeze_status(scene) == "frozen"
+        ran = scene.backup().succeeded()
+        assert "freeze of the guest" in {row["kind"] for row in ran.named("leftover")}
+        assert _freeze_status(scene) == "thawed"
+        scene.nothing_left()
+
+
+def _freeze_status(scene: LibvirtScene) -> str | None:
+    command = json.dumps({"execute": "guest-fsfreeze-status"})
+    try:
+        said = libvirt_qemu.qemuAgentCommand(scene.guest.domain, command, 5, 0)
+    except libvirt.libvirtError:
+        return None
+    return str(json.loads(said)["return"])
+
+
+def test_a_guest_without_an_agent_is_backed_up_all_the_same(scene: LibvirtScene) -> None:
+    """Unless a freeze is required."""
+    scene.backup("--freeze", "--require-freeze").failed(4, "could not be frozen")
+    ran = scene.backup("--freeze").succeeded()
+    assert not ran.result["frozen"]
+    assert "not frozen" in ran.named("warning")[0]["what"]
+    scene.nothing_left()
+    scene.backup("--guest-agent", "/run/x").failed(2, "--guest-agent has no effect on libvirt:")
+
+
+def test_a_guest_that_its_owner_paused_stays_paused(scene: LibvirtScene) -> None:
+    scene.guest.domain.suspend()
+    scene.take("full")
+    scene.take("incremental")
+    assert scene.guest.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    scene.check_exact()
+
+
+def test_who_negotiates_is_waited_for_before_the_job_ends(scene: LibvirtScene) -> None:
+    """QEMU 7.2 hangs for ever, and its guest, if the server is stopped meanwhile."""
+    scene.take("full")
+    scene.write(length=4 * KIB64)
+    running = scene.slow()
+    running.wait_event("progress")
+    (place,) = scene.scratch.glob("*/qemu/nbd.sock")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(place))
+        running.signal(signal.SIGCONT)
+        running.wait().succeeded()
+    assert scene.guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
