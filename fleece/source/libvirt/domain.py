@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 
 from fleece.cancel import CancelToken
@@ -126,6 +127,12 @@ class Domain:
 
     def _ask(self, what: str, call: Callable[[], T], limit: float = ANSWER_LIMIT) -> T:
         return self._calls(what, call, limit)
+
+    def far_host(self) -> str | None:
+        """The host that the guest is on; None: this one."""
+        told = self._ask("its URI", self._connection.getURI)
+        host = urlsplit(told).hostname
+        return None if host in (None, "", "localhost") else host
 
     # ---- what it is and does -----------------------------------------------------------------
 

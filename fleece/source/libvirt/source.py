@@ -183,6 +183,12 @@ class LibvirtSource:
             SourceError: a point cannot be taken now.
         """
         self.check_present()
+        if (host := self.domain.far_host()) is not None:
+            raise SourceError(
+                f"the guest is on another host, {host}, and so would be its scratch and its socket",
+                where=self.where,
+                hint="run fleece there",
+            )
         found = self.domain.settled()
         if isinstance(found, Busy):
             raise SourceError(
