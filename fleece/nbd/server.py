@@ -142,8 +142,11 @@ def greets(place: Path, cancel: CancelToken | None = None) -> bool:
 
     Raises:
         Interrupted: `cancel` was called before it did.
+        UsageError: the system has no socket left.
     """
-    with socket.socket(socket.AF_UNIX) as probe:
+    with using(("an NBD client",)):
+        probe = socket.socket(socket.AF_UNIX)
+    with probe:
         probe.settimeout(_TICK)
         try:
             probe.connect(str(place))

@@ -75,6 +75,12 @@ def test_a_program_that_cannot_be_run_is_no_bug(qemu: Living) -> None:
     _check(qemu, *(trial for trial in qemu.trials(verb) if trial.fault.kind in ("pipe", "open")))
 
 
+def test_a_socket_that_cannot_be_made_is_no_bug(qemu: Living) -> None:
+    (verb,) = (verb for verb in failing_qemu.VERBS if verb.name == "push")
+    trials = [trial for trial in qemu.trials(verb) if trial.fault.kind == "socket"]
+    _check(qemu, *trials[len(trials) // 2 :])
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_a_salvage_cannot_read_is_tried_again_and_then_told(times: int, here: Bench) -> None:
     verb = _named("salvage")
