@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 import fleece
+from fleece.engine.work.kvm import examine_kvm
 from fleece.source.qemu import presence
 from fleece.source.qemu.answers import Answer
 from fleece.source.qemu.monitor import Monitor
@@ -346,6 +348,37 @@ def _watchdog(scene: MachineScene) -> None:
     _hmp(scene, "o /b 0x443 0xf")
 
 
+def _suspended(scene: MachineScene) -> None:
+    """ACPI's S3, by the chipset's PM1 control register, once the BIOS has given that its port."""
+    scene.qemu.control.command("cont")
+
+    def asked() -> bool:
+        _hmp(scene, "o /w 0x604 0x2400")
+        return scene.status == "suspended"
+
+    wait_until(asked, "the guest to be suspended")
+
+
+def _stepped(scene: MachineScene) -> None:
+    """One instruction, as a debugger asks for it."""
+    place = scene.qemu.folder / "gdb"
+    _hmp(scene, f"gdbserver unix:{place},server=on,wait=off")
+    with socket.socket(socket.AF_UNIX) as debugger:
+        debugger.connect(str(place))
+        debugger.sendall(b"$s#73")
+        wait_until(lambda: scene.status == "debug", "the debugger to stop the guest")
+
+
+def _lost(scene: MachineScene) -> None:
+    """A boot sector that jumps, in protected mode, to where no memory is: KVM cannot run that."""
+    code = bytes.fromhex("fa 31c0 8ed8 0f01162c7c 0f20c0 0c01 0f22c0 66ea000000e00800 9090")
+    segments = bytes(8) + bytes.fromhex("ffff0000009acf00")
+    where = bytes.fromhex("0f00 1c7c0000")
+    sector = (code + segments + where).ljust(510, b"\0") + b"\x55\xaa"
+    scene.writer().write(0, sector)
+    scene.qemu.control.command("cont")
+
+
 STATES: dict[str, tuple[Callable[[MachineScene], None], tuple[str, ...]]] = {
     "prelaunch": (_as_started, ()),
     "running": (lambda scene: scene.qemu.control.command("cont"), ()),
@@ -353,6 +386,9 @@ STATES: dict[str, tuple[Callable[[MachineScene], None], tuple[str, ...]]] = {
     "shutdown": (_shut_down, ("-no-shutdown", "-no-reboot")),
     "guest-panicked": (_panicked, ("-device", "pvpanic", "-action", "panic=pause")),
     "watchdog": (_watchdog, ("-device", "ib700", "-action", "watchdog=pause")),
+    "suspended": (_suspended, ()),
+    "debug": (_stepped, ()),
+    "internal-error": (_lost, ("-machine", "accel=kvm")),
 }
 
 
@@ -361,6 +397,8 @@ def test_a_guest_that_does_not_run_is_backed_up_and_stays_as_it_is(
     state: str, disk: Disk, tmp_path: Path
 ) -> None:
     reach, extra = STATES[state]
+    if state == "internal-error" and not examine_kvm().works:
+        pytest.skip("only KVM has this state")
     with Machine([disk], monitors=2, extra=extra) as qemu:
         scene = MachineScene(qemu, tmp_path)
         reach(scene)
