@@ -31,6 +31,13 @@ def filled(text: str) -> str:
     return text
 
 
+def add_disks(made: argparse.ArgumentParser, text: str) -> None:
+    """Add the option that chooses disks, any number of times; its help says which there are."""
+    made.add_argument(
+        "--disk", action="append", default=[], dest="disks", metavar="NAME", help=text
+    )
+
+
 def add_scratch(made: argparse.ArgumentParser) -> None:
     """Add the option for the scratch folder."""
     made.add_argument(

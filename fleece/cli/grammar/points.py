@@ -8,6 +8,7 @@ from fleece.cli.grammar.options import (
     POINT,
     STORE,
     AddVerb,
+    add_disks,
     add_guest,
     add_key,
     add_mode,
@@ -81,14 +82,7 @@ def _diff_verb(verb: AddVerb) -> None:
     diff.add_argument("store", metavar="STORE", help=STORE)
     diff.add_argument("old", metavar="A", help=POINT)
     diff.add_argument("new", metavar="B", help=POINT)
-    diff.add_argument(
-        "--disk",
-        action="append",
-        default=[],
-        dest="disks",
-        metavar="NAME",
-        help="compare this disk (repeatable); default: all disks of both points",
-    )
+    add_disks(diff, "compare this disk (repeatable); default: all disks of both points")
     add_guest(diff)
     add_key(diff)
 
@@ -119,14 +113,7 @@ def _serve_verb(verb: AddVerb) -> None:
     )
     serve.add_argument("store", metavar="STORE", help=STORE)
     serve.add_argument("point", metavar="POINT", help=POINT)
-    serve.add_argument(
-        "--disk",
-        action="append",
-        default=[],
-        dest="disks",
-        metavar="NAME",
-        help="serve this disk (repeatable); default: all disks of the point",
-    )
+    add_disks(serve, "serve this disk (repeatable); default: all disks of the point")
     serve.add_argument(
         "--socket", metavar="PATH", help="path of the unix socket; default: one in a new folder"
     )
@@ -153,14 +140,7 @@ def _boot_verb(verb: AddVerb) -> None:
     )
     boot.add_argument("store", metavar="STORE", help=STORE)
     boot.add_argument("point", metavar="POINT", help=POINT)
-    boot.add_argument(
-        "--disk",
-        action="append",
-        default=[],
-        dest="disks",
-        metavar="NAME",
-        help="a disk (repeatable), the one to boot from first; default: all, by name",
-    )
+    add_disks(boot, "a disk (repeatable), the one to boot from first; default: all, by name")
     boot.add_argument(
         "--console-text",
         dest="text",

@@ -9,6 +9,7 @@ from fleece.cli.grammar.options import (
     STORE,
     AddVerb,
     add_connect,
+    add_disks,
     add_fleecing,
     add_key,
     add_nice,
@@ -58,14 +59,7 @@ def _backup_verb(verb: AddVerb) -> None:
         help="take over the points of another guest (of another UUID, or name if it had none): "
         "from now on they are this guest's; everything is read",
     )
-    backup.add_argument(
-        "--disk",
-        action="append",
-        default=[],
-        dest="disks",
-        metavar="NAME",
-        help="back up this disk (repeatable); default: all writable ones",
-    )
+    add_disks(backup, "back up this disk (repeatable); default: all writable ones")
     _add_ways(backup)
     _add_freeze(backup)
     _add_checks(backup)
@@ -149,14 +143,7 @@ def _audit_verb(verb: AddVerb) -> None:
     audit.add_argument("source", metavar="SOURCE", help=SOURCE)
     audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
     audit.add_argument("--guest", help="the guest's name in the store")
-    audit.add_argument(
-        "--disk",
-        action="append",
-        default=[],
-        dest="disks",
-        metavar="NAME",
-        help="audit this disk (repeatable); default: all writable ones",
-    )
+    add_disks(audit, "audit this disk (repeatable); default: all writable ones")
     add_scratch(audit)
     add_connect(audit)
     add_scratch_limit(audit)
