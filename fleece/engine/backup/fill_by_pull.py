@@ -67,9 +67,13 @@ def fill_by_pull(filling: Filling) -> list[DiskResult]:
     task, taken, living = filling.task, filling.taken, filling.taken.living
     pace = None if task.options.rate is None else Pace(task.options.rate, task.cancel)
     with contextlib.ExitStack() as stack:
+        # All are open before the first delta is begun: a point with some of its deltas alone
+        # could not be resumed.
+        pairs = list(zip(taken.decisions, living.exports, strict=True))
+        opened = [_opened(filling, made, export, pace, stack) for made, export in pairs]
         works = [
-            _work(filling, _opened(filling, made, export, pace, stack), export)
-            for made, export in zip(taken.decisions, living.exports, strict=True)
+            _work(filling, disk, export)
+            for disk, export in zip(opened, living.exports, strict=True)
         ]
         jobs = [work.copy for work in works]
         audits = [work.audit for work in works if work.audit is not None]

@@ -75,7 +75,8 @@ def _back_up(task: Task) -> BackupResult:
     check_needs(task)
     with after.rest(), contextlib.ExitStack() as stack:
         taken = resume(task, stack) or take(task, plan_point(task), stack)
-        fill, oldest = fill_by_pull if taken.living.push is None else fill_by_push, None
+        fill = fill_by_pull if taken.living.push is None else fill_by_push
+        oldest = None
         if task.output is None:
             results = store_point(task, taken, fill)
         else:
