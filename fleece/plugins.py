@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 from fleece.errors import UsageError
@@ -18,6 +17,8 @@ def installed(group: str, scheme: str) -> Any:
     Raises:
         UsageError: it cannot be loaded, or several packages bring the scheme.
     """
+    import importlib.metadata  # much to load, and needed for no scheme of fleece's own
+
     found = [*importlib.metadata.entry_points(group=group, name=scheme)]
     if not found:
         return None

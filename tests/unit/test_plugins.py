@@ -89,3 +89,14 @@ def test_a_kind_that_two_packages_bring_is_neithers(vault: Path, tmp_path: Path)
     _install(tmp_path, "other", "[fleece.stores]\ntape = other:open\n")
     with pytest.raises(fleece.UsageError, match="several packages bring tape: other, tape_for"):
         fleece.open_store("tape://vms")
+
+
+def test_packages_are_not_looked_at_for_a_scheme_of_fleeces_own() -> None:
+    code = "import sys, fleece; fleece.backup; fleece.open_store; fleece.open_source; "
+    code += "print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert {"fleece.plugins", "fleece.store.open"} <= loaded
+    assert "importlib.metadata" not in loaded
