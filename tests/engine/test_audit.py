@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fleece
@@ -251,7 +251,7 @@ def test_only_the_disk_that_is_wrong_is_read_again(pair: Scene) -> None:
     pair.check_exact()
 
 
-_NOTE = "store.distrust(chain, job.name, job.trouble)"
+_NOTE = "store.distrust(chain_id, job.name, job.trouble)"
 _WHERE = "same = zeros.subtract(held.not_yet_zero(zeros))"
 
 
@@ -309,7 +309,7 @@ def _judge(scene: Scene) -> None:
 
 def _chosen(clean: fleece.Extents, fraction: float, seed: int = 1) -> fleece.Extents:
     chosen = fleece.Extents.empty()
-    for part in sample(clean, fraction, np.random.default_rng(seed)):
+    for part in sample(clean, fraction, random.Random(seed)):
         assert len(chosen.intersect(part)) == 0
         chosen = chosen.union(part)
     return chosen

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.random import Generator, default_rng
 
 from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
@@ -63,7 +63,7 @@ class AuditJob:
         )
 
 
-def sample(clean: Extents, fraction: float, source: Generator) -> Iterator[Extents]:
+def sample(clean: Extents, fraction: float, source: random.Random) -> Iterator[Extents]:
     """Choose a part of some leaves at random, in order of the disk, a window at a time.
 
     Every leaf has the same chance; together they are at least `fraction` of the runs (of up to
@@ -80,7 +80,7 @@ def sample(clean: Extents, fraction: float, source: Generator) -> Iterator[Exten
         seen += len(starts)
         count = min(len(starts), math.ceil(seen * fraction) - taken)
         taken += count
-        picked = np.sort(source.choice(len(starts), count, replace=False))
+        picked = np.sort(np.array(source.sample(range(len(starts)), count), np.int64))
         yield Extents.normal(starts[picked], ends[picked])
 
 
@@ -107,7 +107,7 @@ def compare_clean(
     def items() -> Iterator[tuple[AuditJob, ReadItem, HashArray]]:
         for job in jobs:
             held = HeldLeaves(job.chain)
-            source = default_rng(secrets.randbits(128))
+            source = random.Random(secrets.randbits(128))
             for part in sample(job.clean, fraction, source):
                 # What lies between may be stored, and reclaimed by now: neither ask nor read it.
                 zeros = known_zeros(job.disk, part, job.chain.geometry.leaf_size, gap=0)
