@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -189,6 +190,25 @@ def test_a_parent_that_goes_during_a_verification_condemns_no_child(
     assert fleece.verify_store(catalogue(guest), record=True).errors == ()
 
 
+@pytest.mark.parametrize("error", ["EMFILE", "ENOMEM", "EIO"])
+def test_what_the_system_refuses_condemns_no_delta(
+    error: str, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = catalogue(guest)
+    number = getattr(errno, error)
+
+    def fail(descriptor: int, length: int, position: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail)
+        assert fleece.verify_store(known, record=True).errors != ()
+    (state,) = fleece.status(catalogue(guest)).guests
+    assert bool(state.failed) == (error == "EIO")
+    assert fleece.verify_store(catalogue(guest), record=True).errors == ()
+    assert fleece.status(catalogue(guest)).problems == ()
+
+
 def test_status_says_how_a_store_is(guest: Guest) -> None:
     entries = catalogue(guest).entries
     (before,) = fleece.status(catalogue(guest), NOW).guests
@@ -234,7 +254,7 @@ def test_a_store_that_takes_no_notes_can_be_verified_but_not_in_parts(guest: Gue
     files = sorted(guest.store.rglob("*"))
     ran = INTACT.run("verify", guest.store, "latest", "--json").succeeded()
     assert len(ran.named("warning")) == 1
-    assert "cannot be noted" in ran.named("warning")[0]["what"]
+    assert "cannot be recorded" in ran.named("warning")[0]["what"]
     INTACT.run("verify", guest.store, "--fraction", "100%").failed(5, "Is a directory")
     new = set(guest.store.rglob("*")) - set(files)
     assert {path.name for path in new} <= {"vdb.fleece.verified.json"}

@@ -20,7 +20,7 @@ from fleece.delta.spool import SpoolError
 from fleece.disk.base import ReadableDisk
 from fleece.engine.work.pool import Counter, run_workers
 from fleece.engine.work.scan import REGION_LEVEL, Region, region_top, regions, root_from
-from fleece.errors import FleeceError, StoreError, VerifyError
+from fleece.errors import DeltaError, FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
 from fleece.store import verified
 from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint
@@ -253,7 +253,8 @@ class Checker:
     ) -> None:
         """Tell of a failed check; note it only if this very file is to blame.
 
-        A prune or a merge that runs meanwhile takes parents away, or replaces them.
+        A prune or a merge that runs meanwhile takes parents away, or replaces them; and the system
+        may refuse to read what is sound, for lack of files or memory.
         """
         if not self._still_there(self._catalogue.line(entry)[1:]):
             text = "what it builds on was removed or replaced while it was verified, or is damaged"
@@ -261,6 +262,8 @@ class Checker:
             self.problem(StoreError(f"{text} ({error.what})", where=entry.where, hint=hint))
             return
         self.problem(error)
+        if not isinstance(error, DeltaError):
+            return
         with contextlib.suppress(StoreError):
             if stamp is not None and self._stamp(entry) == stamp:
                 self.noted(entry.key, stamp, False)
