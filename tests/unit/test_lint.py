@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import operator
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -330,20 +332,34 @@ def test_a_public_name_loads_no_more_than_it_needs() -> None:
     assert done.stdout == "[True, False]\n"
 
 
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """What a module's constants stand for, those of a tuple too, by their names."""
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                found |= zip(map(ast.unparse, target.elts), value.elts, strict=True)
+            else:
+                found[ast.unparse(target)] = value
+    return found
+
+
+def _texts(parts: Sequence[ast.expr], named: Mapping[str, ast.expr]) -> list[str]:
+    """The texts among some expressions, be they written there or named."""
+    known = [named.get(ast.unparse(part), part) for part in parts]
+    return [str(part.value) for part in known if isinstance(part, ast.Constant)]
+
+
 def _edits(path: Path) -> Iterator[tuple[str, str]]:
     """File and old text of the edits of `tests.engine.scene.Mutation` that a test module has."""
     tree = ast.parse(path.read_text())
-    named = {
-        ast.unparse(node.targets[0]): node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-    }
+    named = _constants(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple) and len(node.elts) == 3:
-            parts = [named.get(ast.unparse(part), part) for part in node.elts]
-            texts = [part.value for part in parts if isinstance(part, ast.Constant)]
-            if len(texts) == 3 and str(texts[0]).endswith(".py"):
-                yield str(texts[0]), str(texts[1])
+            texts = _texts(node.elts, named)
+            if len(texts) == 3 and texts[0].endswith(".py"):
+                yield texts[0], texts[1]
 
 
 def test_every_fault_that_a_test_puts_in_fits_the_code() -> None:
@@ -400,3 +416,22 @@ def test_no_function_needs_scrolling(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _code_lines(node) > 50
     ]
     assert not long
+
+
+def _moments(path: Path) -> Iterator[tuple[str, str]]:
+    """Module and function of the moments of `tests.engine.scene.Moment` that a test module has."""
+    tree = ast.parse(path.read_text())
+    named = _constants(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Moment":
+            texts = _texts(node.args[:3], named)
+            if len(texts) == 3:
+                yield texts[1], texts[2]
+
+
+def test_every_moment_that_a_test_waits_for_is_in_the_code() -> None:
+    """Such a run would end before its moment comes, and tell so late."""
+    moments = {each for path in (_ROOT / "tests").rglob("*.py") for each in _moments(path)}
+    assert len(moments) > 10
+    for module, name in sorted(moments):
+        operator.attrgetter(name)(importlib.import_module(module))
