@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -100,9 +101,12 @@ def qemu_nbd(
         "--detect-zeroes=off",
         *words,
     ]
+    # It loses a SIGTERM that comes before it is ready. A reader can be killed at any time.
+    reads = "--read-only" in words
+    ready = False
     with using(command):
         process = subprocess.Popen(
-            [*dies_with_parent(), *command, "--", file_name(image.path)],
+            [*dies_with_parent("KILL" if reads else "TERM"), *command, "--", file_name(image.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -110,17 +114,31 @@ def qemu_nbd(
         )
     try:
         _wait(process, place, image, cancel)
+        ready = True
         yield process
     finally:
-        process.terminate()
+        if reads and not ready:
+            process.kill()
+        else:
+            process.terminate()
         errors = ended(process, cancel)
     if process.returncode not in (0, -15):
         raise image.failure(f"qemu-nbd failed: {image.line(errors)}", where=image.where)
 
 
-def dies_with_parent() -> list[str]:
-    """A prefix that ends the child if this process is killed, where the system has one."""
-    return ["setpriv", "--pdeathsig=TERM"] if shutil.which("setpriv") else []
+def dies_with_parent(death: str = "TERM") -> list[str]:
+    """A prefix that ends the child if this process is killed, where the system has one.
+
+    One that is killed before the child has asked for the signal would never cause it: so the child
+    then looks whether it still has its parent, and else does not start.
+
+    Args:
+        death: the signal.
+    """
+    if shutil.which("setpriv") is None:
+        return []
+    alive = 'test "$PPID" -eq "$0" && exec "$@"'
+    return ["setpriv", f"--pdeathsig={death}", "sh", "-c", alive, str(os.getpid())]
 
 
 def _wait(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fleece.cancel import CancelToken
 from fleece.delta.identity import GuestIdentity
 from fleece.source.image.inventory import ImageDisk, ImageInventory
-from fleece.source.image.measure import dirty_bytes
+from fleece.source.image.measure import dirty_bytes, passing_folder
 from fleece.source.report import ExaminedBitmap, ExaminedDisk, Report
 from fleece.source.segments import Bitmap
 
@@ -18,7 +20,8 @@ def examine(
     cancel: CancelToken,
 ) -> Report:
     """Look at all images."""
-    disks = tuple(_examined(disk, cancel) for disk in inventory.disks)
+    with passing_folder() as folder:
+        disks = tuple(_examined(disk, folder, cancel) for disk in inventory.disks)
     obstacles = [
         f"{disk.details['path']}: {disk.obstacle}" for disk in disks if disk.obstacle is not None
     ]
@@ -34,31 +37,31 @@ def examine(
     )
 
 
-def _examined(disk: ImageDisk, cancel: CancelToken) -> ExaminedDisk:
+def _examined(disk: ImageDisk, folder: Path, cancel: CancelToken) -> ExaminedDisk:
     found = disk.writer()
     used = None if found is None else f"is in use ({found[1]})"
     keeps = disk.persistent_bitmaps and not disk.unwritable
+    shown = disk.bitmaps if used is None else ()  # else its QEMU knows what they are
     return ExaminedDisk(
         disk.name,
         disk.size,
         disk.format,
         disk.path if keeps else f"{disk.path}, keeps no bitmaps: all is read each time",
         used,
-        tuple(_bitmap(disk, bitmap, used is None, cancel) for bitmap in disk.bitmaps),
+        tuple(_bitmap(disk, bitmap, folder, cancel) for bitmap in shown),
         {"path": disk.path, "persistent_bitmaps": keeps},
     )
 
 
-def _bitmap(disk: ImageDisk, bitmap: Bitmap, still: bool, cancel: CancelToken) -> ExaminedBitmap:
-    readable = still and not bitmap.inconsistent
+def _bitmap(disk: ImageDisk, bitmap: Bitmap, folder: Path, cancel: CancelToken) -> ExaminedBitmap:
     return ExaminedBitmap(
         bitmap.name,
-        bitmap.state if still else "in use",
+        bitmap.state,
         bitmap.granularity,
-        dirty_bytes(disk, (bitmap.name,), cancel) if readable else 0,
+        0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), folder, cancel),
         {
             "recording": bitmap.recording,
             "persistent": True,
-            "inconsistent": still and bitmap.inconsistent,
+            "inconsistent": bitmap.inconsistent,
         },
     )

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from fleece.cancel import CancelToken
 from fleece.source.image.hold import HeldImages, dirty_in
 from fleece.source.image.inventory import ImageDisk
-from fleece.temporary import temporary_folder
 
 
-def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], cancel: CancelToken) -> int:
+def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], folder: Path, cancel: CancelToken) -> int:
     """Bytes of disk that any of some bitmaps in an image call dirty.
+
+    Args:
+        disk: whose image it is.
+        bitmaps: their names.
+        folder: for the server's socket, private to this user.
+        cancel: ends the wait for the server.
 
     Raises:
         SourceError: somebody writes to the image, or a bitmap in it is inconsistent.
     """
-    with (
-        temporary_folder() as folder,
-        contextlib.closing(HeldImages(folder, cancel)) as held,
-    ):
+    with contextlib.closing(HeldImages(folder, cancel)) as held:
         return dirty_in(held.serve(disk, bitmaps), bitmaps, cancel).total
+
+
+@contextlib.contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A folder for the socket of somebody who only looks."""
+    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)

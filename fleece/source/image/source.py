@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePath
@@ -28,13 +29,13 @@ from fleece.source.base import (
 )
 from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes
+from fleece.source.image.measure import dirty_bytes, passing_folder
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.tool import remove_bitmap, settled_writer
-from fleece.source.image.workplace import folder_name, has_any, holder_of, left_behind
+from fleece.source.image.workplace import folder_name, has_any, holder_of, left_behind, workplace
 from fleece.source.place import check_path, default_scratch
 from fleece.source.report import Report
-from fleece.source.segments import Segment, next_segment, written_since
+from fleece.source.segments import Bitmap, Segment, next_segment, written_since
 from fleece.source.workfolder import Strangers
 
 
@@ -114,7 +115,10 @@ class ImageSource(Closing):
         found = written_since(image, chain_id, sequence, point, others)
         if isinstance(found, Unknown):
             return found
-        changed = dirty_bytes(image, found.parts, self._cancel)
+        # If this run is killed the next one finds what is left, by the chain's name.
+        name = folder_name(chain_id, secrets.token_hex(5))
+        with workplace(self.scratch, name, self._holder) as folder:
+            changed = dirty_bytes(image, found.parts, folder, self._cancel)
         return dataclasses.replace(found, changed=changed)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
@@ -212,23 +216,29 @@ class ImageSource(Closing):
             SourceError: somebody writes to an image, and so nobody else can tell.
         """
         self.check_ready()
-        found = [
-            KeptBitmap(
-                disk.name,
-                segment.chain,
-                segment.sequence,
-                segment.point,
-                bitmap.name,
-                bitmap.state,
-                0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), self._cancel),
-                bitmap.granularity,
-                segment.is_of(disk.name),
-            )
-            for disk in self.inventory().disks
-            for bitmap in disk.bitmaps
-            if (segment := bitmap.segment) is not None
-        ]
+        with passing_folder() as folder:
+            found = [
+                KeptBitmap(
+                    disk.name,
+                    segment.chain,
+                    segment.sequence,
+                    segment.point,
+                    bitmap.name,
+                    bitmap.state,
+                    self._changed(disk, bitmap, folder),
+                    bitmap.granularity,
+                    segment.is_of(disk.name),
+                )
+                for disk in self.inventory().disks
+                for bitmap in disk.bitmaps
+                if (segment := bitmap.segment) is not None
+            ]
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
+
+    def _changed(self, disk: ImageDisk, bitmap: Bitmap, folder: Path) -> int:
+        if bitmap.inconsistent:
+            return 0
+        return dirty_bytes(disk, (bitmap.name,), folder, self._cancel)
 
     def has_point(self, chain_id: str) -> bool:
         """Whether a run holds images for a point of this chain, or an interrupted one did."""
