@@ -85,7 +85,7 @@ def test_a_point_that_is_in_qemu_keeps_its_chain(scene: Scene) -> None:
     scene.killed_backup(Moment("in the copy", "fleece.nbd.connection", "Connection.read"))
     chain = _bitmap(scene).succeeded().named("segment")[0]["chain"]
     before = scene.segments()
-    _bitmap(scene, "--drop", chain).failed(4, "is in QEMU", "clean")
+    _bitmap(scene, "--drop", chain).failed(4, "is in the source", "clean")
     assert scene.segments() == before
     INTACT.run("clean", scene.source, "--scratch", scene.scratch).succeeded()
     _bitmap(scene, "--drop", chain).succeeded()

@@ -31,9 +31,11 @@ __all__ = ("load",)
 APPEND = "console=ttyS0 quiet panic=-1 tsc=reliable rig.mode=none"
 
 
-def boot(store: Path, files: GuestFiles, *words: object, engine: Engine = INTACT) -> Ran:
+def boot(
+    store: Path, files: GuestFiles, *words: object, append: str = APPEND, engine: Engine = INTACT
+) -> Ran:
     """Boot the newest point with the rig's kernel."""
-    kernel = ("--kernel", files.kernel, "--initrd", files.initramfs, "--append", APPEND)
+    kernel = ("--kernel", files.kernel, "--initrd", files.initramfs, "--append", append)
     machine = ("--emulated", "--memory", 256, "--cpus", 1, "--timeout", LIMIT, *kernel)
     return engine.run("boot-test", store, "latest", *machine, *words)
 
@@ -175,8 +177,7 @@ def test_an_empty_text_is_no_sign(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_ends_has_not_booted(load: Load, files: GuestFiles) -> None:
-    words = ("--append", "console=ttyS0 panic=-1 rdinit=/nothing")
-    ran = boot(load.store, files, *words)
+    ran = boot(load.store, files, append="console=ttyS0 panic=-1 rdinit=/nothing")
     ran.failed(6, "the machine ended")
 
 
