@@ -834,3 +834,17 @@ def test_a_signal_to_all_processes_of_a_run_is_an_interruption(
         assert running.wait() == 130, said
     assert b"taken down" in said
     assert mixed.names() == []
+
+
+def test_images_that_were_exchanged_are_read_as_a_whole(twins: Still) -> None:
+    """Each has bitmaps of this chain and this point, but of the other disk."""
+    first, second = twins.disks
+    twins.write(0, 512)
+    twins.disks = (Disk(second.path, first.node), Disk(first.path, second.node))
+    ran = twins.backup()
+    assert _modes(ran) == {"d0": "rescan", "d1": "rescan"}
+    assert "exchanged" in ran.named("plan")[0]["reason"]
+    twins.check_exact()
+    twins.write(0, 512, pattern=3)
+    assert twins.take().mode == "incremental"
+    twins.check_exact()
