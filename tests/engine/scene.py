@@ -372,9 +372,11 @@ class Scene:
         return fleece.open_store(self.place(store))
 
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
-        """The words of a backup command."""
+        """The words of a backup command; those given take the place of the scene's own."""
         place = self.place(store)
-        options = ("--guest", GUEST, "--scratch", self.scratch, "--json")
+        options: list[object] = ["--json"]
+        for name, value in (("--guest", GUEST), ("--scratch", self.scratch)):
+            options += () if name in words else (name, value)
         return ("backup", self.source, place, *options, *words)
 
     def backup(self, *words: object, store: Path | None = None) -> Ran:

@@ -306,11 +306,11 @@ def test_a_scratch_that_cannot_be_given_to_qemus_user(
     """The folder or the file in it: the test has the kernel refuse it."""
     module = "source/workfolder.py"
     edits = (
-        (module, "if not _must_give(monitor):", f"if not {what}:"),
+        (module, "if not _must_give(owner):", f"if not {what}:"),
         (
             module,
-            "                name,\n                monitor.peer.uid,",
-            '"none", monitor.peer.uid,',
+            "                name,\n                owner.uid,",
+            '"none", owner.uid,',
         ),
     )
     scene.engine = Mutation("nothing is given away", edits).engine(tmp_path)

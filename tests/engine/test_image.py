@@ -76,7 +76,8 @@ class Still:
 
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
         """The words of a backup."""
-        options = ("--guest", GUEST, "--scratch", self.scratch, "--json")
+        guest = () if "--guest" in words else ("--guest", GUEST)
+        options = (*guest, "--scratch", self.scratch, "--json")
         return ("backup", self.source, store or self.store, *options, *words)
 
     def backup(self, *words: object, store: Path | None = None) -> Ran:
