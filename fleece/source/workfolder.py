@@ -29,8 +29,6 @@ PREFIX = "fleece-"
 QEMU_FOLDER = "qemu"
 """The one folder in a point's work folder, for what QEMU makes itself."""
 SOCKET = f"{QEMU_FOLDER}/nbd.sock"
-IMAGE_SOCKET = re.compile(r"[0-9]+\.sock")
-"""In the same folder, of the servers of images at rest, when these are a guest's point."""
 SINK = "sink.nbd"
 """The socket of the engine's own NBD server, which QEMU pushes into."""
 LOCK = "lock"

@@ -849,3 +849,27 @@ def test_images_that_were_exchanged_are_read_as_a_whole(twins: Still) -> None:
     twins.write(0, 512, pattern=3)
     assert twins.take().mode == "incremental"
     twins.check_exact()
+
+
+@pytest.mark.parametrize("then", ["off", "on"])
+def test_what_is_left_when_all_of_a_run_is_killed(still: Still, then: str) -> None:
+    """The servers too, whose sockets stay: the next run on images cleans up."""
+    _modes(still.backup())
+    still.write(0)
+    command = [sys.executable, "-m", "fleece", *map(str, still.words("--mode", "full"))]
+    command += ["--rate", "64K"]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        while b'"point"' not in running.stdout.readline():
+            pass
+        os.killpg(running.pid, signal.SIGKILL)
+    assert [path.name for path in still.scratch.glob("*/qemu/*")] == ["0.sock"]
+    wait_until(lambda: not _processes_of(str(still.scratch)), "the server's end")
+    if then == "on":
+        with StorageDaemon([still.disk()]) as qemu:
+            scene = Scene(qemu, still.folder)
+            scene.store, scene.scratch = still.store, still.scratch
+            assert scene.take().mode == "incremental"
+    assert still.take().mode == "incremental"
+    still.check_exact()
+    assert len(still.names()) == 1

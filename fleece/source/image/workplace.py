@@ -1,7 +1,7 @@
 """The work folder of a point of images: for sockets, and by its lock for who asks whether it lives.
 
-It is made in the scratch folder as those of other sources are (`fleece.source.workfolder`), so that
-whichever source of a guest comes next cleans up.
+It is made in the scratch folder as those of other sources are (`fleece.source.workfolder`). They
+leave it alone; the next run on images removes it if its own run is dead.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from fleece.source.qemu.processes import process_lives
 from fleece.source.qemu.server import Homes, listens_in, stop_idle
 from fleece.source.workfolder import (
     FROZEN,
-    IMAGE_SOCKET,
     LOCK,
     PREFIX,
     QEMU_FOLDER,
@@ -340,12 +339,9 @@ def remove_folder(work: WorkFolder, steps: Attempts) -> Iterator[Removed]:
 
 
 def _remove_qemu_folder(work: WorkFolder) -> None:
-    """Remove fleece's and QEMU's sockets and their folder; whatever else is there keeps it."""
-    with work.folder.folder(QEMU_FOLDER) as theirs:
-        for name in [name for name in theirs.names() if IMAGE_SOCKET.fullmatch(name)]:
-            theirs.remove(name)
-        with contextlib.suppress(FileNotFoundError):
-            theirs.remove(Path(SOCKET).name)
+    """Remove QEMU's socket and its folder; whatever else QEMU's user put there keeps it."""
+    with work.folder.folder(QEMU_FOLDER) as theirs, contextlib.suppress(FileNotFoundError):
+        theirs.remove(Path(SOCKET).name)
     work.folder.remove_empty(QEMU_FOLDER)
 
 
