@@ -337,6 +337,33 @@ def held_folder(scratch: Path, name: str, owner: Owner, holder: str) -> Iterator
         yield work
 
 
+@contextmanager
+def held_again(place: Path) -> Iterator[WorkFolder]:
+    """Hold the lock of the work folder of an interrupted backup's point, to resume it.
+
+    Raises:
+        PointError: it is not as it was made, or another backup holds it.
+    """
+    try:
+        work = WorkFolder.open(place)
+    except Strange as error:
+        raise PointError(f"its work folder is not as it was made: {error}", where=place) from error
+    except OSError as error:
+        raise PointError(
+            f"its work folder cannot be opened ({error.strerror})", where=place
+        ) from error
+    with work:
+        try:
+            held = work.hold()
+        except OSError as error:
+            raise PointError(
+                f"its work folder has no lock ({error.strerror})", where=place
+            ) from error
+        if not held:
+            raise PointError("another backup holds it", where=place)
+        yield work
+
+
 def _unusable(scratch: Path, error: OSError) -> FleeceError:
     family = PointError if error.errno in _FULL else SourceError
     return family(

@@ -333,16 +333,17 @@ def test_a_public_name_loads_no_more_than_it_needs() -> None:
 
 
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:
-    """What a module's constants stand for, those of a tuple too, by their names."""
-    found: dict[str, ast.expr] = {}
-    for node in tree.body:
+    """What a module's names stand for that are set once, wherever in it, those of a tuple too."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             target, value = node.targets[0], node.value
-            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-                found |= zip(map(ast.unparse, target.elts), value.elts, strict=True)
-            else:
-                found[ast.unparse(target)] = value
-    return found
+            both = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            targets = target.elts if both else [target]  # type: ignore[attr-defined]
+            values = value.elts if both else [value]  # type: ignore[attr-defined]
+            for name, each in zip(targets, values, strict=True):
+                found.setdefault(ast.unparse(name), []).append(each)
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
 
 
 def _texts(parts: Sequence[ast.expr], named: Mapping[str, ast.expr]) -> list[str]:
@@ -357,8 +358,8 @@ def _edits(path: Path) -> Iterator[tuple[str, str]]:
     named = _constants(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple) and len(node.elts) == 3:
-            texts = _texts(node.elts, named)
-            if len(texts) == 3 and texts[0].endswith(".py"):
+            texts = _texts(node.elts[:2], named)  # what comes in its place may be made
+            if len(texts) == 2 and texts[0].endswith(".py"):
                 yield texts[0], texts[1]
 
 

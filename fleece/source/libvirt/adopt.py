@@ -17,7 +17,7 @@ from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.freeze import Freezer
 from fleece.source.libvirt.point import LibvirtPoint, PointPlan, holder_of, taken_down
 from fleece.source.libvirt.takedown import folder_of
-from fleece.source.workfolder import FROZEN, Strange, WorkFolder
+from fleece.source.workfolder import FROZEN, WorkFolder, held_again
 
 
 @contextmanager
@@ -55,23 +55,7 @@ def adopted_point(
 def _held_again(plan: PointPlan) -> Iterator[WorkFolder]:
     """Hold the lock of an interrupted backup's work folder, which must be the point's."""
     place = _place(plan)
-    try:
-        work = WorkFolder.open(place)
-    except Strange as error:
-        raise PointError(f"its work folder is not as it was made: {error}", where=place) from error
-    except OSError as error:
-        raise PointError(
-            f"its work folder cannot be opened ({error.strerror})", where=place
-        ) from error
-    with work:
-        try:
-            held = work.hold()
-        except OSError as error:
-            raise PointError(
-                f"its work folder has no lock ({error.strerror})", where=place
-            ) from error
-        if not held:
-            raise PointError("another backup holds it", where=place)
+    with held_again(place) as work:
         if work.foreign or work.folder.has(FROZEN) or work.holder() != holder_of(plan.domain):
             raise PointError("its work folder is not as it was made", where=place)
         yield work

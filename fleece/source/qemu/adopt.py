@@ -26,7 +26,7 @@ from fleece.source.qemu.processes import qemu_of
 from fleece.source.qemu.teardown import STOPPED_BY_ERROR, run_state, work_folder
 from fleece.source.scratch import Scratch
 from fleece.source.segments import Bitmap
-from fleece.source.workfolder import FROZEN, STOPPED, Strange, WorkFolder
+from fleece.source.workfolder import FROZEN, STOPPED, WorkFolder, held_again
 
 
 def adopted_disk(
@@ -101,23 +101,7 @@ def _held_again(monitor: Monitor, names: PointNames) -> Iterator[WorkFolder]:
     place = work_folder(monitor, names.prefix)
     if place is None:
         raise PointError("nothing of it is in QEMU")
-    try:
-        work = WorkFolder.open(place)
-    except Strange as error:
-        raise PointError(f"its work folder is not as it was made: {error}", where=place) from error
-    except OSError as error:
-        raise PointError(
-            f"its work folder cannot be opened ({error.strerror})", where=place
-        ) from error
-    with work:
-        try:
-            held = work.hold()
-        except OSError as error:
-            raise PointError(
-                f"its work folder has no lock ({error.strerror})", where=place
-            ) from error
-        if not held:
-            raise PointError("another backup holds it", where=place)
+    with held_again(place) as work:
         noted = work.folder.has(FROZEN) or work.folder.has(STOPPED)
         if noted or work.foreign or qemu_of(work) != monitor.peer.pid:
             raise PointError("its work folder is not as it was made", where=place)
