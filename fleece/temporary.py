@@ -21,8 +21,11 @@ def temporary_folder() -> Iterator[Path]:
     """
     with _errors():
         made = tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True)
-    with made as path:
-        yield Path(path)
+    try:
+        yield Path(made.name)
+    finally:
+        with contextlib.suppress(OSError):
+            made.cleanup()
 
 
 def temporary_file() -> BinaryIO:

@@ -15,6 +15,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fleece.errors import PointError
+
 SLOT = 1024 * 1024
 """Bytes that one request can pass on."""
 
@@ -51,9 +53,18 @@ class Channel:
         self._slot = slot
 
     def requests(self) -> Iterator[Request]:
-        """Requests as they come, until the other end is gone. Each must get its `answer`."""
-        while len(raw := _receive(self._end, _REQUEST.size)) == _REQUEST.size:
-            yield Request(*_REQUEST.unpack(raw))
+        """Requests as they come, until the other end is gone. Each must get its `answer`.
+
+        Raises:
+            PointError: the system does not give them.
+        """
+        try:
+            while len(raw := _receive(self._end, _REQUEST.size)) == _REQUEST.size:
+                yield Request(*_REQUEST.unpack(raw))
+        except OSError as error:
+            raise PointError(f"what is pushed cannot be taken ({error.strerror})") from error
+        finally:
+            self.shut()  # nobody answers here any more, and who sends must not wait for it
 
     def data(self, request: Request) -> memoryview:
         """The bytes of a request, valid until its answer."""
@@ -162,7 +173,7 @@ def _receive(end: socket.socket, count: int) -> bytes:
     while len(got) < count:
         try:
             more = end.recv(count - len(got))
-        except OSError:
+        except ConnectionError:
             more = b""
         if not more:
             break
