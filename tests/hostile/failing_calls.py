@@ -14,6 +14,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -114,7 +115,7 @@ class Verb:
         return self.name
 
 
-_SCRATCH = ("--guest", "web", "--scratch", "{}/scratch")
+_SCRATCH = ("--guest", "web", "--scratch", "{scratch}")
 _RESTORE = ("restore", "{}/store", "latest", "vda")
 VERBS = (
     Verb("init", ("init", "{}/new")),
@@ -282,17 +283,18 @@ class Bench:
         pinned = shutil.copytree(self.kept / "store", self.kept / "pinned")
         fleece.set_pin(fleece.open_store(pinned), guest.points[1])
         self._make_files(folder)
+        # A socket's path must be short.
+        self._scratch = tempfile.TemporaryDirectory(prefix="rig-", dir="/tmp")
         self._nursery = Nursery(folder, engine)
         self._make_image()
 
     def _make_image(self) -> None:
         """A guest at rest with one point, and what it wrote since."""
         image = images.random_image(self.kept / "vda.qcow2", 2 * MIB, seed=1)
-        (self.kept / "scratch").mkdir()
         fleece.init(self.kept / "imaged")
-        words = (word.format(self.kept) for word in ("backup", f"image:vda={image}", "{}/imaged"))
-        scratch = (word.format(self.kept) for word in _SCRATCH)
-        if (done := self._nursery.run([*words, *scratch])).code != 0:
+        words = ("backup", f"image:vda={image}", self.kept / "imaged", "--guest", "web")
+        done = self._nursery.run([*words, "--scratch", self._scratch.name])
+        if done.code != 0:
             raise RuntimeError(done.said)
         run_checked("qemu-io", "-f", "qcow2", "-c", "write -P 7 64k 100k", image)
 
@@ -307,6 +309,7 @@ class Bench:
     def close(self) -> None:
         """End the process that makes engines."""
         self._nursery.close()
+        self._scratch.cleanup()
 
     def trials(self, verb: Verb) -> list[Trial]:
         """Each call of a verb with each error."""
@@ -364,7 +367,8 @@ class Bench:
         shutil.copytree(self.kept, self._work)
 
     def _run(self, verb: Verb, fault: Fault | None = None) -> Ended:
-        words = [word.format(self._work, *self._points) for word in verb.words]
+        place = self._scratch.name
+        words = [word.format(self._work, *self._points, scratch=place) for word in verb.words]
         stdin = str(self._delta) if verb.name == "import" else os.devnull
         return self._nursery.run(words, fault, stdin)
 
@@ -413,7 +417,7 @@ def _without_told(found: dict[str, str], ended: Ended) -> dict[str, str]:
     return {
         name: value
         for name, value in found.items()
-        if f"{name}: cannot be removed" not in ended.said
+        if f"/{name}: cannot be removed" not in ended.said
     }
 
 
