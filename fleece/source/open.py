@@ -70,7 +70,7 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
 
 
 def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
-    from fleece.source.libvirt.source import FreezeWish, LibvirtSource
+    from fleece.source.libvirt.open import FreezeWish, open_guest
 
     _refuse_idle(
         "libvirt", options, "scratch", "scratch_limit", "connect", "freeze", "require_freeze"
@@ -79,7 +79,7 @@ def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> 
     if options.require_freeze:
         freeze = FreezeWish.MUST
     scratch, limit = options.scratch, options.scratch_limit
-    return LibvirtSource(place, options.connect, scratch, limit, freeze, cancel)
+    return open_guest(place, options.connect, scratch, limit, freeze, cancel)
 
 
 def _image(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import libvirt
+
 import fleece
 from tests.engine.scene import INTACT, Engine, Moment, Ran, Running, died
 from tests.rig import images
@@ -95,6 +97,13 @@ class LibvirtScene:
         data = self._chance.randbytes(length)
         self.guest.write(target, offset, data)
         self.held[target][offset : offset + length] = data
+
+    def switch(self, *, on: bool) -> None:
+        """Switch the guest on or off, in order."""
+        if on:
+            self.guest.domain.create()
+        else:
+            self.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
 
     def check_exact(self, *, store: Path | None = None) -> None:
         """Check that the newest point is what the guest has written."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator
@@ -142,7 +143,7 @@ def test_a_killed_qemu_costs_one_rescan(scene: LibvirtScene) -> None:
     scene.write()
     scene.guest.hmp('qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend "flush"')
     scene.guest.kill()
-    scene.guest.domain.create()
+    scene.switch(on=True)
     ran = scene.take("rescan")
     assert "gone or broken" in ran.named("plan")[0]["reason"]
     scene.check_exact()
@@ -155,8 +156,8 @@ def test_a_killed_qemu_costs_one_rescan(scene: LibvirtScene) -> None:
 def test_a_shutdown_costs_nothing(scene: LibvirtScene) -> None:
     scene.take("full")
     scene.write()
-    scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
-    scene.guest.domain.create()
+    scene.switch(on=False)
+    scene.switch(on=True)
     scene.write()
     scene.take("incremental")
     scene.check_exact()
@@ -167,10 +168,10 @@ def test_a_guest_that_was_undefined_goes_on_incrementally(scene: LibvirtScene) -
     scene.take("full")
     scene.write()
     xml = scene.guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+    scene.switch(on=False)
     scene.guest.domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
     scene.guest.domain = scene.guest.daemon.connection.defineXML(xml)
-    scene.guest.domain.create()
+    scene.switch(on=True)
     assert scene.guest.checkpoints() == []
     scene.write()
     scene.take("incremental")
@@ -186,13 +187,13 @@ def test_images_that_were_exchanged_are_noticed(daemon: Libvirtd, tmp_path: Path
     ]
     with libvirt_scene(daemon, tmp_path, *disks) as scene:
         scene.take("full")
-        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        scene.switch(on=False)
         first, second = (disk.path for disk in disks)
         first.rename(tmp_path / "aside")
         second.rename(first)
         (tmp_path / "aside").rename(second)
         scene.held = {"vda": scene.held["vdb"], "vdb": scene.held["vda"]}
-        scene.guest.domain.create()
+        scene.switch(on=True)
         ran = scene.take("rescan")
         assert "not the one that it had" in ran.named("plan")[0]["reason"]
         scene.check_exact()
@@ -236,13 +237,13 @@ def test_a_checkpoint_whose_bitmap_is_gone_is_deleted_all_the_same(
     with libvirt_scene(daemon, tmp_path, *disks) as scene:
         scene.take("full")
         (name,) = scene.guest.checkpoints()
-        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        scene.switch(on=False)
         run_checked("qemu-img", "bitmap", "--remove", disks[0].path, name)
-        scene.guest.domain.create()
+        scene.switch(on=True)
         first, second = scene.take("rescan").result["disks"]
         assert (first["mode"], second["mode"]) == ("rescan", "incremental")
         scene.nothing_left()
-        scene.guest.domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+        scene.switch(on=False)
         told = run("qemu-img", "info", "--output=json", disks[1].path).stdout
         assert name not in told
 
@@ -498,5 +499,89 @@ def test_who_negotiates_is_waited_for_before_the_job_ends(scene: LibvirtScene) -
         running.wait().succeeded()
     assert scene.guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING
     scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+# ---- guests that are off -----------------------------------------------------------------------
+
+
+def test_on_and_off_alternate_in_one_chain(pair: LibvirtScene) -> None:
+    """Over twenty changes each point incremental after one of the other kind, and exact."""
+    pair.take("full")
+    chance = random.Random(3)
+    for number in range(10):
+        for _ in range(chance.randrange(3)):
+            pair.write("vda")
+        pair.write("vdb")
+        pair.switch(on=False)
+        if number % 3:  # else two points of the running guest, with a restart in between
+            assert pair.take("incremental").result["disks"][1]["mode"] == "rescan"
+            pair.check_exact()
+            assert pair.take("incremental").result["disks"][0]["dirty_bytes"] == 0
+        pair.switch(on=True)
+        pair.write("vda")
+        pair.take("incremental")
+        pair.check_exact()
+        pair.nothing_left()
+    assert len(pair.guest.checkpoints()) == 1
+
+
+def test_a_guest_that_never_ran_begins_with_a_full(scene: LibvirtScene) -> None:
+    scene.switch(on=False)
+    scene.take("full")
+    scene.take("incremental")
+    scene.switch(on=True)
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
+def test_a_guest_cannot_start_while_its_images_are_read(scene: LibvirtScene) -> None:
+    scene.switch(on=False)
+    running = scene.slow()
+    running.wait_event("progress")
+    with pytest.raises(libvirt.libvirtError, match="lock"):
+        scene.guest.domain.create()
+    running.signal(signal.SIGCONT)
+    running.wait().succeeded()
+    scene.switch(on=True)
+    scene.write()
+    scene.take("incremental")
+    scene.check_exact()
+
+
+def test_a_backup_that_is_killed_while_the_guest_is_off_is_resumed(scene: LibvirtScene) -> None:
+    """And if the guest is on by then, it is begun anew."""
+    scene.take("full")
+    late = Moment("late", "fleece.nbd.connection", "Connection.read", "after", 3)
+    for on in (False, True):
+        for number in range(8):
+            scene.write("vda", number * 8 * KIB64, KIB64)
+        scene.switch(on=False)
+        scene.killed(late, "--jobs", "1")
+        scene.switch(on=True)
+        if on:
+            scene.write()
+        else:
+            scene.switch(on=False)
+        ran = scene.take("incremental")
+        assert ran.result["resumed"] is not on
+        scene.check_exact()
+        scene.nothing_left()
+        if not on:
+            scene.switch(on=True)
+
+
+def test_other_verbs_know_a_guest_that_is_off(scene: LibvirtScene) -> None:
+    scene.take("full")
+    scene.write("vda", 0, KIB64)
+    scene.switch(on=False)
+    scene.verb("doctor").succeeded()
+    (row,) = scene.verb("bitmap", scene.store).succeeded().named("segment")
+    assert (row["disk"], row["count"]) == ("vda", KIB64)
+    scene.verb("audit", scene.store, "--scratch", scene.scratch).succeeded()
+    assert scene.clean().result["removed"] == 0
     scene.take("incremental")
     scene.check_exact()

@@ -15,7 +15,8 @@ from fleece.nbd.connection import Connection
 from fleece.source.base import Export
 from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.freeze import Freezer
-from fleece.source.libvirt.point import LibvirtPoint, PointPlan, holder_of, taken_down
+from fleece.source.libvirt.identity import holder_of
+from fleece.source.libvirt.point import LibvirtPoint, PointPlan, taken_down
 from fleece.source.libvirt.takedown import folder_of
 from fleece.source.workfolder import FROZEN, WorkFolder, held_again
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fleece.delta.header import is_name
-from fleece.delta.identity import GuestIdentity
 from fleece.source.libvirt.domain import Domain
+from fleece.source.libvirt.identity import identity_of
 from fleece.source.libvirt.inventory import (
     LibvirtDisk,
     LibvirtInventory,
@@ -30,12 +29,11 @@ def examine(domain: Domain, refusal: str | None) -> Report:
     active = domain.is_active()
     inventory = take_inventory(domain) if active else LibvirtInventory((), ())
     found = [told for name in domain.checkpoints() if (told := domain.checkpoint(name)) is not None]
-    name = domain.name if is_name(domain.name) else None
     return Report(
         "libvirt",
         f"{_shown(libvirt)} (QEMU {_shown(qemu)})",
         domain.name,
-        GuestIdentity(domain.uuid, name),
+        identity_of(domain),
         domain.state().value if active else None,
         refusal,
         (Ability("backup-begin", "incremental backups", libvirt >= _BACKUPS_SINCE),),

@@ -245,6 +245,11 @@ class Domain:
             raise
         return checkpoint(parsed(text, self.where))
 
+    def remember(self, xml: str) -> None:
+        """Tell libvirt of a checkpoint that was made while the guest was off."""
+        flags = self._lib.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+        self._ask("a checkpoint", lambda: self._domain.checkpointCreateXML(xml, flags))
+
     def redefine(self, xml: str) -> bool:
         """Tell libvirt of a checkpoint that it has forgotten; whether its bitmaps are there, whole.
 

@@ -8,7 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from fleece.disk.image import ImageFormat
 from fleece.errors import PointError, UsageError
+from fleece.source.image.inventory import Image
 from fleece.source.libvirt.domain import Domain
 from fleece.source.workfolder import Owner
 
@@ -109,7 +111,7 @@ def _target(drive: Element) -> str:
 
 def _disk(drive: Element, size: int, images: list[str]) -> LibvirtDisk:
     driver = drive.find("driver")
-    kind = "raw" if driver is None else driver.get("type", "raw")
+    kind = _format(drive)
     read_only = drive.find("readonly") is not None or drive.get("device") in _MEDIA
     place = _place(drive)
     return LibvirtDisk(
@@ -155,6 +157,34 @@ def _named(source: Element) -> str:
     path = source.get("file") or source.get("dev")
     names = (source.get(key) for key in ("protocol", "pool", "volume", "name", "type"))
     return path or ":".join(name for name in names if name)
+
+
+def image_of(path: str) -> str:
+    """What tells a file or block device from others (`_image`)."""
+    return f"{_inode(path)} {path}"
+
+
+def resting_drives(definition: Element) -> tuple[tuple[Image, ...], dict[str, str]]:
+    """The writable disks of a guest that is off: their images, and why others have none."""
+    images: list[Image] = []
+    unfit: dict[str, str] = {}
+    for drive in definition.findall("devices/disk"):
+        source, name = drive.find("source"), _target(drive)
+        if source is None or drive.find("readonly") is not None or drive.get("device") in _MEDIA:
+            continue
+        path, form = source.get("file") or source.get("dev"), _format(drive)
+        if _unfit(drive) is not None:
+            unfit[name] = str(_unfit(drive))
+        elif path is None or form not in (ImageFormat.RAW, ImageFormat.QCOW2):
+            unfit[name] = f"it is a {drive.get('type')} disk of format {form}"
+        else:
+            images.append(Image(name, path, ImageFormat(form)))
+    return tuple(images), unfit
+
+
+def _format(drive: Element) -> str:
+    driver = drive.find("driver")
+    return "raw" if driver is None else driver.get("type", "raw")
 
 
 def _image(source: Element) -> str:

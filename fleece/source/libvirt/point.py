@@ -19,6 +19,7 @@ from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain, State
 from fleece.source.libvirt.freeze import Freezer, thaw
+from fleece.source.libvirt.identity import holder_of
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
 from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
@@ -324,11 +325,6 @@ def living_point(
         with taken_down(point):
             point.start()
             yield point
-
-
-def holder_of(domain: Domain) -> str:
-    """What a work folder notes of the guest that it was made for."""
-    return f"libvirt {domain.uuid}"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 
 from fleece.attempts import Attempts
-from fleece.cancel import CancelToken
-from fleece.delta.header import is_name
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.folder import Folder
@@ -34,6 +31,7 @@ from fleece.source.libvirt.checkpoints import is_of
 from fleece.source.libvirt.doctor import examine
 from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.freeze import Freezer, thaw
+from fleece.source.libvirt.identity import holder_of, identity_of
 from fleece.source.libvirt.inventory import (
     LibvirtDisk,
     LibvirtInventory,
@@ -46,7 +44,6 @@ from fleece.source.libvirt.point import (
     LibvirtPoint,
     PlannedDisk,
     PointPlan,
-    holder_of,
     living_point,
 )
 from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_job
@@ -66,52 +63,32 @@ from fleece.source.workfolder import (
 _PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
 
 
-class FreezeWish(enum.Enum):
-    """Whether a guest is frozen for the moment of a point."""
-
-    NO = enum.auto()
-    TRY = enum.auto()
-    MUST = enum.auto()
-
-
 class LibvirtSource:
     """A guest of libvirt's, which is on.
 
     Args:
-        place: its name, UUID or id.
-        uri: of the libvirt that has it; None: libvirt's own default.
+        domain: the guest; it is closed with the source.
         scratch: folder for scratch files and the NBD socket; QEMU must be able to use it. None: one
             that only this user writes to (`place.default_scratch`).
         scratch_limit: bytes that a point's scratch files may take; None: as much as the file system
             has, less a reserve.
-        freeze: whether the guest's file systems are frozen for the moment of a point.
-        cancel: of the run that uses it.
-
-    Raises:
-        SourceError: libvirt cannot be reached, or has no such guest.
-        UsageError: libvirt's Python bindings are missing.
+        freezer: has the guest's file systems frozen for the moment of a point; None: they are not.
     """
 
     def __init__(
         self,
-        place: str,
-        uri: str | None = None,
+        domain: Domain,
         scratch: Path | None = None,
         scratch_limit: int | None = None,
-        freeze: FreezeWish = FreezeWish.NO,
-        cancel: CancelToken | None = None,
+        freezer: Freezer | None = None,
     ) -> None:
         self.scratch = scratch or default_scratch()
         check_path(self.scratch)
         self.scratch_limit = scratch_limit
-        self.domain = Domain(place, uri, cancel)
+        self.domain = domain
         self.where = self.domain.where
         self._strangers = Strangers()
-        self._freezer = (
-            None
-            if freeze is FreezeWish.NO
-            else Freezer(self.domain, required=freeze is FreezeWish.MUST)
-        )
+        self._freezer = freezer
 
     def __enter__(self) -> LibvirtSource:
         return self
@@ -140,8 +117,7 @@ class LibvirtSource:
 
     def identity(self) -> GuestIdentity | None:
         """Its UUID, and its name."""
-        name = self.domain.name if is_name(self.domain.name) else None
-        return GuestIdentity(self.domain.uuid, name)
+        return identity_of(self.domain)
 
     def producer(self) -> Mapping[str, str]:
         """The versions of libvirtd and of its QEMU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.names import FolderName, socket_in
 from fleece.source.libvirt.xml import BackupJob
 from fleece.source.sockets import connections
-from fleece.source.workfolder import FROZEN, LOCK, QEMU_FOLDER, SOCKET, WorkFolder, is_known
+from fleece.source.workfolder import FROZEN, LOCK, QEMU_FOLDER, WorkFolder, is_known
 
 _LEAVING = 15.0
 """Seconds to wait for a client to go: QEMU 7.2 ends one that negotiates for 10 s."""
@@ -76,8 +77,12 @@ def wait_for_clients(domain: Domain, socket: Path) -> None:
         time.sleep(_PAUSE)
 
 
-def remove_folder(work: WorkFolder) -> Iterator[Removed]:
+def remove_folder(work: WorkFolder, *, thawed: bool = False) -> Iterator[Removed]:
     """Remove a work folder's files, each by its name, and then the folder.
+
+    Args:
+        work: the folder.
+        thawed: the guest is not frozen, whatever a note says.
 
     The note of a guest that may still be frozen stays, and what says whose it is.
 
@@ -86,11 +91,11 @@ def remove_folder(work: WorkFolder) -> Iterator[Removed]:
     """
     tried = Attempts()
     names: list[str] = []
-    frozen = work.folder.has(FROZEN)
+    frozen = work.folder.has(FROZEN) and not thawed
     with tried.step():
         names = sorted(name for name in work.folder.names() if is_known(name))
     for name in names:
-        if name not in (QEMU_FOLDER, LOCK, FROZEN):
+        if name not in (QEMU_FOLDER, LOCK) and not (frozen and name == FROZEN):
             with tried.step(), contextlib.suppress(FileNotFoundError):
                 work.folder.remove(name)
     if QEMU_FOLDER in names:
@@ -108,6 +113,9 @@ def remove_folder(work: WorkFolder) -> Iterator[Removed]:
 
 
 def _remove_qemu_folder(work: WorkFolder) -> None:
-    with work.folder.folder(QEMU_FOLDER) as theirs, contextlib.suppress(FileNotFoundError):
-        theirs.remove(Path(SOCKET).name)
+    """Remove QEMU's sockets and their folder; whatever else its user put there keeps it."""
+    with work.folder.folder(QEMU_FOLDER) as theirs:
+        for name in theirs.names():
+            if stat.S_ISSOCK(theirs.stat(name).st_mode):
+                theirs.remove(name)
     work.folder.remove_empty(QEMU_FOLDER)

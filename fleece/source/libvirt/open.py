@@ -1,0 +1,57 @@
+"""Open a guest of libvirt's, running or off."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+from fleece.cancel import CancelToken
+from fleece.source.libvirt.at_rest import RestingSource
+from fleece.source.libvirt.domain import Domain
+from fleece.source.libvirt.freeze import Freezer
+from fleece.source.libvirt.source import LibvirtSource
+
+
+class FreezeWish(enum.Enum):
+    """Whether a guest is frozen for the moment of a point."""
+
+    NO = enum.auto()
+    TRY = enum.auto()
+    MUST = enum.auto()
+
+
+def open_guest(
+    place: str,
+    uri: str | None = None,
+    scratch: Path | None = None,
+    scratch_limit: int | None = None,
+    freeze: FreezeWish = FreezeWish.NO,
+    cancel: CancelToken | None = None,
+) -> LibvirtSource | RestingSource:
+    """Open a guest.
+
+    Args:
+        place: its name, UUID or id.
+        uri: of the libvirt that has it; None: libvirt's own default.
+        scratch: folder for scratch files and sockets; None: one that only this user writes to
+            (`place.default_scratch`).
+        scratch_limit: bytes that a point's scratch files may take; None: as much as the file system
+            has, less a reserve.
+        freeze: whether the file systems of a guest that is on are frozen for the moment of a point.
+            One that is off needs no freeze.
+        cancel: of the run that uses it.
+
+    Raises:
+        SourceError: libvirt cannot be reached, or has no such guest.
+        UsageError: libvirt's Python bindings are missing.
+    """
+    domain = Domain(place, uri, cancel)
+    try:
+        if not domain.is_active():
+            return RestingSource(domain, scratch, cancel)
+        must = freeze is FreezeWish.MUST
+        freezer = None if freeze is FreezeWish.NO else Freezer(domain, required=must)
+        return LibvirtSource(domain, scratch, scratch_limit, freezer)
+    except BaseException:
+        domain.close()
+        raise
