@@ -45,10 +45,13 @@ class Chosen:
     Attributes:
         transport: for all disks of the point, because they are of one moment.
         reason: why it is pushed; None: it is pulled.
+        partial: what comes out is only what changed, as far as that is asked for. What is pushed
+            always is.
     """
 
     transport: Transport
     reason: str | None = None
+    partial: bool = False
 
 
 class Disk(Protocol):
@@ -156,6 +159,7 @@ class Export:
         unit: no request to read may cross a multiple of so many bytes, and no zero status be
             believed: the server would show what the disk holds now. None: any request is right.
         also_dirty: more such meta contexts: what any of them calls dirty has changed.
+        partial: only what is dirty is what the disk held; the rest must not be read.
     """
 
     disk: str
@@ -165,6 +169,7 @@ class Export:
     granularity: int | None
     unit: int | None = None
     also_dirty: tuple[str, ...] = ()
+    partial: bool = False
 
 
 class PushFeed(Protocol):

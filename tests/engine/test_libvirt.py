@@ -503,6 +503,57 @@ def test_who_negotiates_is_waited_for_before_the_job_ends(scene: LibvirtScene) -
     scene.check_exact()
 
 
+@pytest.fixture
+def threaded(daemon: Libvirtd, tmp_path: Path) -> Iterator[LibvirtScene]:
+    """A guest whose disk is served by an iothread: QEMU 7.2 ends when a client of it is lost."""
+    path = images.random_image(tmp_path / "a.qcow2", 4 * MIB, seed=1)
+    disk = GuestDisk("vda", path, driver="iothread='1'")
+    with libvirt_scene(daemon, tmp_path, disk, top="<iothreads>1</iothreads>") as made:
+        # A write by qemu-io beside a running iothread can end QEMU 7.2: that is the rig's own.
+        made.guest.domain.suspend()
+        yield made
+
+
+def test_a_disk_with_an_iothread_is_written_into_files_and_read_from_there(
+    threaded: LibvirtScene,
+) -> None:
+    """What changed alone, and zeros as such."""
+    threaded.backup("--transport", "pull").failed(4, "an iothread serves it")
+    threaded.take("full")
+    threaded.check_exact()
+    threaded.write("vda", 0, KIB64)
+    threaded.guest.zero("vda", MIB, 2 * KIB64)
+    threaded.held["vda"][MIB : MIB + 2 * KIB64] = bytes(2 * KIB64)
+    ran = threaded.take("incremental")
+    assert ran.result["disks"][0]["dirty_bytes"] == 3 * KIB64
+    threaded.check_exact()
+    threaded.write()
+    threaded.take("differential", "--mode", "differential")
+    threaded.check_exact()
+    threaded.backup("--audit", "0.5").failed(2, "gives only what did")
+    threaded.verb("audit", threaded.store, "--scratch", threaded.scratch).failed(4, "audited")
+    threaded.nothing_left()
+
+
+@pytest.mark.parametrize("step", ["before", "in", "after"])
+def test_a_killed_engine_takes_no_guest_with_an_iothread_along(
+    step: str, threaded: LibvirtScene
+) -> None:
+    threaded.take("full")
+    threaded.write("vda", 0, MIB)
+    moment = {
+        "before": Moment("begun", _DOMAIN, "Domain.begin"),
+        "in": Moment("looked", "fleece.source.libvirt.point", "LibvirtPoint.look", "before"),
+        "after": Moment("read", "fleece.nbd.connection", "Connection.read"),
+    }[step]
+    threaded.killed(moment, may_end=True)
+    assert threaded.guest.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    threaded.write()
+    threaded.take("incremental")
+    threaded.check_exact()
+    threaded.nothing_left()
+
+
 # ---- guests that are off -----------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from fleece.engine.backup.sample import AuditJob, compare_clean, refuse_differin
 from fleece.engine.backup.take import recover, taken
 from fleece.engine.work.needs import check_backup_needs
 from fleece.engine.work.pool import Counter
-from fleece.errors import StoreError
+from fleece.errors import PointError, StoreError
 from fleece.extents import Extents
 from fleece.source.base import Export, Request, Source, Transport, Wanted
 from fleece.source.lost import reads_of
@@ -126,6 +126,12 @@ def _jobs(
 ) -> list[AuditJob]:
     jobs = []
     for item, export in zip(found, exports, strict=True):
+        if export.partial:
+            raise PointError(
+                f"disk {export.disk} cannot be audited: its source shows only what changed",
+                where=export.uri,
+                hint="name the other disks with --disk; 'fleece backup --mode rescan' compares all",
+            )
         chain: Chain = stack.enter_context(catalogue.chain(item.newest))
         disk, dirty = open_dirty(export, cancel=cancel)
         clean = Extents.whole(disk.size).subtract(dirty)

@@ -66,7 +66,7 @@ def write_delta(
     disk = open_export(export, cancel=cancel)
     with reads_of(point):
         dirty = dirty_leaves(export, disk)
-        if parent is not None:
+        if parent is not None and not export.partial:
             _check_uncut(parent, export, disk, dirty)
         writer = DeltaWriter(sink, head, parent or BlankDisk(head.geometry))
         job = CopyJob(disk, dirty, writer, head.geometry, head.level)

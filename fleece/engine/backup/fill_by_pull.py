@@ -103,7 +103,8 @@ def _opened(
     base = stack.enter_context(filling.base(made))
     disk, dirty = open_dirty(export, made.more_dirty, pace, filling.task.cancel)
     opened = _Opened(made, disk, dirty, export.granularity, base)
-    if filling.taken.left is not None or base is None or made.mode is Mode.RESCAN:
+    whole = filling.taken.left is None and not export.partial
+    if not whole or base is None or made.mode is Mode.RESCAN:
         return opened
     with reads_of(filling.taken.living):
         place = cut_at(base, disk, dirty)

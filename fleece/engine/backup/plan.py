@@ -64,8 +64,8 @@ def plan_point(task: Task) -> Plan:
         )
     decisions = tuple(_decided(task, disk) for disk in disks)
     chosen = task.source.transport(task.options.transport, disks)
-    if chosen.transport is Transport.PUSH:
-        decisions = _pushed(task, decisions, chosen.reason)
+    if chosen.transport is Transport.PUSH or chosen.partial:
+        decisions = _partial(task, decisions, chosen.reason)
     task.tell_plan(decisions)
     if task.output is None:
         _warn_of_room(task, decisions)
@@ -79,21 +79,21 @@ def _decided(task: Task, disk: Disk) -> Decision:
     return decide(disk, task.options.mode, lineage, distrust)
 
 
-def _pushed(task: Task, decisions: Sequence[Decision], reason: str | None) -> tuple[Decision, ...]:
-    """What is to be done if the source pushes.
+def _partial(task: Task, decisions: Sequence[Decision], reason: str | None) -> tuple[Decision, ...]:
+    """What is to be done if only what changed comes out of the source, as if it pushes.
 
-    It tells only what changed since the newest point. For a differential all is pushed, and what
-    the full holds already is not stored.
+    It tells only what changed since the newest point. For a differential all comes out; of what is
+    pushed, the store leaves out what the full holds already.
     """
     if task.options.audit:
         raise UsageError(
-            "an audit reads what did not change, but a push sends only what did",
-            hint="leave --audit out, or choose --transport pull",
+            "an audit reads what did not change, but this source gives only what did",
+            hint="leave --audit out, or choose --transport pull where that is possible",
         )
     return tuple(
         dataclasses.replace(
             made,
-            reason=f"{made.reason}; {reason}",
+            reason=made.reason if reason is None else f"{made.reason}; {reason}",
             since=None if made.mode is Mode.DIFFERENTIAL else made.since,
             more_dirty=None,
         )

@@ -46,7 +46,10 @@ def _examined(disk: LibvirtDisk, found: list[Checkpoint], qemu: int) -> Examined
     if disk.read_only:
         obstacle = "it is read-only"
     elif lost_client_kills(disk, qemu):
-        obstacle = f"an iothread serves it, and QEMU {_shown(qemu)} ends when a client is lost"
+        obstacle = (
+            f"an iothread serves it, and QEMU {_shown(qemu)} ends when a client is lost; libvirt "
+            "writes it into files first"
+        )
     return ExaminedDisk(
         disk.name,
         disk.size,

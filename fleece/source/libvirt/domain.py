@@ -335,6 +335,14 @@ class Domain:
             return self.job() or _UNCLEAR
         return Busy(_OPERATIONS.get(operation, "another operation"))
 
+    def trouble_of_ended(self) -> str | None:
+        """Why the backup job that has ended by itself failed; None: it did not."""
+        flags = self._lib.VIR_DOMAIN_JOB_STATS_COMPLETED
+        told = self._ask("how the backup ended", lambda: self._domain.jobStats(flags))
+        if told.get("success", told.get("type") == self._lib.VIR_DOMAIN_JOB_COMPLETED):
+            return None
+        return str(told.get("errmsg", "it was cancelled"))
+
     def is_backed_up(self, disk: str) -> bool:
         """Whether a disk has the block job of a backup."""
         told = self._ask(f"disk {disk}'s job", lambda: self._domain.blockJobInfo(disk, 0))

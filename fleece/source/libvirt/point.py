@@ -149,11 +149,19 @@ class LibvirtPoint:
 
     def start(self) -> None:
         """Take the point, and have it exported."""
+        self._look_for_room()
+        self._begin(backup_xml(socket_in(self._work.path), self._plan.backed_up(self._work.path)))
+        self.show_exports()
+        self.check()
+
+    def _look_for_room(self) -> None:
         self._scratch.check_start()
         self._doubt = self._scratch.doubt(
             estimate((planned.disk.size, planned.written) for planned in self._plan.disks)
         )
-        backup = backup_xml(socket_in(self._work.path), self._plan.backed_up(self._work.path))
+
+    def _begin(self, backup: str) -> None:
+        """Begin the job, with the checkpoint, while the guest is frozen if that is asked for."""
         with contextlib.ExitStack() as stack:
             if self._freezer is not None:
                 stack.enter_context(self._freezer.frozen(self.freeze, Note(self._work, FROZEN)))
@@ -161,8 +169,6 @@ class LibvirtPoint:
                 self._domain.begin(backup, self._plan.checkpoint_xml())
             except Refused as error:
                 raise _refused(error) from error
-        self.show_exports()
-        self.check()
 
     def show_exports(self) -> None:
         """Make known how each disk is read."""
@@ -308,7 +314,11 @@ def _refused(error: Refused) -> FleeceError:
 
 @contextmanager
 def living_point(
-    plan: PointPlan, scratch: Path, limit: int | None, freezer: Freezer | None = None
+    plan: PointPlan,
+    scratch: Path,
+    limit: int | None,
+    freezer: Freezer | None = None,
+    kind: type[LibvirtPoint] | None = None,
 ) -> Iterator[LibvirtPoint]:
     """Take a point; take it down again whatever happens.
 
@@ -317,11 +327,12 @@ def living_point(
         scratch: the folder for scratch files.
         limit: bytes that they may take together; None: what their file system has.
         freezer: of the guest, to freeze it for the moment of the point.
+        kind: of the point; None: one that is pulled.
     """
     owner = owner_of(plan.domain.definition())
     holder = holder_of(plan.domain)
     with held_folder(scratch, str(plan.folder), owner, holder) as work:
-        point = LibvirtPoint(plan, work, limit, freezer)
+        point = (kind or LibvirtPoint)(plan, work, limit, freezer)
         with taken_down(point):
             point.start()
             yield point

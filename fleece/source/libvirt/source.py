@@ -46,6 +46,7 @@ from fleece.source.libvirt.point import (
     PointPlan,
     living_point,
 )
+from fleece.source.libvirt.pushed import PushedPoint
 from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_job
 from fleece.source.place import check_path, default_scratch, doubt
 from fleece.source.report import Report
@@ -194,25 +195,28 @@ class LibvirtSource:
         return checkpoints.written_since(self.domain, _own(disk), name, others)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
-        """Points are pulled.
+        """Points are pulled: from QEMU, or where that is not safe from files that it has written.
 
         Raises:
             UsageError: they are to be pushed.
-            PointError: a disk must not be pulled.
+            PointError: a disk must not be pulled from QEMU, as it is wished.
         """
         if wish is TransportWish.PUSH:
             raise UsageError("libvirt pushes to no NBD server", where=self.where)
+        if wish is TransportWish.PULL and (disk := self._unsafe(disks)) is not None:
+            raise PointError(
+                f"disk {disk.name} cannot be pulled: an iothread serves it, and its QEMU ends, and "
+                "the guest with it, when an NBD client of such a disk is lost; QEMU 8.2.3 mended "
+                "that",
+                where=self.where,
+                hint="leave --transport out: libvirt then writes the point into files first",
+            )
+        return Chosen(Transport.PULL, partial=self._unsafe(disks) is not None)
+
+    def _unsafe(self, disks: Sequence[Disk]) -> LibvirtDisk | None:
+        """A disk whose QEMU ends when a client is lost; None: there is none."""
         _, qemu = self.domain.versions()
-        for disk in disks:
-            if lost_client_kills(_own(disk), qemu):
-                raise PointError(
-                    f"disk {disk.name} cannot be pulled: an iothread serves it, and QEMU "
-                    f"{_shown(qemu)} ends, with its guest, when an NBD client of such a disk is "
-                    "lost; QEMU 8.2.3 mended that",
-                    where=self.where,
-                    hint="take the iothread from the disk, or name the other disks with --disk",
-                )
-        return Chosen(Transport.PULL)
+        return next((d for disk in disks if lost_client_kills(d := _own(disk), qemu)), None)
 
     def bitmaps(self) -> list[KeptBitmap]:
         """The bitmaps of our checkpoints, by disk, chain and age."""
@@ -353,7 +357,10 @@ class LibvirtSource:
                 where=self.where,
                 hint="wait for its end",
             )
-        return living_point(self._plan(request), self.scratch, self.scratch_limit, self._freezer)
+        unsafe = self._unsafe([want.disk for want in request.wanted])
+        kind = LibvirtPoint if unsafe is None else PushedPoint
+        plan = self._plan(request)
+        return living_point(plan, self.scratch, self.scratch_limit, self._freezer, kind)
 
     def _plan(self, request: Request) -> PointPlan:
         chosen = {want.disk.name for want in request.wanted}

@@ -28,7 +28,8 @@ def folder_of(job: BackupJob) -> Path | None:
     if len(folders) != 1:
         return None
     (folder,) = folders
-    if FolderName.parse(folder.name) is None or job.socket != socket_in(folder):
+    listens = None if job.mode == "push" else socket_in(folder)
+    if FolderName.parse(folder.name) is None or job.socket != listens:
         return None
     return folder
 
@@ -49,7 +50,8 @@ def take_down_job(domain: Domain, folder: Path, *, resume: bool) -> Iterator[Rem
     found = domain.settled()
     if isinstance(found, Busy) or found is None or folder_of(found) != folder:
         return
-    wait_for_clients(domain, socket_in(folder))
+    if found.socket is not None:
+        wait_for_clients(domain, found.socket)
     domain.end_job()
     yield Removed("job", folder.name)
     if resume and domain.state() is State.IO_ERROR:

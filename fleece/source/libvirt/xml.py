@@ -67,6 +67,22 @@ def backup_xml(socket: Path, disks: Sequence[BackedUp]) -> str:
     return ElementTree.tostring(root, "unicode")
 
 
+def pushed_xml(disks: Sequence[BackedUp]) -> str:
+    """A push-mode backup of some disks, each into a qcow2 file."""
+    root = Element("domainbackup", mode="push")
+    listed = SubElement(root, "disks")
+    for disk in disks:
+        made = SubElement(listed, "disk", name=disk.name, backup="yes", type="file")
+        if disk.since is None:
+            made.set("backupmode", "full")
+        else:
+            made.set("backupmode", "incremental")
+            made.set("incremental", disk.since)
+        SubElement(made, "driver", type="qcow2")
+        SubElement(made, "target", file=str(disk.scratch))
+    return ElementTree.tostring(root, "unicode")
+
+
 @dataclass(frozen=True)
 class BackupJob:
     """A backup job that libvirt has.
@@ -84,18 +100,19 @@ class BackupJob:
 
 def backup_job(root: Element) -> BackupJob:
     """What `virDomainBackupGetXMLDesc` tells."""
-    server = root.find("server")
+    server, mode = root.find("server"), root.get("mode", "push")
     socket = None if server is None else server.get("socket")
     disks = {}
     for each in root.iterfind("disks/disk"):
-        name, scratch = each.get("name"), each.find("scratch")
+        name = each.get("name")
+        scratch = each.find("scratch" if mode == "pull" else "target")
         if each.get("backup") != "yes" or name is None:
             continue
         file = "" if scratch is None else scratch.get("file", scratch.get("dev", ""))
         disks[name] = BackedUp(
             name, Path(file), each.get("incremental"), each.get("exportname", name)
         )
-    return BackupJob(root.get("mode", "push"), None if socket is None else Path(socket), disks)
+    return BackupJob(mode, None if socket is None else Path(socket), disks)
 
 
 @dataclass(frozen=True)
