@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -32,10 +33,11 @@ from fleece.source.base import (
     Wanted,
 )
 from fleece.source.image.inventory import ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes
+from fleece.source.image.measure import dirty_bytes, passing_folder
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.source import ImageSource
 from fleece.source.image.tool import remove_bitmap
+from fleece.source.image.workplace import workplace
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.domain import Domain, State
 from fleece.source.libvirt.identity import holder_of, identity_of
@@ -206,28 +208,38 @@ class RestingSource(Closing):
             return Unknown(f"nothing tells which image bitmap {name} was made for")
         if noted and not set(noted) & {image_of(path) for path in image.files}:
             return Unknown("its image is not the one that it had then")
-        return Since((str(name),), dirty_bytes(image, (str(name),), self._cancel))
+        # If this run is killed the next one finds what is left, by the chain's name.
+        place = str(FolderName(chain_id, secrets.token_hex(5)))
+        with workplace(self.scratch, place, holder_of(self.domain)) as folder:
+            changed = dirty_bytes(image, (str(name),), folder, self._cancel)
+        return Since((str(name),), changed)
 
     def bitmaps(self) -> list[KeptBitmap]:
         """The bitmaps of our checkpoints, by disk, chain and age."""
         self.check_ready()
-        found = [
-            KeptBitmap(
-                disk.name,
-                name.chain_id,
-                name.sequence,
-                name.point,
-                bitmap.name,
-                bitmap.state,
-                0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), self._cancel),
-                bitmap.granularity,
-                True,
-            )
-            for disk in self.inventory().disks
-            for bitmap in disk.bitmaps
-            if (name := CheckpointName.parse(bitmap.name)) is not None
-        ]
+        with passing_folder() as folder:
+            found = [
+                KeptBitmap(
+                    disk.name,
+                    name.chain_id,
+                    name.sequence,
+                    name.point,
+                    bitmap.name,
+                    bitmap.state,
+                    self._changed(disk, bitmap, folder),
+                    bitmap.granularity,
+                    True,
+                )
+                for disk in self.inventory().disks
+                for bitmap in disk.bitmaps
+                if (name := CheckpointName.parse(bitmap.name)) is not None
+            ]
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
+
+    def _changed(self, disk: ImageDisk, bitmap: Bitmap, folder: Path) -> int:
+        if bitmap.inconsistent:
+            return 0
+        return dirty_bytes(disk, (bitmap.name,), folder, self._cancel)
 
     def has_point(self, chain_id: str) -> bool:
         """Whether a run holds the images for a point of this chain, or an interrupted one did."""
@@ -327,17 +339,12 @@ class RestingSource(Closing):
                     if each.begun is not None
                 }
                 if begun is not None and images:
-                    others, now = self._others(images), int(time.time())
-                    self.domain.remember(checkpoint_xml(begun, images, others, now))
+                    self.domain.remember(checkpoint_xml(begun, images, int(time.time())))
                 yield point
         finally:
             # What stays is deleted with the next point: the bitmaps decide, not libvirt's record.
             with contextlib.suppress(FleeceError):
                 self._forget_gone()
-
-    def _others(self, chosen: Collection[str]) -> list[str]:
-        images, unfit = resting_drives(self.domain.definition())
-        return [name for name in (*(i.name for i in images), *unfit) if name not in chosen]
 
 
 def _own(disk: Disk) -> ImageDisk:

@@ -64,7 +64,7 @@ def _remembered(
     """
     if set(others) - {disk.name}:
         return None
-    if not domain.redefine(checkpoint_xml(str(name), {disk.name: ()}, (), int(time.time()))):
+    if not domain.redefine(checkpoint_xml(str(name), {disk.name: ()}, int(time.time()))):
         return None
     found = domain.checkpoint(str(name))
     return None if found is None else Checkpoint(found.name, {disk.name: ()}, found.sizes)
@@ -88,7 +88,7 @@ def delete(domain: Domain, name: str) -> None:
         if found is None:
             return
         whole = {disk: found.images[disk] for disk in found.sizes}
-        if whole and domain.redefine(checkpoint_xml(name, whole, (), int(time.time()))):
+        if whole and domain.redefine(checkpoint_xml(name, whole, int(time.time()))):
             domain.delete(name)
         else:
             domain.delete(name, metadata_only=True)

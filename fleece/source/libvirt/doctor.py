@@ -27,7 +27,7 @@ def examine(domain: Domain, refusal: str | None) -> Report:
     """
     libvirt, qemu = domain.versions()
     active = domain.is_active()
-    inventory = take_inventory(domain) if active else LibvirtInventory((), ())
+    inventory = take_inventory(domain) if active else LibvirtInventory(())
     found = [told for name in domain.checkpoints() if (told := domain.checkpoint(name)) is not None]
     return Report(
         "libvirt",

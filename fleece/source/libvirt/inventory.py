@@ -52,8 +52,6 @@ class LibvirtInventory:
     """All disks with a medium, in the definition's order."""
 
     disks: tuple[LibvirtDisk, ...]
-    targets: tuple[str, ...]
-    """The names of all its drives, those without a medium among them."""
 
     def choose(self, names: tuple[str, ...]) -> tuple[LibvirtDisk, ...]:
         """The disks of these names, or all that are writable.
@@ -101,7 +99,7 @@ def take_inventory(domain: Domain) -> LibvirtInventory:
         for drive in drives
         if (name := _target(drive)) in sizes and layers[name]
     ]
-    return LibvirtInventory(tuple(found), tuple(_target(drive) for drive in drives))
+    return LibvirtInventory(tuple(found))
 
 
 def _target(drive: Element) -> str:

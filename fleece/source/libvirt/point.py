@@ -64,14 +64,12 @@ class PointPlan:
         folder: the name of its work folder.
         checkpoint: the name of the checkpoint that begins with it; None: none does.
         disks: its disks.
-        others: the names of the guest's other drives.
     """
 
     domain: Domain
     folder: FolderName
     checkpoint: CheckpointName | None
     disks: tuple[PlannedDisk, ...]
-    others: tuple[str, ...]
 
     def backed_up(self, work: Path) -> list[BackedUp]:
         """What libvirt is to do with each disk."""
@@ -89,9 +87,7 @@ class PointPlan:
         }
         if self.checkpoint is None or not images:
             return None
-        listed = (*self.others, *(p.disk.name for p in self.disks))
-        others = [name for name in listed if name not in images]
-        return checkpoint_xml(str(self.checkpoint), images, others)
+        return checkpoint_xml(str(self.checkpoint), images)
 
 
 def _export(number: int) -> str:

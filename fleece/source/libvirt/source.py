@@ -363,7 +363,6 @@ class LibvirtSource:
         return living_point(plan, self.scratch, self.scratch_limit, self._freezer, kind)
 
     def _plan(self, request: Request) -> PointPlan:
-        chosen = {want.disk.name for want in request.wanted}
         return PointPlan(
             self.domain,
             FolderName(request.chain_id, request.point),
@@ -371,7 +370,6 @@ class LibvirtSource:
             if request.rotate
             else None,
             tuple(_planned(want) for want in request.wanted),
-            tuple(name for name in self.inventory().targets if name not in chosen),
         )
 
     def unresumable(self) -> str | None:

@@ -135,15 +135,13 @@ class Checkpoint:
 def checkpoint_xml(
     name: str,
     images: Mapping[str, Sequence[str]],
-    others: Sequence[str] = (),
     made: int | None = None,
 ) -> str:
-    """A checkpoint with a bitmap on some disks.
+    """A checkpoint with a bitmap on some disks. Those that are not listed get none.
 
     Args:
         name: its own.
         images: those disks, by their names, and the images that each is on.
-        others: names of the guest's other disks, which must be listed, or they get bitmaps too.
         made: when it was made, in seconds since the epoch, if it is there already.
     """
     root = Element("domaincheckpoint")
@@ -154,8 +152,6 @@ def checkpoint_xml(
     listed = SubElement(root, "disks")
     for disk in images:
         SubElement(listed, "disk", name=disk, checkpoint="bitmap", bitmap=name)
-    for disk in others:
-        SubElement(listed, "disk", name=disk, checkpoint="no")
     return ElementTree.tostring(root, "unicode")
 
 
