@@ -64,6 +64,7 @@ _KNOW_A_KIND = {"fleece/engine/serve/boot.py", "fleece/source/open.py", "fleece/
 """Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name."""
 
 _DOORS = {
+    "source/image": 14,
     "delta": 44,
     "nbd": 28,
     "disk": 30,
