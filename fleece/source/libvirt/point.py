@@ -225,7 +225,8 @@ class LibvirtPoint:
         state = self._domain.state()
         if state is State.IO_ERROR and self._guest_ran:
             raise PointError(
-                "the guest was stopped by an I/O error; the backup gave up to let it go on",
+                "the guest was stopped by an I/O error; the backup was given up so that "
+                "the guest can continue",
                 where=self._domain.where,
                 hint="was the scratch full? choose another folder with --scratch",
             )

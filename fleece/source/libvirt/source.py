@@ -169,7 +169,9 @@ class LibvirtSource:
         found = self.domain.settled()
         if isinstance(found, Busy):
             raise SourceError(
-                f"{found.operation} has the guest", where=self.where, hint="try again when it ended"
+                f"{found.operation} has the guest",
+                where=self.where,
+                hint="try again when that has ended",
             )
         if found is not None and folder_of(found) is None:
             raise SourceError(
@@ -277,7 +279,7 @@ class LibvirtSource:
         tried.settle(SourceError)
 
     def _thaw_dead(self) -> Iterator[Removed]:
-        """Thaw what dead engines left frozen. A freeze does not outlive the guest's run."""
+        """Thaw what interrupted backups left frozen. A freeze does not outlive the guest's run."""
         for work in work_folders(self.scratch, PREFIX, Strangers()):
             if work.holder() != holder_of(self.domain) or work.is_held():
                 continue

@@ -26,7 +26,7 @@ def parsed(text: str, where: str) -> Element:
     try:
         return ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
-        raise SourceError(f"what libvirt tells is no XML ({error})", where=where) from error
+        raise SourceError(f"what libvirt tells is not XML ({error})", where=where) from error
 
 
 @dataclass(frozen=True)
