@@ -101,7 +101,8 @@ def _opened(
 ) -> _Opened:
     """A disk of the point, open; one that was cut since its parent is to be rescanned."""
     base = stack.enter_context(filling.base(made))
-    disk, dirty = open_dirty(export, made.more_dirty, pace, filling.task.cancel)
+    with reads_of(filling.taken.living):
+        disk, dirty = open_dirty(export, made.more_dirty, pace, filling.task.cancel)
     opened = _Opened(made, disk, dirty, export.granularity, base)
     whole = filling.taken.left is None and not export.partial
     if not whole or base is None or made.mode is Mode.RESCAN:

@@ -21,7 +21,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.disk.use import kept_still
 from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
-from fleece.nbd.server import ServedImage, qemu_nbd
+from fleece.nbd.server import ServedImage, greets, qemu_nbd
 from fleece.nbd.uri import unix_uri
 from fleece.source.image.inventory import ImageDisk
 
@@ -33,14 +33,22 @@ class _Served:
     Attributes:
         disk: it.
         process: its qemu-nbd.
-        uri: of the export.
+        place: of the socket.
         states: what its files were when all of them were held.
     """
 
     disk: ImageDisk
     process: subprocess.Popen[bytes]
-    uri: str
+    place: Path
     states: tuple[tuple[int, ...], ...]
+
+    def ended(self) -> PointError:
+        """The error that its server has ended."""
+        return PointError(
+            f"the qemu-nbd that serves disk {self.disk.name} has ended",
+            where=self.disk.path,
+            hint="run the backup again",
+        )
 
 
 class HeldImages:
@@ -82,24 +90,22 @@ class HeldImages:
         words = ["--read-only", "--shared=0", *(f"--bitmap={name}" for name in bitmaps)]
         image = ServedImage(disk.path, disk.format, SourceError)
         process = self._stack.enter_context(qemu_nbd(image, place, words, self._cancel))
-        uri = unix_uri(str(place))
-        self._served.append(_Served(disk, process, uri, _states(disk)))
-        return uri
+        self._served.append(_Served(disk, process, place, _states(disk)))
+        return unix_uri(str(place))
 
     def look(self) -> None:
         """Raise `PointError` if a server has ended. Cheap."""
         for served in self._served:
             if served.process.poll() is not None:
-                raise PointError(
-                    f"the qemu-nbd that serves disk {served.disk.name} has ended",
-                    where=served.disk.path,
-                    hint="run the backup again",
-                )
+                raise served.ended()
 
     def check(self) -> None:
         """Raise `PointError` if an image is not what it was when it was held."""
         self.look()
         for served in self._served:
+            # One that is being killed lets go of its clients before it counts as ended.
+            if not greets(served.place, self._cancel):
+                raise served.ended()
             found = served.disk.writer()
             if found is not None or _states(served.disk) != served.states:
                 user = "" if found is None else f" ({found[1]})"
