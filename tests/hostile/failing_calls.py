@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from errno import EACCES, ECONNREFUSED, ECONNRESET, EIO, EMFILE, ENOMEM, ENOSPC, EPIPE
+from errno import EACCES, EAGAIN, ECONNRESET, EIO, EMFILE, ENOMEM, ENOSPC, EPIPE
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +44,7 @@ ERRORS = {
     "statfs": (EIO,),
     "list": (EIO, EMFILE),
     "stat": (EIO,),
-    "connect": (ECONNREFUSED, EACCES),
+    "connect": (EAGAIN, EACCES),
     "send": (EPIPE, EIO),
     "receive": (ECONNRESET, EIO),
     "socket": (EMFILE,),
@@ -383,10 +383,12 @@ class Bench:
                 if catalogue.damaged or errors:
                     raise Wrong(f"{name} is damaged: {catalogue.damaged} {errors}")
                 found[name] = "a store"
-                for point in catalogue.points:
+                for number, point in enumerate(catalogue.points):
                     for disk, entry in point.disks.items():
                         mode = entry.header.mode.value
-                        which = point.sequence if name == "imaged" else point.id
+                        which = point.id
+                        if name == "imaged":  # made by the run: its id and its mode may be others
+                            which, mode = str(number), "any"
                         found[f"{name} {which} {disk}"] = f"{entry.root} {mode}"
                 for pin in place.rglob("[!.]*.pin.json"):
                     found[f"pin {pin.name}"] = "pinned"

@@ -94,6 +94,11 @@ def test_a_new_file_leaves_nothing_beside_it_untold(here: Bench) -> None:
     _check(here, *(trial for trial in trials if trial.fault.kind in ("stat", "unlink")))
 
 
+def test_a_file_that_is_replaced_and_cannot_be_looked_at_is_no_bug(here: Bench) -> None:
+    trials = [trial for trial in here.trials(_named("replace")) if trial.fault.kind == "stat"]
+    _check(here, *trials[-8:])
+
+
 def _failing(calls: str, error: int, paths: Sequence[Path | str], *words: str | Path) -> Ran:
     """Run `fleece WORDS`; these calls about these paths fail."""
     fault = [word for path in paths for word in ("-P", str(path))]

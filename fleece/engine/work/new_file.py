@@ -132,8 +132,8 @@ def new_file(path: str, manner: Manner) -> Iterator[NewFile]:
         try:
             yield NewFile(path, descriptor)
             replaced = None if old is None else old.descriptor
-            dress(descriptor, replaced, manner.mode, manner.listener, path)
             with target_errors(final):
+                dress(descriptor, replaced, manner.mode, manner.listener, path)
                 os.fsync(descriptor)
                 if old is not None:
                     old.check()
