@@ -137,8 +137,8 @@ _FAULT = Mutation(
     (
         (
             "engine/work/new_file.py",
-            "with target_errors(final):\n                os.fsync(descriptor)",
-            "if True:\n                os.fsync(descriptor)",
+            "with target_errors(final):\n                dress(",
+            "if True:\n                dress(",
         ),
     ),
 )
