@@ -15,7 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.engine.libvirt_kills import Deaths, deaths
+from tests.engine.libvirt_scene import libvirt_scene
 from tests.engine.matrix import Counts, Matrix, matrix
+from tests.rig.images import MIB, random_image
+from tests.rig.libvirt import GuestDisk, libvirtd
 
 ROUND = 100
 """Faults on one guest and store; then all its points are checked and the next begins."""
@@ -29,7 +33,13 @@ def main() -> None:
     parser.add_argument(
         "--iothreads", action="store_true", help="the disks have iothreads, so QEMU pushes"
     )
+    parser.add_argument(
+        "--libvirt", action="store_true", help="the guest is libvirt's, and libvirtd dies as well"
+    )
     options = parser.parse_args()
+    if options.libvirt:
+        print(json.dumps(dataclasses.asdict(_of_libvirt(options.count, options.seed))))
+        return
     started = time.monotonic()
     total = Counts()
     while total.runs < options.count:
@@ -38,6 +48,13 @@ def main() -> None:
         total = _sum(total, done)
         seconds = round(time.monotonic() - started)
         print(json.dumps({"seconds": seconds, **dataclasses.asdict(total)}), flush=True)
+
+
+def _of_libvirt(count: int, seed: int) -> Deaths:
+    with tempfile.TemporaryDirectory(prefix="killmatrix-") as name, libvirtd() as daemon:
+        path = random_image(Path(name, "vda.qcow2"), MIB, seed=seed)
+        with libvirt_scene(daemon, Path(name), GuestDisk("vda", path)) as scene:
+            return deaths(scene, count, seed)
 
 
 def _round(count: int, seed: int, *, iothreads: bool) -> Counts:

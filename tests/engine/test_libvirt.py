@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import libvirt_qemu
 import pytest
 
 import fleece
+from tests.engine.libvirt_kills import deaths
 from tests.engine.libvirt_scene import KIB64, MIB, LibvirtScene, libvirt_scene
 from tests.engine.scene import Moment, small_tmpfs
 from tests.rig import images
@@ -133,6 +135,31 @@ def test_audit_bitmap_doctor_and_clean_know_it(scene: LibvirtScene) -> None:
     scene.nothing_left()
     scene.take("incremental")
     scene.check_exact()
+
+
+def test_qemu_may_run_as_a_user_of_its_own() -> None:
+    """As Debian has it: nobody else may enter the folder of the socket but it and root."""
+    with tempfile.TemporaryDirectory(prefix="rig-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with libvirtd("libvirt-qemu") as daemon, libvirt_scene(daemon, folder) as scene:
+            scene.take("full")
+            scene.write()
+            running = scene.slow()
+            running.wait_event("progress")
+            (place,) = scene.scratch.glob("*/qemu")
+            assert (place.stat().st_uid, place.stat().st_mode & 0o777) == (64055, 0o700)
+            running.signal(signal.SIGCONT)
+            running.wait().succeeded()
+            scene.check_exact()
+            scene.nothing_left()
+            scene.switch(on=False)
+            scene.take("incremental")
+            scene.switch(on=True)
+            scene.write()
+            scene.take("incremental")
+            scene.check_exact()
+            scene.nothing_left()
 
 
 # ---- what libvirt forgets, or breaks -------------------------------------------------------------
@@ -395,6 +422,15 @@ def test_libvirtd_may_be_killed_in_mid_copy(daemon: Libvirtd, tmp_path: Path) ->
                 pass
             scene.check_exact()
             scene.nothing_left()
+
+
+def test_killed_at_random_moments_under_a_writing_guest(daemon: Libvirtd, tmp_path: Path) -> None:
+    """The same with many more: `tools/killmatrix --libvirt`."""
+    path = images.random_image(tmp_path / "vda.qcow2", MIB, seed=1)
+    with libvirt_scene(daemon, tmp_path, GuestDisk("vda", path)) as scene:
+        told = deaths(scene, 10, seed=5)
+    assert told.points > 10
+    assert told.killed > 0
 
 
 # ---- the guest comes first -------------------------------------------------------------------

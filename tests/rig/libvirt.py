@@ -235,6 +235,7 @@ class LibvirtGuest:
     def write(self, target: str, offset: int, data: bytes) -> None:
         """Write into a disk as the guest would; whole sectors."""
         with tempfile.NamedTemporaryFile(dir=self.daemon.folder) as file, self._lock:
+            os.fchmod(file.fileno(), 0o644)  # QEMU may be another user's
             file.write(data)
             file.flush()
             command = f"write -q -s {file.name} {offset} {len(data)}"
