@@ -538,7 +538,7 @@ def test_what_is_not_fleeces_stays_where_a_point_was_dropped_and_is_told(
     heard: list[events.Event] = []
     prune(open_store(path), KeepRules(last=1), listener=heard.append)
     (warned,) = [event.what for event in heard if isinstance(event, events.Warned)]
-    assert "files that are not fleece's" in warned
+    assert "that are not fleece's" in warned
     (kept,) = path.glob(f"{GUEST}/foreign-*")
     assert str(kept) in warned
     assert [item.name for item in kept.iterdir()] == ["photos"]
