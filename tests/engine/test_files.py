@@ -460,7 +460,7 @@ def test_one_file_to_standard_output(backed: Backed) -> None:
     command = [sys.executable, "-m", "fleece", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert done.stdout == (backed.tree / "holes").read_bytes()
-    backed.files("ext4", "cp", "/a", "-").failed(2, "is a folder, no file")
+    backed.files("ext4", "cp", "/a", "-").failed(2, "is a folder, not a file")
     backed.files("ext4", "cp", "/one", "/small", "-").failed(2, "takes one file")
 
 
