@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -122,6 +123,26 @@ def test_what_is_not_of_fleece_is_left_alone(scene: LibvirtScene) -> None:
     until(lambda: scene.guest.job() is None, "the job's end")
     scene.take("incremental")
     scene.guest.domain.checkpointLookupByName("theirs").delete(0)
+
+
+def test_virtnbdbackup_and_fleece_take_turns(scene: LibvirtScene) -> None:
+    """Its chain is left alone, and so is ours. It begins none beside checkpoints of others."""
+
+    def theirs(level: str, number: int) -> subprocess.CompletedProcess[str]:
+        words = ("-d", scene.guest.name, "-l", level, "-o", str(scene.folder / f"theirs{number}"))
+        socket = str(scene.folder / "theirs.sock")
+        return run(*scene.guest.daemon.inside, "virtnbdbackup", *words, "-f", socket)
+
+    assert theirs("full", 0).returncode == 0
+    for number in range(1, 4):
+        scene.write()
+        scene.take("incremental" if number > 1 else "full")
+        scene.check_exact()
+        assert theirs("copy", number).returncode == 0
+    assert "Foreign checkpoint found" in theirs("inc", 0).stderr
+    (name,) = [name for name in scene.guest.checkpoints() if name.startswith("virtnbdbackup")]
+    scene.guest.domain.checkpointLookupByName(name).delete(0)
+    scene.nothing_left()
 
 
 def test_audit_bitmap_doctor_and_clean_know_it(scene: LibvirtScene) -> None:

@@ -114,6 +114,11 @@ class Libvirtd:
         if not self._child.wait(LIMIT):
             raise RigError("libvirtd does not end")
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """What a program is started by to which this is the host's libvirtd."""
+        return ("nsenter", "--mount", f"--target={self._child.pid}")
+
     def close(self) -> None:
         """End all guests, and it."""
         try:
