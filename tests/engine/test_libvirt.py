@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +28,16 @@ from tests.engine.libvirt_scene import KIB64, MIB, LibvirtScene, libvirt_scene
 from tests.engine.scene import Moment, small_tmpfs
 from tests.rig import images
 from tests.rig.initramfs import GuestFiles
-from tests.rig.libvirt import AGENT, GuestDisk, Libvirtd, boot_xml, libvirtd, until
+from tests.rig.libvirt import (
+    AGENT,
+    GuestDisk,
+    Libvirtd,
+    boot_xml,
+    guest_xml,
+    libvirtd,
+    session,
+    until,
+)
 from tests.rig.process import run, run_checked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
@@ -181,6 +191,29 @@ def test_qemu_may_run_as_a_user_of_its_own() -> None:
             scene.take("incremental")
             scene.check_exact()
             scene.nothing_left()
+
+
+def test_an_ordinary_user_backs_up_guests_of_a_session() -> None:
+    """All is the user's own: libvirtd, QEMU, the images, the store, the scratch."""
+    with session(65534) as (folder, become):
+        images.make_disk(folder / "vda.qcow2", 4 * MIB)
+        os.chown(folder / "vda.qcow2", 65534, 65534)
+        definition = folder / "web.xml"
+        definition.write_text(guest_xml("web", [GuestDisk("vda", folder / "vda.qcow2")]))
+
+        def checked(*words: object) -> str:
+            done = run(*become, *map(str, words))
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+
+        checked("virsh", "-c", "qemu:///session", "create", definition)
+        fleece_ = (sys.executable, "-m", "fleece")
+        checked(*fleece_, "init", folder / "store")
+        place = ("--scratch", folder, "--connect", "qemu:///session")
+        for mode in ("full", "incremental"):
+            said = checked(*fleece_, "backup", "libvirt:web", folder / "store", *place)
+            assert f"vda: {mode}" in said
+        checked("virsh", "-c", "qemu:///session", "destroy", "web")
 
 
 # ---- what libvirt forgets, or breaks -------------------------------------------------------------

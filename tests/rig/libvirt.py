@@ -300,3 +300,33 @@ def libvirtd(user: str = "root") -> Iterator[Libvirtd]:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def session(user: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """A libvirtd in session mode, of an ordinary user's.
+
+    Gives:
+        A folder of that user's, and what its programs are started by: to them this is
+        `qemu:///session`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rig-"))
+    variables = {"HOME": "", "XDG_RUNTIME_DIR": "run"}
+    for name in ("config", "cache", "data"):
+        variables[f"XDG_{name.upper()}_HOME"] = name
+    for name in variables.values():
+        (folder / name).mkdir(exist_ok=True)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, user, user)
+    set_ = [f"{name}={folder / place}" for name, place in variables.items()]
+    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "env", *set_)
+    daemon = Child(["libvirtd"], folder / "log", prefix=become)
+    try:
+        until((folder / "run/libvirt/libvirt-sock").exists, "libvirtd")
+        yield folder, become
+    finally:
+        daemon.kill()
+        for pid in (folder / "run/libvirt/qemu/run").glob("*.pid"):
+            with suppress(OSError, ValueError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
