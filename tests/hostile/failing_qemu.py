@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import fleece
 from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Engine, Scene, daemon
 from tests.hostile.failing_calls import ERRORS, Ended, Fault, Nursery, Trial, Verb, Wrong, judge
@@ -101,7 +103,7 @@ class Living:
     def _nothing_left(self, ended: Ended) -> None:
         try:
             self._scene.nothing_left()
-        except AssertionError as error:
+        except (AssertionError, pytest.fail.Exception) as error:
             raise Wrong(f"something is left: {error}\nafter: {ended.said}") from error
 
     def _exact(self, ended: Ended) -> None:
