@@ -216,6 +216,16 @@ def test_an_ordinary_user_backs_up_guests_of_a_session() -> None:
         checked("virsh", "-c", "qemu:///session", "destroy", "web")
 
 
+def test_a_scratch_that_libvirt_cannot_see_is_told(scene: LibvirtScene) -> None:
+    """libvirtd has mounts of its own here: what is mounted later is not there for it."""
+    with small_tmpfs(16) as elsewhere:
+        roomy, scene.scratch = scene.scratch, elsewhere
+        scene.backup().failed(3, "No such file or directory", "--scratch")
+        scene.nothing_left(checkpoints=0)
+        scene.scratch = roomy
+    scene.take("full")
+
+
 # ---- what libvirt forgets, or breaks -------------------------------------------------------------
 
 

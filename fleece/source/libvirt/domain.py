@@ -29,7 +29,6 @@ class Code(enum.IntEnum):
     """Errors of libvirt's that mean something to a backup (virterror.h, `virErrorNumber`)."""
 
     INTERNAL = 1
-    SYSTEM_ERROR = 38
     NO_DOMAIN = 42
     OPERATION_INVALID = 55
     OPERATION_TIMEOUT = 68

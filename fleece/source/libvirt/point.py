@@ -38,6 +38,8 @@ GRANULARITY = 64 * 1024
 their image's clusters are, but no coarser than this."""
 
 _WATCH_EVERY = 0.2
+_UNUSABLE = ("No such file or directory", "Permission denied", "Read-only file system")
+"""What libvirt says of a scratch file or socket that it, or QEMU, cannot make."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,7 @@ def _refused(error: Refused) -> FleeceError:
         )
     if error.number == Code.UNSUPPORTED:
         return PointError(f"libvirt cannot back this guest up: {error.reason}", where=error.where)
-    if error.number == Code.SYSTEM_ERROR:
+    if any(text in error.reason for text in _UNUSABLE):
         error.hint = "libvirt and QEMU must be able to use the scratch folder: --scratch"
     return error
 
