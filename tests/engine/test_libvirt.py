@@ -661,6 +661,23 @@ def test_a_killed_engine_takes_no_guest_with_an_iothread_along(
     threaded.nothing_left()
 
 
+@pytest.mark.parametrize("on", [True, False], ids=["started again", "left off"])
+def test_a_guest_that_stops_in_mid_backup_stays_incremental(on: bool, scene: LibvirtScene) -> None:
+    """The point is lost with it; its bitmaps are not."""
+    scene.take("full")
+    scene.write(length=8 * KIB64)
+    running = scene.slow()
+    running.wait_event("progress")
+    scene.switch(on=False)
+    running.signal(signal.SIGCONT)
+    running.wait().failed(4, "the point is lost")
+    if on:
+        scene.switch(on=True)
+    scene.take("incremental")
+    scene.check_exact()
+    scene.nothing_left()
+
+
 # ---- guests that are off -----------------------------------------------------------------------
 
 
