@@ -136,7 +136,9 @@ def _death(scene: LibvirtScene, writing: Writing, chance: random.Random, told: D
             scene.guest.daemon.start()
             scene.guest.again()
         return
-    time.sleep(chance.uniform(0.0, 1.5))
+    if chance.random() < 0.8:  # else it may be before it has even begun
+        running.wait_event("plan")
+    time.sleep(chance.uniform(0.0, 0.8))
     number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
     running.signal(number)
     told.killed += running.wait().code == -signal.SIGKILL

@@ -495,6 +495,7 @@ def test_killed_at_random_moments_under_a_writing_guest(daemon: Libvirtd, tmp_pa
         told = deaths(scene, 10, seed=5)
     assert told.points > 10
     assert told.killed > 0
+    assert told.resumed > 0
 
 
 # ---- the guest comes first -------------------------------------------------------------------
