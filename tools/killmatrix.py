@@ -52,7 +52,7 @@ def main() -> None:
 
 def _of_libvirt(count: int, seed: int) -> Deaths:
     with tempfile.TemporaryDirectory(prefix="killmatrix-") as name, libvirtd() as daemon:
-        path = random_image(Path(name, "vda.qcow2"), MIB, seed=seed)
+        path = random_image(Path(name, "vda.qcow2"), 8 * MIB, seed=seed)
         with libvirt_scene(daemon, Path(name), GuestDisk("vda", path)) as scene:
             return deaths(scene, count, seed)
 

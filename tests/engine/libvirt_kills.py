@@ -136,9 +136,9 @@ def _death(scene: LibvirtScene, writing: Writing, chance: random.Random, told: D
             scene.guest.daemon.start()
             scene.guest.again()
         return
-    if chance.random() < 0.8:  # else it may be before it has even begun
-        running.wait_event("plan")
-    time.sleep(chance.uniform(0.0, 0.8))
+    if (event := chance.choice((None, "plan", "point", "progress", "progress"))) is not None:
+        running.wait_event(event)
+    time.sleep(chance.uniform(0.0, 0.5))
     number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
     running.signal(number)
     told.killed += running.wait().code == -signal.SIGKILL

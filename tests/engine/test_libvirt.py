@@ -490,7 +490,7 @@ def test_libvirtd_may_be_killed_in_mid_copy(daemon: Libvirtd, tmp_path: Path) ->
 
 def test_killed_at_random_moments_under_a_writing_guest(daemon: Libvirtd, tmp_path: Path) -> None:
     """The same with many more: `tools/killmatrix --libvirt`."""
-    path = images.random_image(tmp_path / "vda.qcow2", MIB, seed=1)
+    path = images.random_image(tmp_path / "vda.qcow2", 8 * MIB, seed=1)
     with libvirt_scene(daemon, tmp_path, GuestDisk("vda", path)) as scene:
         told = deaths(scene, 10, seed=5)
     assert told.points > 10
