@@ -750,6 +750,36 @@ def test_a_backup_that_is_killed_while_the_guest_is_off_is_resumed(scene: Libvir
             scene.switch(on=True)
 
 
+def test_clones_of_one_template_that_were_exchanged_are_noticed(
+    daemon: Libvirtd, tmp_path: Path
+) -> None:
+    """The template behind both tells them not apart, running or off."""
+    template = images.random_image(tmp_path / "template.qcow2", 2 * MIB, seed=1)
+    first, second = tmp_path / "a.qcow2", tmp_path / "b.qcow2"
+    for path in (first, second):
+        words = ("-f", "qcow2", "-b", template, "-F", "qcow2")
+        run_checked("qemu-img", "create", "-q", *words, path)
+    disks = GuestDisk("vda", first), GuestDisk("vdb", second)
+    with libvirt_scene(daemon, tmp_path, *disks) as scene:
+        for on in (True, False):
+            scene.write("vda")
+            scene.write("vdb")
+            scene.switch(on=False)
+            if on:
+                scene.switch(on=True)
+            scene.backup().succeeded()
+            if on:
+                scene.switch(on=False)
+            first.rename(tmp_path / "aside")
+            second.rename(first)
+            (tmp_path / "aside").rename(second)
+            scene.held = {"vda": scene.held["vdb"], "vdb": scene.held["vda"]}
+            if on:
+                scene.switch(on=True)
+            scene.take("rescan")
+            scene.check_exact()
+
+
 def test_other_verbs_know_a_guest_that_is_off(scene: LibvirtScene) -> None:
     scene.take("full")
     scene.write("vda", 0, KIB64)

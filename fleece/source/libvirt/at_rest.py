@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -206,7 +207,7 @@ class RestingSource(Closing):
         noted = () if told is None else told.images.get(image.name, ())
         if not noted and set(others) - {image.name}:
             return Unknown(f"nothing tells which image bitmap {name} was made for")
-        if noted and not set(noted) & {image_of(path) for path in image.files}:
+        if noted and not set(noted) & set(self._images_of(image)):
             return Unknown("its image is not the one that it had then")
         # If this run is killed the next one finds what is left, by the chain's name.
         place = str(FolderName(chain_id, secrets.token_hex(5)))
@@ -240,6 +241,11 @@ class RestingSource(Closing):
         if bitmap.inconsistent:
             return 0
         return dirty_bytes(disk, (bitmap.name,), folder, self._cancel)
+
+    def _images_of(self, disk: ImageDisk) -> list[str]:
+        """What tells a disk's image, and those behind it that no other disk is on, from others."""
+        files = Counter(path for each in self.inventory().disks for path in set(each.files))
+        return [image_of(path) for path in disk.files if files[path] == 1]
 
     def has_point(self, chain_id: str) -> bool:
         """Whether a run holds the images for a point of this chain, or an interrupted one did."""
@@ -334,7 +340,7 @@ class RestingSource(Closing):
         try:
             with living_point(plan, self._cancel) as point:
                 images = {
-                    each.disk.name: [image_of(path) for path in each.disk.files]
+                    each.disk.name: self._images_of(each.disk)
                     for each in planned
                     if each.begun is not None
                 }
