@@ -313,6 +313,27 @@ def test_an_external_snapshot_and_its_commit_stay_incremental(scene: LibvirtScen
     domain.snapshotLookupByName("s1").delete(delete)
 
 
+def test_a_disk_comes_and_goes(scene: LibvirtScene, tmp_path: Path) -> None:
+    """A new disk begins with a full; of one that is gone the next point says so."""
+    scene.take("full")
+    path = images.random_image(tmp_path / "vdb.qcow2", MIB, seed=2)
+    disk = GuestDisk("vdb", path)
+    scene.guest.domain.attachDevice(disk.xml())
+    scene.write("vda")
+    first, second = scene.take("incremental").result["disks"]
+    assert (first["mode"], second["mode"]) == ("incremental", "full")
+    first, second = scene.take("incremental").result["disks"]
+    assert second["mode"] == "incremental"
+    scene.check_exact()
+    scene.switch(on=False)
+    scene.switch(on=True)  # without the disk: it was attached to that run alone
+    scene.write("vda")
+    ran = scene.take("incremental")
+    assert [row["disk"] for row in ran.named("gone")] == ["vdb"]
+    scene.check_exact()
+    scene.nothing_left()
+
+
 @pytest.mark.parametrize("on", [True, False], ids=["running", "off"])
 def test_a_return_to_an_internal_snapshot_needs_the_bitmaps_dropped(
     on: bool, scene: LibvirtScene
