@@ -502,8 +502,9 @@ class MachineScene(Scene):
     way: tuple[str, ...] = ()
 
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
-        """The words of a backup command."""
-        return super().words(*self.way, *words, store=store)
+        """The words of a backup command; those given take the place of the scene's own."""
+        way = () if self.way and self.way[0] in words else self.way
+        return super().words(*way, *words, store=store)
 
     def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
         """Restore the disk of a node."""
