@@ -537,6 +537,31 @@ def test_libvirtd_may_be_killed_in_mid_copy(daemon: Libvirtd, tmp_path: Path) ->
             scene.nothing_left()
 
 
+def test_a_libvirtd_that_is_killed_within_a_begin_is_told_with_the_cure(tmp_path: Path) -> None:
+    """A job then holds the guest for ever, of which libvirt tells nothing."""
+    with libvirtd() as daemon, libvirt_scene(daemon, tmp_path) as scene:
+        scene.take("full")
+        scene.write()
+        running = scene.engine.command(*scene.words())
+        running.wait_event("plan")
+        os.kill(scene.guest.pid, signal.SIGSTOP)  # so that the call is under way
+        time.sleep(1)
+        daemon.kill()
+        os.kill(scene.guest.pid, signal.SIGCONT)
+        running.wait().failed(3)
+        daemon.start()
+        scene.guest.again()
+        scene.backup().failed(3, "shut the guest down, then restart libvirtd")
+        scene.guest.kill()
+        daemon.kill(signal.SIGTERM)
+        daemon.start()
+        scene.guest.again()
+        scene.switch(on=True)
+        scene.take("rescan")
+        scene.check_exact()
+        scene.nothing_left()
+
+
 def test_killed_at_random_moments_under_a_writing_guest(daemon: Libvirtd, tmp_path: Path) -> None:
     """The same with many more: `tools/killmatrix --libvirt`."""
     path = images.random_image(tmp_path / "vda.qcow2", 8 * MIB, seed=1)
