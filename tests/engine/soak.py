@@ -136,8 +136,10 @@ class Soak(Matrix):
         """Any point onto an older one of its line, perhaps by an engine that is killed."""
         catalogue = self._catalogue()
         point = self._chance.choice(self._points())
-        line = catalogue.line(point.disk(NODES[0]))
-        first = self._chance.choice(line).header.point.id
+        older = catalogue.line(point.disk(NODES[0]))[1:]
+        if not older:
+            return
+        first = self._chance.choice(older).header.point.id
         self._rewrite("merge", self.scene.store, point.id, "--from", first)
 
     def store_is_pruned(self) -> None:

@@ -174,14 +174,16 @@ class History(RuleBasedStateMachine):
 
     @rule(which=SEEDS, depth=SEEDS)
     def merge(self, which: int, depth: int) -> None:
-        """Any point, onto any other one of its line."""
+        """Any point, onto any older one of its line."""
         if not (known := self._committed()):
             return
         store = fleece.open_store(self.scene.store)
         catalogue = store.catalogue()
         point = catalogue.find(known[which % len(known)])
-        line = catalogue.line(next(iter(point.disks.values())))
-        first = line[depth % len(line)].header.point.id
+        older = catalogue.line(next(iter(point.disks.values())))[1:]
+        if not older:
+            return
+        first = older[depth % len(older)].header.point.id
         fleece.merge(store, point.id, first)
         self._check_point(point.id)
 
