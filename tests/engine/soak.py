@@ -136,16 +136,16 @@ class Soak(Matrix):
         """Any point onto an older one of its line, perhaps by an engine that is killed."""
         catalogue = self._catalogue()
         point = self._chance.choice(self._points())
-        older = catalogue.line(point.disk(NODES[0]))[1:]
-        if not older:
-            return
-        first = self._chance.choice(older).header.point.id
-        self._rewrite("merge", self.scene.store, point.id, "--from", first)
+        line = catalogue.line(point.disk(NODES[0]))
+        first = self._chance.choice(line).header.point.id
+        if first != point.id:
+            self._rewrite("merge", self.scene.store, point.id, "--from", first)
 
-    def store_is_pruned(self) -> None:
-        """After all points were compared: some go."""
+    def store_is_pruned(self, keep: int | None = None) -> None:
+        """After all points were compared: some go, all but the last `keep` if that is said."""
         self._check_new()
-        self._rewrite("prune", self.scene.store, "--keep-last", self._chance.randint(2, 12))
+        last = self._chance.randint(2, 12) if keep is None else keep
+        self._rewrite("prune", self.scene.store, "--keep-last", last)
         left = {point.id for point in self._points()}
         self._roots = {point: roots for point, roots in self._roots.items() if point in left}
 
