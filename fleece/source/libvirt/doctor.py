@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleece.source.libvirt.domain import Domain
+from fleece.source.libvirt.domain import Domain, version_text
 from fleece.source.libvirt.identity import identity_of
 from fleece.source.libvirt.inventory import (
     LibvirtDisk,
@@ -31,7 +31,7 @@ def examine(domain: Domain, refusal: str | None) -> Report:
     found = [told for name in domain.checkpoints() if (told := domain.checkpoint(name)) is not None]
     return Report(
         "libvirt",
-        f"{_shown(libvirt)} (QEMU {_shown(qemu)})",
+        f"{version_text(libvirt)} (QEMU {version_text(qemu)})",
         domain.name,
         identity_of(domain),
         domain.state().value if active else None,
@@ -47,8 +47,8 @@ def _examined(disk: LibvirtDisk, found: list[Checkpoint], qemu: int) -> Examined
         obstacle = "it is read-only"
     elif lost_client_kills(disk, qemu):
         obstacle = (
-            f"an iothread serves it, and QEMU {_shown(qemu)} ends when a client is lost; libvirt "
-            "writes it into files first"
+            f"an iothread serves it, and QEMU {version_text(qemu)} ends when a client is lost; "
+            "libvirt writes it into files first"
         )
     return ExaminedDisk(
         disk.name,
@@ -70,7 +70,3 @@ def _bitmap(told: Checkpoint, disk: str) -> ExaminedBitmap:
         told.sizes.get(disk, 0),
         {"recording": whole, "busy": False, "persistent": True, "inconsistent": not whole},
     )
-
-
-def _shown(version: int) -> str:
-    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"

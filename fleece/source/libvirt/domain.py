@@ -382,6 +382,11 @@ _OPERATIONS = {
 """`virDomainJobOperation`, in words."""
 
 
+def version_text(version: int) -> str:
+    """A version that libvirt numbers, as people write it: 7002022 is 7.2.22."""
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
+
+
 def _is_uuid(text: str) -> bool:
     try:
         uuid.UUID(text)

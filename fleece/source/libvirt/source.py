@@ -7,9 +7,9 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from fleece.attempts import Attempts
+from fleece.closing import Closing
 from fleece.delta.identity import GuestIdentity
 from fleece.errors import PointError, SourceError, UsageError
 from fleece.folder import Folder
@@ -29,7 +29,7 @@ from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.adopt import adopted_point
 from fleece.source.libvirt.checkpoints import is_of
 from fleece.source.libvirt.doctor import examine
-from fleece.source.libvirt.domain import Busy, Domain, State
+from fleece.source.libvirt.domain import Busy, Domain, State, version_text
 from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.identity import holder_of, identity_of
 from fleece.source.libvirt.inventory import (
@@ -64,7 +64,7 @@ from fleece.source.workfolder import (
 _PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
 
 
-class LibvirtSource:
+class LibvirtSource(Closing):
     """A guest of libvirt's, which is on.
 
     Args:
@@ -91,17 +91,6 @@ class LibvirtSource:
         self._strangers = Strangers()
         self._freezer = freezer
 
-    def __enter__(self) -> LibvirtSource:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Let go of libvirt."""
         self.domain.close()
@@ -123,7 +112,7 @@ class LibvirtSource:
     def producer(self) -> Mapping[str, str]:
         """The versions of libvirtd and of its QEMU."""
         libvirt, qemu = self.domain.versions()
-        return {"libvirt": _shown(libvirt), "qemu": _shown(qemu)}
+        return {"libvirt": version_text(libvirt), "qemu": version_text(qemu)}
 
     def examine(self) -> Report:
         """What libvirt can do, and what the guest has."""
@@ -407,8 +396,3 @@ def _planned(want: Wanted) -> PlannedDisk:
         return PlannedDisk(_own(want.disk), None)
     (name,) = want.since.parts
     return PlannedDisk(_own(want.disk), name, want.since.changed)
-
-
-def _shown(version: int) -> str:
-    """A version that libvirt numbers, as people write it."""
-    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
