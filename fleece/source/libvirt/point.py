@@ -14,7 +14,7 @@ from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, PushFeed
-from fleece.source.freeze import Freeze
+from fleece.source.freeze import TellsOfFreeze
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain, State
@@ -96,7 +96,7 @@ def _export(number: int) -> str:
     return f"d{number}"
 
 
-class LibvirtPoint:
+class LibvirtPoint(TellsOfFreeze):
     """A living point. `fleece.source.base.Point`."""
 
     granularity = GRANULARITY
@@ -107,9 +107,8 @@ class LibvirtPoint:
     def __init__(
         self, plan: PointPlan, work: WorkFolder, limit: int | None, freezer: Freezer | None = None
     ) -> None:
+        super().__init__()
         self._freezer = freezer
-        self.freeze = Freeze()
-        self._unknown: str | None = None
         self._plan = plan
         self._domain = plan.domain
         self._work = work
@@ -120,26 +119,7 @@ class LibvirtPoint:
         self._committed = False
         self._lost: PointError | None = None
         self._watched = 0.0
-        self._doubt: str | None = None
         self.exports: tuple[Export, ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know of how the point was taken."""
-        trouble = self.freeze.trouble
-        loose = None if trouble is None else f"the guest was not frozen: {trouble}"
-        told = self._doubt, loose, self.freeze.stuck, self._unknown
-        return tuple(text for text in told if text)
-
-    @property
-    def frozen(self) -> bool:
-        """The guest's file systems stood still when the point was taken."""
-        return self.freeze.frozen
-
-    @property
-    def stuck(self) -> str | None:
-        """Why the guest may still be frozen; None: it is not."""
-        return self.freeze.stuck
 
     def doubt_freeze(self) -> None:
         """An interrupted run took the point, and nothing tells how its freeze went."""

@@ -18,7 +18,7 @@ from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
 from fleece.source.base import Export, Transport
-from fleece.source.freeze import Freeze
+from fleece.source.freeze import TellsOfFreeze
 from fleece.source.options import Fleecing
 from fleece.source.qemu.agent import AgentError, GuestAgent
 from fleece.source.qemu.hold import Entangled, FleecingWay
@@ -58,7 +58,7 @@ _WAYS: dict[Fleecing, Callable[[PointPlan], FleecingWay]] = {
 }
 
 
-class QemuPoint:
+class QemuPoint(TellsOfFreeze):
     """A living point. `fleece.source.base.Point`.
 
     Attributes:
@@ -75,6 +75,7 @@ class QemuPoint:
         agent: GuestAgent | None = None,
         transport: Transport = Transport.PULL,
     ) -> None:
+        super().__init__()
         self._plan = plan
         self._fleecing = fleecing
         self._monitor = plan.monitor
@@ -83,11 +84,8 @@ class QemuPoint:
         self._work = plan.work
         self._scratch = plan.scratch
         self.exports: tuple[Export, ...] = ()
-        self.freeze = Freeze()
         self._agent = agent
-        self._unknown: str | None = None
         self.push = PushJobs(plan) if transport is Transport.PUSH else None
-        self._doubt: str | None = None
         self._committed = False
         self._down = False
         self._watched = 0.0
@@ -159,24 +157,6 @@ class QemuPoint:
         """Let the scratch forget ranges of a disk that are durable, and that nobody reads again."""
         names = [planned.disk.name for planned in self._disks]
         self._fleecing.reclaim(names.index(disk), ranges)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know of how the point was taken."""
-        trouble = self.freeze.trouble
-        loose = None if trouble is None else f"the guest was not frozen: {trouble}"
-        told = self._doubt, loose, self.freeze.stuck, self._unknown
-        return tuple(text for text in told if text)
-
-    @property
-    def frozen(self) -> bool:
-        """The guest's file systems stood still when the point was taken."""
-        return self.freeze.frozen
-
-    @property
-    def stuck(self) -> str | None:
-        """Why the guest may still be frozen; None: it is not."""
-        return self.freeze.stuck
 
     def doubt_freeze(self) -> None:
         """An interrupted run took the point, and nothing tells how its freeze went."""
