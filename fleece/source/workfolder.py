@@ -55,6 +55,11 @@ _KEPT_BY_NFS = re.compile(r"\.nfs[0-9a-f]+")
 """What an NFS client calls a removed file that somebody has open."""
 
 
+def folder_name(chain_id: str, point: str) -> str:
+    """The name of a point's work folder, with which the names of all its things begin."""
+    return f"{PREFIX}{chain_id}-{point}"
+
+
 @dataclass(frozen=True)
 class Owner:
     """The user of the QEMU that a work folder is made for."""

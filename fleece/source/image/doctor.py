@@ -7,7 +7,7 @@ from pathlib import Path
 from fleece.cancel import CancelToken
 from fleece.delta.identity import GuestIdentity
 from fleece.source.image.inventory import ImageDisk, ImageInventory
-from fleece.source.image.measure import dirty_bytes, passing_folder
+from fleece.source.image.measure import passing_folder, told_bytes
 from fleece.source.report import ExaminedBitmap, ExaminedDisk, Report
 from fleece.source.segments import Bitmap
 
@@ -58,7 +58,7 @@ def _bitmap(disk: ImageDisk, bitmap: Bitmap, folder: Path, cancel: CancelToken) 
         bitmap.name,
         bitmap.state,
         bitmap.granularity,
-        0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), folder, cancel),
+        told_bytes(disk, bitmap, folder, cancel),
         {
             "recording": bitmap.recording,
             "persistent": True,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from fleece.cancel import CancelToken
 from fleece.disk.image import ImageFormat, looks_like
 from fleece.disk.use import NO_IMAGE, User, writer_of
-from fleece.errors import PointError, SourceError, UsageError
+from fleece.errors import SourceError
 from fleece.programs import file_name, finished, program
+from fleece.source.choice import named
 from fleece.source.qemu.answers import Answer
 from fleece.source.segments import Bitmap, segments_of
 
@@ -100,15 +101,7 @@ class ImageInventory:
             UsageError: a name is given twice.
             PointError: there is no such disk.
         """
-        if len(set(names)) != len(names):
-            raise UsageError("a disk is named twice")
-        known = {disk.name: disk for disk in self.disks}
-        for name in names:
-            if name not in known:
-                raise PointError(
-                    f"there is no disk {name}", hint=f"the disks are: {', '.join(known)}"
-                )
-        return tuple(known[name] for name in names) or self.disks
+        return tuple(named(self.disks, names)) or self.disks
 
 
 def take_inventory(images: Sequence[Image], cancel: CancelToken) -> ImageInventory:

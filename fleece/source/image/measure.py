@@ -10,6 +10,7 @@ from pathlib import Path
 from fleece.cancel import CancelToken
 from fleece.source.image.hold import HeldImages, dirty_in
 from fleece.source.image.inventory import ImageDisk
+from fleece.source.segments import Bitmap
 
 
 def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], folder: Path, cancel: CancelToken) -> int:
@@ -26,6 +27,11 @@ def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], folder: Path, cancel: C
     """
     with contextlib.closing(HeldImages(folder, cancel)) as held:
         return dirty_in(held.serve(disk, bitmaps), bitmaps, cancel).total
+
+
+def told_bytes(disk: ImageDisk, bitmap: Bitmap, folder: Path, cancel: CancelToken) -> int:
+    """What one bitmap calls dirty, as `dirty_bytes`; 0: it is inconsistent, and tells nothing."""
+    return 0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), folder, cancel)
 
 
 @contextlib.contextmanager

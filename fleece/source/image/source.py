@@ -29,14 +29,14 @@ from fleece.source.base import (
 )
 from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes, passing_folder
+from fleece.source.image.measure import dirty_bytes, passing_folder, told_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.tool import remove_bitmap, settled_writer
-from fleece.source.image.workplace import folder_name, has_any, holder_of, left_behind, workplace
+from fleece.source.image.workplace import has_any, holder_of, left_behind, workplace
 from fleece.source.place import check_path, default_scratch
 from fleece.source.report import Report
-from fleece.source.segments import Bitmap, Segment, next_segment, written_since
-from fleece.source.workfolder import Strangers
+from fleece.source.segments import Segment, next_segment, written_since
+from fleece.source.workfolder import Strangers, folder_name
 
 
 class ImageSource(Closing):
@@ -225,7 +225,7 @@ class ImageSource(Closing):
                     segment.point,
                     bitmap.name,
                     bitmap.state,
-                    self._changed(disk, bitmap, folder),
+                    told_bytes(disk, bitmap, folder, self._cancel),
                     bitmap.granularity,
                     segment.is_of(disk.name),
                 )
@@ -234,11 +234,6 @@ class ImageSource(Closing):
                 if (segment := bitmap.segment) is not None
             ]
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
-
-    def _changed(self, disk: ImageDisk, bitmap: Bitmap, folder: Path) -> int:
-        if bitmap.inconsistent:
-            return 0
-        return dirty_bytes(disk, (bitmap.name,), folder, self._cancel)
 
     def has_point(self, chain_id: str) -> bool:
         """Whether a run holds images for a point of this chain, or an interrupted one did."""

@@ -36,11 +36,6 @@ def holder_of(paths: Sequence[str]) -> str:
     return f"images {hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}"
 
 
-def folder_name(chain: str, point: str) -> str:
-    """The name of a point's work folder."""
-    return f"{PREFIX}{chain}-{point}"
-
-
 @contextmanager
 def workplace(scratch: Path, name: str, holder: str) -> Iterator[Path]:
     """Make a point's work folder, and remove it; gives the folder for its sockets.

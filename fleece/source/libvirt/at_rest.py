@@ -34,10 +34,9 @@ from fleece.source.base import (
     Wanted,
 )
 from fleece.source.image.inventory import ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes, passing_folder
+from fleece.source.image.measure import dirty_bytes, passing_folder, told_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.source import ImageSource
-from fleece.source.image.tool import remove_bitmap
 from fleece.source.image.workplace import workplace
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.domain import Domain, State
@@ -106,6 +105,7 @@ class RestingSource(Closing):
         check_path(self.scratch)
         self._cancel = cancel or CancelToken()
         self._strangers = Strangers()
+        self._shared: frozenset[str] = frozenset()  # files that several disks are on
 
     def close(self) -> None:
         """Let go of libvirt."""
@@ -134,7 +134,10 @@ class RestingSource(Closing):
     def inventory(self) -> RestingInventory:
         """Its disks, as libvirt has them defined."""
         images, unfit = resting_drives(self.domain.definition())
-        return RestingInventory(take_inventory(images, self._cancel), unfit)
+        found = take_inventory(images, self._cancel)
+        users = Counter(path for disk in found.disks for path in set(disk.files))
+        self._shared = frozenset(path for path, count in users.items() if count > 1)
+        return RestingInventory(found, unfit)
 
     def _images(self) -> ImageSource:
         images, _ = resting_drives(self.domain.definition())
@@ -227,7 +230,7 @@ class RestingSource(Closing):
                     name.point,
                     bitmap.name,
                     bitmap.state,
-                    self._changed(disk, bitmap, folder),
+                    told_bytes(disk, bitmap, folder, self._cancel),
                     bitmap.granularity,
                     True,
                 )
@@ -237,15 +240,9 @@ class RestingSource(Closing):
             ]
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
 
-    def _changed(self, disk: ImageDisk, bitmap: Bitmap, folder: Path) -> int:
-        if bitmap.inconsistent:
-            return 0
-        return dirty_bytes(disk, (bitmap.name,), folder, self._cancel)
-
     def _images_of(self, disk: ImageDisk) -> list[str]:
         """What tells a disk's image, and those behind it that no other disk is on, from others."""
-        files = Counter(path for each in self.inventory().disks for path in set(each.files))
-        return [image_of(path) for path in disk.files if files[path] == 1]
+        return [image_of(path) for path in disk.files if path not in self._shared]
 
     def has_point(self, chain_id: str) -> bool:
         """Whether a run holds the images for a point of this chain, or an interrupted one did."""
@@ -258,9 +255,7 @@ class RestingSource(Closing):
         Raises:
             SourceError: somebody has the image open.
         """
-        for found in self.inventory().disks:
-            if found.name == disk and any(bitmap.name == name for bitmap in found.bitmaps):
-                remove_bitmap(found, name, self._cancel)
+        self._images().drop_bitmap(disk, name)
         self._forget_gone()
 
     def _forget_gone(self) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
 from fleece.disk.image import ImageFormat
-from fleece.errors import PointError, UsageError
+from fleece.errors import PointError
+from fleece.source.choice import writable
 from fleece.source.image.inventory import Image
 from fleece.source.libvirt.domain import Domain
 from fleece.source.workfolder import Owner
@@ -61,22 +62,7 @@ class LibvirtInventory:
             PointError: there is no such disk, or libvirt cannot back it up, or it is read-only, or
                 there is none at all.
         """
-        if len(set(names)) != len(names):
-            raise UsageError("a disk is named twice")
-        known = {disk.name: disk for disk in self.disks}
-        for name in names:
-            if name not in known:
-                there = ", ".join(known) or "none"
-                raise PointError(f"there is no disk {name}", hint=f"the disks are: {there}")
-            if known[name].read_only:
-                raise PointError(
-                    f"disk {name} is read-only: nothing can change on it", hint="leave it out"
-                )
-        chosen = tuple(known[name] for name in names) or tuple(
-            disk for disk in self.disks if not disk.read_only
-        )
-        if not chosen:
-            raise PointError("the guest has no writable disk")
+        chosen = writable(self.disks, names, "nothing can change on it")
         for disk in chosen:
             if disk.unfit is not None:
                 others = [each.name for each in self.disks if each.unfit is None]

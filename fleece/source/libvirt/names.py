@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleece.source.workfolder import PREFIX, SOCKET
+from fleece.source.workfolder import PREFIX, SOCKET, folder_name
 
 _CHECKPOINT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9]{{6,}})-([0-9a-f]{{10}})")
 _FOLDER = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9a-f]{{10}})")
@@ -50,7 +50,7 @@ class FolderName:
     point: str
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.chain_id}-{self.point}"
+        return folder_name(self.chain_id, self.point)
 
     @staticmethod
     def parse(name: str) -> FolderName | None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fleece.errors import PointError, SourceError, UsageError
+from fleece.errors import PointError, SourceError
+from fleece.source.choice import writable
 from fleece.source.qemu.answers import Answer, known
 from fleece.source.qemu.monitor import CommandError, Monitor
 from fleece.source.segments import Bitmap, segments_of
@@ -76,24 +77,8 @@ class Inventory:
             PointError: there is no such disk, or it is read-only, or there is none at all; or two
                 are called alike.
         """
-        if len(set(names)) != len(names):
-            raise UsageError("a disk is named twice")
-        known = {disk.name: disk for disk in self.disks}
-        for name in names:
-            if name not in known:
-                there = ", ".join(known) or "none"
-                raise PointError(f"there is no disk {name}", hint=f"the disks are: {there}")
-            if known[name].read_only:
-                raise PointError(
-                    f"disk {name} is read-only: nothing can change on it, so no "
-                    "segment can follow it",
-                    hint="leave it out",
-                )
-        chosen = tuple(known[name] for name in names) or tuple(
-            disk for disk in self.disks if not disk.read_only
-        )
-        if not chosen:
-            raise PointError("the guest has no writable disk")
+        why = "nothing can change on it, so no segment can follow it"
+        chosen = writable(self.disks, names, why)
         self._check_unlike(chosen)
         return chosen
 

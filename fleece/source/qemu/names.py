@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fleece.source.workfolder import PREFIX
+from fleece.source.workfolder import PREFIX, folder_name
 
 DELTA_BITMAP = "delta"
 PUSH_JOB = "p"
@@ -28,7 +28,7 @@ class PointNames:
     @property
     def prefix(self) -> str:
         """What they all begin with; also the name of the point's folder in the scratch folder."""
-        return f"{PREFIX}{self.chain}-{self.point}"
+        return folder_name(self.chain, self.point)
 
     def overlay(self, number: int) -> str:
         """The scratch's qcow2 node, which is what is exported."""
