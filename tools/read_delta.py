@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Restore a chain of deltas to a raw image, by docs/internals/format.rst alone: nothing of fleece is used.
+"""Restore a chain of deltas to a raw image by docs/internals/format.rst alone, without fleece.
 
 usage: tools/read_delta.py RAW DELTA...     (the deltas of one disk's chain, in any order)
 
