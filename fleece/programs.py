@@ -13,20 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fleece.cancel import CancelToken
+from fleece.environment import child_environment
 from fleece.errors import Interrupted, UsageError
-
-SECRET_VARIABLES = ("FLEECE_KEY_FILE", "FLEECE_PASSPHRASE_FILE", "FLEECE_PASSPHRASE")
-"""Where the command line looks for a secret: names of a key file and of a passphrase's file, and a
-passphrase itself."""
 
 _TICK = 0.2
 _END_LIMIT = 10.0
 """Seconds that a program has to end when it is told to, once the run is interrupted."""
-
-_KEEP_BUFFERS = {
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-}
 
 
 def program(name: str, package: str = "qemu-utils") -> str:
@@ -64,28 +56,6 @@ def shielded() -> tuple[str, ...]:
         if tried.returncode == 0:
             return words
     return ()
-
-
-def child_environment(**more: str) -> dict[str, str]:
-    """The environment of every program that is started: this process's own, less its secrets.
-
-    A child parses what a guest has written, or is the guest's machine: it must not find there what
-    opens the store. One that needs a key is told it through a pipe.
-
-    Args:
-        more: variables to add, or to replace.
-    """
-    kept = {name: text for name, text in os.environ.items() if name not in SECRET_VARIABLES}
-    return kept | more
-
-
-def server_environment() -> dict[str, str]:
-    """The environment of an NBD server: that of any child, and glibc keeps its freed buffers.
-
-    A server has a buffer of up to 1 MiB for each request; `cli.process` says what that costs else.
-    What the user set of mallopt(3) stays.
-    """
-    return _KEEP_BUFFERS | child_environment()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 
-from fleece.programs import child_environment, using
+from fleece.environment import child_environment
+from fleece.programs import using
 
 
 def step_back() -> None:

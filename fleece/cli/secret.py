@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.environment import SECRET_VARIABLES
 from fleece.errors import UsageError
-from fleece.programs import SECRET_VARIABLES
 
 
 def secret_of(

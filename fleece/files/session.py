@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fleece.cancel import CancelToken
+from fleece.environment import child_environment
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.files.wire import MOST_BLOB, PAGE, Head, Wire, WireError
-from fleece.programs import child_environment, using
+from fleece.programs import using
 from fleece.terminal import shown
 
 _TICK = 0.2

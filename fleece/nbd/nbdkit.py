@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fleece.cancel import CancelToken
+from fleece.environment import child_environment
 from fleece.errors import FleeceError, UsageError
 from fleece.nbd.server import greets
-from fleece.programs import child_environment, finished, program, using
+from fleece.programs import finished, program, using
 
 _VERSION = "python_version="
 _START_LIMIT = 60.0

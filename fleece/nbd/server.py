@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.cancel import CancelToken
+from fleece.environment import server_environment
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import ended, file_name, program, server_environment, using
+from fleece.programs import ended, file_name, program, using
 from fleece.temporary import temporary_folder
 
 _TICK = 0.2

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleece.cancel import CancelToken
+from fleece.environment import child_environment
 from fleece.errors import PointError
 from fleece.nbd.handover import Channel, HandOver
 from fleece.nbd.nbdkit import start, wait_for, why_ended
-from fleece.programs import child_environment, using
+from fleece.programs import using
 from fleece.temporary import temporary_file
 
 _PLUGIN = Path(__file__).with_name("sink_plugin.py")

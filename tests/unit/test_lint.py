@@ -21,6 +21,7 @@ _ROOT = Path(__file__).parents[2]
 _FLOORS = (
     {
         "attempts",
+        "environment",
         "errors",
         "cache",
         "cancel",

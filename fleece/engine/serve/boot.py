@@ -27,9 +27,10 @@ from fleece.engine.work.new_file import (
     new_file,
     target_errors,
 )
+from fleece.environment import child_environment
 from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
 from fleece.nbd.server import dies_with_parent
-from fleece.programs import child_environment, program, using
+from fleece.programs import program, using
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.monitor import Monitor
 from fleece.store.store import Store

@@ -19,10 +19,10 @@ from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.serve.plugin_exports import Report, Wish
 from fleece.engine.work.new_file import is_there
+from fleece.environment import server_environment
 from fleece.errors import FleeceError, StoreError, TargetError
 from fleece.nbd.nbdkit import start, wait_for, why_ended
 from fleece.nbd.uri import unix_uri
-from fleece.programs import server_environment
 from fleece.store.catalogue import StoredPoint
 from fleece.store.names import safe_name
 from fleece.store.store import Store
