@@ -7,6 +7,7 @@ from fleece.compare import TreeComparison
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.identity import GuestIdentity
+from fleece.delta.part import Part, PartKind
 from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter, Summary
 from fleece.disk.chain import ChainDisk
@@ -29,6 +30,7 @@ from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.restore.partial import PartialResult, restore_partial
+from fleece.engine.restore.parts import parts
 from fleece.engine.restore.qcow2_chain import restore_as_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.restore.stream import restore_stream
@@ -67,6 +69,7 @@ from fleece.source.base import (
     Inventory,
     KeepsBitmaps,
     KeptBitmap,
+    Machine,
     Point,
     PushFeed,
     Removed,
@@ -74,6 +77,7 @@ from fleece.source.base import (
     Resumable,
     Since,
     Source,
+    TellsMachine,
     Transport,
     TransportWish,
     Unknown,
@@ -159,6 +163,7 @@ __all__ = (
     "KeptSegment",
     "Loss",
     "LostExtent",
+    "Machine",
     "MappedExtent",
     "MergeResult",
     "MergedDisk",
@@ -166,6 +171,8 @@ __all__ = (
     "ModeWish",
     "Need",
     "ParentRef",
+    "Part",
+    "PartKind",
     "PartialResult",
     "Picture",
     "PlannedPoint",
@@ -200,6 +207,7 @@ __all__ = (
     "StoredPoint",
     "Summary",
     "TargetError",
+    "TellsMachine",
     "Transport",
     "TransportWish",
     "TreeComparison",
@@ -236,6 +244,7 @@ __all__ = (
     "open_image",
     "open_source",
     "open_store",
+    "parts",
     "picture_of",
     "prune",
     "read_entry",

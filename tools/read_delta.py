@@ -38,7 +38,9 @@ class Delta:
         start = self.file.read(40)
         self.need(start[8:28] == b"FHDRfleece delta v1\n" and len(start) == 40, "is no delta")
         version, code, _, incompatible = struct.unpack_from("<HBBI", start, 28)
-        self.need(version == 1 and code in HASHES and not incompatible, "needs another reader")
+        self.need(
+            version == 1 and code in HASHES and incompatible in (0, 2), "needs another reader"
+        )
         self.name, self.width, self.hash = HASHES[code]
         self.file.seek(0)
         body, self.own = self.frame(b"FHDR", MIB)
@@ -52,6 +54,7 @@ class Delta:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Damaged(f"{path}: its header is not valid ({error})") from error
         sane = 0 <= self.size <= 1 << 60 and self.leaf in (1 << bits for bits in range(12, 21))
+        sane = sane and ("part" in self.head) == (incompatible == 2)
         sane = sane and self.fan in (1 << bits for bits in range(1, 9))
         self.need(sane and self.head["hash"] == self.name, "its header contradicts itself")
         self.start, length = self.file.tell(), 76 + 6 * self.width

@@ -39,30 +39,8 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     """`fleece list STORE`."""
     catalogue = fleece.open_store(words.store, words.secret).catalogue()
     for point in catalogue.points:
-        for name, entry in sorted(point.disks.items()):
-            head = entry.header
-            parent = head.parent.point if head.parent else None
-            state = f"  gone: {', '.join(head.gone)}" if head.gone else ""
-            state += "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
-            output.row(
-                "point",
-                f"{point.guest}  {point.id}  {point.time}  {name}  {head.mode:12}  "
-                f"{human(head.size):>10}  {human(entry.stored_bytes):>10}  {entry.root}{state}",
-                guest=point.guest,
-                point=point.id,
-                sequence=point.sequence,
-                time=point.time,
-                disk=name,
-                mode=head.mode,
-                size=head.size,
-                parent=parent,
-                gone=[*head.gone],
-                identity=_identity(head.identity),
-                root=entry.root,
-                stored_bytes=entry.stored_bytes,
-                complete=point.complete,
-                path=entry.where,
-            )
+        for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
+            _list_delta(output, point, entry)
     for trouble in catalogue.damaged:
         error = trouble.error
         output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
@@ -73,6 +51,35 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
             hint="'fleece verify' tells which points need them",
         )
     output.succeed("", points=len(catalogue.points))
+
+
+def _list_delta(output: Output, point: fleece.StoredPoint, entry: fleece.Entry) -> None:
+    """Tell of one disk or part of a point."""
+    head = entry.header
+    fields: dict[str, object] = {"disk": head.disk}
+    if head.part is not None:
+        fields = {"part": head.part, "name": head.disk}
+    state = f"  gone: {', '.join(head.gone)}" if head.gone and head.part is None else ""
+    state += "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
+    output.row(
+        "point" if head.part is None else "part",
+        f"{point.guest}  {point.id}  {point.time}  {head.disk}  {head.mode:12}  "
+        f"{human(head.size):>10}  {human(entry.stored_bytes):>10}  {entry.root}{state}",
+        guest=point.guest,
+        point=point.id,
+        sequence=point.sequence,
+        time=point.time,
+        **fields,
+        mode=head.mode,
+        size=head.size,
+        parent=head.parent.point if head.parent else None,
+        gone=[*head.gone],
+        identity=_identity(head.identity),
+        root=entry.root,
+        stored_bytes=entry.stored_bytes,
+        complete=point.complete,
+        path=entry.where,
+    )
 
 
 def _identity(told: fleece.GuestIdentity | None) -> dict[str, str | None] | None:
@@ -102,6 +109,8 @@ def info(output: Output, cancel: CancelToken, words: InfoWords) -> None:
             "parent": parent,
             "root": last.root.hex(),
             "disks": [*head.disks],
+            "part": head.part,
+            "parts": [*head.parts],
             "gone": [*head.gone],
             "identity": _identity(head.identity),
             "hash": head.algorithm.name,

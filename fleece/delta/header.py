@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fleece.delta.identity import GuestIdentity
 from fleece.delta.layout import ENVELOPE, MAX_HEADER, MAX_SIZE, SKIPPABLE_MAGIC, Tag, seal, unseal
+from fleece.delta.part import PartKind, is_part
 from fleece.errors import DeltaError, UsageError
 from fleece.hashing import XXH3_128, HashAlgorithm, by_code
 from fleece.tree import FAN_OUT, LEAF_SIZE, Geometry
@@ -21,6 +22,9 @@ VERSION = 1
 
 SALVAGED = 1
 """The incompatible feature of a salvaged file: what was left of a damaged delta."""
+
+PART = 2
+"""The incompatible feature of a delta of a part of the machine, which is no disk."""
 
 _GREETING = b"fleece delta v1\n"
 _FIXED = struct.Struct("<16sHBBIII")
@@ -86,12 +90,12 @@ class Header:
         file_id: binds the records to their file; names nothing outside it.
         chain: the line of points of one guest in one store.
         guest: the guest's name.
-        disk: the disk's name within the guest.
+        disk: the disk's name within the guest; of a part, that one's.
         size: the disk's size at the point, in bytes.
         point: the point in time.
         parent: what it builds on; None: it covers the whole disk.
         mode: how its dirty set was found.
-        disks: the names of all disks of the point, this one among them.
+        disks: the names of all disks of the point; of a disk's delta, its own is among them.
         gone: names of disks that the guest had at the point before, and no longer has.
         identity: of the guest, as its QEMU told it; None: it told none.
         level: the zstd level.
@@ -99,6 +103,8 @@ class Header:
         producer: the versions of the programs that made it.
         leaf_size, fan_out, algorithm: the tree's shape (`fleece.tree.Geometry`).
         salvaged: None: an ordinary delta. Else it is no delta, only what was left of one.
+        part: what of the machine it holds; None: a disk.
+        parts: the names of all parts of the point; of a part's delta, its own is among them.
     """
 
     file_id: uuid.UUID
@@ -119,6 +125,13 @@ class Header:
     salvaged: Salvaged | None = None
     gone: tuple[str, ...] = ()
     identity: GuestIdentity | None = None
+    part: PartKind | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What it is of, for messages."""
+        return f"disk {self.disk}" if self.part is None else f"part {self.disk}"
 
     @property
     def covers_from(self) -> int:
@@ -148,7 +161,7 @@ def pack(header: Header) -> bytes:
     """
     raw = _to_json(header)
     text = json.dumps(raw, indent=1, ensure_ascii=False).encode() + b"\n"
-    features = 0 if header.salvaged is None else SALVAGED
+    features = _features(header)
     fixed = _FIXED.pack(_GREETING, VERSION, header.algorithm.code, 0, features, 0, len(text))
     frame = seal(Tag.HEADER, fixed + text, header.algorithm)
     try:
@@ -158,6 +171,11 @@ def pack(header: Header) -> bytes:
     except ValueError as error:
         raise UsageError(f"the header is not valid ({error})", where=header.disk) from error
     return frame
+
+
+def _features(header: Header) -> int:
+    """The incompatible features that a header announces."""
+    return (0 if header.salvaged is None else SALVAGED) | (0 if header.part is None else PART)
 
 
 def frame_length(first: bytes, where: object) -> int:
@@ -196,7 +214,7 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
             where=where,
             hint="a newer fleece may read it",
         )
-    if incompatible & ~SALVAGED or algorithm is None:
+    if incompatible & ~(SALVAGED | PART) or algorithm is None:
         raise DeltaError(
             f"needs features that this version lacks (flags {incompatible:#x}, hash {code})",
             where=where,
@@ -209,8 +227,8 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
         raise DeltaError("the header's text has the wrong length", where=where)
     try:
         header = _from_json(_loads(text), algorithm)
-        if (header.salvaged is not None) != bool(incompatible & SALVAGED):
-            raise ValueError("it does not say clearly whether it is salvaged")
+        if _features(header) != incompatible:
+            raise ValueError("it does not say clearly whether it is salvaged, or a part")
         return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeltaError(f"the header is not valid ({error})", where=where) from error
@@ -239,6 +257,10 @@ def _to_json(header: Header) -> dict[str, object]:
     if header.identity is not None:
         told = {"uuid": header.identity.uuid, "name": header.identity.name}
         added["identity"] = {key: value for key, value in told.items() if value is not None}
+    if header.part is not None:
+        added["part"] = header.part.value
+    if header.parts:
+        added["parts"] = list(header.parts)
     return {
         "format": "fleece delta",
         "file": str(header.file_id),
@@ -291,15 +313,28 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         salvaged=_salvaged(top.get("salvaged"), algorithm),
         gone=_names(top["gone"]) if "gone" in top else (),
         identity=_identity(top["identity"]) if "identity" in top else None,
+        part=PartKind(_text(top["part"])) if "part" in top else None,
+        parts=_names(top["parts"]) if "parts" in top else (),
     )
-    if header.disk not in header.disks:
-        raise ValueError("its disk is not in its list of disks")
+    _check_names(header)
     if (header.parent is None) != (header.mode == Mode.FULL):
         how = "without" if header.parent is None else "with"
         raise ValueError(f"mode '{header.mode}' {how} a parent")
     if header.leaf_size & (header.leaf_size - 1) or header.fan_out & (header.fan_out - 1):
         raise ValueError("leaf size and fan-out must be powers of two")
     return header
+
+
+def _check_names(header: Header) -> None:
+    """Raise `ValueError` unless disks and parts are told apart."""
+    if any(map(is_part, header.disks)) or not all(map(is_part, header.parts)):
+        raise ValueError("a disk has the name of a part, or a part that of a disk")
+    if header.part is None and header.disk not in header.disks:
+        raise ValueError("its disk is not in its list of disks")
+    if header.part is not None and header.disk != header.part.own_name:
+        raise ValueError("its name is not that of its kind")
+    if header.part is not None and header.disk not in header.parts:
+        raise ValueError("its part is not in its list of parts")
 
 
 def _parent(raw: object, algorithm: HashAlgorithm) -> ParentRef | None:
@@ -368,7 +403,7 @@ def _identifier(raw: object) -> str:
 
 def _names(raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list) or not 0 < len(raw) <= 4096:
-        raise ValueError("the list of disks is missing or too long")
+        raise ValueError("a list of names is missing or too long")
     return tuple(_text(name) for name in raw)
 
 

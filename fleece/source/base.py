@@ -1,8 +1,8 @@
 """What the engine asks of a source: disks, a point of all of them, exports to read it by.
 
 `Source` and `Point` are what every kind of source gives. What only some can do is a protocol of
-its own: `Resumable`, `KeepsBitmaps`, `PushFeed`. `fleece.testing.source` has a test for each
-sentence here; run it on a source of your own.
+its own: `Resumable`, `KeepsBitmaps`, `PushFeed`, `TellsMachine`. `fleece.testing.source` has a
+test for each sentence here; run it on a source of your own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from fleece.delta.identity import GuestIdentity
+from fleece.delta.part import Part
 from fleece.extents import Extents
 
 
@@ -415,6 +416,33 @@ class Resumable(Protocol):
         Raises:
             PointError: it is not there as it was taken, to the last part; nothing was changed.
             SourceError: the guest is not here, or will not stay.
+        """
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a source tells of the machine besides its disks.
+
+    Attributes:
+        parts: at most one of each kind; without secrets in the clear, but NVRAM and TPM state are
+            secrets themselves. What did not change has the same bytes.
+        missing: what the machine has and cannot be told, and why: a line each.
+    """
+
+    parts: Sequence[Part]
+    missing: Sequence[str] = ()
+
+
+@runtime_checkable
+class TellsMachine(Protocol):
+    """A point whose source tells the machine."""
+
+    def machine(self) -> Machine:
+        """The machine, asked once and at once after the point was taken.
+
+        It is as near to the point as the source can have it: not of the same moment. Nothing that
+        goes wrong is raised: what cannot be told is `Machine.missing`, for disks without their
+        machine are better than none.
         """
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 from fleece.delta.blob import Blob
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
+from fleece.delta.part import is_part
 from fleece.delta.partial import PartialDelta
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, RecordFile
@@ -205,7 +206,8 @@ class StoredPoint:
     Attributes:
         guest, chain, id, sequence, time: as in the headers.
         disks: by disk name; the headers say which ones must be there.
-        missing: the names of disks whose delta is not.
+        missing: the names of disks and parts whose delta is not.
+        parts: of the machine, by their names; likewise.
     """
 
     guest: str
@@ -215,10 +217,16 @@ class StoredPoint:
     time: str
     disks: dict[str, Entry]
     missing: tuple[str, ...]
+    parts: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def deltas(self) -> dict[str, Entry]:
+        """Of all its disks and parts, by name."""
+        return self.disks | self.parts
 
     @property
     def complete(self) -> bool:
-        """A point counts only when all disks that its headers name are there."""
+        """A point counts only when all disks and parts that its headers name are there."""
         return not self.missing
 
     @property
@@ -232,7 +240,7 @@ class StoredPoint:
         if found is None:
             raise StoreError(
                 f"point {self.id} has no time that rules can be applied to ({self.time})",
-                where=next(iter(self.disks.values())).where,
+                where=next(iter(self.deltas.values())).where,
             )
         return found
 
@@ -248,6 +256,17 @@ class StoredPoint:
                 hint=f"its disks are: {', '.join(sorted(self.disks))}",
             )
         return self.disks[name]
+
+    def delta(self, name: str) -> Entry:
+        """The delta of one disk or part.
+
+        Raises:
+            UsageError: the point has none of that name.
+        """
+        if is_part(name) and name not in self.parts:
+            there = ", ".join(sorted(self.parts)) or "none"
+            raise UsageError(f"point {self.id} has no part {name}", hint=f"its parts are: {there}")
+        return self.parts[name] if is_part(name) else self.disk(name)
 
 
 @dataclass(frozen=True)
@@ -331,7 +350,7 @@ class Catalogue:
         """The point that an id, an unambiguous prefix of one, or `latest` means.
 
         Raises:
-            StoreError: there is none, not all of its disks are there, or `latest` cannot be told
+            StoreError: there is none, not all of its deltas are there, or `latest` cannot be told
                 because a damaged file may be newer.
             UsageError: there is more than one, or the text is empty.
         """
@@ -463,7 +482,7 @@ class Catalogue:
     def _missing(self, child: Entry, parent: str) -> StoreError:
         other_root = bool(self._candidates(child))
         what = "is not in the store" if not other_root else "is there with another root"
-        text = f"the delta that it builds on, point {parent} of disk {child.header.disk}, {what}"
+        text = f"the delta that it builds on, point {parent} of {child.header.what}, {what}"
         if self.damaged:
             text += f" ({len(self.damaged)} damaged: {self.damaged[0].error})"
         return StoreError(
@@ -509,7 +528,7 @@ def point_key(entry: Entry) -> str:
 
 
 def _head(point: StoredPoint) -> Header:
-    return next(iter(point.disks.values())).header
+    return next(iter(point.deltas.values())).header
 
 
 def _may_be_newer(head: Header, point: StoredPoint) -> bool:
@@ -523,13 +542,16 @@ def _may_be_newer(head: Header, point: StoredPoint) -> bool:
 
 
 def _point(group: list[Entry]) -> StoredPoint:
-    """The point of some entries, the best of each disk first."""
+    """The point of some entries, the best of each disk and part first."""
     head = group[0].header
     disks: dict[str, Entry] = {}
+    parts: dict[str, Entry] = {}
     for entry in group:
-        disks.setdefault(entry.header.disk, entry)
-    named = {name for entry in group for name in entry.header.disks}
-    missing = tuple(sorted(named - disks.keys()))
+        mine = disks if entry.header.part is None else parts
+        mine.setdefault(entry.header.disk, entry)
+    named = {name for entry in group for name in (*entry.header.disks, *entry.header.parts)}
+    missing = tuple(sorted(named - disks.keys() - parts.keys()))
+    ref = head.point
     return StoredPoint(
-        head.guest, head.chain, head.point.id, head.point.sequence, head.point.time, disks, missing
+        head.guest, head.chain, ref.id, ref.sequence, ref.time, disks, missing, parts
     )

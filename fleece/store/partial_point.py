@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fleece.delta.header import Header, PointRef
@@ -15,15 +16,17 @@ from fleece.store.names import final_name
 
 @dataclass(frozen=True)
 class UnfinishedPoint:
-    """An interrupted backup's point: for each disk a file with a whole header, no other delta.
+    """An interrupted backup's point: for each disk and part a file with a whole header, no other.
 
     Attributes:
         batch: what it is in.
         heads: the headers, in the order of the point's disks.
+        parts: the headers of its parts, in theirs.
     """
 
     batch: Batch
     heads: tuple[Header, ...]
+    parts: tuple[Header, ...] = ()
 
     @property
     def guest(self) -> str:
@@ -57,12 +60,14 @@ def unfinished(access: Access, batch: Batch) -> UnfinishedPoint | None:
     first = next(iter(heads.values()), None)
     if first is None or batch.name != access.point_name(first.point.id):
         return None
-    common = {(head.guest, head.chain, head.point, head.disks) for head in heads.values()}
-    names = [access.delta_name(disk) for disk in first.disks]
+    common = {(h.guest, h.chain, h.point, h.disks, h.parts) for h in heads.values()}
+    names = [access.delta_name(name) for name in (*first.disks, *first.parts)]
     fits = len(common) == 1 and sorted(names) == sorted(heads)
     if not fits or any(heads[access.delta_name(h.disk)] != h for h in heads.values()):
         return None
-    return UnfinishedPoint(batch, tuple(heads[name] for name in names))
+    found = [heads[name] for name in names]
+    count = len(first.disks)
+    return UnfinishedPoint(batch, tuple(found[:count]), tuple(found[count:]))
 
 
 class PartialPoint:
@@ -111,6 +116,19 @@ class PartialPoint:
         made = self._batch.reopen(name, proven.end)
         self._names.append(name)
         return made, proven
+
+    def keep(self, parts: Iterable[str]) -> None:
+        """Keep the finished deltas of parts as they are.
+
+        Raises:
+            StoreError: one is not whole.
+        """
+        for part in parts:
+            name = self._access.delta_name(part)
+            with self._access.read(self._batch.open(name)) as delta:
+                length = delta.length
+            self._batch.reopen(name, length)
+            self._names.append(name)
 
     def commit(self) -> None:
         """Make the point durable and visible; when this returns, it is both.

@@ -60,14 +60,14 @@ def places_of(catalogue: Catalogue, point: StoredPoint) -> list[str]:
 
     Raises:
         StoreError: one cannot be dropped at once, because a delta of another point is with it, or
-            because not all of the point's disks are.
+            because not all of the point's are.
     """
     mine = {copy.key for copy in _copies(catalogue, point)}
     found = {point_key(copy): copy for copy in _copies(catalogue, point)}
     for place, copy in sorted(found.items()):
         held = catalogue.beside(copy)
         here = {entry.header.disk for entry in held}
-        if any(entry.key not in mine for entry in held) or here != point.disks.keys():
+        if any(entry.key not in mine for entry in held) or here != point.deltas.keys():
             raise StoreError(
                 f"point {point.id} does not have a folder of its own",
                 where=catalogue.access.backend.name(place),
@@ -77,7 +77,7 @@ def places_of(catalogue: Catalogue, point: StoredPoint) -> list[str]:
 
 
 def _copies(catalogue: Catalogue, point: StoredPoint) -> list[Entry]:
-    return [copy for entry in point.disks.values() for copy in catalogue.copies(entry)]
+    return [copy for entry in point.deltas.values() for copy in catalogue.copies(entry)]
 
 
 def drop(backend: Backend, places: Iterable[str]) -> list[str]:

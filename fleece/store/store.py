@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 
+from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.keys import Secret
 from fleece.store import notes
@@ -110,6 +111,14 @@ class Store:
         found = [unfinished(self.access, batch) for batch in left]
         points = [point for point in found if point is not None and point.guest == guest]
         return sorted(points, key=lambda point: -point.ref.sequence)
+
+    def part_of(self, left: UnfinishedPoint, part: str) -> DeltaReader:
+        """The delta of a part of an interrupted backup's point.
+
+        Raises:
+            DeltaError: it is not finished, or damaged.
+        """
+        return self.access.read(left.batch.open(self.access.delta_name(part)))
 
     def resume(self, left: UnfinishedPoint) -> PartialPoint:
         """Resume a point that an interrupted backup left; the lock must be held."""

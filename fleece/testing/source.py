@@ -25,6 +25,7 @@ from fleece.engine.backup.options import BackupOptions
 from fleece.engine.backup.pull import open_export
 from fleece.engine.backup.run import backup
 from fleece.engine.restore.image import restore
+from fleece.engine.restore.parts import parts
 from fleece.engine.work.reads import OneReader
 from fleece.errors import PointError, UsageError
 from fleece.extents import Extents
@@ -36,6 +37,7 @@ from fleece.source.base import (
     Resumable,
     Since,
     Source,
+    TellsMachine,
     Transport,
     TransportWish,
     Unknown,
@@ -362,6 +364,39 @@ class SourceContract:
                 source.drop_bitmap(bitmap.disk, bitmap.name)
             assert not source.bitmaps()
             assert all(isinstance(_since(source, d, 1), Unknown) for d in _disks(source))
+
+    # ---- the machine ----
+
+    def test_the_machine_is_told(self, guest: ContractGuest) -> None:
+        """The same again, if nothing changed; what cannot be told is said."""
+        with guest.open() as source:
+            told = []
+            for number in (1, 2):
+                with source.take(_request(source, number)) as point:
+                    if not isinstance(point, TellsMachine):
+                        raise unittest.SkipTest("it tells no machine")
+                    told.append(point.machine())
+            assert told[0] == told[1]
+            kinds = [part.kind for part in told[0].parts]
+            assert len(set(kinds)) == len(kinds)
+            assert kinds or told[0].missing
+            assert all(told[0].missing)
+
+    def test_the_machine_is_stored(self, guest: ContractGuest) -> None:
+        """And what did not change of it costs nothing again."""
+        with tempfile.TemporaryDirectory() as folder, guest.open() as source:
+            store = init(Path(folder, "store"))
+            for number in (1, 2):
+                with source.take(_request(source, number)) as point:
+                    if not isinstance(point, TellsMachine):
+                        raise unittest.SkipTest("it tells no machine")
+                    told = point.machine()
+                result = backup(source, store, BackupOptions(guest="contract"))
+                assert result.parts == tuple(part.name for part in told.parts)
+                assert {*parts(store, result.point)} == {*told.parts}
+                for entry in store.catalogue().find(result.point).parts.values():
+                    held = entry.data_bytes + entry.zero_bytes
+                    assert held == (entry.header.size if number == 1 else 0)
 
     # ---- the engine ----
 

@@ -19,6 +19,7 @@ from fleece.source.base import (
     Chosen,
     Disk,
     Export,
+    Machine,
     Removed,
     Request,
     Since,
@@ -94,18 +95,32 @@ class NbdPoint:
         return ()
 
 
+class MachinePoint(NbdPoint):
+    """A point whose machine somebody has told."""
+
+    def __init__(self, exports: tuple[Export, ...], told: Machine) -> None:
+        super().__init__(exports)
+        self._told = told
+
+    def machine(self) -> Machine:
+        """As it was told."""
+        return self._told
+
+
 class NbdSource:
     """Disks that are served by NBD.
 
     Args:
         name: of the guest.
         uris: of the disks, by name.
+        machine: that they are of; None: nobody tells it.
     """
 
     doubts: tuple[str, ...] = ()
 
-    def __init__(self, name: str, uris: Mapping[str, str]) -> None:
+    def __init__(self, name: str, uris: Mapping[str, str], machine: Machine | None = None) -> None:
         self.where = name
+        self.machine = machine
         self._uris = dict(uris)
 
     def producer(self) -> Mapping[str, str]:
@@ -173,7 +188,8 @@ class NbdSource:
             Export(want.disk.name, self._uris[want.disk.name], want.disk.size, None, None)
             for want in request.wanted
         ]
-        yield NbdPoint(tuple(exports))
+        made = tuple(exports)
+        yield NbdPoint(made) if self.machine is None else MachinePoint(made, self.machine)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -189,7 +189,8 @@ class TestNbd(SourceContract):
                 try:
                     uri = f"nbd+unix:///?socket={socket}"
                     wait_until(lambda: run("nbdinfo", "--size", uri).returncode == 0, "nbdkit")
-                    made = NbdSource("plain", {"d0": uri})
+                    told = fleece.Machine([fleece.Part(fleece.PartKind.NVRAM, b"variables")])
+                    made = NbdSource("plain", {"d0": uri}, told)
                     yield _Guest(lambda _: made, write, {"d0": Path(shown)}, runs=False)
                 finally:
                     server.terminate()

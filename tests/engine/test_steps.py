@@ -15,8 +15,8 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.delta.sink import Sink
 from fleece.engine.backup.decide import Lineage
+from fleece.engine.backup.destination import store_point
 from fleece.engine.backup.fill_by_pull import fill_by_pull
-from fleece.engine.backup.filling import store_point
 from fleece.engine.backup.identity import bound
 from fleece.engine.backup.plan import plan_point
 from fleece.engine.backup.resume import resume

@@ -5,14 +5,17 @@ python -m tests.fuzz.seeds FOLDER
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
 import fleece
+from fleece.delta.part import PartKind
 from fleece.delta.writer import DeltaWriter
+from fleece.extents import Extents
 from fleece.tree import BlankDisk
-from tests.unit.kit import LEAF, Change, History, header, store_history
+from tests.unit.kit import LEAF, Change, History, header, store_history, write_delta
 
 _HISTORIES = {
     "none": History(0, 2, ((),)),
@@ -35,6 +38,13 @@ def main(folder: Path) -> None:
         writer = DeltaWriter(file, head, BlankDisk(head.geometry))
         writer.zero(0, head.size)
         writer.finish()
+    head = dataclasses.replace(
+        header(4, disk=PartKind.NVRAM.own_name, disks=("vda",)),
+        part=PartKind.NVRAM,
+        parts=(PartKind.NVRAM.own_name,),
+    )
+    with (folder / "part").open("wb") as file:
+        write_delta(file, head, BlankDisk(head.geometry), b"uefi", Extents.whole(4))
     with tempfile.TemporaryDirectory() as name:
         for what, history in _HISTORIES.items():
             place = Path(name, what)

@@ -20,6 +20,7 @@ import zstandard
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.identity import GuestIdentity
+from fleece.delta.part import PartKind
 from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, leaf_hashes
 from fleece.delta.writer import DeltaWriter
@@ -76,6 +77,8 @@ class Case:
         purposes: keyed, encrypted.
         algorithm: if it is not keyed.
         identity: of the guest.
+        part: what of the machine it is; None: a disk.
+        parts: of the point.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Case:
     purposes: tuple[bool, bool] = (False, False)
     algorithm: HashAlgorithm = XXH3_128
     identity: GuestIdentity | None = None
+    part: PartKind | None = None
+    parts: tuple[PartKind, ...] = ()
 
     @property
     def protection(self) -> Protection | None:
@@ -105,7 +110,7 @@ class Case:
             file_id=uuid.UUID(int=number),
             chain="c0ffee00",
             guest="golden",
-            disk="vda",
+            disk="vda" if self.part is None else self.part.own_name,
             size=len(self.disk),
             point=PointRef(f"{number:010x}", number, "2026-11-23T00:00:00Z"),
             parent=None if parent is None else _reference(parent),
@@ -116,6 +121,8 @@ class Case:
             producer={"fleece": "0.1.0"},
             algorithm=algorithm or self.algorithm,
             identity=self.identity,
+            part=self.part,
+            parts=tuple(part.own_name for part in self.parts),
         )
 
 
@@ -128,6 +135,7 @@ _WHOLE = {0: LEAF_SIZE, 2 * LEAF_SIZE: 512}
 _HOLE = (LEAF_SIZE, LEAF_SIZE)
 _CHANGED = {LEAF_SIZE: LEAF_SIZE}
 _GONE = (0, LEAF_SIZE)
+_PARTS = (PartKind.LIBVIRT_XML, PartKind.NVRAM)
 
 CASES = (
     # The disk has 2 leaves and a tail of 512 bytes; the second leaf is zeros.
@@ -173,6 +181,19 @@ CASES = (
         _GONE,
         parent="named",
         identity=GuestIdentity("f1eece00-0000-4000-8000-000000000001", "golden-guest"),
+    ),
+    # A disk of a point with parts of the machine, and its parts; then one that changed.
+    Case("with-parts", FULL_DISK, _WHOLE, _HOLE, parts=_PARTS),
+    Case("definition", LONE_DISK, {0: 777}, part=PartKind.LIBVIRT_XML, parts=_PARTS),
+    Case("variables", FULL_DISK, _WHOLE, _HOLE, part=PartKind.NVRAM, parts=_PARTS),
+    Case(
+        "variables-child",
+        CHILD_DISK,
+        _CHANGED,
+        _GONE,
+        parent="variables",
+        part=PartKind.NVRAM,
+        parts=_PARTS,
     ),
 )
 

@@ -85,6 +85,10 @@ class Lineage:
         points = self.catalogue.of_chain(self.guest, self.chain_id)
         return {name for point in points for name in point.disks}
 
+    def usable(self, entry: Entry) -> Entry | None:
+        """The same delta, if all that it builds on is there; else None."""
+        return entry if _broken(self.catalogue, entry) is None else None
+
 
 def auditable(disk: Disk, lineage: Lineage) -> Auditable:
     """What an audit can compare a disk with.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fleece.delta.chain import Chain
-from fleece.delta.header import Header
+from fleece.delta.header import Header, Mode, ParentRef
+from fleece.delta.part import Part
 from fleece.delta.partial import Proven
 from fleece.delta.sink import Sink
 from fleece.delta.writer import DeltaWriter, Summary
@@ -19,9 +21,7 @@ from fleece.engine.backup.options import DiskResult
 from fleece.engine.backup.take import Taken
 from fleece.engine.backup.task import Task
 from fleece.engine.work.pool import run_beside
-from fleece.errors import StoreError
-from fleece.hashing import Buffer
-from fleece.store.partial_point import PartialPoint
+from fleece.store.catalogue import Entry
 from fleece.tree import BlankDisk, Geometry
 from fleece.version import VERSION
 
@@ -88,10 +88,16 @@ class Filling:
     @contextlib.contextmanager
     def base(self, made: Decision) -> Iterator[Chain | None]:
         """The chain that a disk's delta builds on; None: nothing."""
-        if made.parent is None:
+        with self.chain(made.parent) as chain:
+            yield chain
+
+    @contextlib.contextmanager
+    def chain(self, parent: Entry | None) -> Iterator[Chain | None]:
+        """The chain that leads to a delta, open; None: to none."""
+        if parent is None:
             yield None
             return
-        with self.task.lineage.catalogue.chain(made.parent) as chain:
+        with self.task.lineage.catalogue.chain(parent) as chain:
             yield chain
 
     def writer(self, head: Header, opening: Opening, base: Chain | None) -> DeltaWriter:
@@ -108,19 +114,34 @@ class Filling:
             size: of the disk.
             granularity: of the bitmaps that say what changed, in bytes; None: none does.
         """
-        task, taken, parent = self.task, self.taken, made.parent
+        parent = None if made.parent is None else made.parent.as_parent()
+        head = self._head(made.disk.name, size, parent, made.mode)
+        return dataclasses.replace(head, granularity=granularity)
+
+    def part_head(self, part: Part, base: Chain | None) -> Header:
+        """The header of the delta of a part of the machine, on a chain."""
+        parent, mode = None, Mode.FULL
+        if base is not None:
+            below = base.deltas[0].header
+            parent = ParentRef(below.point.id, base.root.hex(), below.size)
+            mode = Mode.RESCAN
+        head = self._head(part.name, len(part.data), parent, mode)
+        return dataclasses.replace(head, part=part.kind)
+
+    def _head(self, name: str, size: int, parent: ParentRef | None, mode: Mode) -> Header:
+        task, taken = self.task, self.taken
         return Header(
             file_id=uuid.uuid4(),
             chain=task.lineage.chain_id,
             guest=task.lineage.guest,
-            disk=made.disk.name,
+            disk=name,
             size=size,
             point=taken.ref,
-            parent=None if parent is None else parent.as_parent(),
-            mode=made.mode,
+            parent=parent,
+            mode=mode,
             disks=tuple(each.disk.name for each in taken.decisions),
             level=task.options.level,
-            granularity=granularity,
+            granularity=None,
             producer={
                 "fleece": VERSION,
                 "python": platform.python_version(),
@@ -129,6 +150,7 @@ class Filling:
             algorithm=task.store.algorithm,
             gone=taken.gone,
             identity=task.bond.identity,
+            parts=taken.part_names,
         )
 
     def finish(
@@ -167,72 +189,3 @@ class Filling:
 
 Fill = Callable[[Filling], list[DiskResult]]
 """Reads a point into its deltas, and finishes these: by pull or by push."""
-
-
-@dataclass(frozen=True)
-class _IntoStore:
-    """The deltas go into a point of a store.
-
-    Attributes:
-        partial: the point, until it is whole.
-        resumed: an interrupted backup has begun them.
-    """
-
-    partial: PartialPoint
-    resumed: bool
-
-    def open(self, disk: str) -> Opening:
-        """The file of a disk's delta."""
-        if self.resumed:
-            return Opening(*self.partial.reopen(disk))
-        made = self.partial.create(disk)
-        return Opening(made, sync=made.sync)
-
-    def place(self, disk: str) -> str:
-        """The file's name."""
-        return self.partial.place(disk)
-
-
-class _IntoStream:
-    """The one delta goes to the caller's stream."""
-
-    def __init__(self, output: Sink) -> None:
-        self._output = output
-
-    def open(self, disk: str) -> Opening:
-        """The stream."""
-        return Opening(self)
-
-    def place(self, disk: str) -> str:
-        """As the command line writes it."""
-        return "-"
-
-    def write(self, data: Buffer) -> int | None:
-        """Pass bytes on."""
-        try:
-            return self._output.write(data)
-        except OSError as error:
-            raise StoreError(f"the output takes no more ({error.strerror})") from error
-
-
-def store_point(task: Task, taken: Taken, fill: Fill) -> list[DiskResult]:
-    """Store a point. When this returns, it is durable; when it raises, nothing of it is there."""
-    ref, left = taken.ref, taken.left
-    partial = (
-        task.store.begin(task.lineage.guest, ref.id, ref.sequence)
-        if left is None
-        else task.store.resume(left)
-    )
-    try:
-        results = fill(Filling(task, taken, _IntoStore(partial, left is not None)))
-        task.cancel.check()
-        run_beside(partial.commit, taken.living.watch)
-    except BaseException:
-        partial.discard()
-        raise
-    return results
-
-
-def stream_point(task: Task, taken: Taken, fill: Fill, output: Sink) -> list[DiskResult]:
-    """Write the delta of a point's one disk to a stream, which the caller makes durable."""
-    return fill(Filling(task, taken, _IntoStream(output)))

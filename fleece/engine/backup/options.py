@@ -94,6 +94,7 @@ class BackupResult:
         resumed: an interrupted backup took it, at the time that its headers say.
         transport: how it came out of the source.
         adopted: the chain was another guest's before.
+        parts: of the machine, by their names in the store.
     """
 
     point: str
@@ -104,6 +105,7 @@ class BackupResult:
     resumed: bool = False
     transport: Transport = Transport.PULL
     adopted: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def common_mode(results: Sequence[DiskResult]) -> PointMode:

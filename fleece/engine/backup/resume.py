@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fleece import events
 from fleece.delta.header import Header
 from fleece.engine.backup.decide import Decision, ModeWish, decide
+from fleece.engine.backup.parts import prove_parts
 from fleece.engine.backup.take import Taken, recover
 from fleece.engine.backup.task import Task
 from fleece.errors import FleeceError, PointError
@@ -43,6 +44,7 @@ def _find(task: Task, stack: contextlib.ExitStack) -> Taken | None:
     for left in _candidates(task):
         try:
             source = _resumable(task)
+            prove_parts(task, left)
             decisions = _decisions(left, task)
             wanted = [Wanted(made.disk, made.since) for made in decisions]
             chain_id = task.lineage.chain_id

@@ -10,9 +10,9 @@ from fleece.cancel import CancelToken
 from fleece.delta.sink import Sink
 from fleece.engine.backup.aftermath import Aftermath, let_go, oldest_needed, trust
 from fleece.engine.backup.decide import Lineage
+from fleece.engine.backup.destination import store_point, stream_point
 from fleece.engine.backup.fill_by_pull import fill_by_pull
 from fleece.engine.backup.fill_by_push import fill_by_push
-from fleece.engine.backup.filling import store_point, stream_point
 from fleece.engine.backup.identity import bound, guest_name
 from fleece.engine.backup.options import BackupOptions, BackupResult, DiskResult, common_mode
 from fleece.engine.backup.plan import check_needs, plan_point
@@ -104,4 +104,5 @@ def _result(task: Task, taken: Taken, results: Sequence[DiskResult]) -> BackupRe
         taken.left is not None,
         Transport.PULL if taken.living.push is None else Transport.PUSH,
         task.bond.adopted is not None,
+        taken.part_names,
     )

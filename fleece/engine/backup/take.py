@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from fleece import events
 from fleece.delta.header import PointRef
+from fleece.delta.part import Part
 from fleece.engine.backup.decide import Decision
 from fleece.engine.backup.plan import Plan
 from fleece.engine.backup.task import Task
-from fleece.source.base import Point, Request, Source, Wanted
+from fleece.engine.work.part import LARGEST
+from fleece.source.base import Point, Request, Source, TellsMachine, Wanted
 from fleece.store.partial_point import UnfinishedPoint
 
 
@@ -25,6 +27,8 @@ class Taken:
         living: the point in the source.
         left: what an interrupted backup has stored of it already; None: it is new.
         gone: disks of earlier points that the guest no longer has.
+        parts: of the machine, as they are to be stored; what an interrupted backup has stored of
+            them is not among them.
     """
 
     ref: PointRef
@@ -32,6 +36,14 @@ class Taken:
     living: Point
     left: UnfinishedPoint | None = None
     gone: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of all parts of the machine that the point has."""
+        if self.left is not None:
+            return tuple(head.disk for head in self.left.parts)
+        return tuple(part.name for part in self.parts)
 
 
 def recover(source: Source, chain_id: str, listener: events.Listener) -> None:
@@ -60,4 +72,24 @@ def take(task: Task, plan: Plan, stack: contextlib.ExitStack) -> Taken:
     request = Request(chain_id, ref.sequence, ref.id, wanted, transport=plan.transport)
     task.cancel.check()
     living = stack.enter_context(taken(task.source, request, task.listener))
-    return Taken(ref, plan.decisions, living, gone=plan.gone)
+    parts = _machine(task, living)
+    return Taken(ref, plan.decisions, living, gone=plan.gone, parts=parts)
+
+
+def _machine(task: Task, living: Point) -> tuple[Part, ...]:
+    """What a living point tells of the machine; what it cannot is a warning, and no failure.
+
+    A stream takes one disk's delta, and nothing beside it.
+    """
+    if task.output is not None or not isinstance(living, TellsMachine):
+        return ()
+    told = living.machine()
+    missing = [*told.missing]
+    missing += [f"{one.kind}: it has {len(one.data)} bytes" for one in told.parts if _huge(one)]
+    for text in missing:
+        task.warn(f"the point lacks a part of the machine: {text}")
+    return tuple(part for part in told.parts if not _huge(part))
+
+
+def _huge(part: Part) -> bool:
+    return len(part.data) > LARGEST

@@ -138,7 +138,7 @@ def _last_good(
 
     for point in reversed(points):
         with contextlib.suppress(StoreError):
-            depth = max(catalogue.depth(entry) for entry in point.disks.values())
-            if all(good(entry) for entry in point.disks.values()):
+            depth = max(catalogue.depth(entry) for entry in point.deltas.values())
+            if all(good(entry) for entry in point.deltas.values()):
                 return point, depth
     return None, 0

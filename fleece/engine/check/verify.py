@@ -88,7 +88,7 @@ def _data_bytes(catalogue: Catalogue, points: Sequence[StoredPoint]) -> int:
     """How much there is to read."""
     wanted: dict[str, int] = {}
     for point in points:
-        for entry in point.disks.values():
+        for entry in point.deltas.values():
             with contextlib.suppress(StoreError):
                 catalogue.check_line(entry)
                 at: Entry | None = entry
@@ -111,7 +111,7 @@ def problems_of(catalogue: Catalogue, guest: str | None = None) -> Iterator[Stor
             continue
         if point.missing:
             yield _incomplete(catalogue, point)
-        for entry in point.disks.values():
+        for entry in point.deltas.values():
             try:
                 catalogue.check_line(entry)
             except StoreError as error:
@@ -189,8 +189,8 @@ class Checker:
         self._listener(events.Problem(error.where or self._catalogue.where, error.what))
 
     def point(self, point: StoredPoint) -> bool:
-        """Whether all disks of a point are there and proven."""
-        sound = [self._entry(entry) for _, entry in sorted(point.disks.items())]
+        """Whether all disks and parts of a point are there and proven."""
+        sound = [self._entry(entry) for _, entry in sorted(point.deltas.items())]
         if point.missing:
             self.problem(_incomplete(self._catalogue, point))
         return all(sound) and point.complete

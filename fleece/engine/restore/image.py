@@ -86,7 +86,7 @@ def restore(
     Args:
         store: to read.
         point: an id, a prefix of one, or `latest`.
-        disk: the disk's name.
+        disk: the disk's name, or that of a part of the machine.
         target: path of the image to make, or a block device, or an NBD URI.
         options: how.
         listener: hears `Progress`; `Warned` of what could not be kept of an image that is replaced.
@@ -102,7 +102,7 @@ def restore(
     options = options or RestoreOptions()
     _refuse_idle(target, options)
     catalogue = store.catalogue()
-    entry = catalogue.find(point, options.guest).disk(disk)
+    entry = catalogue.find(point, options.guest).delta(disk)
     standing = options.in_place or stands(target)
     if standing and not (options.in_place or options.force):
         raise TargetError(

@@ -41,7 +41,7 @@ def restore_stream(
     Args:
         store: to read.
         point: an id, a prefix of one, or `latest`.
-        disk: the disk's name.
+        disk: the disk's name, or that of a part of the machine.
         sink: where the bytes go.
         guest: which guest, if `latest` could mean several.
         listener: hears `Progress`.
@@ -54,7 +54,7 @@ def restore_stream(
     """
     cancel = cancel or CancelToken()
     catalogue = store.catalogue()
-    entry = catalogue.find(point, guest).disk(disk)
+    entry = catalogue.find(point, guest).delta(disk)
     with catalogue.chain(entry) as chain:
         source, shape = ChainDisk(chain), chain.geometry
         counter = Counter(listener, events.Phase.RESTORE, disk, shape.size)

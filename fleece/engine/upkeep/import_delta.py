@@ -31,7 +31,7 @@ class ImportResult:
         delta: where it is, for messages.
         stored_bytes: the file's length.
         already: the store had it.
-        missing: disks of the point that the store still lacks.
+        missing: disks and parts of the point that the store still lacks.
     """
 
     point: str
@@ -88,8 +88,8 @@ def _take_in(
     catalogue = store.catalogue()
     entry = Entry.of(delta, draft.key)
     head = entry.header
-    disks = _disks_of(catalogue, entry)
-    held = disks.get(head.disk)
+    there = _deltas_of(catalogue, entry)
+    held = there.get(head.disk)
     if held is None:
         check_taken_in(head, catalogue, adopt=adopt)
         parents = catalogue.line(entry)[1:]
@@ -99,13 +99,13 @@ def _take_in(
                 _check(delta, older, listener, cancel)
         else:
             _check(delta, None, listener, cancel)
-        place = store.take_in(draft, entry, next(iter(disks.values()), None))
+        place = store.take_in(draft, entry, next(iter(there.values()), None))
         listener(events.Committed(head.point.id))
     elif held.root == entry.root:
         place = held.where
     else:
         raise StoreError(
-            f"holds another root ({held.root}) of point {head.point.id}, disk {head.disk}, "
+            f"holds another root ({held.root}) of point {head.point.id}, {head.what}, "
             f"than the stream ({entry.root})",
             where=held.where,
         )
@@ -117,7 +117,7 @@ def _take_in(
         delta=place,
         stored_bytes=entry.stored_bytes,
         already=held is not None,
-        missing=tuple(sorted({*head.disks} - {*disks, head.disk})),
+        missing=tuple(sorted({*head.disks, *head.parts} - {*there, head.disk})),
     )
 
 
@@ -134,11 +134,11 @@ def _spool(sink: NewObject, read: Callable[[int], bytes], cancel: CancelToken) -
     sink.sync()
 
 
-def _disks_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:
+def _deltas_of(catalogue: Catalogue, entry: Entry) -> dict[str, Entry]:
     """What the store has of the point already."""
     head = entry.header
     wanted = head.guest, head.chain, head.point.id
-    return next((p.disks for p in catalogue.points if (p.guest, p.chain, p.id) == wanted), {})
+    return next((p.deltas for p in catalogue.points if (p.guest, p.chain, p.id) == wanted), {})
 
 
 def _check(

@@ -99,7 +99,7 @@ def merge(
                 f"point {chosen.id} is to be merged from itself: nothing would change",
                 hint="name an older point by --from",
             )
-        lines = {name: catalogue.line(chosen.disks[name]) for name in sorted(chosen.disks)}
+        lines = {name: catalogue.line(entry) for name, entry in sorted(chosen.deltas.items())}
         counts = {name: _run_length(line, start) for name, line in lines.items()}
         if start is not None and not any(counts.values()):
             raise UsageError(f"point {chosen.id} does not build on point {start.id}")
@@ -122,7 +122,7 @@ def _run_length(line: Sequence[Entry], start: StoredPoint | None) -> int:
     names = [entry.header.point.id for entry in line]
     if start.id in names:
         return names.index(start.id) + 1
-    first, newest = start.disks.get(line[0].header.disk), line[0]
+    first, newest = start.deltas.get(line[0].header.disk), line[0]
     return int(first is not None and first.header.parent == newest.header.parent)
 
 

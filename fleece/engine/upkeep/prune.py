@@ -40,7 +40,8 @@ class PlannedPoint:
         guest, point, time: which.
         stored_bytes: of its files, copies too.
         reasons: why it stays; empty: it goes.
-        merges: disk name -> number of deltas that its delta will stand for, where more than one.
+        merges: name of a disk or part -> number of deltas that its delta will stand for, where
+            more than one.
     """
 
     guest: str
@@ -139,7 +140,7 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
         (point.id, name): (entry, count)
         for point in points
         if point.id in kept
-        for name, entry in point.disks.items()
+        for name, entry in point.deltas.items()
         if (count := 1 + len(list(_dropped(catalogue, entry, kept)))) > 1
     }
     sizes = {point.id: _stored_bytes(catalogue, point) for point in points}
@@ -150,7 +151,11 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
             point.time,
             sizes[point.id],
             kept.get(point.id, ()),
-            {name: merges[point.id, name][1] for name in point.disks if (point.id, name) in merges},
+            {
+                name: merges[point.id, name][1]
+                for name in point.deltas
+                if (point.id, name) in merges
+            },
         )
         for point in points
     )
@@ -192,7 +197,7 @@ def _can_be_done(catalogue: Catalogue, plan: _GuestPlan) -> None:
 
 
 def _stored_bytes(catalogue: Catalogue, point: StoredPoint) -> int:
-    copies = (copy for entry in point.disks.values() for copy in catalogue.copies(entry))
+    copies = (copy for entry in point.deltas.values() for copy in catalogue.copies(entry))
     return sum(copy.stored_bytes for copy in copies)
 
 
@@ -222,7 +227,7 @@ def _all_is_there(catalogue: Catalogue, guest: str) -> None:
                 where=catalogue.where,
                 hint=_HINT,
             )
-        for entry in point.disks.values():
+        for entry in point.deltas.values():
             catalogue.check_line(entry)
 
 
@@ -243,7 +248,7 @@ def _keep_shared(
 
     A parent's sequence is below its child's, so all that builds on a delta is known before it.
     """
-    heads = {entry.key for point in points for entry in point.disks.values()}
+    heads = {entry.key for point in points for entry in point.deltas.values()}
     takers: Counter[str] = Counter()
     for _, same in itertools.groupby(_newest_first(catalogue, points), key=_sequence):
         entries = list(same)
@@ -261,7 +266,7 @@ def _newest_first(catalogue: Catalogue, points: Sequence[StoredPoint]) -> list[E
     """All deltas of some points' lines, each once, by descending sequence."""
     found: dict[str, Entry] = {}
     for point in points:
-        for entry in point.disks.values():
+        for entry in point.deltas.values():
             at: Entry | None = entry
             while at is not None and at.key not in found:
                 found[at.key] = at

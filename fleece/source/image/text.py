@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from fleece.delta.header import is_name
+from fleece.delta.part import is_part
 from fleece.disk.image import ImageFormat
 from fleece.errors import UsageError
 from fleece.source.image.inventory import Image
@@ -55,5 +56,11 @@ def _image(part: str) -> Image:
             "a disk's name must be printable, of 1 to 1024 characters",
             where=part,
             hint=f"write {_SHOWN}",
+        )
+    if is_part(name):
+        raise UsageError(
+            "names that begin with @ are those of a machine's parts, and no disk's",
+            where=part,
+            hint=f"give the disk another: {_SHOWN}",
         )
     return Image(name, path, ImageFormat(form) if form else None)

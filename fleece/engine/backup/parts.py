@@ -1,0 +1,63 @@
+"""Store what a point's source tells of the machine: each part in a delta of its own.
+
+Parts are stored before the first disk, and durably: a point whose disks can be resumed has them
+all, as they were told when it was taken.
+"""
+
+from __future__ import annotations
+
+from fleece.delta.chain import Chain
+from fleece.engine.backup.filling import Filling, Opening
+from fleece.engine.backup.pack import Packer
+from fleece.engine.backup.task import Task
+from fleece.engine.backup.unchanged import HeldLeaves
+from fleece.engine.work.part import read_part
+from fleece.store.catalogue import Entry
+from fleece.store.partial_point import PartialPoint, UnfinishedPoint
+
+
+def store_parts(filling: Filling, partial: PartialPoint) -> None:
+    """Store the parts of a new point; when this returns, they are durable."""
+    for part in filling.taken.parts:
+        with filling.chain(_parent(filling, part.name)) as base:
+            head = filling.part_head(part, base)
+            made = partial.create(part.name)
+            writer = filling.writer(head, Opening(made), base)
+            packer = Packer(writer, head.geometry, head.level)
+            same = 0 if base is None else head.covers_from
+            if base is not None and same:
+                packer.store(0, part.data[:same], HeldLeaves(base, same).hashes(0, same))
+            packer.store(same, part.data[same:])
+            writer.finish()
+            made.sync()
+
+
+def _parent(filling: Filling, name: str) -> Entry | None:
+    """What a part's delta builds on: of the newest point that one of the disks builds on.
+
+    So a part needs no point that its disks do not need, and its line is no longer than theirs.
+    """
+    lineage = filling.task.lineage
+    parents = [made.parent.header.point for made in filling.taken.decisions if made.parent]
+    newest = max(parents, key=lambda ref: ref.sequence, default=None)
+    for point in lineage.catalogue.of_chain(lineage.guest, lineage.chain_id):
+        if newest is not None and point.id == newest.id and name in point.parts:
+            return lineage.usable(point.parts[name])
+    return None
+
+
+def prove_parts(task: Task, left: UnfinishedPoint) -> None:
+    """Prove the parts that an interrupted backup has stored, each by its root.
+
+    Raises:
+        StoreError: one is not whole, or what it builds on is damaged or missing.
+    """
+    catalogue = task.lineage.catalogue
+    for head in left.parts:
+        with task.store.part_of(left, head.disk) as delta:
+            parents = catalogue.line(Entry.of(delta, delta.where))[1:]
+            if parents:
+                with catalogue.chain(parents[0]) as older:
+                    read_part(older.on(delta))
+            else:
+                read_part(Chain([delta]))

@@ -1,0 +1,43 @@
+"""A part of the machine out of its chain, in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fleece.delta.chain import Chain
+from fleece.delta.part import Part
+from fleece.delta.reader import leaf_hashes
+from fleece.disk.chain import ChainDisk
+from fleece.engine.work.scan import Region, root_of
+from fleece.errors import StoreError, UsageError, VerifyError
+from fleece.tree import Geometry
+
+LARGEST = 64 * 1024 * 1024
+"""Bytes of a part: more than any firmware or TPM has, and no more than memory."""
+
+
+def read_part(chain: Chain) -> Part:
+    """The part at a chain's newest point, proven by its root.
+
+    Raises:
+        UsageError: the chain is a disk's.
+        StoreError: it is damaged, or larger than `LARGEST`.
+        VerifyError: what was read has another root.
+    """
+    head, where = chain.deltas[0].header, chain.deltas[0].where
+    if head.part is None:
+        raise UsageError("is of a disk, and not of a part of the machine", where=where)
+    if head.size > LARGEST:
+        raise StoreError(f"has {head.size} bytes, more than a part of a machine may", where=where)
+    data = bytes(ChainDisk(chain).read(0, head.size)) if head.size else b""
+    root = _root(data, chain.geometry)
+    if root != chain.root:
+        raise VerifyError(
+            f"what was read has root {root.hex()}, the point has another", where=where
+        )
+    return Part(head.part, data)
+
+
+def _root(data: bytes, shape: Geometry) -> bytes:
+    hashes = np.frombuffer(leaf_hashes(data, shape), np.uint8).reshape(-1, shape.algorithm.size)
+    return root_of(iter([Region(0, hashes, len(hashes))] if data else []), shape)
