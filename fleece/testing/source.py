@@ -367,30 +367,21 @@ class SourceContract:
 
     # ---- the machine ----
 
-    def test_the_machine_is_told(self, guest: ContractGuest) -> None:
-        """The same again, if nothing changed; what cannot be told is said."""
-        with guest.open() as source:
-            told = []
-            for number in (1, 2):
-                with source.take(_request(source, number)) as point:
-                    if not isinstance(point, TellsMachine):
-                        raise unittest.SkipTest("it tells no machine")
-                    told.append(point.machine())
-            assert told[0] == told[1]
-            kinds = [part.kind for part in told[0].parts]
-            assert len(set(kinds)) == len(kinds)
-            assert kinds or told[0].missing
-            assert all(told[0].missing)
-
-    def test_the_machine_is_stored(self, guest: ContractGuest) -> None:
-        """And what did not change of it costs nothing again."""
+    def test_the_machine_is_told_and_stored(self, guest: ContractGuest) -> None:
+        """The same again, if nothing changed, which costs nothing; what cannot be told is said."""
         with tempfile.TemporaryDirectory() as folder, guest.open() as source:
             store = init(Path(folder, "store"))
+            before = None
             for number in (1, 2):
                 with source.take(_request(source, number)) as point:
                     if not isinstance(point, TellsMachine):
                         raise unittest.SkipTest("it tells no machine")
                     told = point.machine()
+                kinds = [part.kind for part in told.parts]
+                assert len(set(kinds)) == len(kinds)
+                assert all(told.missing)
+                assert before in (None, told)
+                before = told
                 result = backup(source, store, BackupOptions(guest="contract"))
                 assert result.parts == tuple(part.name for part in told.parts)
                 assert {*parts(store, result.point)} == {*told.parts}
