@@ -27,6 +27,7 @@ from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
 from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.check.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.engine.restore.existing_target import format_by_name
+from fleece.engine.restore.guest import GuestOptions, GuestResult, restore_guest
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.restore.partial import PartialResult, restore_partial
@@ -146,6 +147,8 @@ __all__ = (
     "GuestAgent",
     "GuestDisk",
     "GuestIdentity",
+    "GuestOptions",
+    "GuestResult",
     "GuestStatus",
     "HashAlgorithm",
     "HashChoice",
@@ -250,6 +253,7 @@ __all__ = (
     "read_entry",
     "restore",
     "restore_as_chain",
+    "restore_guest",
     "restore_partial",
     "restore_stream",
     "salvage",

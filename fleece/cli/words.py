@@ -184,6 +184,25 @@ class RestoreWords(Words):
     secret: fleece.Secret | None
 
 
+class RestoreGuestWords(Words):
+    """`fleece restore-guest STORE POINT TARGETDIR`."""
+
+    store: str
+    point: str
+    folder: str
+    connect: str | None
+    name: str | None
+    keep_identity: bool
+    places: list[tuple[str, str]]
+    target_format: str | None
+    script: bool
+    trusted: bool
+    start: bool
+    force: bool
+    guest: str | None
+    secret: fleece.Secret | None
+
+
 class ServeWords(Words):
     """`fleece serve STORE POINT`."""
 

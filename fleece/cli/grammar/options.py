@@ -49,13 +49,14 @@ def add_scratch(made: argparse.ArgumentParser) -> None:
     )
 
 
-def add_connect(made: argparse.ArgumentParser) -> None:
+def add_connect(
+    made: argparse.ArgumentParser, what: str = "the libvirt that has the guest"
+) -> None:
     """Add the option that names a libvirt."""
     made.add_argument(
         "--connect",
         metavar="URI",
-        help="the libvirt that has the guest, as virsh names it; default: $LIBVIRT_DEFAULT_URI, "
-        "else libvirt's own",
+        help=f"{what}, as virsh names it; default: $LIBVIRT_DEFAULT_URI, else libvirt's own",
     )
 
 

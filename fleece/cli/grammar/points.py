@@ -8,18 +8,33 @@ from fleece.cli.grammar.options import (
     POINT,
     STORE,
     AddVerb,
+    add_connect,
     add_disks,
     add_guest,
     add_key,
     add_mode,
     file_to_make,
 )
-from fleece.cli.words import BootWords, DiffWords, MapWords, RestoreWords, ServeWords
+from fleece.cli.words import (
+    BootWords,
+    DiffWords,
+    MapWords,
+    RestoreGuestWords,
+    RestoreWords,
+    ServeWords,
+)
 
 
 def point_verbs(verb: AddVerb) -> None:
-    """restore, serve, boot-test, diff, map."""
-    for add in (_restore_verb, _boot_verb, _diff_verb, _picture_verb, _serve_verb):
+    """restore, restore-guest, serve, boot-test, diff, map."""
+    for add in (
+        _restore_verb,
+        _restore_guest_verb,
+        _boot_verb,
+        _diff_verb,
+        _picture_verb,
+        _serve_verb,
+    ):
         add(verb)
 
 
@@ -70,6 +85,77 @@ def _restore_verb(verb: AddVerb) -> None:
     add_mode(restore, "the new image, or of each with --as-chain")
     add_guest(restore)
     add_key(restore)
+
+
+def _restore_guest_verb(verb: AddVerb) -> None:
+    guest = verb(
+        "restore-guest",
+        "putting_back:restore_guest",
+        RestoreGuestWords,
+        "put a whole guest back: its disks, firmware variables, TPM and definition",
+    )
+    guest.add_argument("store", metavar="STORE", help=STORE)
+    guest.add_argument("point", metavar="POINT", help=POINT)
+    guest.add_argument(
+        "folder",
+        metavar="TARGETDIR",
+        help="folder for its disks, DISK.qcow2 or DISK.raw; made if it is not there",
+    )
+    add_connect(guest, "the libvirt that gets the guest")
+    guest.add_argument("--name", metavar="NAME", help="name of the guest; default: its own")
+    guest.add_argument(
+        "--keep-identity",
+        action="store_true",
+        help="keep its UUID and network addresses; default: new ones",
+    )
+    _add_places(guest)
+    guest.add_argument(
+        "--script",
+        action="store_true",
+        help="make a script that starts QEMU, even of a guest of libvirt's",
+    )
+    guest.add_argument(
+        "--trust-definition",
+        action="store_true",
+        dest="trusted",
+        help="keep what in the definition reaches into the host: devices, files, programs",
+    )
+    guest.add_argument("--start", action="store_true", help="start the guest at the end")
+    guest.add_argument(
+        "--force",
+        action="store_true",
+        help="replace files, devices, and a guest of the same name that is off",
+    )
+    add_guest(guest)
+    add_key(guest)
+
+
+def _add_places(guest: argparse.ArgumentParser) -> None:
+    """Where the disks of a guest go."""
+    guest.add_argument(
+        "--map",
+        action="append",
+        type=_place,
+        default=[],
+        dest="places",
+        metavar="DISK=PATH",
+        help="put a disk elsewhere, into a file or onto a block device (repeatable)",
+    )
+    guest.add_argument(
+        "--format",
+        choices=("raw", "qcow2"),
+        dest="target_format",
+        default=None,
+        help="format of all images; default: as the definition says, else qcow2",
+    )
+
+
+def _place(text: str) -> tuple[str, str]:
+    """The type of a disk's place; a disk's name may have an equals sign, a path after it not."""
+    disk, equals, path = text.partition("=")
+    if not (disk and equals and path):
+        raise argparse.ArgumentTypeError("is written DISK=PATH, like vda=/dev/vg0/web1")
+    return disk, path
 
 
 def _diff_verb(verb: AddVerb) -> None:
