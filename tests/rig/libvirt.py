@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ unix_sock_group = "root"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 log_outputs = "2:file:{log}"
+host_uuid = "{host}"
 """
 _MOUNT = """
 mkdir -p /run/libvirt /var/log/libvirt /var/cache/libvirt /var/lib/libvirt /etc/libvirt
@@ -79,7 +81,7 @@ class Libvirtd:
         group = "root" if user == "root" else "kvm"
         (self.folder / "etc/qemu.conf").write_text(_CONFIGURATION.format(user=user, group=group))
         log = self.folder / "log/libvirtd.log"
-        (self.folder / "etc/libvirtd.conf").write_text(_DAEMON.format(log=log))
+        (self.folder / "etc/libvirtd.conf").write_text(_DAEMON.format(log=log, host=uuid.uuid4()))
         for name, line in (
             ("passwd", f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n"),
             ("group", f"{_QEMU_USER}:x:64055:\n"),
@@ -185,14 +187,19 @@ AGENT = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0
 
 
 def guest_xml(
-    name: str, disks: Sequence[GuestDisk], devices: str = "", top: str = "", boot: str = ""
+    name: str,
+    disks: Sequence[GuestDisk],
+    devices: str = "",
+    top: str = "",
+    boot: str = "",
+    crash: str = "destroy",
 ) -> str:
     """A small guest, emulated; without `boot` it has no operating system."""
     return f"""<domain type='qemu'><name>{name}</name>{top}
 <memory unit='MiB'>{256 if boot else 64}</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os><features><acpi/></features>
 <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
-<on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>destroy</on_crash>
+<on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>{crash}</on_crash>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>
 {"".join(disk.xml() for disk in disks)}{devices}<memballoon model='none'/></devices></domain>"""
 

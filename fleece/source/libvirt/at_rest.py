@@ -149,8 +149,9 @@ class RestingSource(Closing):
 
     def examine(self) -> Report:
         """What its images are, and who uses them."""
-        found = self._images().examine()
-        return dataclasses.replace(found, kind="libvirt", state=State.OFF.value)
+        found, state = self._images().examine(), self.domain.state()
+        refusal = f"the guest is {state.value}" if state is State.AWAY else found.refusal
+        return dataclasses.replace(found, kind="libvirt", state=state.value, refusal=refusal)
 
     def check_needs(self) -> None:
         """See that QEMU's tools are there.
@@ -167,12 +168,21 @@ class RestingSource(Closing):
     def check_ready(self) -> None:
         """Check that the guest is still off, and nobody writes to its images.
 
+        The locks by which that is seen reach no other host if the storage does not pass them on, so
+        a guest that has migrated is not read here.
+
         Raises:
-            SourceError: it is not, or somebody does.
+            SourceError: it is not, or somebody does, or it was migrated.
         """
         if self.domain.is_active():
             raise SourceError(
                 "the guest was off, and has been started", where=self.where, hint="try again"
+            )
+        if (state := self.domain.state()) is State.AWAY:
+            raise SourceError(
+                f"the guest is {state.value}",
+                where=self.where,
+                hint="back it up there; once it has been started here again, it is backed up here",
             )
         self._images().check_ready()
 

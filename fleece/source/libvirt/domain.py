@@ -51,6 +51,7 @@ class State(enum.Enum):
     SAVING = "being saved"
     CRASHED = "crashed"
     OFF = "off"
+    AWAY = "migrated to another host"
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,10 @@ class Domain:
                 lib.VIR_DOMAIN_PAUSED_SAVE: State.SAVING,
                 lib.VIR_DOMAIN_PAUSED_STARTING_UP: State.STARTING,
             }.get(reason, State.PAUSED)
-        return {
-            lib.VIR_DOMAIN_SHUTOFF: State.OFF,
-            lib.VIR_DOMAIN_CRASHED: State.CRASHED,
-        }.get(state, State.RUNNING)
+        if state == lib.VIR_DOMAIN_SHUTOFF:
+            away = reason == lib.VIR_DOMAIN_SHUTOFF_MIGRATED
+            return State.AWAY if away else State.OFF
+        return State.CRASHED if state == lib.VIR_DOMAIN_CRASHED else State.RUNNING
 
     def is_active(self) -> bool:
         """Whether a QEMU of it is there, running or not."""
@@ -309,6 +310,8 @@ class Domain:
             try:
                 told = self._ask("the guest's job", lambda: self._domain.jobStats(0))
             except Refused as error:
+                if error.number == Code.UNSUPPORTED:  # only the host that it comes from tells
+                    return Busy(_OPERATIONS[4])
                 if error.number != Code.INTERNAL:
                     raise
                 reason = error.reason  # a backup that begins

@@ -212,7 +212,7 @@ class LibvirtPoint(TellsOfFreeze):
                 where=self._domain.where,
                 hint="was the scratch full? choose another folder with --scratch",
             )
-        if state in (State.OFF, State.CRASHED):
+        if state in (State.OFF, State.AWAY):
             raise self._gone(f"the guest is {state.value}")
 
     def reclaim(self, disk: str, ranges: Extents) -> None:

@@ -61,7 +61,8 @@ from fleece.source.workfolder import (
     work_folders,
 )
 
-_PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR)
+_PRESENT = (State.RUNNING, State.PAUSED, State.IO_ERROR, State.CRASHED)
+"""A guest that has crashed is there if its definition has it preserved, and like a paused one."""
 
 
 class LibvirtSource(Closing):
@@ -139,7 +140,7 @@ class LibvirtSource(Closing):
             raise SourceError(
                 f"the guest is {state.value}",
                 where=self.where,
-                hint="a guest that is on can be backed up",
+                hint="try again when that has ended",
             )
 
     def check_ready(self) -> None:
