@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import libvirt
 import pytest
 
+from fleece.source.libvirt.connection import ANSWER_LIMIT, Refused
+from fleece.source.libvirt.domain import Code, Domain
 from tests.engine.libvirt_scene import LibvirtScene, libvirt_scene
 from tests.rig.libvirt import Libvirtd, LibvirtGuest, libvirtd, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
+
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +124,48 @@ def test_a_crashed_guest_that_is_preserved_is_backed_up_like_a_paused_one(
         (row,) = scene.verb("doctor").named("libvirt")
         assert (row["state"], row["refusal"]) == ("crashed", None)
         scene.nothing_left()
+
+
+class _Watching(Domain):
+    """A guest that counts how often libvirt told half of a job."""
+
+    halves = 0
+
+    def _ask(self, what: str, call: Callable[[], T], limit: float = ANSWER_LIMIT) -> T:
+        try:
+            return super()._ask(what, call, limit)
+        except Refused as error:
+            self.halves += error.number == Code.INTERNAL
+            raise
+
+
+_DYING = """
+import sys, libvirt
+domain = libvirt.open(sys.argv[1]).lookupByName(sys.argv[2])
+print("now", flush=True)
+domain.backupBegin(sys.argv[3], None, 0)
+"""
+
+
+def test_a_job_that_is_told_by_half_is_waited_for(daemon: Libvirtd, tmp_path: Path) -> None:
+    """A client was killed within its begin; libvirtd goes on with the call, and tells errors."""
+    server = f"<server transport='unix' socket='{tmp_path}/theirs.sock'/>"
+    xml = f"<domainbackup mode='pull'>{server}</domainbackup>"
+    with libvirt_scene(daemon, tmp_path) as scene:
+        watching = _Watching(scene.guest.name, scene.uri)
+        for _ in range(20):  # nearly always once is enough
+            words = (sys.executable, "-c", _DYING, scene.uri, scene.guest.name, xml)
+            with subprocess.Popen(words, stdout=subprocess.PIPE) as dying:
+                assert dying.stdout is not None
+                dying.stdout.readline()
+                found = watching.settled()
+                while found is None and dying.poll() is None:
+                    found = watching.settled()
+                    if watching.halves:
+                        dying.kill()
+            until(lambda: watching.settled() is not None, "the job")
+            watching.end_job()
+            if watching.halves:
+                break
+        watching.close()
+    assert watching.halves
