@@ -60,6 +60,8 @@ def _source_rows(output: Output, report: fleece.Report) -> None:
         output.row(
             "ability", f"  {ability.what}: {state}", name=ability.name, present=ability.present
         )
+    for line in report.advice:
+        output.row("advice", f"  {line}", what=line)
     for disk in report.disks:
         _disk_rows(output, disk)
 

@@ -73,6 +73,7 @@ class Report:
         refusal: why no point can be taken now; None: one can.
         abilities: what the source can do.
         disks: those that it has.
+        advice: what may have to be done on its host before a point can be taken, a line each.
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Report:
     refusal: str | None
     abilities: tuple[Ability, ...]
     disks: tuple[ExaminedDisk, ...]
+    advice: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from fleece.source.libvirt.confinement import confinement
 from fleece.source.libvirt.domain import Domain, version_text
 from fleece.source.libvirt.identity import identity_of
 from fleece.source.libvirt.inventory import (
@@ -18,12 +21,13 @@ _BACKUPS_SINCE = 7_006_000
 """From this libvirt on a guest's bitmaps are on without being asked for."""
 
 
-def examine(domain: Domain, refusal: str | None) -> Report:
+def examine(domain: Domain, refusal: str | None, scratch: Path) -> Report:
     """Ask libvirt for all that matters to a backup.
 
     Args:
         domain: the guest.
         refusal: why no point can be taken now.
+        scratch: the folder for scratch files.
     """
     libvirt, qemu = domain.versions()
     active = domain.is_active()
@@ -38,6 +42,7 @@ def examine(domain: Domain, refusal: str | None) -> Report:
         refusal,
         (Ability("backup-begin", "incremental backups", libvirt >= _BACKUPS_SINCE),),
         tuple(_examined(disk, found, qemu) for disk in inventory.disks),
+        confinement(domain.capabilities(), domain.definition(), scratch),
     )
 
 

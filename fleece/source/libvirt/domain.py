@@ -143,6 +143,10 @@ class Domain:
             self._ask("QEMU's version", self._connection.getVersion),
         )
 
+    def capabilities(self) -> Element:
+        """What libvirt and its host can do (`<capabilities>`)."""
+        return parsed(self._ask("its capabilities", self._connection.getCapabilities), self.where)
+
     def run(self) -> int:
         """The number of the guest's run, another one each time it is started; -1: it is off."""
         return int(self._ask("the guest's id", self._domain.ID))

@@ -287,7 +287,10 @@ def _refused(error: Refused) -> FleeceError:
     if error.number == Code.UNSUPPORTED:
         return PointError(f"libvirt cannot back this guest up: {error.reason}", where=error.where)
     if any(text in error.reason for text in _UNUSABLE):
-        error.hint = "libvirt and QEMU must be able to use the scratch folder: --scratch"
+        error.hint = (
+            "libvirt and QEMU must be able to use the scratch folder (--scratch); fleece doctor "
+            "tells what AppArmor and SELinux need"
+        )
     return error
 
 

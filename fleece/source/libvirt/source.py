@@ -117,7 +117,7 @@ class LibvirtSource(Closing):
 
     def examine(self) -> Report:
         """What libvirt can do, and what the guest has."""
-        return examine(self.domain, self.refusal())
+        return examine(self.domain, self.refusal(), self.scratch)
 
     def refusal(self) -> str | None:
         """Why no point can be taken now; None: one can."""
