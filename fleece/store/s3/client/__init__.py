@@ -1,0 +1,1 @@
+"""A client for S3: signed calls on one bucket, tried again, cancelled, and counted."""
