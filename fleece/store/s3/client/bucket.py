@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 
 from fleece.cancel import CancelToken
 from fleece.store.s3.client.caller import Call
 from fleece.store.s3.client.locks import Locks
-from fleece.store.s3.client.problems import Owned
+from fleece.store.s3.client.problems import BucketTaken, Denied
 from fleece.store.s3.client.uploads import Uploads
 
 
@@ -26,7 +25,7 @@ class Bucket(Uploads, Locks):
         return made
 
     def create(self, *, locked: bool = False) -> None:
-        """Make the bucket. That it is there and ours is no error.
+        """Make the bucket. That it is there and we may list it is no error.
 
         Args:
             locked: it shall have versions, and object lock.
@@ -40,5 +39,11 @@ class Bucket(Uploads, Locks):
         if self._settings.aws and region != "us-east-1":
             inner = f"<LocationConstraint>{region}</LocationConstraint>"
             body = f"<CreateBucketConfiguration>{inner}</CreateBucketConfiguration>".encode()
-        with contextlib.suppress(Owned):
+        try:
             self.call(Call("s3:CreateBucket", "PUT", None, {}, headers, body))
+        except BucketTaken as taken:
+            # Not all servers tell an owner that it is the owner.
+            try:
+                self.check()
+            except Denied:
+                raise taken from None

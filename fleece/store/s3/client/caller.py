@@ -20,7 +20,6 @@ from fleece.store.s3.client.problems import judged
 from fleece.store.s3.client.retry import Perseverance, Persistent, Tries
 from fleece.store.s3.client.settings import Settings, settings_for
 from fleece.store.s3.client.signing import UNSIGNED, Signer
-from fleece.store.s3.client.wire import IDLE
 
 _MOST = 16 << 20
 """Bytes of an answer that is no object's content: 1000 entries of 4 KiB, and more."""
@@ -44,7 +43,7 @@ class Call:
         body: what is sent.
         checked: its MD5 goes along, which some calls must have.
         most: bytes of the answer.
-        patience: seconds of silence that are borne.
+        patience: times the usual silence that is borne.
         late: an error may come in an answer that calls itself good, because it had to begin early.
     """
 
@@ -56,7 +55,7 @@ class Call:
     body: Buffer = b""
     checked: bool = False
     most: int = _MOST
-    patience: float = IDLE
+    patience: float = 1.0
     late: bool = False
 
 
@@ -113,7 +112,8 @@ class Caller:
         self.cancel = cancel or CancelToken()
         self._settings = settings or settings_for(address.bucket)
         self._pool = Pool(self._settings)
-        self._persistent = Persistent(perseverance or Perseverance())
+        self._how = perseverance or Perseverance()
+        self._persistent = Persistent(self._how)
         self._must_check = False
 
     @property
@@ -156,7 +156,8 @@ class Caller:
         if call.checked or self._must_check:
             headers["Content-MD5"] = _md5(call.body)
         signed = self._signer.signed(call.method, path, headers, digest)
-        ask = Ask(call.method, path, signed, call.body, call.most, call.patience)
+        silence = call.patience * self._how.silence
+        ask = Ask(call.method, path, signed, call.body, call.most, silence)
         received = 0
         try:
             answer = exchange(self._pool, ask, self.cancel, where)

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 
 from fleece.cancel import CancelToken
 from fleece.errors import StoreError
@@ -14,7 +14,7 @@ from fleece.hashing import Buffer
 from fleece.store.s3.client.endpoint import Server
 from fleece.store.s3.client.pool import Pool
 from fleece.store.s3.client.problems import Again
-from fleece.store.s3.client.wire import IDLE, Watch, Wire
+from fleece.store.s3.client.wire import Watch, Wire
 
 _SLOWEST = 16 << 10
 """Bytes a second that a connection must reach, lest it counts as one that hangs."""
@@ -30,7 +30,7 @@ class Ask:
         headers: the signed ones.
         body: what is sent.
         most: bytes of the answer.
-        patience: seconds of silence that are borne.
+        silence: seconds of it that are borne.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Ask:
     headers: Mapping[str, str]
     body: Buffer
     most: int
-    patience: float = IDLE
+    silence: float
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-class _Broken(Exception):
-    """The connection ended, or said what is no answer."""
 
 
 def exchange(pool: Pool, ask: Ask, cancel: CancelToken, where: str) -> Answer:
@@ -76,7 +72,7 @@ def exchange(pool: Pool, ask: Ask, cancel: CancelToken, where: str) -> Answer:
     """
     server = pool.server
     moving = len(memoryview(ask.body)) + ask.most
-    watch = Watch(cancel, ask.patience + moving / _SLOWEST, ask.patience)
+    watch = Watch(cancel, ask.silence + moving / _SLOWEST, ask.silence)
     met = sent = False
     try:
         with pool.connection(watch) as (wire, _):
@@ -88,7 +84,7 @@ def exchange(pool: Pool, ask: Ask, cancel: CancelToken, where: str) -> Answer:
         hint = "set AWS_CA_BUNDLE to the file of the authority that signed it"
         what = f"the certificate of {server} is not good ({error.verify_message})"
         raise StoreError(what, where=where, hint=hint) from error
-    except (OSError, HTTPException, _Broken) as error:
+    except (OSError, HTTPException) as error:
         raise Again(_cut(error, server, where, met=met), lost=sent, met=met) from error
 
 
@@ -106,8 +102,6 @@ def _through(pool: Pool, wire: Wire, ask: Ask, where: str) -> Answer:
     if length is None and len(body) > ask.most:
         wire.drop()
         raise StoreError("the server's answer does not end", where=where)
-    if length is not None and len(body) != length:
-        raise _Broken(f"the answer ends after {len(body)} of {length} bytes")
     if response.will_close:
         wire.drop()
     return Answer(response.status, headers, body)
@@ -149,6 +143,8 @@ def _cut(error: Exception, server: Server, where: str, *, met: bool) -> StoreErr
         hint = "a server that hangs, or whose disks are full, does not answer"
         return StoreError(f"{server} {error}", where=where, hint=hint)
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, IncompleteRead):
+        said = f"the answer ends after {len(error.partial)} bytes"
     if met:
         return StoreError(f"the connection to {server} broke ({said})", where=where)
     hint = "check AWS_ENDPOINT_URL, and that the server runs"

@@ -41,8 +41,8 @@ class NoBucket(StoreError):
     """There is no bucket of the name."""
 
 
-class Owned(StoreError):
-    """The bucket that shall be made is there, and ours."""
+class BucketTaken(StoreError):
+    """A bucket that shall be made is there, whoever owns it."""
 
 
 class NotLocked(StoreError):
@@ -127,7 +127,8 @@ _PASSING = {
 }
 """Codes of what may be otherwise at the next try. The last three: the body was damaged."""
 
-_NEVER = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED}
+_NEVER = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE}
+"""Failures of a server that last."""
 
 SECRETS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile AWS_PROFILE"
 
@@ -144,7 +145,7 @@ def judged(found: Refusal, where: str, action: str) -> Exception:
     if found.code in _LIMITED or found.status in (429, 503) or "rate limit" in said.lower():
         hint = "the server limits requests or is overloaded; try later, or with less at once"
         return _again(found, f"the server says slow down ({said})", where, hint)
-    if found.code in _BY_CODE or found.status == HTTPStatus.INSUFFICIENT_STORAGE:
+    if found.code in _BY_CODE or found.status in _NEVER:
         return _final(found, where, action, said)
     if found.status >= 500 or found.code in _PASSING or found.status in (408, 425):
         return _again(found, f"the server fails ({said})", where, "look into the server's log")
@@ -153,8 +154,6 @@ def judged(found: Refusal, where: str, action: str) -> Exception:
 
 def _again(found: Refusal, what: str, where: str, hint: str) -> Exception:
     error = StoreError(what, where=where, hint=hint)
-    if found.status in _NEVER:
-        return error
     after = found.headers.get("retry-after", "")
     # What was refused for its rate was not done; what failed may have been.
     lost = found.status == HTTPStatus.OK or found.status >= 500
@@ -202,13 +201,13 @@ def _not_locked(found: Refusal, where: str) -> StoreError:
     return NotLocked(f"has no lock ({_said(found)})", where=where)
 
 
-def _owned(_: Refusal, where: str) -> StoreError:
-    return Owned("the bucket is there already", where=where)
-
-
 def _somebodys(_: Refusal, where: str) -> StoreError:
     hint = "choose another name, or set the credentials of its owner"
-    return StoreError("somebody has a bucket of the name already", where=where, hint=hint)
+    return BucketTaken("somebody has a bucket of the name already", where=where, hint=hint)
+
+
+def _unable(found: Refusal, where: str) -> StoreError:
+    return StoreError(f"the server cannot do that ({_said(found)})", where=where)
 
 
 def _full(found: Refusal, where: str) -> StoreError:
@@ -261,7 +260,7 @@ _BY_CODE: dict[str, Callable[[Refusal, str], StoreError]] = {
     "NoSuchObjectLockConfiguration": _not_locked,
     "NoSuchObjectLegalHold": _not_locked,
     "ObjectLockConfigurationNotFoundError": _not_locked,
-    "BucketAlreadyOwnedByYou": _owned,
+    "BucketAlreadyOwnedByYou": _somebodys,
     "BucketAlreadyExists": _somebodys,
     "PermanentRedirect": _elsewhere,
     "TemporaryRedirect": _elsewhere,
@@ -283,5 +282,6 @@ _BY_STATUS: dict[int, Callable[[Refusal, str], StoreError]] = {
     HTTPStatus.NOT_FOUND: _gone,
     HTTPStatus.PRECONDITION_FAILED: _changed,
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: _out_of_range,
+    HTTPStatus.NOT_IMPLEMENTED: _unable,
     HTTPStatus.INSUFFICIENT_STORAGE: _full,
 }

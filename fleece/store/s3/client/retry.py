@@ -49,11 +49,13 @@ class Perseverance:
     Attributes:
         seconds: once the server has answered anything.
         strange: while it has not: then the address may be wrong.
-        clock: tells the time.
+        silence: that is borne within a try, after which it has failed.
+        clock: tells the time between tries.
     """
 
     seconds: float = 300.0
     strange: float = 10.0
+    silence: float = 60.0
     clock: Clock = Clock()
 
 

@@ -19,8 +19,8 @@ LEAST_PART = 5 << 20
 
 MOST_PARTS = 10_000
 
-_COMPLETE = 300.0
-"""Seconds that a server may take to make an object of its parts without a word."""
+_COMPLETE = 5.0
+"""Times the usual silence in which a server makes an object of its parts."""
 
 
 class Uploads(Objects):

@@ -27,9 +27,6 @@ _BUFFER = 64 << 10
 _CONNECT = 10.0
 """Seconds for one address to accept a connection."""
 
-IDLE = 60.0
-"""Seconds in which at least one byte must move."""
-
 Addresses = list[tuple[int, int, int, str, Any]]
 
 
@@ -46,7 +43,7 @@ class Watch:
         TimeoutError: by `check`, when the time is up.
     """
 
-    def __init__(self, cancel: CancelToken, whole: float, idle: float = IDLE) -> None:
+    def __init__(self, cancel: CancelToken, whole: float, idle: float) -> None:
         self.cancel = cancel
         self._idle = idle
         self._last = time.monotonic()
