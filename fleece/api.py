@@ -93,6 +93,7 @@ from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.source import QemuSource
 from fleece.source.report import Ability, Examinable, ExaminedBitmap, ExaminedDisk, Report
 from fleece.source.segments import Bitmap
+from fleece.store.backend import Site
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
@@ -200,6 +201,7 @@ __all__ = (
     "ServedDisk",
     "Serving",
     "Since",
+    "Site",
     "Source",
     "SourceError",
     "SourceOptions",

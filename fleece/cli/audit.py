@@ -13,7 +13,7 @@ from fleece.cli.words import AuditWords
 
 def audit(output: Output, cancel: CancelToken, words: AuditWords) -> None:
     """`fleece audit SOURCE STORE`."""
-    place = fleece.open_store(words.store, words.secret)
+    place = fleece.open_store(words.store, words.secret, cancel)
     options = source_options(words.scratch, words.connect, words.scratch_limit, words.fleecing)
     with fleece.open_source(words.source, options, cancel) as opened:
         result = fleece.audit(opened, place, words.guest, tuple(words.disks), output.listen, cancel)

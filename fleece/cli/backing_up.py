@@ -43,7 +43,7 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
         sink = None
         if words.stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
-        place = fleece.open_store(words.store, words.secret)
+        place = fleece.open_store(words.store, words.secret, cancel)
         opened = stack.enter_context(fleece.open_source(words.source, way, cancel))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [

@@ -11,7 +11,7 @@ from fleece.terminal import counted
 
 def bitmap(output: Output, cancel: CancelToken, words: BitmapWords) -> None:
     """`fleece bitmap SOURCE [STORE]... [--drop CHAIN]`."""
-    places = [fleece.open_store(store, words.secret) for store in words.stores]
+    places = [fleece.open_store(store, words.secret, cancel) for store in words.stores]
     with fleece.open_source(
         words.source, fleece.SourceOptions(connect=words.connect), cancel
     ) as opened:

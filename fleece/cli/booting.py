@@ -20,7 +20,8 @@ def boot_test(output: Output, cancel: CancelToken, words: BootWords) -> None:
         raise UsageError("--initrd and --append need --kernel")
     if words.permissions is not None and (words.screenshot, words.console) == (None, None):
         raise UsageError("--mode needs --screenshot or --console-log")
-    store, disks = fleece.open_store(words.store, words.secret), tuple(dict.fromkeys(words.disks))
+    store = fleece.open_store(words.store, words.secret, cancel)
+    disks = tuple(dict.fromkeys(words.disks))
     result = fleece.boot_test(
         store, words.point, disks, _wish(words), _machine(words), output.listen, cancel
     )

@@ -17,7 +17,7 @@ from fleece.terminal import counted
 
 def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
-    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
     if words.max_age is not None or words.fraction is not None:
         others = words.point, words.against, words.disk, words.image_format
         if any(word is not None for word in others):
@@ -124,7 +124,7 @@ def _failed(
 
 def status(output: Output, cancel: CancelToken, words: StatusWords) -> None:
     """`fleece status STORE`."""
-    found = fleece.status(fleece.open_store(words.store, words.secret).catalogue())
+    found = fleece.status(fleece.open_store(words.store, words.secret, cancel).catalogue())
     if words.prometheus:
         from fleece.cli import metrics
 

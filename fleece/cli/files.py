@@ -42,7 +42,7 @@ class _Problems:
 
 def ls(output: Output, cancel: CancelToken, words: LsWords) -> None:
     """`fleece files STORE POINT DISK ls [PATH]...`."""
-    place = fleece.open_store(words.store, words.secret)
+    place = fleece.open_store(words.store, words.secret, cancel)
     with fleece.open_files(
         place, words.point, words.disk, guest=words.guest, cancel=cancel
     ) as files:
@@ -132,7 +132,7 @@ def _time(mtime: int | None) -> str:
 
 def cp(output: Output, cancel: CancelToken, words: CpWords) -> None:
     """`fleece files STORE POINT DISK cp PATH... DEST`."""
-    place = fleece.open_store(words.store, words.secret)
+    place = fleece.open_store(words.store, words.secret, cancel)
     if words.target == "-" and (len(words.paths) != 1 or words.force):
         raise UsageError("standard output takes one file, and no --force")
     with fleece.open_files(

@@ -14,7 +14,7 @@ from fleece.terminal import counted
 def merge(output: Output, cancel: CancelToken, words: MergeWords) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
     result = fleece.merge(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         words.point,
         words.first,
         guest=words.guest,
@@ -42,7 +42,7 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         within=None if words.within is None else fleece.Duration.parse(words.within),
     )
     result = fleece.prune(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         rules,
         words.guest,
         dry_run=words.dry_run,
@@ -71,14 +71,15 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
 
 def pin(output: Output, cancel: CancelToken, words: PinWords) -> None:
     """`fleece pin STORE POINT`."""
-    found = fleece.set_pin(fleece.open_store(words.store, words.secret), words.point, words.guest)
+    store = fleece.open_store(words.store, words.secret, cancel)
+    found = fleece.set_pin(store, words.point, words.guest)
     output.succeed(f"point {found.id} is pinned", point=found.id, guest=found.guest, pinned=True)
 
 
 def unpin(output: Output, cancel: CancelToken, words: PinWords) -> None:
     """`fleece unpin STORE POINT`."""
     found = fleece.set_pin(
-        fleece.open_store(words.store, words.secret), words.point, words.guest, pinned=False
+        fleece.open_store(words.store, words.secret, cancel), words.point, words.guest, pinned=False
     )
     text = f"point {found.id} is not pinned"
     output.succeed(text, point=found.id, guest=found.guest, pinned=False)

@@ -16,7 +16,7 @@ _CELLS = 1024
 
 def diff(output: Output, cancel: CancelToken, words: DiffWords) -> None:
     """`fleece diff STORE A B`."""
-    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
     before, after = catalogue.find(words.old, words.guest), catalogue.find(words.new, words.guest)
     known = sorted({*before.disks, *after.disks})
     for name in words.disks:
@@ -75,7 +75,7 @@ def _other_size(sizes: list[int | None]) -> str:
 
 def draw(output: Output, cancel: CancelToken, words: MapWords) -> None:
     """`fleece map STORE POINT DISK`."""
-    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
     entry = catalogue.find(words.point, words.guest).disk(words.disk)
     title = f"disk {words.disk} of {entry.header.guest} at point {entry.header.point.id}"
     with catalogue.chain(entry) as chain:

@@ -15,7 +15,7 @@ from fleece.terminal import counted
 
 def restore(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
-    place = fleece.open_store(words.store, words.secret)
+    place = fleece.open_store(words.store, words.secret, cancel)
     if words.target == "-":
         idle = (
             words.force,
@@ -61,7 +61,7 @@ def as_chain(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
             where=words.target,
         )
     result = fleece.restore_as_chain(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         words.point,
         words.disk,
         words.target,

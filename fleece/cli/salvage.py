@@ -47,7 +47,7 @@ def restore_partial(output: Output, cancel: CancelToken, words: RestoreWords) ->
     if words.in_place or words.target == "-":
         raise UsageError("--partial makes a new image", where=words.target)
     result = fleece.restore_partial(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         words.point,
         words.disk,
         words.target,

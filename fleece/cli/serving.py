@@ -23,7 +23,7 @@ def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
     scratch = None if words.scratch is None else Path(words.scratch)
     options = fleece.ServeOptions(words.guest, words.socket, words.writable, scratch)
     with fleece.serve(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         words.point,
         tuple(dict.fromkeys(words.disks)),
         options,

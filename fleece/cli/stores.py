@@ -18,8 +18,14 @@ def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
     made = fleece.init(
         words.store,
         words.secret,
-        fleece.StoreWishes(choice, words.encrypt, words.permissions),
+        fleece.StoreWishes(
+            choice,
+            words.encrypt,
+            words.permissions,
+            fleece.Site(words.create_bucket, words.single_writer),
+        ),
         words.like,
+        cancel,
     )
     marker = made.marker
     kind = "encrypted" if marker.encrypted else "not encrypted"
@@ -37,7 +43,7 @@ def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
 
 def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     """`fleece list STORE`."""
-    catalogue = fleece.open_store(words.store, words.secret).catalogue()
+    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
     for point in catalogue.points:
         for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
             _list_delta(output, point, entry)

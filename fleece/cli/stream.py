@@ -121,7 +121,7 @@ def import_delta(output: Output, cancel: CancelToken, words: ImportWords) -> Non
             with contextlib.suppress(BlockingIOError):
                 return os.read(_STDIN, length)
 
-    place = fleece.open_store(words.store, words.secret)
+    place = fleece.open_store(words.store, words.secret, cancel)
     result = fleece.import_delta(place, read, output.listen, cancel, adopt=words.adopt)
     text = (
         f"point {result.point} disk {result.disk}: {human(result.stored_bytes)}, root {result.root}"

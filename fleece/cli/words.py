@@ -36,6 +36,8 @@ class InitWords(Words):
     encrypt: bool
     permissions: int
     like: str | None
+    create_bucket: bool
+    single_writer: bool
     secret: fleece.Secret | None
 
 

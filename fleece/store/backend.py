@@ -44,11 +44,29 @@ class Patience:
     cancel: CancelToken = field(default_factory=CancelToken)
 
 
+@dataclass(frozen=True)
+class Site:
+    """How the place of a new store shall be made. A storage refuses what it cannot do.
+
+    Attributes:
+        make_bucket: make the bucket that it lies in, too.
+        single_writer: the owner says that there is never more than one writer, so the place need
+            not be able to tell that something is there already.
+    """
+
+    make_bucket: bool = False
+    single_writer: bool = False
+
+
 class NewObject(Sink, Protocol):
     """An object that is being written, front to back, by any number of threads."""
 
     def sync(self) -> None:
-        """Make what was written durable: should the writer be killed now, a batch still has it."""
+        """Make what was written durable: should the writer be killed now, a batch still has it.
+
+        Of a storage that resumes no batch, it only says what has failed so far. What is spooled can
+        be read then, and is not written any more.
+        """
 
 
 class Draft(Protocol):
@@ -87,7 +105,9 @@ class Draft(Protocol):
 class Batch(Protocol):
     """The objects of one point that is being written: all become visible at once, or none does.
 
-    A batch whose writer was killed stays until somebody discards it or resumes it.
+    A batch whose writer was killed stays until somebody discards it or resumes it. A storage may
+    be unable to resume one: then it has no names. It may also have nothing to show of one that was
+    just begun.
 
     Attributes:
         name: that it was begun under.
@@ -101,14 +121,18 @@ class Batch(Protocol):
         """Of the deltas in it, be they finished or not."""
 
     def open(self, name: str) -> Blob:
-        """What is there of an object.
+        """What is there of an object; of one that is being written, when the batch is sealed.
 
         Raises:
             DeltaError: it cannot be read.
         """
 
-    def create(self, name: str) -> NewObject:
+    def create(self, name: str, most: int | None = None) -> NewObject:
         """A new object.
+
+        Args:
+            name: of it.
+            most: about how many bytes it can have at most; None: nobody knows.
 
         Raises:
             StoreError: the batch has one of the name.
@@ -124,7 +148,9 @@ class Batch(Protocol):
         """Make a sealed batch visible, durably and at once, as a point of a name.
 
         Raises:
-            StoreError: something has the name; nothing is visible.
+            StoreError: something has the name, or the guest's points were changed elsewhere since
+                they were listed; nothing is visible. Or nobody can tell whether it is; then
+                `discard` leaves it.
         """
 
     def discard(self) -> None:
@@ -147,10 +173,15 @@ class Backend(Protocol):
     def sharing(self, mode: int) -> Backend:
         """The same; what is made through it has these permissions, where there are any."""
 
-    def create(self, marker: bytes) -> None:
+    def create(self, marker: bytes, site: Site | None = None) -> None:
         """Make the place of a store, and its marker.
 
+        Args:
+            marker: its content.
+            site: how; None: as usual.
+
         Raises:
+            UsageError: it cannot be made so.
             StoreError: a store or something else is there; of several that make one at once all but
                 the first fail so. Or it cannot be made, and nothing is left.
         """
@@ -217,6 +248,9 @@ class Backend(Protocol):
     ) -> AbstractContextManager[None]:
         """Be the only one that changes what is below a guest's key. It dies with its holder.
 
+        Where there are no locks between hosts, each change of points fails instead if another host
+        made one since they were listed; then nothing is changed.
+
         Args:
             guest: its key.
             name: its name in messages.
@@ -231,7 +265,7 @@ class Backend(Protocol):
         """Begin a point of a guest whose lock is held.
 
         Raises:
-            StoreError: there is a batch of that name.
+            StoreError: there is a batch of that name, where two would be one.
         """
 
     def left(self, guest: str) -> list[Batch]:

@@ -28,6 +28,7 @@ from fleece.keys import (
     Secret,
     need_key,
 )
+from fleece.store.backend import Site
 
 _FORMAT = "fleece store"
 _VERSION = 1
@@ -54,11 +55,13 @@ class StoreWishes:
         mode: permissions of its files: the owner reads and writes; group and others may read, the
             group may write. Its folders can be entered by whoever may read. A folder's mode
             (0750) stands for that of its files (0640).
+        site: how its place shall be made.
     """
 
     hash: HashChoice | None = None
     encrypt: bool = False
     mode: int = PRIVATE_FILE
+    site: Site = field(default_factory=Site)
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,15 @@ class PartialPoint:
         key = f"{self._guest}/{self._final}/{self._access.delta_name(disk)}"
         return self._access.backend.name(key)
 
-    def create(self, disk: str) -> NewObject:
-        """The file of one disk's delta, to write front to back."""
+    def create(self, disk: str, most: int | None = None) -> NewObject:
+        """The file of one disk's delta, to write front to back.
+
+        Args:
+            disk: its name.
+            most: about how many bytes it can have at most; None: nobody knows.
+        """
         name = self._access.delta_name(disk)
-        made = self._batch.create(name)
+        made = self._batch.create(name, most)
         self._names.append(name)
         return made
 

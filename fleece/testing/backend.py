@@ -64,7 +64,13 @@ def _draft(make: Callable[[], Draft], data: bytes) -> Draft:
 
 
 class BackendContract:
-    """Each method is one promise, or a few that belong together."""
+    """Each method is one promise, or a few that belong together.
+
+    Attributes:
+        resumes: batches that killed writers left can be gone on with, and not only discarded.
+    """
+
+    resumes = True
 
     # ---- the place ---------------------------------------------------------------------------
 
@@ -193,12 +199,19 @@ class BackendContract:
         assert _content(batch.open("vda.fleece")) == b"first"
         batch.discard()
 
-    def test_a_batch_of_a_name_that_is_there_is_not_begun(self, backend: Backend) -> None:
-        """Two must not write into one."""
+    def test_two_batches_of_one_name_never_mix(self, backend: Backend) -> None:
+        """The second one is refused, or is another."""
         backend.create(b"marker")
-        backend.batch("web", "aa")
-        with _refused():
-            backend.batch("web", "aa")
+        first = backend.batch("web", "aa")
+        first.create("vda.fleece").write(b"first")
+        with contextlib.suppress(StoreError):
+            second = backend.batch("web", "aa")
+            second.create("vda.fleece").write(b"second")
+            second.seal()
+            second.discard()
+        first.seal()
+        first.commit("000001-aa")
+        assert _read(backend, _ONE) == b"first"
 
     def test_a_point_never_replaces_another(self, backend: Backend) -> None:
         """The one that is there stays as it is."""
@@ -210,11 +223,17 @@ class BackendContract:
         assert backend.listing().deltas == [_ONE]
 
     def test_a_batch_that_was_left_can_be_gone_on_with(self, backend: Backend) -> None:
-        """What was synced is there; the rest may be cut off."""
+        """What was synced is there; the rest may be cut off. Or it can be discarded alone."""
         backend.create(b"marker")
         made = backend.batch("web", "aa").create("vda.fleece")
         made.write(b"proven, and not proven")
         made.sync()
+        if not self.resumes:
+            for left in backend.left("web"):
+                assert left.names() == []
+                left.discard()
+            assert backend.left("web") == []
+            return
         (left,) = backend.left("web")
         assert (left.name, left.names()) == ("aa", ["vda.fleece"])
         assert _content(left.open("vda.fleece")) == b"proven, and not proven"
@@ -226,14 +245,31 @@ class BackendContract:
     def test_a_batch_that_is_discarded_leaves_nothing(self, backend: Backend) -> None:
         """And its name is free again; other guests' batches stay."""
         backend.create(b"marker")
-        backend.batch("db", "bb")
+        other = backend.batch("db", "bb")
+        other.create("vda.fleece").write(b"other")
         batch = backend.batch("web", "aa")
         batch.create("vda.fleece").write(b"x")
         batch.discard()
         assert backend.left("web") == []
-        assert [left.name for left in backend.left("db")] == ["bb"]
         assert backend.listing().deltas == []
         _point(backend)
+        other.seal()
+        other.commit("000001-bb")
+        assert _read(backend, "db/000001-bb/vda.fleece") == b"other"
+
+    def test_a_sealed_batch_that_was_left_is_never_seen(self, backend: Backend) -> None:
+        """Its writer was killed before the commit: it is left, and can be discarded."""
+        backend.create(b"marker")
+        batch = backend.batch("web", "aa")
+        batch.create("vda.fleece").write(b"whole")
+        batch.seal()
+        assert backend.listing().deltas == []
+        with backend.lock("web", "web"):
+            (left,) = backend.left("web")
+            left.discard()
+            assert backend.left("web") == []
+        _point(backend)
+        assert _read(backend, _ONE) == b"content"
 
     def test_a_point_is_dropped_with_all_that_is_fleeces(self, backend: Backend) -> None:
         """Its deltas and what lies beside them; no other point."""

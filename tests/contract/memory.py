@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from fleece.delta.blob import Blob
-from fleece.errors import DeltaError, StoreError
+from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.hashing import Buffer
-from fleece.store.backend import Batch, Draft, Listing, Patience
+from fleece.store.backend import Batch, Draft, Listing, Patience, Site
 from fleece.store.errors import Gone
 
 _MARKER = "fleece-store.json"
@@ -63,7 +63,7 @@ class _Batch:
     def open(self, name: str) -> Blob:
         return Held(bytes(self._sinks[name].data), f"{self.where}/{name}")
 
-    def create(self, name: str) -> _Sink:
+    def create(self, name: str, most: int | None = None) -> _Sink:
         if name in self._sinks:
             raise StoreError("exists", where=f"{self.where}/{name}")
         return self._sinks.setdefault(name, _Sink())
@@ -138,7 +138,9 @@ class MemoryBackend:
     def sharing(self, mode: int) -> MemoryBackend:
         return self
 
-    def create(self, marker: bytes) -> None:
+    def create(self, marker: bytes, site: Site | None = None) -> None:
+        if site not in (None, Site()):
+            raise UsageError("is in memory", where=self.where)
         if self._objects:
             raise StoreError("is a store already", where=self.where)
         self.set(_MARKER, marker)

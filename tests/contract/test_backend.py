@@ -8,8 +8,10 @@ import pytest
 
 from fleece.store.backend import Backend
 from fleece.store.folder.backend import FolderBackend
+from fleece.store.s3.backend import S3Backend
 from fleece.testing.backend import BackendContract
 from tests.contract.memory import MemoryBackend
+from tests.rig.s3 import SeaweedFs
 
 
 class TestFolder(BackendContract):
@@ -26,3 +28,13 @@ class TestMemory(BackendContract):
     @pytest.fixture
     def backend(self) -> Backend:
         return MemoryBackend()
+
+
+class TestBucket(BackendContract):
+    """A bucket."""
+
+    resumes = False
+
+    @pytest.fixture
+    def backend(self, seaweedfs: SeaweedFs) -> Backend:
+        return S3Backend(seaweedfs.bucket())

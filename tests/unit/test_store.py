@@ -1029,7 +1029,7 @@ def test_a_store_is_opened_by_its_path_or_by_a_uri_of_that(store: Store) -> None
         assert open_store(text).id == store.id
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/vms", "FTP://host/x", "x+y://", "file://host/x"])
+@pytest.mark.parametrize("text", ["swift://bucket/vms", "FTP://host/x", "x+y://", "file://host/x"])
 def test_a_store_of_a_kind_that_is_not_known_is_refused(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

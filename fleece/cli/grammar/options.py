@@ -11,7 +11,8 @@ SOURCE = (
     "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; or "
     "image:[NAME=]PATH[,...], the images of a guest that is off"
 )
-STORE = "a store's folder; 'fleece init' makes one"
+STORE = "a store: a folder, or s3://BUCKET/PREFIX; 'fleece init' makes one"
+NEW_STORE = "a folder that is empty or does not exist yet, or s3://BUCKET/PREFIX"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
 AddVerb = Callable[[str, str, type, str], argparse.ArgumentParser]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fleece.cli.grammar.options import (
+    NEW_STORE,
     POINT,
     STORE,
     AddVerb,
@@ -27,7 +28,7 @@ from fleece.cli.words import (
 
 def _init_verb(verb: AddVerb) -> None:
     init = verb("init", "stores:init", InitWords, "make a new store")
-    init.add_argument("store", metavar="STORE", help="a folder that is empty or does not exist yet")
+    init.add_argument("store", metavar="STORE", help=NEW_STORE)
     init.add_argument(
         "--hash",
         choices=("xxh3-128", "blake3"),
@@ -49,6 +50,17 @@ def _init_verb(verb: AddVerb) -> None:
         metavar="OTHER",
         help="a store or a delta: use its hash, key and encryption, so that deltas of that store "
         "can be imported",
+    )
+    init.add_argument(
+        "--create-bucket",
+        action="store_true",
+        help="with s3://BUCKET/PREFIX: make the bucket, too",
+    )
+    init.add_argument(
+        "--single-writer",
+        action="store_true",
+        help="with s3://BUCKET/PREFIX: use a server that ignores If-None-Match; you see to it that "
+        "no two engines ever write at once",
     )
     add_key(init)
 

@@ -16,6 +16,14 @@ from fleece.hashing import Buffer
 from fleece.store.partial_point import PartialPoint
 
 
+def _stored(most: int) -> int:
+    """Bytes that a delta of so many bytes of disk has at most, or not many more.
+
+    Frames, hashes and the tree take up to some hundredths, if nothing can be compressed.
+    """
+    return most + most // 16 + (1 << 20)
+
+
 @dataclass(frozen=True)
 class _IntoStore:
     """The deltas go into a point of a store.
@@ -28,11 +36,11 @@ class _IntoStore:
     partial: PartialPoint
     resumed: bool
 
-    def open(self, disk: str) -> Opening:
+    def open(self, disk: str, most: int) -> Opening:
         """The file of a disk's delta."""
         if self.resumed:
             return Opening(*self.partial.reopen(disk))
-        made = self.partial.create(disk)
+        made = self.partial.create(disk, _stored(most))
         return Opening(made, sync=made.sync)
 
     def place(self, disk: str) -> str:
@@ -46,7 +54,7 @@ class _IntoStream:
     def __init__(self, output: Sink) -> None:
         self._output = output
 
-    def open(self, disk: str) -> Opening:
+    def open(self, disk: str, most: int) -> Opening:
         """The stream."""
         return Opening(self)
 

@@ -149,7 +149,7 @@ def _work(filling: Filling, opened: _Opened, export: Export) -> _Work:
 
 def _copy_job(filling: Filling, opened: _Opened, export: Export) -> CopyJob:
     """What is to be copied, less what an interrupted backup is proven to have copied."""
-    opening, base = filling.sinks.open(export.disk), opened.base
+    opening, base = filling.sinks.open(export.disk, opened.dirty.total), opened.base
     if opening.proven is None:
         head = filling.head(opened.made, export.size, opened.granularity)
     else:

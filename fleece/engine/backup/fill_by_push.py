@@ -31,7 +31,8 @@ def _push_job(filling: Filling, made: Decision, base: Chain | None) -> PushJob:
     """The work on one disk, whose delta is begun."""
     granularity = None if made.since is None else filling.taken.living.granularity
     head = filling.head(made, made.disk.size, granularity)
-    writer = filling.writer(head, filling.sinks.open(made.disk.name), base)
+    opening = filling.sinks.open(made.disk.name, made.disk.size)
+    writer = filling.writer(head, opening, base)
     all_comes = base is not None and made.since is None
     held = HeldLeaves(base, head.covers_from) if base is not None and all_comes else None
     return PushJob(made.disk.name, writer, head.geometry, head.level, held)

@@ -44,8 +44,13 @@ class Opening:
 class Sinks(Protocol):
     """Where a point's deltas go."""
 
-    def open(self, disk: str) -> Opening:
-        """Begin a disk's delta, or resume it."""
+    def open(self, disk: str, most: int) -> Opening:
+        """Begin a disk's delta, or resume it.
+
+        Args:
+            disk: its name.
+            most: bytes of disk that are stored at most.
+        """
 
     def place(self, disk: str) -> str:
         """Where it will be, for messages."""

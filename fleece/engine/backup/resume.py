@@ -15,7 +15,7 @@ from fleece.engine.backup.decide import Decision, ModeWish, decide
 from fleece.engine.backup.parts import prove_parts
 from fleece.engine.backup.take import Taken, recover
 from fleece.engine.backup.task import Task
-from fleece.errors import FleeceError, PointError
+from fleece.errors import FleeceError, PointError, StoreError
 from fleece.source.base import Disk, Request, Resumable, TransportWish, Wanted
 from fleece.store.partial_point import UnfinishedPoint
 
@@ -29,8 +29,11 @@ def resume(task: Task, stack: contextlib.ExitStack) -> Taken | None:
     """
     found = _find(task, stack)
     left = None if found is None else found.left
-    for path in task.store.remove_partial(task.lineage.guest, left):
-        task.listener(events.Leftover("partial point", path))
+    try:
+        for path in task.store.remove_partial(task.lineage.guest, left):
+            task.listener(events.Leftover("partial point", path))
+    except StoreError as error:  # the key may write there, and not delete
+        task.warn(f"what an interrupted backup left in the store cannot be removed: {error}")
     recover(task.source, task.lineage.chain_id, task.listener)
     if found is not None:
         task.tell_plan(found.decisions, f"resumes point {found.ref.id} of an interrupted backup")

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fleece.delta.blob import Blob
-from fleece.errors import StoreError
+from fleece.errors import StoreError, UsageError
 from fleece.fileblob import FileBlob
 from fleece.folder import PRIVATE_FILE, Folder, Kind
-from fleece.store.backend import Batch, Draft, Listing, Patience
+from fleece.store.backend import Batch, Draft, Listing, Patience, Site
 from fleece.store.errors import store_errors
 from fleece.store.folder.batch import FolderBatch, partials
 from fleece.store.folder.create import create
@@ -54,8 +54,10 @@ class FolderBackend:
         """The same; what is made through it has these permissions."""
         return FolderBackend(self.where, mode)
 
-    def create(self, marker: bytes) -> None:
+    def create(self, marker: bytes, site: Site | None = None) -> None:
         """Make the folder, if nothing that anybody has put there is there."""
+        if site not in (None, Site()):
+            raise UsageError("is a folder: it is in no bucket", where=self.where)
         create(self._place, marker)
 
     def check(self) -> None:

@@ -56,7 +56,7 @@ class FolderBatch:
 
         return FileBlob(str(self._path / name), opened)
 
-    def create(self, name: str) -> DeltaFile:
+    def create(self, name: str, most: int | None = None) -> DeltaFile:
         """A new file."""
         path = self._path / name
         with store_errors(path), self._place.folder(self._guest, self._folder) as folder:

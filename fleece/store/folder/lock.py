@@ -27,7 +27,9 @@ _TRIES = 100
 
 
 @contextlib.contextmanager
-def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[None]:
+def held(
+    folder: Folder, mode: int, guest: str, patience: Patience, store: str | None = None
+) -> Iterator[None]:
     """Hold a guest's lock.
 
     Args:
@@ -35,6 +37,7 @@ def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[
         mode: permissions of the store's files.
         guest: for messages.
         patience: how long to wait for another holder.
+        store: its name in messages; None: the folder is in it.
 
     Raises:
         Interrupted: the waiting was cancelled.
@@ -42,7 +45,7 @@ def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[
             no plain file, or the file system cannot lock.
     """
     with store_errors(folder.path / LOCK):
-        descriptor = _locked(folder, mode, guest, patience)
+        descriptor = _locked(folder, mode, guest, patience, store or str(folder.path.parent))
     try:
         _sign(descriptor)
         yield
@@ -51,14 +54,14 @@ def held(folder: Folder, mode: int, guest: str, patience: Patience) -> Iterator[
             os.close(descriptor)
 
 
-def _locked(folder: Folder, mode: int, guest: str, patience: Patience) -> int:
+def _locked(folder: Folder, mode: int, guest: str, patience: Patience, store: str) -> int:
     """The lock file, locked, and still the one that has the name."""
     allowed = PRIVATE_FILE | (0o060 if mode & stat.S_IWGRP else 0)
     for _ in range(_TRIES):
         descriptor = folder.lasting_file(LOCK, allowed)
         try:
             _check(folder, descriptor, allowed)
-            _lock(folder, descriptor, guest, patience)
+            _lock(store, descriptor, guest, patience)
             if _is_named(folder, descriptor):
                 return descriptor
         except BaseException:
@@ -100,7 +103,7 @@ def _mount_decides(folder: Folder, lock: os.stat_result) -> bool:
     return (made.st_uid, made.st_mode) == (lock.st_uid, lock.st_mode)
 
 
-def _lock(folder: Folder, descriptor: int, guest: str, patience: Patience) -> None:
+def _lock(store: str, descriptor: int, guest: str, patience: Patience) -> None:
     limit = time.monotonic() + patience.seconds
     while True:
         try:
@@ -110,7 +113,7 @@ def _lock(folder: Folder, descriptor: int, guest: str, patience: Patience) -> No
                 raise StoreError(
                     f"another backup of {guest} into this store is running "
                     f"(process {_holder(descriptor)})",
-                    where=folder.path.parent,
+                    where=store,
                 ) from error
             patience.cancel.check()
             time.sleep(0.1)

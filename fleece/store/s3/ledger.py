@@ -1,0 +1,231 @@
+"""The changes and the objects of a store's guests: read by listing, changed by the next number."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from fleece.errors import StoreError
+from fleece.store.errors import Gone
+from fleece.store.names import DISTRUST, MARKER
+from fleece.store.s3 import names
+from fleece.store.s3.change import LONGEST, Change
+from fleece.store.s3.client.answers import Listed, Upload
+from fleece.store.s3.client.bucket import Bucket
+from fleece.store.s3.client.problems import Taken
+from fleece.store.s3.names import DataFolder
+from fleece.store.s3.view import View
+
+AT_ONCE = 32
+"""Small objects that are read at once."""
+
+
+class Overtaken(StoreError):
+    """Another engine made a change first."""
+
+
+class Ledger:
+    """A store in a bucket, below the prefix of its address.
+
+    Args:
+        bucket: where.
+
+    Attributes:
+        bucket: the same.
+        where: the store's address.
+        views: what is known of each guest.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.where = str(bucket.address)
+        self.views: dict[str, View] = {}
+        self._bases: dict[str, int] = {}
+        self._listed_whole = False
+        self._stale: set[str] = set()
+        prefix = bucket.address.prefix
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._read: dict[tuple[str, str], Change | None] = {}
+
+    def key(self, name: str) -> str:
+        """In the bucket, of what has a key below the prefix."""
+        return self._prefix + name
+
+    def name(self, key: str) -> str:
+        """For messages, of what has a key below the prefix."""
+        return f"{self.where.rstrip('/')}/{key}"
+
+    def all(self) -> list[str]:
+        """List the whole store anew; gives the keys that are none of fleece's."""
+        found: dict[str, View] = {}
+        listed: dict[str, dict[int, Listed]] = {}
+        foreign = []
+        for item in self._listed(""):
+            if not _of_store(item.key) and not self._sort(item, found, listed):
+                foreign.append(item.key)
+        for guest, view in found.items():
+            self._settle(view, listed.get(guest, {}))
+        self.views = found
+        self._bases = {guest: view.head for guest, view in found.items()}
+        self._listed_whole = True
+        self._stale.clear()
+        return foreign
+
+    def forget(self, guest: str) -> None:
+        """Believe nothing of a guest that was read before: its lock was taken since."""
+        self.views.pop(guest, None)
+        self._bases.pop(guest, None)
+        self._stale.add(guest)
+
+    def base(self, guest: str) -> int:
+        """Number of the last change of a guest that the caller's decisions know of.
+
+        It is that of the last whole listing, or of the first look since the guest's lock was taken;
+        the changes that were made here since count.
+        """
+        if guest not in self._bases:
+            whole = self._listed_whole and guest not in self._stale
+            self._bases[guest] = 0 if whole else self.look(guest).head
+        return self._bases[guest]
+
+    def view(self, guest: str) -> View:
+        """What is known of a guest, or is listed now."""
+        known = self.views.get(guest)
+        return self.look(guest) if known is None else known
+
+    def look(self, guest: str) -> View:
+        """List a guest's part anew."""
+        found: dict[str, View] = {guest: View(guest)}
+        listed: dict[str, dict[int, Listed]] = {}
+        for item in self._listed(f"{guest}/"):
+            self._sort(item, found, listed)
+        self._settle(found[guest], listed.get(guest, {}))
+        self.views[guest] = found[guest]
+        return found[guest]
+
+    def _listed(self, under: str) -> Iterable[Listed]:
+        start = len(self._prefix)
+        for item in self.bucket.list(self.key(under)):
+            yield Listed(item.key[start:], item.length, item.etag, item.modified)
+
+    def _sort(
+        self, item: Listed, found: dict[str, View], listed: dict[str, dict[int, Listed]]
+    ) -> bool:
+        """Put an object where it belongs; gives whether it is one of fleece's."""
+        guest, *rest = item.key.split("/")
+        number = names.change_number(rest[1]) if len(rest) == 2 else None
+        if number is not None and rest[0] == names.COMMITS:
+            found.setdefault(guest, View(guest))
+            listed.setdefault(guest, {})[number] = item
+            return True
+        if len(rest) != 3 or rest[0] not in (names.DATA, names.NOTES):
+            return False
+        if rest[0] == names.NOTES:
+            key = f"{guest}/{rest[1]}/{rest[2]}"
+            found.setdefault(guest, View(guest)).notes[key] = item
+            return True
+        folder = DataFolder.parse(rest[1])
+        if folder is None:
+            return False
+        found.setdefault(guest, View(guest)).folders.setdefault(folder, {})[item.key] = item
+        return True
+
+    def _settle(self, view: View, listed: dict[int, Listed]) -> None:
+        unread = [item for item in listed.values() if (item.key, item.etag) not in self._read]
+        if unread:
+            with ThreadPoolExecutor(min(AT_ONCE, len(unread))) as pool:
+                for item, change in zip(unread, pool.map(self._change, unread), strict=True):
+                    self._read[item.key, item.etag] = change
+        view.changes = {n: self._read[item.key, item.etag] for n, item in listed.items()}
+        view.settle()
+
+    def _change(self, item: Listed) -> Change | None:
+        """A change that is there; None: it cannot be understood."""
+        with contextlib.suppress(ValueError, RecursionError, Gone):
+            if item.length <= LONGEST:
+                return Change.parse(self.bucket.get(self.key(item.key)).data)
+        return None
+
+    def append(self, guest: str, change: Change, base: int | None = None) -> None:
+        """Make the next change after those that the caller's decisions know of.
+
+        Args:
+            guest: whose.
+            change: what.
+            base: number of the last change that is known of; None: that of `base`.
+
+        Raises:
+            Overtaken: there is a later one; nothing changed, nor ever will by this one.
+            StoreError: nobody knows whether it was made.
+        """
+        base = self.base(guest) if base is None else base
+        key = self.key(names.change_key(guest, base + 1))
+        data = change.to_bytes()
+        with contextlib.suppress(Taken):  # by us, perhaps: an answer can be lost
+            self.bucket.put(key, data, new=True)
+        found = self.bucket.get(key).data
+        if found != data:
+            raise self._overtaken(key, found)
+        self.view(guest).add(base + 1, change)
+        if self._bases.get(guest) == base:
+            self._bases[guest] = base + 1
+
+    def _overtaken(self, key: str, found: bytes) -> Overtaken:
+        try:
+            first = Change.parse(found)
+            by, point = first.by, first.point
+        except (ValueError, RecursionError):
+            by, point = "something that is not fleece", ""
+        what = f"point {point}" if point else "its points"
+        return Overtaken(
+            f"another engine changed {what} first ({by})",
+            where=f"{self.where.rstrip('/')}/{key[len(self._prefix) :]}",
+            hint="nothing of it is lost; run it again",
+        )
+
+    def fence(self, guest: str) -> None:
+        """See that what was begun up to now is never seen, unless it is by now."""
+        self.base(guest)
+        with contextlib.suppress(Overtaken):
+            self.append(guest, Change(), self.look(guest).head)
+        self.look(guest)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Delete objects."""
+        if keys:
+            self.bucket.delete([self.key(key) for key in keys])
+
+    def spooled(self) -> list[str]:
+        """Names of the deltas that came from outside, be they whole or not."""
+        under = self.key(f"{names.SPOOL}/")
+        whole = [item.key for item in self.bucket.list(under)]
+        begun = [upload.key for upload in self.bucket.uploads(under)]
+        return sorted({key[len(under) :] for key in (*whole, *begun)})
+
+    def remove_spooled(self, keys: Sequence[str]) -> None:
+        """Remove such, be they whole or not."""
+        mine = {self.key(key) for key in keys}
+        for upload in self.bucket.uploads(self.key(f"{names.SPOOL}/")):
+            if upload.key in mine:
+                with contextlib.suppress(Gone):
+                    self.bucket.abort(upload)
+        self.remove(keys)
+
+    def uploads(self, guest: str) -> list[tuple[DataFolder, Upload]]:
+        """Objects of a guest that are being written in parts, or that nobody writes any more."""
+        found = []
+        start = len(self.key(f"{guest}/{names.DATA}/"))
+        for upload in self.bucket.uploads(self.key(f"{guest}/{names.DATA}/")):
+            folder = DataFolder.parse(upload.key[start:].partition("/")[0])
+            if folder is not None:
+                found.append((folder, upload))
+        return found
+
+
+def _of_store(key: str) -> bool:
+    """Whether it is one of those that belong to no guest."""
+    head, _, rest = key.partition("/")
+    if head == names.SPOOL:
+        return names.spool_writer(rest) is not None
+    return not rest and (key in (MARKER, names.ALONE) or key.startswith(DISTRUST))
