@@ -24,7 +24,7 @@ from fleece.machine.base import (
     SavedMachine,
 )
 from fleece.machine.firmware import choose_firmware
-from fleece.machine.shape import Shape, shape_of
+from fleece.machine.shape import FLASH, Shape, shape_of
 from fleece.machine.swtpm import state_files
 from fleece.source.segments import Segment, disk_tag
 
@@ -97,7 +97,7 @@ class ScriptLanding(Closing):
                 self._firmware = Path(shape.loader or "/usr/share/OVMF/OVMF_CODE_4M.fd")
             else:
                 self._firmware = found.code
-                if self._nvram is None:
+                if self._nvram is None and FLASH not in shape.buses.values():
                     yield "its UEFI variables are not in the point: it gets new ones"
                     self._nvram = found.template.read_bytes()
 
@@ -168,6 +168,7 @@ class ScriptLanding(Closing):
         yield "-nodefaults -vga std -rtc base=utc"
         if self._firmware is not None:
             yield '-drive if=pflash,format=raw,readonly=on,file="$FIRMWARE"'
+        if self._nvram is not None and self._firmware is not None:
             yield f"-drive if=pflash,format=raw,file={NVRAM_FILE}"
         if self._has_tpm:
             yield "-chardev socket,id=tpm,path=tpm.sock -tpmdev emulator,id=tpm0,chardev=tpm"
@@ -194,8 +195,11 @@ class ScriptLanding(Closing):
         for number, (disk, bus) in enumerate(zip(self._disks, buses, strict=True)):
             drive = f"drive{number}"
             inside = disk.path.parent == self._wish.folder
-            place = f"./{disk.path.name}" if inside else str(disk.path)
-            file = f"if=none,id={drive},format={disk.format},discard=unmap,file={_doubled(place)}"
+            place = _doubled(f"./{disk.path.name}" if inside else str(disk.path))
+            if bus == FLASH:  # the variables of a UEFI, which were backed up as a disk
+                yield f"-drive {shlex.quote(f'if=pflash,format={disk.format},file={place}')}"
+                continue
+            file = f"if=none,id={drive},format={disk.format},discard=unmap,file={place}"
             name = disk.name if _ID.fullmatch(disk.name) else f"disk{number}"
             device = _DEVICES[bus].format(drive=drive, id=name, ahci=ahci, number=attached)
             attached += bus in ("sata", "ide")

@@ -6,12 +6,16 @@ are matched before they are used.
 
 from __future__ import annotations
 
+import json
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from fleece.delta.part import PartKind
+from fleece.errors import StoreError
 from fleece.machine.domain import own_uuid, tpm_version
 from fleece.machine.xml import believed
 
@@ -24,7 +28,18 @@ _UNITS = {"b": 1, "bytes": 1, "kb": 1000, "k": 1024, "kib": 1024, "mb": 10**6, "
 _UNITS |= {"mib": _MIB, "gb": 10**9, "g": 1 << 30, "gib": 1 << 30, "tb": 10**12, "t": 1 << 40}
 _UNITS |= {"tib": 1 << 40}
 
+FLASH = "flash"
+"""Where UEFI has its variables: no bus."""
 BUSES = ("virtio", "sata", "scsi", "nvme", "ide")
+_FLASH = "cfi.pflash01"
+_DRIVERS = {
+    "virtio-blk": "virtio",
+    "scsi-": "scsi",
+    "nvme": "nvme",
+    "ide-": "ide",
+    _FLASH: FLASH,
+}
+"""How QEMU's names of devices begin, and the bus that each is on."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,8 @@ def shape_of(parts: Mapping[PartKind, bytes], where: str) -> Shape | None:
     """
     if PartKind.LIBVIRT_XML in parts:
         return shape_of_domain(believed(parts[PartKind.LIBVIRT_XML], where))
+    if PartKind.QEMU in parts:
+        return shape_of_qemu(parts[PartKind.QEMU], where)
     return None
 
 
@@ -127,4 +144,75 @@ def _mebibytes(memory: Element | None) -> int | None:
     number = _count(memory.text, 1 << 60)
     if unit is None or number is None:
         return None
-    return min(max(1, number * unit // _MIB), _MOST_MIB)
+    return _mebibytes_of(number * unit)
+
+
+# ---- what QMP told -------------------------------------------------------------------------------
+
+
+def shape_of_qemu(data: bytes, where: str) -> Shape:
+    """What QEMU's monitor told (`fleece.source.qemu.machine`).
+
+    Raises:
+        StoreError: it is no JSON.
+    """
+    try:
+        told = _mapping(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"is no JSON ({error})", where=where) from error
+    cpus = _mapping(told.get("cpus"))
+    drives = [_mapping(drive) for drive in _list(told.get("drives"))]
+    devices = [_mapping(device) for device in _list(told.get("devices"))]
+    codes = [str(drive["file"]) for drive in drives if _is_firmware(drive)]
+    memory = told.get("memory")
+    return Shape(
+        machine=_named(told.get("machine")),
+        arch=_named(cpus.get("target")) or "x86_64",
+        memory=_mebibytes_of(memory) if isinstance(memory, int) else None,
+        processors=_count(cpus.get("count"), _MOST_PROCESSORS),
+        uefi=bool(codes),
+        loader=codes[0] if codes else None,
+        buses={str(drive.get("name")): _bus(str(drive.get("driver"))) for drive in drives},
+        cards=tuple(_qemu_card(device) for device in devices if "mac" in _given(device)),
+        tpm="2.0" if any(str(each.get("driver")).startswith("tpm-") for each in devices) else None,
+        uuid=_uuid(told.get("uuid")),
+    )
+
+
+def _mapping(found: object) -> Mapping[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
+def _list(found: object) -> list[Any]:
+    return found if isinstance(found, list) else []
+
+
+def _given(device: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _mapping(device.get("properties"))
+
+
+def _is_firmware(drive: Mapping[str, Any]) -> bool:
+    """Whether a drive is the code of a UEFI, and not its variables or a disk."""
+    driver, file = drive.get("driver"), drive.get("file")
+    return driver == _FLASH and drive.get("read_only") is True and isinstance(file, str)
+
+
+def _bus(driver: str) -> str:
+    return next((bus for start, bus in _DRIVERS.items() if driver.startswith(start)), BUSES[0])
+
+
+def _qemu_card(device: Mapping[str, Any]) -> Card:
+    driver, mac = str(device.get("driver")), _given(device)["mac"]
+    model = next((each for each in ("e1000e", "e1000", "rtl8139") if each == driver), "virtio")
+    return Card(model, mac if isinstance(mac, str) and _MAC.fullmatch(mac) else None)
+
+
+def _mebibytes_of(number: int) -> int | None:
+    return min(max(1, number // _MIB), _MOST_MIB) if number > 0 else None
+
+
+def _uuid(text: object) -> str | None:
+    try:
+        return str(uuid.UUID(text)) if isinstance(text, str) else None
+    except ValueError:
+        return None

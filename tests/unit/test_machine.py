@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import uuid
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from fleece.errors import StoreError, TargetError
 from fleece.machine.base import MachineWish, PlacedDisk, SavedMachine
 from fleece.machine.domain import Fit, fitted, image_formats, own_name
 from fleece.machine.script import ScriptLanding
-from fleece.machine.shape import Card, shape_of_domain
+from fleece.machine.shape import Card, shape_of_domain, shape_of_qemu
 from fleece.machine.swtpm import state_files
 from fleece.machine.xml import believed
 
@@ -364,3 +365,63 @@ def test_a_name_is_one_word_of_a_script(tmp_path: Path) -> None:
     assert ",id=disk0" in text
     assert "\n-version, as it was" not in text
     assert uuid.UUID(text.partition("-uuid ")[2][:36])
+
+
+_QMP = {
+    "name": "web",
+    "uuid": _OLD,
+    "machine": "pc-q35-7.2",
+    "memory": 512 << 20,
+    "cpus": {"count": 2, "type": "qemu64-x86_64-cpu", "target": "x86_64"},
+    "drives": [
+        {"name": "vda", "driver": "scsi-hd", "read_only": False, "file": "/a"},
+        {"name": "pflash0", "driver": "cfi.pflash01", "read_only": True, "file": _CODE},
+        {"name": "pflash1", "driver": "cfi.pflash01", "read_only": False, "file": "/vars"},
+    ],
+    "devices": [
+        {"driver": "virtio-net-pci", "properties": {"mac": _MAC}},
+        {"driver": "tpm-crb", "properties": {}},
+    ],
+}
+
+
+def test_the_shape_of_a_machine_is_read_from_what_qmp_told() -> None:
+    shape = shape_of_qemu(json.dumps(_QMP).encode(), "x")
+    assert (shape.machine, shape.memory, shape.processors) == ("pc-q35-7.2", 512, 2)
+    assert (shape.uefi, shape.loader, shape.tpm, shape.uuid) == (True, _CODE, "2.0", _OLD)
+    assert shape.cards == (Card("virtio", _MAC),)
+    assert shape.buses == {"vda": "scsi", "pflash0": "flash", "pflash1": "flash"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[]",
+        b"{}",
+        b'{"cpus": 1, "drives": {}, "devices": [1, {"properties": {"mac": 1}}], "uuid": "x"}',
+        b'{"machine": "$(reboot)", "memory": -1, "cpus": {"count": "-1", "target": "a b"}}',
+    ],
+)
+def test_what_qmp_did_not_tell_so_is_not_known(data: bytes) -> None:
+    shape = shape_of_qemu(data, "x")
+    assert (shape.machine, shape.arch, shape.memory, shape.uuid) == (None, "x86_64", None, None)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_what_qmp_told_is_json(data: bytes) -> None:
+    with pytest.raises(StoreError):
+        shape_of_qemu(data, "x")
+
+
+def test_a_script_has_what_qmp_told() -> None:
+    parts = {PartKind.QEMU: json.dumps(_QMP).encode()}
+    saved = SavedMachine("web", "0123456789", parts, ("pflash1", "vda"))
+    landing = ScriptLanding(saved, MachineWish(Path("/new"), keep_identity=True))
+    flash = PlacedDisk("pflash1", Path("/new/pflash1.raw"), ImageFormat.RAW)
+    landing.prepare([flash, _PLACE])
+    text = landing.files()[0].data.decode()
+    code, variables = text.index('file="$FIRMWARE"'), text.index("if=pflash,format=raw,file=./pf")
+    assert code < variables, "QEMU has the first flash drive for the code"
+    for word in (f"FIRMWARE:={_CODE}", "-device virtio-scsi-pci", "-device scsi-hd,", _OLD, _MAC):
+        assert word in text
+    assert "nvram.fd" not in text
