@@ -232,10 +232,10 @@ class BootWords(Words):
     permissions: int | None
     scratch: str | None
     secret: fleece.Secret | None
-    memory: int
-    processors: int
+    memory: int | None
+    processors: int | None
     emulated: bool
-    bus: str
+    bus: str | None
     firmware: str | None
     kernel: str | None
     initrd: str | None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SECURE_FLASH = "-global driver=cfi.pflash01,property=secure,value=on"
+"""With it the guest's own system cannot write to the variables; its firmware in that mode can."""
 _FOLDERS = ("/etc/qemu/firmware", "/usr/share/qemu/firmware")
 
 
@@ -24,12 +26,14 @@ class Firmware:
         template: of its variables.
         arch: of the machines that it is for.
         secure: it checks signatures.
+        smm: it works only in a machine with system management mode.
     """
 
     code: Path
     template: Path
     arch: str
     secure: bool
+    smm: bool
 
 
 def known_firmware() -> list[Firmware]:
@@ -52,10 +56,10 @@ def _described(told: Any) -> Iterator[Firmware]:
             return
         code = Path(mapping["executable"]["filename"])
         template = Path(mapping["nvram-template"]["filename"])
-        secure = "secure-boot" in told["features"]
+        secure, smm = (word in told["features"] for word in ("secure-boot", "requires-smm"))
         if code.exists() and template.exists():
             for target in told["targets"]:
-                yield Firmware(code, template, target["architecture"], secure)
+                yield Firmware(code, template, target["architecture"], secure, smm)
     except (KeyError, TypeError):
         return
 

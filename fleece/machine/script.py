@@ -23,7 +23,7 @@ from fleece.machine.base import (
     PlacedFile,
     SavedMachine,
 )
-from fleece.machine.firmware import choose_firmware
+from fleece.machine.firmware import SECURE_FLASH, Firmware, choose_firmware
 from fleece.machine.shape import FLASH, Shape, shape_of
 from fleece.machine.swtpm import state_files
 from fleece.source.segments import Segment, disk_tag
@@ -68,6 +68,7 @@ class ScriptLanding(Closing):
         self._nvram = saved.parts.get(PartKind.NVRAM)
         self._disks: tuple[PlacedDisk, ...] = ()
         self._firmware: Path | None = None
+        self._found: Firmware | None = None
 
     def close(self) -> None:
         """Nothing is open."""
@@ -89,7 +90,7 @@ class ScriptLanding(Closing):
             yield f"{self._program} is not installed here"
         if shape.uefi or self._nvram is not None:
             size = None if self._nvram is None else len(self._nvram)
-            found = choose_firmware(
+            found = self._found = choose_firmware(
                 shape.arch, secure=shape.secure, loader=shape.loader, variables=size
             )
             if found is None:
@@ -97,7 +98,7 @@ class ScriptLanding(Closing):
                 self._firmware = Path(shape.loader or "/usr/share/OVMF/OVMF_CODE_4M.fd")
             else:
                 self._firmware = found.code
-                if self._nvram is None and FLASH not in shape.buses.values():
+                if self._nvram is None and not shape.has_flash:
                     yield "its UEFI variables are not in the point: it gets new ones"
                     self._nvram = found.template.read_bytes()
 
@@ -163,7 +164,8 @@ class ScriptLanding(Closing):
         """The words of QEMU's command line, some to a line, as a shell takes them."""
         shape = self._shape
         yield f"-name {shlex.quote('guest=' + _doubled(self._name))} -uuid {self._uuid}"
-        yield f"-machine {shape.machine or 'q35'} -accel kvm -accel tcg -cpu max"
+        smm = "" if self._found is None or not self._found.smm else f",smm=on {SECURE_FLASH}"
+        yield f"-machine {shape.machine or 'q35'}{smm} -accel kvm -accel tcg -cpu max"
         yield f"-smp {shape.processors or _PROCESSORS} -m {shape.memory or _MEMORY}"
         yield "-nodefaults -vga std -rtc base=utc"
         if self._firmware is not None:

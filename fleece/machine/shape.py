@@ -80,6 +80,11 @@ class Shape:
     tpm: str | None = None
     uuid: str | None = None
 
+    @property
+    def has_flash(self) -> bool:
+        """Whether the variables of its UEFI are one of its disks."""
+        return FLASH in self.buses.values()
+
 
 def shape_of(parts: Mapping[PartKind, bytes], where: str) -> Shape | None:
     """What the parts of a point tell of its machine; None: nothing.

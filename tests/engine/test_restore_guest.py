@@ -412,6 +412,27 @@ def test_a_guest_of_libvirts_can_get_a_script(saved: Saved) -> None:
     assert (saved.place / "nvram.fd").read_bytes() == _VARIABLES.read_bytes()
 
 
+# ---- a throw-away machine is like the guest's own -----------------------------------------------
+
+
+def test_a_boot_test_starts_by_the_guests_own_uefi(saved: Saved) -> None:
+    text = saved.save_libvirt(boot=_UEFI)
+    definition = fleece.Part(fleece.PartKind.LIBVIRT_XML, text.encode())
+    saved.save(definition, fleece.Part(fleece.PartKind.NVRAM, _VARIABLES.read_bytes()))
+    words = ("boot-test", saved.store, "latest", "--emulated", "--console-text", "BdsDxe")
+    INTACT.run(*words, "--timeout", LIMIT).succeeded()
+
+
+def test_a_boot_test_says_which_firmware_it_lacks(saved: Saved) -> None:
+    """No firmware takes variables of such a size, and by a BIOS nothing starts from these disks."""
+    text = saved.save_libvirt(boot=_UEFI)
+    definition = fleece.Part(fleece.PartKind.LIBVIRT_XML, text.encode())
+    saved.save(definition, fleece.Part(fleece.PartKind.NVRAM, b"short"))
+    words = ("boot-test", saved.store, "latest", "--emulated", "--console-text", "BdsDxe")
+    ran = INTACT.run(*words, "--timeout", 1, "--json").failed(6)
+    assert any("no UEFI firmware" in row["what"] for row in ran.named("warning"))
+
+
 # ---- the whole way -------------------------------------------------------------------------------
 
 

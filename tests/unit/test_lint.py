@@ -80,7 +80,7 @@ _DOORS = {
     "store": 52,
     "source": 76,
     "source/libvirt": 9,
-    "machine": 6,
+    "machine": 11,
     "engine/work": 44,
     "files": 8,
     "cli": 28,

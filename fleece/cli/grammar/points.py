@@ -265,17 +265,17 @@ def _add_machine(boot: argparse.ArgumentParser) -> None:
     boot.add_argument(
         "--memory",
         type=int,
-        default=1024,
+        default=None,
         metavar="MIB",
-        help="memory of the machine; default: 1024",
+        help="memory of the machine; default: the guest's, if the host has it, else 1024",
     )
     boot.add_argument(
         "--cpus",
         dest="processors",
         type=int,
-        default=2,
+        default=None,
         metavar="N",
-        help="processors of the machine; default: 2",
+        help="processors of the machine; default: the guest's, else 2",
     )
     boot.add_argument(
         "--emulated",
@@ -285,11 +285,13 @@ def _add_machine(boot: argparse.ArgumentParser) -> None:
     boot.add_argument(
         "--bus",
         choices=("virtio", "sata", "scsi", "nvme"),
-        default="virtio",
-        help="bus of the disks; default: virtio",
+        default=None,
+        help="bus of the disks; default: of each its own, else virtio",
     )
     boot.add_argument(
-        "--firmware", metavar="FILE", help="firmware in place of the BIOS, like OVMF.fd for UEFI"
+        "--firmware",
+        metavar="FILE",
+        help="firmware to start, like OVMF.fd; default: the guest's UEFI, else a BIOS",
     )
     boot.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
     boot.add_argument("--initrd", metavar="FILE", help="with --kernel: its initial RAM disk")

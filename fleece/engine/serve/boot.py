@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.engine.serve.likeness import Likeness, likeness
 from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
 from fleece.engine.work.kvm import examine_kvm
 from fleece.engine.work.new_file import (
@@ -29,6 +30,8 @@ from fleece.engine.work.new_file import (
 )
 from fleece.environment import child_environment
 from fleece.errors import FleeceError, TargetError, UsageError, VerifyError
+from fleece.machine.firmware import SECURE_FLASH, Firmware
+from fleece.machine.shape import FLASH
 from fleece.nbd.server import dies_with_parent
 from fleece.programs import program, using
 from fleece.source.qemu.agent import GuestAgent
@@ -53,24 +56,25 @@ DISK_DEVICES = {
 
 @dataclass(frozen=True)
 class BootMachine:
-    """The throw-away machine.
+    """The throw-away machine. What is None is as the guest's own machine has it, if that is told.
 
     Attributes:
-        memory: in MiB.
-        processors: how many.
+        memory: in MiB; None: as much as that has, if the host has it, else 1024.
+        processors: how many; None: likewise, else 2.
         emulated: do without KVM, which is slow, even where it is there.
-        bus: of the disks, one of `DISK_DEVICES`.
-        firmware: an image to start instead of the BIOS, such as OVMF for UEFI.
+        bus: of the disks, one of `DISK_DEVICES`; None: of each its own, else virtio.
+        firmware: an image to start instead of the BIOS, such as OVMF for UEFI; None: the guest's
+            UEFI, with a copy of its variables, if it has one.
         kernel, initrd, append: to start a kernel directly, with this command line.
 
     Raises:
         UsageError: no memory or no processor: QEMU would take its own default.
     """
 
-    memory: int = 1024
-    processors: int = 2
+    memory: int | None = None
+    processors: int | None = None
     emulated: bool = False
-    bus: str = "virtio"
+    bus: str | None = None
     firmware: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
@@ -78,7 +82,7 @@ class BootMachine:
 
     def __post_init__(self) -> None:
         for name, number in (("memory", self.memory), ("processors", self.processors)):
-            if number < 1:
+            if number is not None and number < 1:
                 raise UsageError(f"{name} must be at least 1", where=number)
 
 
@@ -146,7 +150,7 @@ def boot_test(
         point: an id, a prefix of one, or `latest`.
         disks: which, in the order in which they are tried for booting; none: all, by name.
         wish: what to wait for, and what to keep.
-        machine: to boot; None: one with a BIOS and virtio disks.
+        machine: to boot; None: one like the guest's own.
         listener: hears `Problem` when a read meets damage, and `Warned` when it has not booted, or
             was cancelled, and a file to keep could not be written, or KVM does not work.
         cancel: stops it.
@@ -166,11 +170,15 @@ def boot_test(
             _check_place(path)
     _machine_program()
     machine = _as_the_host_can(machine, listener, cancel)
+    like = likeness(store, point, wish.guest)
+    for lack in like.lacking if machine.firmware is None else ():
+        listener(events.Warned(lack))
     with contextlib.ExitStack() as stack:
         options = ServeOptions(wish.guest, writable=True, scratch=wish.scratch)
         serving = stack.enter_context(serve(store, point, disks, options, listener, cancel))
         folder = stack.enter_context(temporary_folder())
-        running = stack.enter_context(_running(machine, serving.disks, folder))
+        drafted = _Draft(machine, like, serving.disks, folder)
+        running = stack.enter_context(_running(drafted))
         try:
             seconds = _wait(running, serving, wish, cancel)
         except BaseException:
@@ -240,13 +248,77 @@ def _content(file: BinaryIO) -> str:
     return os.pread(file.fileno(), _MOST_CONSOLE, 0).decode(errors="replace")
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """What is known of a machine before it is started."""
+
+    machine: BootMachine
+    like: Likeness
+    disks: Sequence[ServedDisk]
+    folder: Path
+
+    def command(self, console: int) -> list[str]:
+        """The words that start it."""
+        machine, like, folder = self.machine, self.like, self.folder
+        flash = like.firmware if machine.firmware is None else None
+        words = [_machine_program(), "-nodefaults", "-no-user-config"]
+        words += ["-machine", "q35,smm=on" if flash is not None and flash.smm else "q35"]
+        words += ["-cpu", "max", "-no-reboot"]
+        words += ["-accel", "tcg" if machine.emulated else "kvm"]
+        words += ["-smp", str(machine.processors or like.processors)]
+        words += ["-m", str(machine.memory or like.memory)]
+        words += ["-nic", "none", "-display", "none", "-vga", "std"]
+        words += ["-serial", f"file:/proc/self/fd/{console}"]
+        words += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+        words += ["-chardev", f"socket,id=agent,path={folder}/agent,server=on,wait=off"]
+        words += ["-device", "virtio-serial-pci"]
+        words += ["-device", f"virtserialport,chardev=agent,name={_AGENT_PORT}"]
+        for option, value in (
+            ("-bios", machine.firmware),
+            ("-kernel", machine.kernel),
+            ("-initrd", machine.initrd),
+            ("-append", machine.append),
+        ):
+            words += [] if value is None else [option, str(value)]
+        return words + ([] if flash is None else self._flash(flash)) + self._drives(flash)
+
+    def _flash(self, firmware: Firmware) -> list[str]:
+        """The guest's UEFI, with a copy of its variables."""
+        words = SECURE_FLASH.split() if firmware.smm else []
+        code = str(firmware.code).replace(",", ",,")
+        words += ["-drive", f"if=pflash,format=raw,readonly=on,file={code}"]
+        if self.like.variables is not None:
+            place = self.folder / "variables"
+            with target_errors(place):
+                place.write_bytes(self.like.variables)
+            words += ["-drive", f"if=pflash,format=raw,file={place}"]
+        return words
+
+    def _drives(self, flash: Firmware | None) -> list[str]:
+        own = [self.machine.bus or self.like.buses.get(disk.disk, "") for disk in self.disks]
+        words = ["-device", "virtio-scsi-pci"] if "scsi" in own else []
+        for number, (disk, bus) in enumerate(zip(self.disks, own, strict=True)):
+            node, place = f"disk{number}", disk.uri.replace(",", ",,")
+            if bus == FLASH:
+                # Without its firmware nothing reads it.
+                drive = ["-drive", f"if=pflash,format=raw,cache=unsafe,file={place}"]
+                words += [] if flash is None else drive
+                continue
+            words += ["-drive", f"if=none,id={node},format=raw,cache=unsafe,file={place}"]
+            known = DISK_DEVICES.get("sata" if bus == "ide" else bus, DISK_DEVICES["virtio"])
+            # A kernel that is started directly has the first index.
+            device = f"{known.format(node=node, number=number)},bootindex={number + 1}"
+            words += ["-device", device]
+        return words
+
+
 @contextlib.contextmanager
-def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) -> Iterator[_Running]:
+def _running(draft: _Draft) -> Iterator[_Running]:
     """A machine for as long as the context lasts."""
     # Files without names: what a guest said must not stay if this process is killed.
     with temporary_file() as console, temporary_file() as errors:
         # A group of its own: Ctrl-C is for this process, which then ends QEMU in order.
-        command = _command(machine, disks, folder, console.fileno())
+        command = draft.command(console.fileno())
         with using(command):
             process = subprocess.Popen(
                 [*dies_with_parent(), *command],
@@ -258,41 +330,10 @@ def _running(machine: BootMachine, disks: Sequence[ServedDisk], folder: Path) ->
                 env=child_environment(),
             )
         try:
-            yield _Running(process, folder, console, errors)
+            yield _Running(process, draft.folder, console, errors)
         finally:
             process.kill()
             process.wait()
-
-
-def _command(
-    machine: BootMachine, disks: Sequence[ServedDisk], folder: Path, console: int
-) -> list[str]:
-    words = [_machine_program(), "-nodefaults", "-no-user-config"]
-    words += ["-machine", "q35", "-cpu", "max", "-no-reboot"]
-    words += ["-accel", "tcg" if machine.emulated else "kvm"]
-    words += ["-smp", str(machine.processors), "-m", str(machine.memory)]
-    words += ["-nic", "none", "-display", "none", "-vga", "std"]
-    words += ["-serial", f"file:/proc/self/fd/{console}"]
-    words += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
-    words += ["-chardev", f"socket,id=agent,path={folder}/agent,server=on,wait=off"]
-    words += ["-device", "virtio-serial-pci"]
-    words += ["-device", f"virtserialport,chardev=agent,name={_AGENT_PORT}"]
-    words += ["-device", "virtio-scsi-pci"] if machine.bus == "scsi" else []
-    for option, value in (
-        ("-bios", machine.firmware),
-        ("-kernel", machine.kernel),
-        ("-initrd", machine.initrd),
-        ("-append", machine.append),
-    ):
-        words += [] if value is None else [option, str(value)]
-    for number, disk in enumerate(disks):
-        node = f"disk{number}"
-        place = disk.uri.replace(",", ",,")
-        words += ["-drive", f"if=none,id={node},format=raw,cache=unsafe,file={place}"]
-        device = DISK_DEVICES[machine.bus].format(node=node, number=number)
-        # A kernel that is started directly has the first index.
-        words += ["-device", f"{device},bootindex={number + 1}"]
-    return words
 
 
 def _wait(running: _Running, serving: Serving, wish: BootWish, cancel: CancelToken) -> float:
