@@ -37,6 +37,8 @@ from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, descri
 from fleece.engine.restore.stream import restore_stream
 from fleece.engine.serve.boot import BootMachine, BootResult, BootWish, boot_test
 from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
+from fleece.engine.upkeep.copy import CopyReport, SentPoint, copy
+from fleece.engine.upkeep.copy_plan import CopyOptions
 from fleece.engine.upkeep.import_delta import ImportResult, import_delta
 from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
@@ -125,6 +127,8 @@ __all__ = (
     "Chosen",
     "Comparison",
     "CopyJob",
+    "CopyOptions",
+    "CopyReport",
     "CopyResult",
     "DeltaError",
     "DeltaReader",
@@ -197,6 +201,7 @@ __all__ = (
     "ScrubResult",
     "ScrubRules",
     "Secret",
+    "SentPoint",
     "ServeOptions",
     "ServedDisk",
     "Serving",
@@ -229,6 +234,7 @@ __all__ = (
     "claimed_output",
     "compare_image",
     "compare_points",
+    "copy",
     "copy_all",
     "copy_files",
     "copy_stream",

@@ -25,6 +25,7 @@ class Phase(enum.StrEnum):
     SALVAGE = "salvage"
     MERGE = "merge"
     FILES = "files"
+    COPY = "copy"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """`done` of `total` bytes (of disk, not of file) are through a phase."""
+    """`done` of `total` bytes (of disk; of a copy: of file) are through a phase."""
 
     name: ClassVar[str] = "progress"
     phase: Phase
@@ -153,6 +154,16 @@ class Dropped(Event):
     """A point is no longer in the store, for good; `stored_bytes` of files went."""
 
     name: ClassVar[str] = "dropped"
+    guest: str
+    point: str
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Arrived(Event):
+    """A point of another store is in this one, durable and checked; `stored_bytes` of files."""
+
+    name: ClassVar[str] = "arrived"
     guest: str
     point: str
     stored_bytes: int

@@ -70,6 +70,9 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             ),
         ),
     ),
+    "copying:copy": (
+        _Idle("--rate", _has("rate"), (("with --dry-run: nothing is sent", _has("dry_run")),)),
+    ),
     "doctor:doctor": (
         _Idle("--connect", _has("connect"), (("without a SOURCE", _is("source", None)),)),
     ),

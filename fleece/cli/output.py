@@ -256,6 +256,8 @@ def _text_of_store(event: events.Event) -> str | None:
             return (
                 f"point {event.point} disk {event.disk} stands for {counted(event.deltas, 'delta')}"
             )
+        case events.Arrived():
+            return f"arrived: point {event.point} of {event.guest}, {human(event.stored_bytes)}"
         case events.Dropped():
             return f"dropped: point {event.point} of {event.guest}"
     return None

@@ -318,6 +318,24 @@ class PruneWords(Words):
     yearly: int
 
 
+class CopyWords(Words):
+    """`fleece copy FROM TO`."""
+
+    store: str
+    to: str
+    guests: list[str]
+    last: int | None
+    since: str | None
+    newer: bool
+    follow: bool
+    dry_run: bool
+    rate: str | None
+    jobs: int
+    to_key_file: str | None
+    to_passphrase_file: str | None
+    secret: fleece.Secret | None
+
+
 class PinWords(Words):
     """`fleece pin STORE POINT` and `fleece unpin STORE POINT`."""
 

@@ -18,89 +18,63 @@ import numpy.typing as npt
 from fleece.delta import record
 from fleece.delta.layout import Kind, Tag, own_hash
 from fleece.delta.pages import Page, in_batches
+from fleece.delta.partial import Proven
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
 from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError
 from fleece.extents import Extents
-from fleece.tree import Growing, NodeSource, seen_as
+from fleece.tree import Geometry, Growing, NodeSource, seen_as
 
 _BATCH = 4096
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A record and the position of its frame in the file."""
+    """A record, its RECORD frame as it is unsealed, and where both frames are in the file."""
 
     record: Record
+    packed: bytes
     position: int
     frame_position: int
 
 
-class Walk:
-    """A walk over all records of a delta, in the order of the file.
-
-    Iterate it to its end, then call `finish`, or `check_layout`, which is less. Decoding the frames
-    is the caller's, who may do it in many threads (`DeltaReader.check_frame` and `unpack`).
+class Seen:
+    """What the records of a delta say, noted in the order of the file.
 
     Args:
-        delta: open.
-        keep_leaves: `finish` needs them; they take 24 bytes of memory for each leaf.
+        geometry: of the disk.
+        keep_leaves: `check` needs them; they take 24 bytes of memory for each leaf.
+        proven: the part of the file that was read before.
     """
 
-    def __init__(self, delta: DeltaReader, *, keep_leaves: bool = True) -> None:
-        self._delta = delta
+    def __init__(
+        self, geometry: Geometry, *, keep_leaves: bool = True, proven: Proven | None = None
+    ) -> None:
+        self._leaf_size = geometry.leaf_size
         self._keep_leaves = keep_leaves
-        self._rows = RowSpool(delta.geometry.leaf_size)
-        self._leaves = HashSpool(delta.geometry.algorithm.size)
-        self._end = (
-            min(page.position for page in delta.pages)
-            if delta.pages
-            else (delta.footer.directory_position)
-        )
+        self.rows = RowSpool(geometry.leaf_size) if proven is None else proven.rows
+        self._leaves = HashSpool(geometry.algorithm.size) if proven is None else proven.leaves
 
-    def __iter__(self) -> Iterator[Placed]:
-        """The records.
-
-        Raises:
-            DeltaError: one is damaged, or is not where and what its place in the line demands.
-        """
-        delta = self._delta
-        overhead = delta.frames.overhead
-        position = delta.records_start
-        previous = delta.footer.header_hash
-        while position < self._end:
-            packed = delta.record_frame(position, self._end)
-            found = record.parse(packed, delta.geometry, delta.where)
-            if found.file_id != delta.header.file_id:
-                raise delta.damaged("a record is of another file", found.offset)
-            if found.sequence != len(self._rows) or found.previous != previous:
-                raise delta.damaged("a record is not in its place", found.offset)
-            previous = own_hash(packed, delta.geometry.algorithm)
-            self._note(found, position)
-            data = position + len(packed) + overhead
-            yield Placed(found, position, data)
-            position = data + (found.frame_length + overhead if found.kind is Kind.DATA else 0)
-        if position != self._end or previous != delta.footer.last_record:
-            raise DeltaError("the records do not end where they must", where=delta.where)
-
-    def _note(self, found: Record, position: int) -> None:
-        self._rows.add(found.offset, found.length, position, found.frame_length, found.kind)
+    def note(self, found: Record, position: int) -> None:
+        """Note the next record, and where its frame is in the file."""
+        self.rows.add(found.offset, found.length, position, found.frame_length, found.kind)
         if found.kind is Kind.DATA and self._keep_leaves:
-            first = found.offset // self._delta.geometry.leaf_size
-            self._leaves.add_run(first, found.leaves)
+            self._leaves.add_run(found.offset // self._leaf_size, found.leaves)
 
-    def finish(self, base: NodeSource) -> None:
-        """Compare index, tree, counts and root with the records.
+    def check(self, delta: DeltaReader, end: int, base: NodeSource) -> None:
+        """Compare index, tree, counts and root of a delta with its records.
 
         Args:
+            delta: the file whose records were noted.
+            end: of its last record.
             base: the disk at the parent.
 
         Raises:
             DeltaError: they do not fit.
         """
-        self.check_layout()
-        delta, last = self._delta, self._delta.footer
+        self.check_layout(delta, end)
+        last = delta.footer
         data = frames = 0
         for rows in delta.index():
             data += int(rows["length"][rows["kind"] == Kind.DATA].sum())
@@ -113,29 +87,27 @@ class Walk:
             raise DeltaError(
                 "it lacks parts of the disk that its parent lacks, too", where=delta.where
             )
-        self._check_tree(base)
+        self._check_tree(delta, base)
 
-    def check_layout(self) -> None:
+    def check_layout(self, delta: DeltaReader, end: int) -> None:
         """Check that the index is the records, and that pages alone stand behind them, in order.
 
         Raises:
             DeltaError: it is not so.
         """
-        same = _same(
-            ((rows,) for rows in part) for part in (self._rows.parts(), self._delta.index())
-        )
-        if not same or self._delta.footer.records != len(self._rows):
-            raise DeltaError("the index is not what the records say", where=self._delta.where)
-        position = self._end
-        for page in self._delta.pages:
+        same = _same(((rows,) for rows in part) for part in (self.rows.parts(), delta.index()))
+        if not same or delta.footer.records != len(self.rows):
+            raise DeltaError("the index is not what the records say", where=delta.where)
+        position = end
+        for page in delta.pages:
             if page.position != position:
-                raise DeltaError("bytes between the pages", where=self._delta.where)
-            position += page.length + self._delta.frames.overhead
-        if position != self._delta.footer.directory_position:
-            raise DeltaError("bytes before the directory", where=self._delta.where)
+                raise DeltaError("bytes between the pages", where=delta.where)
+            position += page.length + delta.frames.overhead
+        if position != delta.footer.directory_position:
+            raise DeltaError("bytes before the directory", where=delta.where)
 
-    def _check_tree(self, base: NodeSource) -> None:
-        delta, shape = self._delta, self._delta.geometry
+    def _check_tree(self, delta: DeltaReader, base: NodeSource) -> None:
+        shape = delta.geometry
         spool = functools.partial(HashSpool, shape.algorithm.size)
         tree = Growing(shape, self._leaves, delta.zero_leaves, seen_as(base, shape), spool)
         held: dict[int, list[Page]] = {}
@@ -153,6 +125,81 @@ class Walk:
             )
         if held or not same:
             raise DeltaError("the tree is not what the records give", where=delta.where)
+
+
+class Walk:
+    """A walk over all records of a delta, in the order of the file.
+
+    Iterate it to its end, then call `finish`, or `check_layout`, which is less. Decoding the frames
+    is the caller's, who may do it in many threads (`DeltaReader.check_frame` and `unpack`).
+
+    Args:
+        delta: open.
+        keep_leaves: `finish` needs them; they take 24 bytes of memory for each leaf.
+        proven: the first part of the file, which was read before: the walk begins behind it.
+
+    Attributes:
+        end: where the records end in the file, and the pages begin.
+        seen: what was noted of them.
+    """
+
+    def __init__(
+        self, delta: DeltaReader, *, keep_leaves: bool = True, proven: Proven | None = None
+    ) -> None:
+        self._delta = delta
+        self.seen = Seen(delta.geometry, keep_leaves=keep_leaves, proven=proven)
+        self._start = delta.records_start if proven is None else proven.end
+        self._previous = delta.footer.header_hash if proven is None else proven.last_record
+        self.end = (
+            min(page.position for page in delta.pages)
+            if delta.pages
+            else (delta.footer.directory_position)
+        )
+
+    def __iter__(self) -> Iterator[Placed]:
+        """The records.
+
+        Raises:
+            DeltaError: one is damaged, or is not where and what its place in the line demands.
+        """
+        delta = self._delta
+        overhead = delta.frames.overhead
+        position, previous = self._start, self._previous
+        number = len(self.seen.rows)
+        while position < self.end:
+            packed = delta.record_frame(position, self.end)
+            found = record.parse(packed, delta.geometry, delta.where)
+            if found.file_id != delta.header.file_id:
+                raise delta.damaged("a record is of another file", found.offset)
+            if found.sequence != number or found.previous != previous:
+                raise delta.damaged("a record is not in its place", found.offset)
+            previous = own_hash(packed, delta.geometry.algorithm)
+            number += 1
+            self.seen.note(found, position)
+            data = position + len(packed) + overhead
+            yield Placed(found, packed, position, data)
+            position = data + (found.frame_length + overhead if found.kind is Kind.DATA else 0)
+        if position != self.end or previous != delta.footer.last_record:
+            raise DeltaError("the records do not end where they must", where=delta.where)
+
+    def finish(self, base: NodeSource) -> None:
+        """Compare index, tree, counts and root with the records.
+
+        Args:
+            base: the disk at the parent.
+
+        Raises:
+            DeltaError: they do not fit.
+        """
+        self.seen.check(self._delta, self.end, base)
+
+    def check_layout(self) -> None:
+        """Check that the index is the records, and that pages alone stand behind them, in order.
+
+        Raises:
+            DeltaError: it is not so.
+        """
+        self.seen.check_layout(self._delta, self.end)
 
 
 def _same(sides: Iterable[Iterator[tuple[npt.NDArray[Any], ...]]]) -> bool:

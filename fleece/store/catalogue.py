@@ -432,14 +432,29 @@ class Catalogue:
         self.check_line(entry)
         return int(self._linked(entry).depth)
 
+    def takes(self, entry: Entry) -> bool:
+        """Whether all that an entry of another store would build on here is here."""
+        return self._link(entry).end.header.parent is None
+
+    def learn(self, entry: Entry) -> None:
+        """Know a delta that was committed since: what it is built on, and what builds on it.
+
+        Points stay those that were read.
+        """
+        head = entry.header
+        self._links[entry.key] = self._link(entry)
+        self._copies.setdefault((head.guest, head.chain, head.disk, head.point.id), []).append(
+            entry
+        )
+
     def copies(self, entry: Entry) -> list[Entry]:
-        """All deltas of an entry's point and disk, the one that is used first.
+        """All deltas of an entry's point and disk, the one that is used first; it may be elsewhere.
 
         Several may state the same disk: a copy, or a merged delta beside the one it stands for.
         All are right. The one whose line is unbroken and shortest is used; then keys decide.
         """
         head = entry.header
-        return list(self._copies[head.guest, head.chain, head.disk, head.point.id])
+        return list(self._copies.get((head.guest, head.chain, head.disk, head.point.id), ()))
 
     def beside(self, entry: Entry) -> list[Entry]:
         """The deltas that go where one goes, itself too."""

@@ -19,6 +19,8 @@ DISTRUST = "audit-failed-"
 
 LOCK = ".lock"
 PARTIAL = ".partial-"
+COPIED = "copy-"
+"""A batch of a copy is called so, and its point: no backup tries to resume it."""
 DROPPED = ".dropped-"
 KEPT = "foreign-"
 """Of a folder that fleece removed, what is not its own stays in one that is called so."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fleece.delta.header import Header, PointRef
 from fleece.delta.partial import Proven
+from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.store.backend import Batch, NewObject
 from fleece.store.catalogue import Access
@@ -89,10 +90,13 @@ class PartialPoint:
         self._access = access
         self._names: list[str] = []
 
+    def key(self, disk: str) -> str:
+        """The key that a disk's delta will have."""
+        return f"{self._guest}/{self._final}/{self._access.delta_name(disk)}"
+
     def place(self, disk: str) -> str:
         """Where a disk's delta will be, for messages."""
-        key = f"{self._guest}/{self._final}/{self._access.delta_name(disk)}"
-        return self._access.backend.name(key)
+        return self._access.backend.name(self.key(disk))
 
     def create(self, disk: str, most: int | None = None) -> NewObject:
         """The file of one disk's delta, to write front to back.
@@ -135,15 +139,19 @@ class PartialPoint:
             self._batch.reopen(name, length)
             self._names.append(name)
 
-    def commit(self) -> None:
+    def commit(self, check: Callable[[DeltaReader], None] = lambda delta: None) -> None:
         """Make the point durable and visible; when this returns, it is both.
+
+        Args:
+            check: is given each delta, durable and not yet seen; its error ends the commit.
 
         Raises:
             StoreError: it is not in the store.
         """
         self._batch.seal()
         for name in self._names:
-            self._access.read(self._batch.open(name)).close()
+            with self._access.read(self._batch.open(name)) as delta:
+                check(delta)
         self._batch.commit(self._final)
 
     def discard(self) -> None:

@@ -17,7 +17,7 @@ from fleece.store.backend import Backend, Draft, Patience
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry, point_key
 from fleece.store.errors import Gone
 from fleece.store.marker import Marker
-from fleece.store.names import MARKER, final_name
+from fleece.store.names import COPIED, MARKER, final_name
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint, unfinished
 
 _LONGEST_MARKER = 4096
@@ -137,6 +137,23 @@ class Store:
         """Start to write a point; the lock must be held."""
         batch = self.backend.batch(self.access.file_name(guest), self.access.point_name(point))
         return PartialPoint(batch, guest, point, sequence, self.access)
+
+    def begin_copy(self, guest: str, point: str, sequence: int) -> PartialPoint:
+        """Start to write a point of another store; the lock must be held."""
+        name = COPIED + self.access.point_name(point)
+        batch = self.backend.batch(self.access.file_name(guest), name)
+        return PartialPoint(batch, guest, point, sequence, self.access)
+
+    def remove_copies(self, guest: str) -> list[str]:
+        """Remove points that killed copies left half written; the lock must be held.
+
+        Gives the names.
+        """
+        found = self.backend.left(self.access.file_name(guest))
+        left = [batch for batch in found if batch.name.startswith(COPIED)]
+        for batch in left:
+            batch.discard()
+        return [batch.where for batch in left]
 
     def spooled(self) -> contextlib.AbstractContextManager[Draft]:
         """Room for a delta that comes from outside, until it is known what it is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
+from fleece.cli.grammar.copying import copy_verbs
 from fleece.cli.grammar.files import files_verbs
 from fleece.cli.grammar.keep import keep_verbs
 from fleece.cli.grammar.options import filled
@@ -71,6 +72,6 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(verb=function, words=words)
         return made
 
-    for add in (source_verbs, store_verbs, point_verbs, files_verbs, keep_verbs):
+    for add in (source_verbs, store_verbs, point_verbs, files_verbs, keep_verbs, copy_verbs):
         add(verb)
     return top

@@ -1,0 +1,88 @@
+"""The verb that copies points from one store into another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import fleece
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human
+from fleece.cli.secret import secret_of
+from fleece.cli.sources import bytes_of
+from fleece.cli.words import CopyWords
+from fleece.errors import StoreError, UsageError, WrongKey
+from fleece.terminal import counted
+
+
+def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
+    """`fleece copy FROM TO`."""
+    options = fleece.CopyOptions(
+        guests=tuple(dict.fromkeys(words.guests)),
+        last=words.last,
+        since=None if words.since is None else _moment(words.since),
+        newer=words.newer,
+        follow=words.follow,
+        dry_run=words.dry_run,
+        rate=None if words.rate is None else bytes_of("--rate", words.rate),
+        workers=words.jobs,
+    )
+    options.check()
+    source = fleece.open_store(words.store, words.secret)
+    report = fleece.copy(source, _target(words, cancel), options, output.listen, cancel)
+    sent = sum(point.stored_bytes for point in report.points)
+    fields = {
+        "points": [asdict(point) for point in report.points],
+        "had": report.had,
+        "sent_bytes": sent,
+        "dry_run": report.dry_run,
+    }
+    if report.errors:
+        failed = StoreError(
+            f"{counted(len(report.errors), 'problem')}; {counted(len(report.points), 'point')} "
+            f"sent; not all that was asked for is in {words.to}: {report.errors[0]}",
+            where=words.store,
+        )
+        failed.fields = {"errors": list(report.errors)} | fields
+        raise failed
+    if report.dry_run:
+        for point in report.points:
+            output.row(
+                "to-send",
+                f"{point.guest}  {point.point}  {point.time}  {human(point.stored_bytes):>10}",
+                **asdict(point),
+            )
+    text = "would send" if report.dry_run else "sent"
+    text += f" {counted(len(report.points), 'point')}, {human(sent)}; {report.had} were there"
+    output.succeed(text, errors=[], **fields)
+
+
+def _target(words: CopyWords, cancel: CancelToken) -> fleece.Store:
+    """TO, with its own key, or that of FROM if it has one and none is given."""
+    if words.to_key_file is not None or words.to_passphrase_file is not None:
+        secret = secret_of(words.to_key_file, words.to_passphrase_file, {}, cancel)
+        return fleece.open_store(words.to, secret)
+    try:
+        return fleece.open_store(words.to)
+    except WrongKey as error:
+        if words.secret is not None:
+            return fleece.open_store(words.to, words.secret)
+        hint = "give it with --to-key-file or --to-passphrase-file"
+        raise WrongKey(error.what, where=error.where, hint=hint) from error
+
+
+def _moment(text: str) -> datetime:
+    """A time, or how long ago it was."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    else:
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    try:
+        return fleece.Duration.parse(text).before(datetime.now(UTC))
+    except UsageError:
+        raise UsageError(
+            f"--since takes a time, like 2026-11-30 or 2026-11-30T18:00, or a duration, like 7d: "
+            f"{text} is neither"
+        ) from None
