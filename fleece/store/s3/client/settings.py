@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from fleece.store.s3.client.problems import SECRETS
 
 _REGION = "us-east-1"
 """What servers of one's own call theirs, and AWS its first."""
+
+_NAME_OF_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 _STYLES = ("auto", "path", "virtual")
 
@@ -100,7 +103,7 @@ def settings_for(bucket: str) -> Settings:
         scoped: Mapping[str, Any] = session.get_scoped_config()
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or _REGION
         given = _endpoint_url(session, scoped)
-        where = given or _amazons(session, region)
+        where = given or _amazons(region)
         server, path = server_of(where, "AWS_ENDPOINT_URL")
         credentials = _credentials(session)
         authorities = session.get_config_variable("ca_bundle")
@@ -125,11 +128,11 @@ def _endpoint_url(session: Any, scoped: Mapping[str, Any]) -> str | None:
     return found or None
 
 
-def _amazons(session: Any, region: str) -> str:
-    known = session.get_component("endpoint_resolver").construct_endpoint("s3", region)
-    if not known:
-        raise UsageError("AWS has no such region", where=region, hint="set AWS_REGION")
-    return f"https://{known['hostname']}"
+def _amazons(region: str) -> str:
+    """The server of a region. Those of secret clouds have other names: the user says theirs."""
+    if not _NAME_OF_REGION.fullmatch(region):
+        raise UsageError("is no region of AWS", where=f"AWS_REGION {region}")
+    return f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
 
 
 def _in_host(bucket: str, scoped: Mapping[str, Any], *, own: bool) -> bool:
