@@ -8,6 +8,13 @@ SECRET_VARIABLES = ("FLEECE_KEY_FILE", "FLEECE_PASSPHRASE_FILE", "FLEECE_PASSPHR
 """Where the command line looks for a secret: names of a key file and of a passphrase's file, and a
 passphrase itself."""
 
+_STORES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+"""What a store in a bucket is opened with."""
+
 _KEEP_BUFFERS = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -23,8 +30,13 @@ def child_environment(**more: str) -> dict[str, str]:
     Args:
         more: variables to add, or to replace.
     """
-    kept = {name: text for name, text in os.environ.items() if name not in SECRET_VARIABLES}
-    return kept | more
+    secret = (*SECRET_VARIABLES, *_STORES)
+    return {name: text for name, text in os.environ.items() if name not in secret} | more
+
+
+def store_secrets() -> dict[str, str]:
+    """What a program needs beside, that opens a store in a bucket itself, or finds its keys."""
+    return {name: os.environ[name] for name in _STORES if name in os.environ}
 
 
 def server_environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fleece.environment import child_environment, store_secrets
 from fleece.errors import UsageError
 from fleece.store.s3.client.address import Address, address_of
 from fleece.store.s3.client.endpoint import Endpoint, Server, server_of
@@ -147,6 +148,14 @@ def test_a_program_gives_the_credentials_and_sees_no_secret(
     program.write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(UsageError, match="the settings for S3"):
         settings_for("bucket")
+
+
+def test_programs_that_open_no_store_see_no_credentials(known: pytest.MonkeyPatch) -> None:
+    known.setenv("AWS_SESSION_TOKEN", "token")
+    seen = child_environment()
+    assert seen["AWS_ACCESS_KEY_ID"] == "access"
+    assert not {"secret", "token"} & set(seen.values())
+    assert {"secret", "token"} == set(store_secrets().values())
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.serve.plugin_exports import Report, Wish
 from fleece.engine.work.new_file import is_there
-from fleece.environment import server_environment
+from fleece.environment import server_environment, store_secrets
 from fleece.errors import FleeceError, StoreError, TargetError
 from fleece.nbd.nbdkit import start, wait_for, why_ended
 from fleece.nbd.uri import unix_uri
@@ -188,8 +188,11 @@ class _Way:
     modules: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
-        """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without."""
-        kept = server_environment()
+        """nbdkit's cow filter takes its folder from TMPDIR, /var/tmp without.
+
+        The store is opened there again.
+        """
+        kept = server_environment() | store_secrets()
         kept.pop("TMPDIR", None)
         return kept if self.scratch is None else kept | {"TMPDIR": str(self.scratch)}
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from urllib import request
 from urllib.parse import unquote, urlsplit
 
-from fleece.environment import child_environment
+from fleece.environment import child_environment, store_secrets
 from fleece.errors import StoreError, UsageError
 from fleece.store.s3.client.endpoint import Endpoint, Server, endpoint_of, server_of
 from fleece.store.s3.client.problems import SECRETS
@@ -154,7 +154,7 @@ def _credentials(session: Any) -> Credentials:
     from botocore.credentials import ProcessProvider
 
     chain = session.get_component("credential_provider")
-    starting = functools.partial(subprocess.Popen, env=child_environment())
+    starting = functools.partial(subprocess.Popen, env=child_environment(**store_secrets()))
     profile = session.get_config_variable("profile") or "default"
     program = ProcessProvider(
         profile_name=profile, load_config=lambda: session.full_config, popen=starting
