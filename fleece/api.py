@@ -30,6 +30,7 @@ from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.guest import GuestOptions, GuestResult, restore_guest
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
+from fleece.engine.restore.part_diff import compare_parts
 from fleece.engine.restore.partial import PartialResult, restore_partial
 from fleece.engine.restore.parts import parts
 from fleece.engine.restore.qcow2_chain import restore_as_chain
@@ -233,6 +234,7 @@ __all__ = (
     "boot_test",
     "claimed_output",
     "compare_image",
+    "compare_parts",
     "compare_points",
     "copy",
     "copy_all",

@@ -51,6 +51,8 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
         f"{human(disk.stored_bytes)} stored, root {disk.root}"
         for disk in result.disks
     ]
+    if result.parts:
+        lines.append(f"machine: {', '.join(result.parts)}")
     end = "is written to the output" if words.stream else "is committed"
     if result.resumed:
         lines.append("an interrupted backup took this point: later changes are in the next one")

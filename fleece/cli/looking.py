@@ -27,7 +27,27 @@ def diff(output: Output, cancel: CancelToken, words: DiffWords) -> None:
     total = 0
     for name in dict.fromkeys(words.disks or known):
         total += _diff_disk(output, cancel, catalogue, name, (before, after))
+    if not words.disks:
+        _diff_machine(output, catalogue, before, after)
     output.succeed("", old=before.id, new=after.id, changed_bytes=total)
+
+
+def _diff_machine(
+    output: Output,
+    catalogue: fleece.Catalogue,
+    before: fleece.StoredPoint,
+    after: fleece.StoredPoint,
+) -> None:
+    """Tell what changed of the machine."""
+    for part in fleece.compare_parts(catalogue, before, after):
+        output.row(
+            "machine",
+            (f"{part.name}: {part.change}", *part.lines),
+            name=part.name,
+            part=part.kind,
+            change=part.change,
+            diff=part.lines,
+        )
 
 
 def _diff_disk(

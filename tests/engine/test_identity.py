@@ -74,7 +74,7 @@ def test_the_header_has_what_qemu_tells(guests: Guests) -> None:
     assert _identity(scene) == GuestIdentity(ONE, "web")
     told = {"uuid": ONE, "name": "web"}
     assert scene.engine.run("list", scene.store, "--json").named("point")[0]["identity"] == told
-    (delta,) = scene.store.rglob("*.fleece")
+    (delta,) = scene.store.rglob("vd-*.fleece")
     assert scene.engine.run("info", delta, "--json").result["identity"] == told
 
 
@@ -262,7 +262,7 @@ def test_a_chain_of_another_guest_is_not_imported_beside_the_own(guests: Guests)
     second = guests.start(guests.image(2), OTHER)
     elsewhere = guests.folder / "elsewhere"
     second.backup(store=elsewhere).succeeded()
-    (delta,) = elsewhere.rglob("*.fleece")
+    (delta,) = elsewhere.rglob("vd-*.fleece")
     code, said = _import(first, delta)
     assert (code, ONE in said, OTHER in said) == (4, True, True)
     assert _import(first, delta, "--adopt")[0] == 0

@@ -395,6 +395,8 @@ _DOMAIN = "fleece.source.libvirt.domain"
 _STEPS = [
     Moment("before the job begins", _DOMAIN, "Domain.begin", "before"),
     Moment("after the job began", _DOMAIN, "Domain.begin"),
+    Moment("within the parts", "fleece.store.partial_point", "PartialPoint.create"),
+    Moment("after the parts", "fleece.engine.backup.destination", "store_parts"),
     Moment("in the copy", "fleece.nbd.connection", "Connection.read", "after", 3),
     Moment("before the commit", "fleece.store.partial_point", "PartialPoint.commit", "before"),
     Moment("after the commit", "fleece.store.partial_point", "PartialPoint.commit"),

@@ -35,6 +35,8 @@ remember_owner = 0
 cgroup_controllers = []
 namespaces = []
 stdio_handler = "file"
+swtpm_user = "root"
+swtpm_group = "root"
 """
 _DAEMON = """\
 unix_sock_group = "root"
@@ -318,7 +320,7 @@ def session(user: int) -> Iterator[tuple[Path, tuple[str, ...]]]:
         `qemu:///session`.
     """
     folder = Path(tempfile.mkdtemp(prefix="rig-"))
-    variables = {"HOME": "", "XDG_RUNTIME_DIR": "run"}
+    variables = {"HOME": "", "XDG_RUNTIME_DIR": "run", "TMPDIR": "tmp"}
     for name in ("config", "cache", "data"):
         variables[f"XDG_{name.upper()}_HOME"] = name
     for name in variables.values():

@@ -103,6 +103,8 @@ def restore(
     _refuse_idle(target, options)
     catalogue = store.catalogue()
     entry = catalogue.find(point, options.guest).delta(disk)
+    if entry.header.part is not None and options.target_format is ImageFormat.QCOW2:
+        raise UsageError("a part of the machine is a file, and no image: it is raw", where=target)
     standing = options.in_place or stands(target)
     if standing and not (options.in_place or options.force):
         raise TargetError(

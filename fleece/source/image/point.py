@@ -17,7 +17,7 @@ from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
 from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
-from fleece.source.base import Export
+from fleece.source.base import Export, Machine
 from fleece.source.image.hold import HeldImages, context_of, dirty_in
 from fleece.source.image.inventory import ImageDisk
 from fleece.source.image.tool import GRANULARITY, begin_bitmap, remove_bitmap
@@ -53,6 +53,7 @@ class ImagePlan:
         scratch: the folder that it is made in.
         disks: all of them.
         adopted: an interrupted run took the point, and its bitmaps are there.
+        tell: tells the machine that the disks are of; None: nobody knows it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ImagePlan:
     scratch: Path
     disks: tuple[PlannedImage, ...]
     adopted: bool = False
+    tell: Callable[[], Machine] | None = None
 
 
 class ImagePoint:
@@ -78,6 +80,7 @@ class ImagePoint:
         self._held = held
         self._cancel = cancel
         self._keep = plan.adopted
+        self._tell = plan.tell
         self._begun: list[PlannedImage] = []
 
     @property
@@ -151,6 +154,10 @@ class ImagePoint:
 
     def reclaim(self, disk: str, ranges: Extents) -> None:
         """Nothing is copied for a point."""
+
+    def machine(self) -> Machine:
+        """The machine, if anybody knows it."""
+        return Machine(()) if self._tell is None else self._tell()
 
     def close(self) -> None:
         """Let go of the images. The new bitmaps stay: the next point needs them."""

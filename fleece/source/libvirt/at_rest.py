@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import secrets
 import time
 from collections import Counter
@@ -42,6 +43,7 @@ from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.domain import Domain, State
 from fleece.source.libvirt.identity import holder_of, identity_of
 from fleece.source.libvirt.inventory import image_of, resting_drives
+from fleece.source.libvirt.machine import machine_of
 from fleece.source.libvirt.names import CheckpointName, FolderName
 from fleece.source.libvirt.takedown import remove_folder
 from fleece.source.libvirt.xml import checkpoint_xml
@@ -341,7 +343,8 @@ class RestingSource(Closing):
         adopted: bool = False,
     ) -> Iterator[ImagePoint]:
         folder = str(FolderName(request.chain_id, request.point))
-        plan = ImagePlan(folder, holder_of(self.domain), self.scratch, planned, adopted)
+        tell = functools.partial(machine_of, self.domain)
+        plan = ImagePlan(folder, holder_of(self.domain), self.scratch, planned, adopted, tell)
         try:
             with living_point(plan, self._cancel) as point:
                 images = {

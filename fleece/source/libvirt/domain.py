@@ -134,6 +134,11 @@ class Domain:
         host = urlsplit(told).hostname
         return None if host in (None, "", "localhost") else host
 
+    def is_of_session(self) -> bool:
+        """Whether its libvirt is that of an ordinary user."""
+        told = self._ask("its URI", self._connection.getURI)
+        return bool(urlsplit(told).path == "/session")
+
     # ---- what it is and does -----------------------------------------------------------------
 
     def versions(self) -> tuple[int, int]:
@@ -177,6 +182,11 @@ class Domain:
         return parsed(
             self._ask("the guest's definition", lambda: self._domain.XMLDesc(0)), self.where
         )
+
+    def saved_definition(self) -> str:
+        """The definition that it will start with next, without passwords, as libvirt writes it."""
+        flags = self._lib.VIR_DOMAIN_XML_INACTIVE
+        return str(self._ask("the guest's definition", lambda: self._domain.XMLDesc(flags)))
 
     def sizes(self) -> dict[str, int]:
         """Of its disks, in bytes, by target; those of an empty drive are missing."""

@@ -13,7 +13,7 @@ from fleece.attempts import Attempts
 from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
-from fleece.source.base import Export, PushFeed
+from fleece.source.base import Export, Machine, PushFeed
 from fleece.source.freeze import TellsOfFreeze
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.connection import Refused
@@ -21,6 +21,7 @@ from fleece.source.libvirt.domain import Code, Domain, State
 from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.identity import holder_of
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
+from fleece.source.libvirt.machine import machine_of
 from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
 from fleece.source.libvirt.xml import (
@@ -217,6 +218,10 @@ class LibvirtPoint(TellsOfFreeze):
 
     def reclaim(self, disk: str, ranges: Extents) -> None:
         """Nothing: libvirt's jobs give nothing back."""
+
+    def machine(self) -> Machine:
+        """The guest's machine (`machine_of`)."""
+        return machine_of(self._domain)
 
     def close(self) -> None:
         """End the job. A checkpoint of a point that is not committed goes, too.

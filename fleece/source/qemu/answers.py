@@ -118,6 +118,20 @@ class Answer:
         flag: bool = at._typed(bool, "true or false")
         return flag
 
+    def simple(self) -> str | int | bool:
+        """This text, number (of either sign), or truth value.
+
+        Raises:
+            BadAnswer: it is none of them.
+        """
+        if isinstance(self._value, str):
+            return self.text()
+        if isinstance(self._value, bool) or (
+            isinstance(self._value, int) and abs(self._value) <= LARGEST
+        ):
+            return self._value
+        raise self.bad("is neither a text, nor a number, nor true or false")
+
     def by(self, key: str) -> dict[str, Answer]:
         """The elements of this list by a member that is a text in each.
 

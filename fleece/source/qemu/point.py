@@ -17,13 +17,14 @@ from fleece.attempts import Attempts
 from fleece.errors import FleeceError, Interrupted, PointError, SourceError
 from fleece.extents import Extents
 from fleece.nbd.uri import unix_uri
-from fleece.source.base import Export, Transport
+from fleece.source.base import Export, Machine, Transport
 from fleece.source.freeze import TellsOfFreeze
 from fleece.source.options import Fleecing
 from fleece.source.qemu.agent import AgentError, GuestAgent
 from fleece.source.qemu.hold import Entangled, FleecingWay
 from fleece.source.qemu.hold_by_filters import FilterFleecing
 from fleece.source.qemu.hold_by_jobs import ClassicFleecing
+from fleece.source.qemu.machine import machine_of
 from fleece.source.qemu.monitor import COMMAND_LIMIT, CommandError, GivenUp, Monitor
 from fleece.source.qemu.names import DELTA_BITMAP, PointNames
 from fleece.source.qemu.plan import GRANULARITY, PlannedDisk, PointPlan
@@ -157,6 +158,10 @@ class QemuPoint(TellsOfFreeze):
         """Let the scratch forget ranges of a disk that are durable, and that nobody reads again."""
         names = [planned.disk.name for planned in self._disks]
         self._fleecing.reclaim(names.index(disk), ranges)
+
+    def machine(self) -> Machine:
+        """The guest's machine, as QMP tells it (`machine_of`)."""
+        return machine_of(self._monitor)
 
     def doubt_freeze(self) -> None:
         """An interrupted run took the point, and nothing tells how its freeze went."""

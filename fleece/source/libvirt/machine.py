@@ -1,0 +1,129 @@
+"""The machine of a guest of libvirt's: its definition, its UEFI variables, the state of its TPM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from fleece.delta.part import Part, PartKind
+from fleece.errors import FleeceError
+from fleece.source.base import Machine
+from fleece.source.libvirt.domain import Domain
+from fleece.source.still import file_at_rest, folder_at_rest
+
+_SYSTEM_TPMS = "/var/lib/libvirt/swtpm"
+"""Where libvirt as root has the folders of its swtpms, by UUID."""
+_SYSTEM_VARIABLES = "/var/lib/libvirt/qemu/nvram"
+"""Where libvirt as root has the UEFI variables, by the guest's name."""
+
+
+def machine_of(domain: Domain) -> Machine:
+    """The guest's machine, as it is now.
+
+    The definition is the one that the guest would start with next; libvirt leaves passwords out of
+    it and tells of secrets only which they are. NVRAM and TPM state are files, which QEMU and swtpm
+    write when the guest does: each is read until it comes out the same twice, and so is as of a
+    moment just after the point.
+    """
+    parts, missing = [], []
+
+    def part(kind: PartKind, told: Callable[[], bytes | None]) -> None:
+        try:
+            data = told()
+        except (FleeceError, OSError, ValueError) as error:
+            missing.append(f"{kind}: {_reason(error)}")
+        else:
+            if data is not None:
+                parts.append(Part(kind, data))
+
+    part(PartKind.LIBVIRT_XML, lambda: domain.saved_definition().encode())
+    part(PartKind.NVRAM, lambda: _nvram(domain))
+    part(PartKind.TPM, lambda: _tpm(domain))
+    return Machine(tuple(parts), tuple(missing))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be read ({error.strerror})"
+    return str(error)
+
+
+def _nvram(domain: Domain) -> bytes | None:
+    """The file of the UEFI variables; None: the guest has none, or none yet."""
+    path = _nvram_path(domain)
+    if path is None:
+        return None
+    try:
+        return file_at_rest(path)
+    except FileNotFoundError:
+        if domain.is_active():
+            raise
+        return None  # libvirt makes it when the guest is first started
+
+
+def _nvram_path(domain: Domain) -> str | None:
+    """Where the UEFI variables are; None: the guest has none.
+
+    For a guest that only says that it wants UEFI libvirt chooses the firmware anew at each start.
+    While that is off it does not tell where the variables are: in its own place.
+    """
+    root = domain.definition()
+    told, stateless = root.find("os/nvram"), root.find("os/loader[@stateless='yes']")
+    if told is None:
+        if root.find("os[@firmware='efi']") is None or stateless is not None:
+            return None
+        return f"{_place(domain, _SYSTEM_VARIABLES, 'nvram')}/{domain.name}_VARS.fd"
+    source = told.find("source")
+    path = (told.text or "").strip() if source is None else source.get("file", "")
+    if not path:
+        raise ValueError("only variables that are in a file can be kept")
+    return path
+
+
+def _place(domain: Domain, system: str, own: str) -> str:
+    """A folder of libvirt's: of the system's, or an ordinary user's (qemu_conf.c)."""
+    if not domain.is_of_session():
+        return system
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return f"{config}/libvirt/qemu/{own}"
+
+
+def _tpm(domain: Domain) -> bytes | None:
+    """The files of swtpm; None: the guest has no emulated TPM, or it was never started."""
+    found = [each for each in domain.definition().iterfind("devices/tpm") if _is_emulated(each)]
+    if not found:
+        return None
+    path = _tpm_folder(domain, found[0])
+    try:
+        return folder_at_rest(path, _is_state)
+    except FileNotFoundError:
+        if domain.is_active():
+            raise
+        return None
+
+
+def _is_emulated(tpm: Element) -> bool:
+    backend = tpm.find("backend")
+    return backend is not None and backend.get("type") == "emulator"
+
+
+def _tpm_folder(domain: Domain, tpm: Element) -> str:
+    """Where a guest's swtpm has its state: what the definition says, or libvirt's own place."""
+    source = tpm.find("backend/source")
+    if source is not None:
+        named = source.get("path", "")
+        if source.get("type") != "dir" or not named:
+            raise ValueError("only a TPM whose state is in a folder can be kept")
+        return named
+    version = "tpm1.2" if tpm.find("backend[@version='1.2']") is not None else "tpm2"
+    return f"{_place(domain, _SYSTEM_TPMS, 'swtpm')}/{domain.uuid}/{version}"
+
+
+def _is_state(name: str) -> bool:
+    """Whether a file of swtpm's is part of its state: no lock, and nothing half written.
+
+    It writes into a file that begins with TMP, and renames that (swtpm_nvstore_dir.c).
+    """
+    return not name.startswith((".", "TMP"))
