@@ -144,12 +144,7 @@ class ScriptLanding(Closing):
             'cd "$(dirname "$0")"',
         ]
         if self._has_tpm:
-            lines.append(f"mkdir -p -m 700 {TPM_FOLDER}")
-            version = "" if self._shape.tpm == "1.2" else " --tpm2"
-            lines.append(
-                f"swtpm socket{version} --tpmstate dir={TPM_FOLDER} --terminate --daemon \\\n"
-                "    --ctrl type=unixio,path=tpm.sock"
-            )
+            lines += _tpm_lines("" if self._shape.tpm == "1.2" else " --tpm2")
         if self._firmware is not None:
             lines.append(f": ${{FIRMWARE:={shlex.quote(str(self._firmware))}}}")
         words = " \\\n    ".join(self._words())
@@ -206,6 +201,15 @@ class ScriptLanding(Closing):
             device = _DEVICES[bus].format(drive=drive, id=name, ahci=ahci, number=attached)
             attached += bus in ("sata", "ide")
             yield f"-drive {shlex.quote(file)} -device {device},bootindex={number + 1}"
+
+
+def _tpm_lines(version: str) -> Iterator[str]:
+    """What starts swtpm. A daemon of it works in the root folder."""
+    yield f"mkdir -p -m 700 {TPM_FOLDER}"
+    # One whose QEMU never came waits for ever, and keeps the state to itself.
+    yield 'timeout 2 swtpm_ioctl -s --unix "$PWD/tpm.sock" 2> /dev/null || :'
+    yield f'swtpm socket{version} --terminate --daemon --tpmstate "dir=$PWD/{TPM_FOLDER}" \\'
+    yield '    --ctrl "type=unixio,path=$PWD/tpm.sock"'
 
 
 def _doubled(text: str) -> str:

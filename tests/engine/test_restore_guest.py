@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -25,11 +23,14 @@ import fleece
 from fleece.delta.identity import GuestIdentity
 from fleece.machine.hypervisor import Hypervisor
 from tests.contract.nbd_source import NbdSource
-from tests.engine.scene import INTACT, MIB, ROOT, Ran, wait_until
+from tests.engine.scene import INTACT, MIB, ROOT, Json, Ran, wait_until
 from tests.rig import images
 from tests.rig.initramfs import GuestFiles
 from tests.rig.libvirt import AGENT, GuestDisk, Libvirtd, boot_xml, guest_xml, libvirtd
 from tests.rig.process import LIMIT, run, run_checked
+from tests.rig.qmp import Monitor
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
 
 NAME = "web"
 _CODE = "/usr/share/OVMF/OVMF_CODE_4M.fd"
@@ -57,6 +58,19 @@ class _Source(NbdSource):
     def identity(self) -> GuestIdentity:
         """As libvirt tells it."""
         return GuestIdentity(self._own, NAME)
+
+
+def _run_inside(daemon: Libvirtd, *words: object) -> Ran:
+    """Run a verb where a libvirtd is that of the host."""
+    done = subprocess.run(
+        [*daemon.inside, sys.executable, "-m", "fleece", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
 
 
 @dataclass
@@ -107,15 +121,7 @@ class Saved:
         """Put it back, where the libvirt is that of this host."""
         place = ("--connect", "qemu:///system") if connect else ()
         command = ("restore-guest", self.store, point, self.place, *place, *words, "--json")
-        done = subprocess.run(
-            [*self.target.inside, sys.executable, "-m", "fleece", *map(str, command)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
-        return Ran(done.returncode, done.stdout, done.stderr)
+        return _run_inside(self.target, *command)
 
     def domain(self, name: str = NAME) -> libvirt.virDomain:
         """A guest of the target's."""
@@ -174,16 +180,6 @@ def saved(target: Libvirtd, tmp_path: Path) -> Iterator[Saved]:
         yield found
     finally:
         found.forget()
-
-
-def _archive(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
 
 
 def _same(old: Path, new: Path, fmt: str) -> None:
@@ -375,12 +371,12 @@ def test_a_definition_that_is_refused_at_the_end_leaves_the_disks(
 
 
 def test_a_guest_without_a_definition_gets_a_script(saved: Saved) -> None:
-    """It starts, and its next backup, by QMP, is incremental."""
+    """It starts, its next backup, by QMP, is incremental, and tells of the machine."""
     saved.save()
     ran = saved.restore("--keep-identity", connect=False).succeeded()
     assert ran.result["kind"] == "script"
     assert sorted(os.listdir(saved.place)) == ["start.sh", "vda.qcow2", "vdb.qcow2"]
-    command: list[str | Path] = [saved.place / "start.sh", "-display", "none", "-S"]
+    command: list[str | Path] = [saved.place / "start.sh", "-display", "none", "-S", "-m", "300"]
     with subprocess.Popen(command, cwd="/") as machine:
         try:
             socket = saved.place / "qmp.sock"
@@ -391,6 +387,11 @@ def test_a_guest_without_a_definition_gets_a_script(saved: Saved) -> None:
         finally:
             machine.kill()
     assert [row["mode"] for row in taken["disks"]] == ["incremental"] * 2
+    shutil.rmtree(saved.place)
+    saved.restore("--keep-identity", connect=False).succeeded()
+    text = (saved.place / "start.sh").read_text()
+    for word in ("-machine pc-q35-", "-m 300", "-smp 2", f"-uuid {saved.uuid}"):
+        assert word in text
 
 
 def test_options_of_libvirt_have_no_effect_on_a_script(saved: Saved) -> None:
@@ -410,6 +411,21 @@ def test_a_guest_of_libvirts_can_get_a_script(saved: Saved) -> None:
         assert word in text
     run_checked("sh", "-n", saved.place / "start.sh")
     assert (saved.place / "nvram.fd").read_bytes() == _VARIABLES.read_bytes()
+    for _ in range(2):
+        _check_starts(saved.place / "start.sh")
+
+
+def _check_starts(script: Path) -> None:
+    """Check that a script's QEMU has its TPM."""
+    command: list[str | Path] = [script, "-display", "none", "-S"]
+    with subprocess.Popen(command, cwd="/") as machine:
+        try:
+            place = script.with_name("qmp.sock")
+            with Monitor(place, alive=lambda: machine.poll() is None) as monitor:
+                assert monitor.command("query-tpm")
+                monitor.command("quit")
+        finally:
+            machine.kill()
 
 
 # ---- a throw-away machine is like the guest's own -----------------------------------------------
@@ -461,17 +477,12 @@ def test_a_guest_with_uefi_and_tpm_boots_on_another_libvirt_and_its_chain_goes_o
         boot = _UEFI.replace("/old/web_VARS.fd", str(nvram)) + boot_xml(files, "rig.mode=churn")
         more = {"top": f"<uuid>{own}</uuid>", "boot": boot}
         guest = old.define(NAME, [GuestDisk("vda", image)], devices=_TPM + AGENT, **more)
-        guest.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)  # it gets its TPM by that
-        guest.domain.destroy()
+        guest.domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
         state, variables = _tpm_of(old, own).read_bytes(), nvram.read_bytes()
-        text = guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        saved.save(
-            fleece.Part(fleece.PartKind.LIBVIRT_XML, text.encode()),
-            fleece.Part(fleece.PartKind.NVRAM, variables),
-            fleece.Part(fleece.PartKind.TPM, _archive({"tpm2-00.permall": state})),
-        )
+        assert _backed_up(old, saved.store)["mode"] == "full"
         guest.remove()
         image.unlink()
+        nvram.unlink(missing_ok=True)
     try:
         saved.restore("--keep-identity", "--trust-definition").succeeded()
         assert (saved.place / "nvram.fd").read_bytes() == variables
@@ -480,12 +491,17 @@ def test_a_guest_with_uefi_and_tpm_boots_on_another_libvirt_and_its_chain_goes_o
         domain.create()
         wait_until(lambda: _answers(domain), "the guest's agent")
         wait_until(lambda: domain.blockStats("vda")[2] > 0, "the guest's first write")
-        domain.destroy()
-        ran = INTACT.run(
-            "backup", f"libvirt:{NAME}", saved.store, "--connect", target.uri, "--json"
-        )
-        (row,) = ran.succeeded().result["disks"]
+        row = _backed_up(target, saved.store)
         assert row["mode"] == "incremental"
         assert 0 < row["dirty_bytes"] < 16 * MIB
     finally:
         saved.forget()
+
+
+def _backed_up(daemon: Libvirtd, store: Path) -> Json:
+    """Take a point of the guest, where its libvirt is the host's; gives what is told of it."""
+    with tempfile.TemporaryDirectory(prefix="rig-") as scratch:
+        words = ("backup", f"libvirt:{NAME}", store, "--scratch", scratch, "--json")
+        ran = _run_inside(daemon, *words).succeeded()
+    (row,) = ran.result["disks"]
+    return dict(row)
