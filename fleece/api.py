@@ -37,6 +37,7 @@ from fleece.engine.restore.qcow2_chain import restore_as_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.restore.stream import restore_stream
 from fleece.engine.serve.boot import BootMachine, BootResult, BootWish, boot_test
+from fleece.engine.serve.likeness import Likeness, likeness
 from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
 from fleece.engine.upkeep.copy import CopyReport, SentPoint, copy
 from fleece.engine.upkeep.copy_plan import CopyOptions
@@ -170,6 +171,7 @@ __all__ = (
     "KeepsBitmaps",
     "KeptBitmap",
     "KeptSegment",
+    "Likeness",
     "Loss",
     "LostExtent",
     "Machine",
@@ -249,6 +251,7 @@ __all__ = (
     "format_by_name",
     "import_delta",
     "init",
+    "likeness",
     "mapped_extents",
     "merge",
     "open_delta",

@@ -15,7 +15,7 @@ def restore_guest(output: Output, cancel: CancelToken, words: RestoreGuestWords)
     """`fleece restore-guest STORE POINT TARGETDIR`."""
     wished = words.target_format
     result = fleece.restore_guest(
-        fleece.open_store(words.store, words.secret),
+        fleece.open_store(words.store, words.secret, cancel),
         words.point,
         words.folder,
         fleece.GuestOptions(

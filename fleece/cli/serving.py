@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fleece
+from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.words import ServeWords
-from fleece.errors import StoreError, UsageError
+from fleece.errors import StoreError, UsageError, VerifyError
 from fleece.terminal import counted
 
 _EVERY = 0.1
@@ -22,20 +23,24 @@ def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
         raise UsageError("--scratch needs --writable")
     scratch = None if words.scratch is None else Path(words.scratch)
     options = fleece.ServeOptions(words.guest, words.socket, words.writable, scratch)
+    store = fleece.open_store(words.store, words.secret, cancel)
     with fleece.serve(
-        fleece.open_store(words.store, words.secret, cancel),
+        store,
         words.point,
         tuple(dict.fromkeys(words.disks)),
         options,
         output.listen,
         cancel,
     ) as serving:
+        like = _likeness(output, store, serving)
+        uris = [disk.uri for disk in serving.disks]
         output.row(
             "serving",
-            [disk.uri for disk in serving.disks],
+            uris if like is None else [*uris, f"its machine: {like}"],
             point=serving.point,
             writable=words.writable,
             exports=[asdict(disk) for disk in serving.disks],
+            machine=None if like is None else _fields(like),
         )
         while not cancel.cancelled:
             serving.check()
@@ -47,3 +52,24 @@ def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
             hint="'fleece verify' tells what is damaged",
         )
     output.succeed("", point=serving.point)
+
+
+def _likeness(
+    output: Output, store: fleece.Store, serving: fleece.Serving
+) -> fleece.Likeness | None:
+    """What is known of the machine; the disks are served though that is damaged."""
+    try:
+        return fleece.likeness(store, serving.point, serving.guest)
+    except (StoreError, VerifyError) as error:
+        output.listen(events.Warned(f"the machine of point {serving.point} is unknown: {error}"))
+        return None
+
+
+def _fields(like: fleece.Likeness) -> dict[str, object]:
+    code = None if like.firmware is None else str(like.firmware.code)
+    return {
+        "memory": like.memory,
+        "processors": like.processors,
+        "buses": dict(like.buses),
+        "firmware": code,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -437,6 +438,16 @@ def test_a_boot_test_starts_by_the_guests_own_uefi(saved: Saved) -> None:
     saved.save(definition, fleece.Part(fleece.PartKind.NVRAM, _VARIABLES.read_bytes()))
     words = ("boot-test", saved.store, "latest", "--emulated", "--console-text", "BdsDxe")
     INTACT.run(*words, "--timeout", LIMIT).succeeded()
+    served = INTACT.command("serve", saved.store, "latest", "--json")
+    machine = served.wait_event("serving")["machine"]
+    served.signal(signal.SIGTERM)
+    served.wait().succeeded()
+    assert machine == {
+        "memory": 256,
+        "processors": 1,
+        "buses": {"vda": "virtio", "vdb": "virtio"},
+        "firmware": _CODE,
+    }
 
 
 def test_a_boot_test_says_which_firmware_it_lacks(saved: Saved) -> None:

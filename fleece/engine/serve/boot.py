@@ -170,7 +170,7 @@ def boot_test(
             _check_place(path)
     _machine_program()
     machine = _as_the_host_can(machine, listener, cancel)
-    like = likeness(store, point, wish.guest)
+    like = likeness(store, point, wish.guest) or Likeness()
     for lack in like.lacking if machine.firmware is None else ():
         listener(events.Warned(lack))
     with contextlib.ExitStack() as stack:

@@ -37,9 +37,15 @@ class Likeness:
     variables: bytes | None = None
     lacking: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        start = "a BIOS" if self.firmware is None else f"UEFI ({self.firmware.code})"
+        buses = ", ".join(f"{disk} on {bus}" for disk, bus in sorted(self.buses.items()))
+        disks = f", {buses}" if buses else ""
+        return f"{self.memory} MiB, {self.processors} processors, {start}{disks}"
 
-def likeness(store: Store, point: str, guest: str | None) -> Likeness:
-    """What the machine of a point is like; a usual one, if the point tells nothing of it.
+
+def likeness(store: Store, point: str, guest: str | None = None) -> Likeness | None:
+    """What the machine of a point is like; None: the point tells nothing of it.
 
     Raises:
         StoreError: the point is not there, or a part of it is damaged, or not what it says.
@@ -47,7 +53,7 @@ def likeness(store: Store, point: str, guest: str | None) -> Likeness:
     told = _parts(store, point, guest)
     shape = shape_of(told, f"the definition of point {point}")
     if shape is None:
-        return Likeness()
+        return None
     variables = told.get(PartKind.NVRAM)
     firmware, lacking = None, []
     if shape.uefi or variables is not None:
