@@ -212,8 +212,15 @@ class Backend(Protocol):
             DeltaError: it is not there, or cannot be read.
         """
 
+    def forget(self, key: str) -> bool:
+        """Forget what is remembered of an object since it was read before, so that it is read anew.
+
+        Returns:
+            Whether anything was.
+        """
+
     def has(self, key: str) -> bool:
-        """Whether anything has a key."""
+        """Whether anything has a key; of what lies beside deltas, when all was listed."""
 
     def stamp(self, key: str) -> str:
         """What changes whenever an object's content does.

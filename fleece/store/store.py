@@ -64,11 +64,20 @@ class Store:
         found = self.backend.listing()
         for key in found.deltas:
             try:
-                entries.append(self.access.read_entry(key))
+                entries.append(self._read_entry(key))
             except DeltaError as error:
                 if self.backend.has(key):  # else somebody removed it meanwhile
                     damaged.append(Damaged(key, error))
         return Catalogue(entries, damaged, self.where, self.access, found.foreign)
+
+    def _read_entry(self, key: str) -> Entry:
+        """Describe a delta; if what is remembered of it is wrong, by itself."""
+        try:
+            return self.access.read_entry(key)
+        except DeltaError:
+            if not self.backend.forget(key):
+                raise
+            return self.access.read_entry(key)
 
     def chain_id(self, guest: str) -> str:
         """The id of the chain that a guest's first backup into this store begins.

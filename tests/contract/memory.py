@@ -166,6 +166,9 @@ class MemoryBackend:
             raise DeltaError("is not there", where=self.name(key))
         return Held(self._objects[key][0], self.name(key))
 
+    def forget(self, key: str) -> bool:
+        return False
+
     def has(self, key: str) -> bool:
         return key in self._objects or key in self.drafts
 

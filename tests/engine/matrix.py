@@ -17,10 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import fleece
 from tests.engine.scene import GUEST, INTACT, MIB, Engine, MachineScene, Ran, Scene, daemon
@@ -41,6 +41,9 @@ import fleece, fleece.api, fleece.cli.main, fleece.cli.backing_up, fleece.nbd.bi
 import fleece.source.qemu.hold_by_jobs as classic, fleece.source.qemu.monitor as monitor
 import fleece.nbd.connection as connection, fleece.delta.writer as writer
 import fleece.store.folder.sink as sink
+if "AWS_ENDPOINT_URL" in os.environ:
+    import botocore.session, fleece.store.s3.open
+    from fleece.store.s3.client.caller import Caller
 fleece.nbd.binding.libnbd()
 
 def engine(job):
@@ -88,6 +91,8 @@ def engine(job):
         wrap(os, name, lambda *rest, name=name: name)
     wrap(sink.DeltaFile, "__init__", lambda *rest: "open delta")
     wrap(writer.DeltaWriter, "finish", lambda *rest: "finish delta")
+    if "AWS_ENDPOINT_URL" in os.environ:
+        wrap(Caller, "call", lambda self, call, *rest: f"{call.method}-{call.action[3:]}")
     made = sink.DeltaFile.__init__
     class File:
         def __init__(self, file):
@@ -397,7 +402,7 @@ class Matrix:
         self.counts.points = len(points)
 
     def _catalogue(self) -> fleece.Catalogue:
-        return fleece.open_store(self.scene.store).catalogue()
+        return fleece.open_store(self.scene.address).catalogue()
 
     def _points(self) -> list[fleece.StoredPoint]:
         return self._catalogue().of_guest(GUEST)
@@ -449,9 +454,18 @@ def control_steps(names: list[str]) -> list[str]:
 _MANY = ("query-", "write", "x-debug", "qom-")
 
 
+Where: TypeAlias = Callable[..., AbstractContextManager[Scene]]
+"""Makes a scene of a folder and disks."""
+
+
 @contextmanager
 def matrix(
-    folder: Path, seed: int, engine: Engine = INTACT, *, iothreads: bool = False
+    folder: Path,
+    seed: int,
+    engine: Engine = INTACT,
+    *,
+    iothreads: bool = False,
+    where: Where | None = None,
 ) -> Iterator[Matrix]:
     """A matrix whose guest writes; it is checked when the body has ended well.
 
@@ -460,8 +474,9 @@ def matrix(
         seed: of the guest's writes.
         engine: that dies.
         iothreads: the disks are a machine's, and have iothreads; else a storage daemon's.
+        where: makes the scene; None: as `iothreads` says.
     """
-    with started(Matrix, folder, seed, engine, iothreads=iothreads) as made:
+    with started(Matrix, folder, seed, engine, iothreads=iothreads, where=where) as made:
         yield made
 
 
@@ -476,6 +491,7 @@ def started(
     engine: Engine = INTACT,
     *,
     iothreads: bool = False,
+    where: Where | None = None,
 ) -> Iterator[_Kind]:
     """The same for a kind of matrix."""
     disks = (
@@ -486,7 +502,7 @@ def started(
         disk.node: images.to_raw(disk.path, folder / f"base-{disk.node}", disk.fmt).read_bytes()
         for disk in disks
     }
-    where = _machine if iothreads else daemon
+    where = where or (_machine if iothreads else daemon)
     with where(folder, *disks, engine=engine) as scene:
         nursery = Nursery(folder, engine)
         made = kind(scene, nursery, base, seed)

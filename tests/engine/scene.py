@@ -349,6 +349,11 @@ class Scene:
         """The source's name on the command line."""
         return f"qmp:{self.qemu.qmp_socket}"
 
+    @property
+    def address(self) -> str:
+        """What the scene's own store is opened by."""
+        return str(self.store)
+
     def writer(self, node: str = "d0") -> Writer:
         """The guest's side of a disk."""
         key = self.qemu.pid, node
@@ -426,7 +431,7 @@ class Scene:
     def restore(self, disk: str = "d0", point: str = "latest", store: Path | None = None) -> Path:
         """Restore a disk to a new raw file by the library."""
         target = self.folder / f"restored-{disk}-{next(self._numbers)}"
-        fleece.restore(fleece.open_store(store or self.store), point, disk, str(target))
+        fleece.restore(fleece.open_store(store or self.address), point, disk, str(target))
         return target
 
     def check_exact(self, *nodes: str, store: Path | None = None) -> None:
@@ -475,16 +480,16 @@ class Scene:
 
     def newest(self, store: Path | None = None) -> str:
         """The id of the newest complete point, whatever is damaged beside it."""
-        points = fleece.open_store(store or self.store).catalogue().points
+        points = fleece.open_store(store or self.address).catalogue().points
         return [point.id for point in points if point.complete][-1]
 
     def points(self) -> int:
         """The number of complete points in the store."""
-        return len(fleece.open_store(self.store).catalogue().of_guest(GUEST))
+        return len(fleece.open_store(self.address).catalogue().of_guest(GUEST))
 
     def verify(self) -> None:
         """Check every byte of the store by the library, every delta by `zstd -t`."""
-        catalogue = fleece.open_store(self.store).catalogue()
+        catalogue = fleece.open_store(self.address).catalogue()
         result = fleece.verify_store(catalogue)
         assert result.errors == ()
         for entry in catalogue.entries:

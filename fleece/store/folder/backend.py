@@ -104,6 +104,10 @@ class FolderBackend:
 
         return FileBlob(self.name(key), opened)
 
+    def forget(self, key: str) -> bool:
+        """Nothing is remembered."""
+        return False
+
     def has(self, key: str) -> bool:
         """Whether anything has a key."""
         with store_errors(self.name(key)):

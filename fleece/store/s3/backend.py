@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from fleece.delta.blob import Blob
 from fleece.errors import DeltaError, StoreError, UsageError
@@ -17,13 +18,15 @@ from fleece.store.backend import Batch, Draft, Listing, Patience, Site
 from fleece.store.errors import Gone
 from fleece.store.names import MARKER, PIN, SUFFIX
 from fleece.store.s3 import lock
-from fleece.store.s3.batch import LeftBatch, ObjectBatch, opened, remove_left
+from fleece.store.s3.batch import LeftBatch, ObjectBatch, remove_left
 from fleece.store.s3.change import Change
+from fleece.store.s3.client.answers import Listed
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.problems import Taken
 from fleece.store.s3.draft import Replacement, spooled
 from fleece.store.s3.ledger import Ledger
 from fleece.store.s3.names import ALONE, NOTES, DataFolder
+from fleece.store.s3.reading import Reading
 
 _LONGEST_MARKER = 4096
 _HINT = "'fleece init' makes a new store"
@@ -41,6 +44,7 @@ class S3Backend:
         self.where = str(bucket.address)
         self._bucket, self._mode = bucket, mode
         self._ledger = Ledger(bucket)
+        self._reading = Reading(self._ledger)
         self._marker: bytes | None = None
         self._honest = False
 
@@ -50,13 +54,20 @@ class S3Backend:
         return lock.writer()
 
     @property
+    def requests(self) -> Mapping[str, int]:
+        """How many were made so far, by the right that each needs."""
+        return self._bucket.traffic.requests
+
+    @property
     def address(self) -> str:
         """`s3://BUCKET/PREFIX`."""
         return self.where
 
     def sharing(self, mode: int) -> S3Backend:
         """The same: who may read and write is the bucket's affair."""
-        return S3Backend(self._bucket, mode)
+        made = S3Backend(self._bucket, mode)
+        made._marker = self._marker
+        return made
 
     def create(self, marker: bytes, site: Site | None = None) -> None:
         """Put the marker where nothing is."""
@@ -106,7 +117,7 @@ class S3Backend:
         """See once that what must be new is refused if it is not, by making the marker again."""
         if self._honest:
             return
-        marker = self._read(self._key(MARKER), _LONGEST_MARKER)
+        marker = self._marker or self._read(self._key(MARKER), _LONGEST_MARKER)
         try:
             self._bucket.put(self._key(MARKER), marker, new=True)
         except Taken:
@@ -141,33 +152,53 @@ class S3Backend:
             for name in sorted(objects)
             if name.endswith(SUFFIX)
         ]
+        self._reading.expect(map(self._object, deltas))
         return Listing(deltas, [self._ledger.name(key) for key in foreign])
 
     def open(self, key: str) -> Blob:
         """The object that a change names so."""
         try:
-            return opened(self._ledger, self._object(key))
+            return self._reading.open(self._object(key))
         except Gone as error:
             raise DeltaError(error.what, where=error.where or self.name(key)) from error
 
+    def forget(self, key: str) -> bool:
+        """Forget what this host remembers of a delta."""
+        with contextlib.suppress(Gone):
+            return self._reading.forget(self._object(key))
+        return False
+
     def has(self, key: str) -> bool:
-        """Whether anything has a key."""
+        """Whether anything has a key: of what lies beside a point's deltas, when it was listed."""
+        if (noted := self._noted(key)) is not None:
+            return noted
         try:
             return self._exists(self._key(self._object(key)))
         except Gone:
             return False
 
     def stamp(self, key: str) -> str:
-        """The object's key, which no other object ever has, and its ETag."""
+        """The object's key, which no other object ever has, with its length and ETag."""
         found = self._object(key)
-        head = self._bucket.head(self._key(found))
-        return f"{found.rpartition('/')[0]} {head.length} {head.etag}"
+        known = self._ledger.items.get(found) or self._bucket.head(self._key(found))
+        return f"{found.rpartition('/')[0]} {known.length} {known.etag}"
 
     def get(self, key: str, most: int) -> bytes:
         """A small object's content."""
         if key == MARKER and self._marker is not None:
             return self._marker
+        if self._noted(key) is False:
+            raise Gone("is not there", where=self._ledger.name(key))
         return self._read(self._key(self._object(key)), most)
+
+    def _noted(self, key: str) -> bool | None:
+        """Whether what lies beside a point's deltas was listed; None: it is none of such.
+
+        A pin that came since is followed by a change, by which whoever drops the point notices.
+        """
+        if key.count("/") != 2 or key.endswith(SUFFIX):
+            return None
+        return key in self._ledger.view(key.partition("/")[0]).notes
 
     def put(self, key: str, data: bytes) -> None:
         """Put a small object over what has its key.
@@ -175,7 +206,11 @@ class S3Backend:
         After a pin a change is made that only takes its number: so a prune elsewhere that has not
         seen the pin gives up.
         """
-        self._bucket.put(self._key(self._object(key)), data)
+        found = self._object(key)
+        etag = self._bucket.put(self._key(found), data)
+        if self._noted(key) is not None:
+            item = Listed(found, len(data), etag, datetime.now(UTC))
+            self._ledger.view(key.partition("/")[0]).notes[key] = item
         if key.endswith(PIN):
             self._ledger.append(key.partition("/")[0], Change())
 
@@ -183,6 +218,8 @@ class S3Backend:
         """Delete a small object, if there is one."""
         with contextlib.suppress(Gone):
             self._ledger.remove([self._object(key)])
+            if self._noted(key):
+                del self._ledger.view(key.partition("/")[0]).notes[key]
 
     def sweep(self, key: str) -> None:
         """Nothing: what is put is there or not."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import NoReturn
 
 from fleece.attempts import Attempts
 from fleece.delta.blob import Blob
 from fleece.errors import DeltaError, StoreError
 from fleece.store.errors import Gone
-from fleece.store.s3.blob import ObjectBlob
 from fleece.store.s3.change import Change
 from fleece.store.s3.ledger import Ledger, Overtaken
 from fleece.store.s3.names import DATA, DataFolder
+from fleece.store.s3.reading import Reading
 from fleece.store.s3.upload import Crew, Upload
 
 
@@ -33,6 +32,7 @@ class ObjectBatch:
         self._folder = DataFolder.new(name, self._base, writer)
         self._under = f"{guest}/{DATA}/{self._folder.name}"
         self.where = ledger.name(self._under)
+        self._reading = Reading(ledger)
         self._crew = Crew()
         self._made: dict[str, Upload] = {}
         self._doubtful = False
@@ -44,7 +44,7 @@ class ObjectBatch:
     def open(self, name: str) -> Blob:
         """An object that is whole."""
         try:
-            return opened(self._ledger, self._key(name))
+            return self._reading.open(self._key(name))
         except Gone as error:
             raise DeltaError(error.what, where=error.where) from error
 
@@ -62,8 +62,9 @@ class ObjectBatch:
 
     def seal(self) -> None:
         """Make all objects whole."""
-        for made in self._made.values():
+        for name, made in self._made.items():
             made.finish()
+            self._reading.made(self._key(name), made)
         self._crew.close()
 
     def commit(self, name: str) -> None:
@@ -158,21 +159,11 @@ def remove_left(ledger: Ledger, guest: str, folders: list[DataFolder]) -> list[s
                 objects.pop(key, None)
     begun = [(f, upload) for f, upload in ledger.uploads(guest) if f.name in names]
     for _, upload in begun:
-        with tried.step(), contextlib.suppress(Gone):
-            ledger.bucket.abort(upload)
+        with tried.step():
+            ledger.abort(guest, upload)
     tried.settle(StoreError)
     where = {ledger.name(key.rpartition("/")[0]) for key in unused}
     return sorted(where | {ledger.name(f"{guest}/{DATA}/{f.name}") for f, _ in begun})
-
-
-def opened(ledger: Ledger, key: str) -> ObjectBlob:
-    """An object that is whole, open for reading.
-
-    Raises:
-        Gone: it is not there.
-    """
-    found = ledger.bucket.head(ledger.key(key))
-    return ObjectBlob(ledger.bucket, ledger.key(key), ledger.name(key), found.length, found.etag)
 
 
 def _unreadable(where: str) -> StoreError:

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeAlias
 
 from fleece.errors import DeltaError, StoreError
 from fleece.store.errors import Gone
+from fleece.store.s3.ahead import BLOCK, Ahead, Runs
+from fleece.store.s3.cache import Ranges
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.problems import Changed
 
-EDGE = 16 << 10
-"""Bytes at the start and at the end of a delta that are read at once: what opening it needs."""
+HEAD, TAIL = 4 << 10, 12 << 10
+"""Bytes at the start and at the end of a delta that are read at once: what opens most of them."""
+
+_SMALL = 64 << 10
+_START, _STARTS = 1 << 10, 1 << 16
+"""Bytes that are kept of the start of a long range, and of how many. A record's own words are
+there: who reads a whole delta looks at all of them once more."""
+
+_Block: TypeAlias = tuple[int, "Future[bytes]"]
+"""Where a block begins, and its bytes to come."""
 
 
-class Edges:
-    """The first and the last bytes of an object.
+def read_edges(bucket: Bucket, key: str, length: int, etag: str) -> Ranges:
+    """Read them, in one request if the object is short.
 
-    Attributes:
-        head, tail: they.
+    Raises:
+        Gone: it is not there any more, or not the same.
     """
-
-    def __init__(self, head: bytes, tail: bytes) -> None:
-        self.head, self.tail = head, tail
-
-
-def read_edges(bucket: Bucket, key: str, length: int, etag: str) -> Edges:
-    """Read both; of a short object, in one request."""
-    if length <= 2 * EDGE:
-        return Edges(bucket.get(key, etag=etag).data, b"")
-    head = bucket.get(key, 0, EDGE, etag=etag).data
-    return Edges(head, bucket.get(key, length - EDGE, EDGE, etag=etag).data)
+    try:
+        if length <= HEAD + TAIL:
+            return ((0, bucket.get(key, 0, length, etag).data),) if length else ()
+        head = bucket.get(key, 0, HEAD, etag).data
+        tail = bucket.get(key, length - TAIL, TAIL, etag).data
+    except Changed as error:
+        raise Gone(error.what, where=error.where) from error
+    return (0, head), (length - TAIL, tail)
 
 
 class ObjectBlob:
@@ -41,7 +51,9 @@ class ObjectBlob:
         name: for messages.
         length: in bytes.
         etag: of the object that is meant: if another has its place by now, that is an error.
-        edges: what is known of it; None: nothing is.
+        known: bytes of it that need not be read.
+        ahead: holds what is read in order.
+        keep: is told at the end which of what is known was used; None: nobody wants to know.
 
     Attributes:
         name, length: the same.
@@ -54,57 +66,101 @@ class ObjectBlob:
         name: str,
         length: int,
         etag: str,
-        edges: Edges | None = None,
+        known: Ranges,
+        ahead: Ahead,
+        keep: Callable[[Ranges], None] | None = None,
     ) -> None:
         self.name, self.length = name, length
         self._bucket, self._key, self._etag = bucket, key, etag
-        self._edges = edges
+        self._known, self._keep = known, keep
+        self._used: dict[int, bytes] = {}
+        self._ahead, self._runs = ahead, Runs(length)
         self._lock = threading.Lock()
+        self._joined = False
+        self._starts: dict[int, bytes] = {}
 
     def read_at(self, position: int, length: int) -> bytes:
         """Exactly `length` bytes."""
-        end = position + length
-        if end > self.length or position < 0:
+        if position < 0 or position + length > self.length:
             raise DeltaError("the object is cut", where=self.name)
-        if end <= EDGE or position >= self.length - EDGE:
-            edges = self._known()
-            if end <= len(edges.head):
-                return edges.head[position:end]
-            start = self.length - len(edges.tail)
-            if position >= start:
-                return edges.tail[position - start : end - start]
-        return self._read(position, length)
+        for start, data in self._known:
+            if start <= position and position + length <= start + len(data):
+                part = data[position - start : position - start + length]
+                if self._keep is not None and len(part) >= len(self._used.get(position, b"")):
+                    self._used[position] = part
+                return part
+        if not length:
+            return b""
+        if length < _SMALL:
+            return self._small(position, length)
+        more = self._runs.more(position, length)
+        blocks = self._blocks(position, length, more)
+        data = self._read(position, length) if blocks is None else _cut(blocks, position, length)
+        with self._lock:
+            if len(self._starts) < _STARTS:
+                self._starts[position] = data[:_START]
+        return data
+
+    def _small(self, position: int, length: int) -> bytes:
+        """A short range: many of them in order make no run, they are little of the object."""
+        with self._lock:
+            start = self._starts.get(position, b"")
+        if length <= len(start):
+            return start[:length]
+        blocks = self._blocks(position, length, None)
+        return self._read(position, length) if blocks is None else _cut(blocks, position, length)
 
     def data_from(self, position: int) -> int:
         """The position itself: objects have no holes."""
         return min(position, self.length)
 
     def close(self) -> None:
-        """Nothing is open."""
-
-    def _known(self) -> Edges:
+        """End what is read ahead."""
         with self._lock:
-            if self._edges is None:
-                try:
-                    self._edges = read_edges(self._bucket, self._key, self.length, self._etag)
-                except (Gone, Changed) as error:
-                    raise self._replaced() from error
-            return self._edges
+            joined, self._joined = self._joined, False
+        if joined:
+            self._ahead.leave()
+        keep, self._keep = self._keep, None
+        if keep is not None:
+            keep(tuple(sorted(self._used.items())))
+
+    def _blocks(self, position: int, length: int, more: range | None) -> list[_Block] | None:
+        """The blocks that a range lies in; None: they are not there, and need not be read."""
+        numbers = range(position // BLOCK, (position + length - 1) // BLOCK + 1)
+        with self._lock:
+            if not self._joined:
+                if more is None:
+                    return None
+                self._joined = True
+                self._ahead.join()
+        if more is None and not self._ahead.has(self._key, numbers):
+            return None
+        held = [self._ahead.get(self._key, each, more or range(0), self._block) for each in numbers]
+        return [(number * BLOCK, block) for number, block in zip(numbers, held, strict=True)]
+
+    def _block(self, number: int) -> bytes:
+        start = number * BLOCK
+        return self._read(start, min(BLOCK, self.length - start))
 
     def _read(self, position: int, length: int) -> bytes:
-        if not length:
-            return b""
         try:
             data = self._bucket.get(self._key, position, length, self._etag).data
         except (Gone, Changed) as error:
-            raise self._replaced() from error
+            raise StoreError(
+                "was replaced or removed while it was read",
+                where=self.name,
+                hint="a prune or a merge does that; run it again",
+            ) from error
         if len(data) != length:
             raise DeltaError("the object is cut", where=self.name)
         return data
 
-    def _replaced(self) -> StoreError:
-        return StoreError(
-            "was replaced or removed while it was read",
-            where=self.name,
-            hint="a prune or a merge does that; run it again",
-        )
+
+def _cut(blocks: Sequence[_Block], position: int, length: int) -> bytes:
+    """A range out of the blocks that it lies in, when they are there."""
+    end = position + length
+    parts = [
+        memoryview(block.result())[max(0, position - start) : end - start]
+        for start, block in blocks
+    ]
+    return b"".join(parts)

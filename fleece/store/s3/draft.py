@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from fleece.delta.blob import Blob
 from fleece.errors import StoreError
 from fleece.store.s3 import lock
-from fleece.store.s3.batch import opened
 from fleece.store.s3.change import Change
 from fleece.store.s3.ledger import Ledger, Overtaken
 from fleece.store.s3.names import DATA, SPOOL, DataFolder, spool_key, spool_writer
+from fleece.store.s3.reading import Reading
 from fleece.store.s3.upload import Crew, Upload
 
 
@@ -39,7 +39,7 @@ class _Draft:
 
     def open(self) -> Blob:
         """What was written."""
-        return opened(self._ledger, self.key)
+        return Reading(self._ledger).open(self.key)
 
     def discard(self) -> None:
         """Remove it, as far as that is possible, unless it is seen, or nobody knows."""

@@ -10,6 +10,7 @@ from fleece.errors import StoreError
 from fleece.store.errors import Gone
 from fleece.store.names import DISTRUST, MARKER
 from fleece.store.s3 import names
+from fleece.store.s3.cache import Cache, Identity
 from fleece.store.s3.change import LONGEST, Change
 from fleece.store.s3.client.answers import Listed, Upload
 from fleece.store.s3.client.bucket import Bucket
@@ -35,18 +36,22 @@ class Ledger:
         bucket: the same.
         where: the store's address.
         views: what is known of each guest.
+        items: the objects that were listed, by their keys below the prefix.
+        cache: what this host remembers of objects.
     """
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.where = str(bucket.address)
         self.views: dict[str, View] = {}
+        self.items: dict[str, Listed] = {}
+        self.cache = Cache(self.where)
         self._bases: dict[str, int] = {}
+        self._begun: dict[str, list[tuple[DataFolder, Upload]]] = {}
         self._listed_whole = False
         self._stale: set[str] = set()
         prefix = bucket.address.prefix
         self._prefix = f"{prefix}/" if prefix else ""
-        self._read: dict[tuple[str, str], Change | None] = {}
 
     def key(self, name: str) -> str:
         """In the bucket, of what has a key below the prefix."""
@@ -61,11 +66,16 @@ class Ledger:
         found: dict[str, View] = {}
         listed: dict[str, dict[int, Listed]] = {}
         foreign = []
+        self.items = {}
         for item in self._listed(""):
             if not _of_store(item.key) and not self._sort(item, found, listed):
                 foreign.append(item.key)
         for guest, view in found.items():
             self._settle(view, listed.get(guest, {}))
+        for guest in [guest for guest, view in found.items() if view.lacks_head]:
+            found[guest] = self._look(guest)
+        there = {identity(item) for item in self.items.values()}
+        self.cache.keep(there)
         self.views = found
         self._bases = {guest: view.head for guest, view in found.items()}
         self._listed_whole = True
@@ -76,6 +86,7 @@ class Ledger:
         """Believe nothing of a guest that was read before: its lock was taken since."""
         self.views.pop(guest, None)
         self._bases.pop(guest, None)
+        self._begun.pop(guest, None)
         self._stale.add(guest)
 
     def base(self, guest: str) -> int:
@@ -96,18 +107,26 @@ class Ledger:
 
     def look(self, guest: str) -> View:
         """List a guest's part anew."""
+        view = self._look(guest)
+        if view.lacks_head:
+            view = self._look(guest)
+        self.views[guest] = view
+        return view
+
+    def _look(self, guest: str) -> View:
         found: dict[str, View] = {guest: View(guest)}
         listed: dict[str, dict[int, Listed]] = {}
         for item in self._listed(f"{guest}/"):
             self._sort(item, found, listed)
         self._settle(found[guest], listed.get(guest, {}))
-        self.views[guest] = found[guest]
         return found[guest]
 
     def _listed(self, under: str) -> Iterable[Listed]:
         start = len(self._prefix)
         for item in self.bucket.list(self.key(under)):
-            yield Listed(item.key[start:], item.length, item.etag, item.modified)
+            found = Listed(item.key[start:], item.length, item.etag, item.modified)
+            self.items[found.key] = found
+            yield found
 
     def _sort(
         self, item: Listed, found: dict[str, View], listed: dict[str, dict[int, Listed]]
@@ -132,19 +151,28 @@ class Ledger:
         return True
 
     def _settle(self, view: View, listed: dict[int, Listed]) -> None:
-        unread = [item for item in listed.values() if (item.key, item.etag) not in self._read]
+        """Read the changes that nobody has read yet, and make the view out of all."""
+        view.changes = {number: self._remembered(item) for number, item in listed.items()}
+        unread = [number for number, change in view.changes.items() if change is None]
         if unread:
             with ThreadPoolExecutor(min(AT_ONCE, len(unread))) as pool:
-                for item, change in zip(unread, pool.map(self._change, unread), strict=True):
-                    self._read[item.key, item.etag] = change
-        view.changes = {n: self._read[item.key, item.etag] for n, item in listed.items()}
+                texts = [*pool.map(self._text, [listed[number] for number in unread])]
+            for number, text in zip(unread, texts, strict=True):
+                view.changes[number] = change = _parsed(text)
+                if change is not None and text is not None:
+                    self.cache.put(identity(listed[number]), ((0, text),))
         view.settle()
 
-    def _change(self, item: Listed) -> Change | None:
-        """A change that is there; None: it cannot be understood."""
-        with contextlib.suppress(ValueError, RecursionError, Gone):
+    def _remembered(self, item: Listed) -> Change | None:
+        """A change that this host knows."""
+        known = self.cache.get(identity(item))
+        return _parsed(known[0][1]) if known else None
+
+    def _text(self, item: Listed) -> bytes | None:
+        """A change's text; None: it is gone, or too long to be one."""
+        with contextlib.suppress(Gone):
             if item.length <= LONGEST:
-                return Change.parse(self.bucket.get(self.key(item.key)).data)
+                return self.bucket.get(self.key(item.key)).data
         return None
 
     def append(self, guest: str, change: Change, base: int | None = None) -> None:
@@ -187,6 +215,7 @@ class Ledger:
     def fence(self, guest: str) -> None:
         """See that what was begun up to now is never seen, unless it is by now."""
         self.base(guest)
+        self._begun.pop(guest, None)
         with contextlib.suppress(Overtaken):
             self.append(guest, Change(), self.look(guest).head)
         self.look(guest)
@@ -195,6 +224,8 @@ class Ledger:
         """Delete objects."""
         if keys:
             self.bucket.delete([self.key(key) for key in keys])
+        for key in keys:
+            self.items.pop(key, None)
 
     def spooled(self) -> list[str]:
         """Names of the deltas that came from outside, be they whole or not."""
@@ -212,15 +243,39 @@ class Ledger:
                     self.bucket.abort(upload)
         self.remove(keys)
 
+    def abort(self, guest: str, upload: Upload) -> None:
+        """Give up an object of a guest that was being written in parts."""
+        self._begun.pop(guest, None)
+        with contextlib.suppress(Gone):
+            self.bucket.abort(upload)
+
     def uploads(self, guest: str) -> list[tuple[DataFolder, Upload]]:
-        """Objects of a guest that are being written in parts, or that nobody writes any more."""
+        """Objects of a guest that are being written in parts, or that nobody writes any more.
+
+        They are listed once after the guest's lock was taken, and after some were removed.
+        """
+        if guest in self._begun:
+            return self._begun[guest]
         found = []
         start = len(self.key(f"{guest}/{names.DATA}/"))
         for upload in self.bucket.uploads(self.key(f"{guest}/{names.DATA}/")):
             folder = DataFolder.parse(upload.key[start:].partition("/")[0])
             if folder is not None:
                 found.append((folder, upload))
+        self._begun[guest] = found
         return found
+
+
+def identity(item: Listed) -> Identity:
+    """What tells an object from any that has its key before or after it."""
+    return item.key, item.etag, item.length
+
+
+def _parsed(text: bytes | None) -> Change | None:
+    """A change; None: it cannot be understood."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return None if text is None else Change.parse(text)
+    return None
 
 
 def _of_store(key: str) -> bool:

@@ -19,6 +19,7 @@ from fleece.folder import PRIVATE_FILE, Folder
 from fleece.store.backend import Patience
 from fleece.store.errors import store_errors
 from fleece.store.folder.lock import held
+from fleece.store.s3.private import private_folder
 
 _WRITER = "writer"
 _LIVING = "writes-"
@@ -27,28 +28,20 @@ _DIGITS = 8
 
 def place() -> Path:
     """The folder of this user's locks, which the end of the system's run takes away."""
-    if os.geteuid() == 0:
+    user = os.geteuid()
+    if user == 0:
         return Path("/run/fleece")
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(own) / "fleece" if own else Path(f"/tmp/fleece-{os.geteuid()}")
+    own = Path(f"/run/user/{user}")  # of all this user's sessions, and of cron's
+    return own / "fleece" if own.is_dir() else Path(f"/tmp/fleece-{user}")
 
 
-@contextlib.contextmanager
-def opened() -> Iterator[Folder]:
+def opened() -> contextlib.AbstractContextManager[Folder]:
     """That folder, made if it is not there.
 
     Raises:
         OSError: it cannot be made, or it is somebody else's.
     """
-    path = place()
-    with Folder.open(path.parent) as parent:
-        with contextlib.suppress(FileExistsError):
-            parent.make_folder(path.name).close()
-        with parent.folder(path.name) as folder:
-            found = os.fstat(folder.descriptor)
-            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise PermissionError(1, "is not this user's alone", str(path))
-            yield folder
+    return private_folder(place())
 
 
 def writer() -> str:

@@ -78,11 +78,13 @@ class Upload:
     Attributes:
         key: the same.
         length: bytes that were written.
+        etag: of the object, when it is whole; empty: the server has not said.
     """
 
     def __init__(self, bucket: Bucket, key: str, crew: Crew, most: int | None = None) -> None:
         self.key = key
         self.length = 0
+        self.etag = ""
         self._bucket, self._crew, self._most = bucket, crew, most
         self._lock = threading.Lock()
         self._held = bytearray()
@@ -110,18 +112,18 @@ class Upload:
             self._check()
 
     def finish(self) -> None:
-        """Make it whole."""
+        """Make it whole; `etag` is known then."""
         with self._lock:
             if self._ended:
                 return
             if self._handle is None:
-                self._bucket.put(self.key, bytes(self._held))
+                self.etag = self._bucket.put(self.key, bytes(self._held))
             else:
                 self._part(len(self._held))
                 for sent in self._sent:
                     sent.result()
                 parts = sorted(self._parts, key=lambda part: part.number)
-                self._bucket.complete(self._handle, parts)
+                self.etag = self._bucket.complete(self._handle, parts)
             self._ended = True
             self._held = bytearray()
 

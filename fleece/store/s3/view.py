@@ -49,6 +49,14 @@ class View:
                 names = {key.rpartition("/")[2]: key for key in objects}
                 self.points[folder.name] = names
 
+    @property
+    def lacks_head(self) -> bool:
+        """Whether somebody has seen a later change than are here.
+
+        It is lost, or was made while the listing went on.
+        """
+        return self.head > max([0, *self.changes])
+
     def add(self, number: int, change: Change) -> None:
         """Take in a change that was made since."""
         self.changes[number] = change

@@ -1,0 +1,183 @@
+"""How deltas in a bucket are read: many listed by few requests, long ones by blocks ahead."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import xxhash
+
+import fleece
+from fleece.extents import Extents
+from fleece.store.init import make
+from fleece.store.marker import Marker
+from fleece.store.s3 import cache
+from fleece.store.s3.ahead import BLOCK
+from fleece.store.s3.backend import S3Backend
+from fleece.store.s3.client.bucket import Bucket
+from fleece.store.store import Store
+from fleece.tree import BlankDisk
+from tests.rig.s3 import SeaweedFs
+from tests.unit.kit import LEAF, header, write_delta
+
+POINTS = 12
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFs) -> Bucket:
+    """With a store of some points."""
+    made = seaweedfs.bucket()
+    store = make(S3Backend(made), Marker.new(fleece.StoreWishes(), None))
+    for number in range(1, POINTS + 1):
+        head = header(LEAF, number)
+        with store.locked("web"):
+            partial = store.begin("web", head.point.id, number)
+            content = bytes([number]) * LEAF
+            base = BlankDisk(head.geometry)
+            write_delta(partial.create("vda"), head, base, content, Extents.whole(LEAF))
+            partial.commit()
+    return made
+
+
+def _opened(bucket: Bucket) -> Store:
+    """By an engine that was started just now."""
+    return Store(S3Backend(Bucket(bucket.address, bucket._settings)))
+
+
+def _requests(store: Store) -> dict[str, int]:
+    assert isinstance(store.backend, S3Backend)
+    return {name: count for name, count in store.backend.requests.items() if count}
+
+
+def _told(store: Store) -> list[tuple[str, str]]:
+    found = store.catalogue()
+    assert not found.damaged
+    return [(point.id, point.disk("vda").root) for point in found.points]
+
+
+def _base(folder: Path) -> sqlite3.Connection:
+    (file,) = (folder / "fleece").iterdir()
+    return sqlite3.connect(file)
+
+
+def test_what_was_listed_once_is_not_read_again(bucket: Bucket, tmp_path: Path) -> None:
+    """A marker and a listing are all that it costs; notes cost what there is of them."""
+    cold, warm = _opened(bucket), _opened(bucket)
+    told = _told(cold)
+    assert len(told) == POINTS
+    assert _told(warm) == told
+    assert _requests(warm) == {"s3:GetObject": 1, "s3:ListBucket": 1}
+    assert not fleece.status(warm.catalogue()).problems
+    assert _requests(warm) == {"s3:GetObject": 1, "s3:ListBucket": 2}
+
+
+def test_without_a_cache_everything_works(bucket: Bucket, tmp_path: Path) -> None:
+    """Also with one that is no cache, or is not this user's alone."""
+    told = _told(_opened(bucket))
+    (file,) = (tmp_path / "fleece").iterdir()
+    file.write_bytes(random.Random(1).randbytes(9000))
+    assert _told(_opened(bucket)) == told
+    assert _told(_opened(bucket)) == told
+    (tmp_path / "fleece").chmod(0o755)
+    shared = _opened(bucket)
+    assert _told(shared) == told
+    assert _requests(shared)["s3:GetObject"] > POINTS
+
+
+def test_a_wrong_memory_decides_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    """What does not open by it is read anew, and what a bit of it differs in is not believed."""
+    told = _told(_opened(bucket))
+    with _base(tmp_path) as base:
+        rows = base.execute("select key, position, data from piece where key like '%/data/%'")
+        for number, (key, position, data) in enumerate(rows.fetchall()):
+            wrong = bytes([data[0] ^ 1]) + data[1:]
+            known = xxhash.xxh3_128_digest(wrong if number % 2 else data)
+            change = "update piece set data = ?, hash = ? where key = ? and position = ?"
+            base.execute(change, (wrong, known, key, position))
+    base.close()
+    assert _told(_opened(bucket)) == told
+    again = _opened(bucket)
+    assert _told(again) == told
+    assert _requests(again) == {"s3:GetObject": 1, "s3:ListBucket": 1}
+
+
+def test_what_changed_or_went_is_seen_whatever_is_remembered(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    told = _told(_opened(bucket))
+    with _opened(bucket).locked("web"):
+        pass
+    damaged, gone, *_ = sorted(item.key for item in bucket.list("web/data/"))
+    bucket.put(damaged, bucket.get(damaged).data[:-1])
+    bucket.delete([gone])
+    found = _opened(bucket).catalogue()
+    assert len(found.damaged) == 1
+    assert damaged in str(found.damaged[0].error)
+    assert len(found.points) == len(told) - 2
+    with _base(tmp_path) as base:
+        keys = {key for (key,) in base.execute("select key from piece")}
+    base.close()
+    assert gone not in keys
+
+
+def _threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name.startswith("fleece-s3")]
+
+
+def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> None:
+    made = seaweedfs.bucket()
+    content = random.Random(3).randbytes(5 * BLOCK + 12345)
+    backend = S3Backend(made)
+    backend.create(b"marker")
+    batch = backend.batch("web", "aa")
+    batch.create("vda.fleece").write(content)
+    batch.seal()
+    batch.commit("000001-aa")
+    blob = backend.open("web/000001-aa/vda.fleece")
+    before = backend.requests["s3:GetObject"]
+    step = MIB + 999
+    for position in range(0, len(content), step):
+        length = min(step, len(content) - position)
+        assert blob.read_at(position, length) == content[position : position + length]
+        assert blob.read_at(position, 512) == content[position : position + 512]
+    assert backend.requests["s3:GetObject"] - before <= 3 + 6
+    assert _threads()
+    blob.close()
+    assert not _threads()
+
+
+def test_what_is_read_here_and_there_is_read_alone(seaweedfs: SeaweedFs) -> None:
+    made = seaweedfs.bucket()
+    content = random.Random(4).randbytes(6 * BLOCK)
+    backend = S3Backend(made)
+    backend.create(b"marker")
+    batch = backend.batch("web", "aa")
+    batch.create("vda.fleece").write(content)
+    batch.seal()
+    batch.commit("000001-aa")
+    blob = backend.open("web/000001-aa/vda.fleece")
+    before = made.traffic.received
+    for block in (5, 0, 3, 1, 4, 2):
+        position = block * BLOCK + 777
+        assert blob.read_at(position, 100_000) == content[position : position + 100_000]
+    assert made.traffic.received - before < 7 * 100_000
+    blob.close()
+    assert not _threads()
+
+
+def test_the_folder_of_the_cache_is_made_private(tmp_path: Path) -> None:
+    kept = cache.Cache("s3://somewhere")
+    kept.put(("key", "etag", 1), ((0, b"x"),))
+    kept.keep()
+    assert (tmp_path / "fleece").stat().st_mode & 0o777 == 0o700
+    assert cache.Cache("s3://somewhere").get(("key", "etag", 1)) == ((0, b"x"),)
+    assert cache.Cache("s3://elsewhere").get(("key", "etag", 1)) is None

@@ -1,0 +1,69 @@
+"""A QEMU with disks, and a store in a bucket of a real object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fleece
+from fleece.store.s3.client.bucket import Bucket
+from tests.engine.scene import GUEST, INTACT, KIB64, Engine, Ran, Scene, daemon
+from tests.rig.disk import Disk
+from tests.rig.s3 import SeaweedFs
+
+
+class Cloud(Scene):
+    """A scene whose store is in a bucket.
+
+    Attributes:
+        bucket: it.
+    """
+
+    bucket: Bucket
+
+    @property
+    def address(self) -> str:
+        return f"s3://{self.bucket.address.bucket}/vms/first"
+
+    def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
+        assert store is None
+        options = ("--json", "--guest", GUEST, "--scratch", self.scratch)
+        return ("backup", self.source, self.address, *options, *words)
+
+    def opened(self, store: Path | None = None) -> fleece.Store:
+        return fleece.open_store(self.address)
+
+    def run(self, verb: str, *words: object) -> Ran:
+        """A verb on the store, with machine output."""
+        return INTACT.run(verb, self.address, *words, "--json")
+
+    def change(self, place: int) -> None:
+        """Write 64 KiB of the guest's disk."""
+        self.writer().write(place, os.urandom(KIB64))
+        self.writer().flush()
+
+    def objects(self, kind: str = "/data/") -> list[str]:
+        """Keys of what is in the bucket."""
+        return [item.key for item in self.bucket.list() if kind in item.key]
+
+    def nothing_left(self, *, foreign_server: bool = False) -> None:
+        super().nothing_left(foreign_server=foreign_server)
+        assert [*self.bucket.uploads("")] == []
+        assert len(self.objects()) == len(self.opened().backend.listing().deltas)
+
+    def verify(self) -> None:
+        assert fleece.verify_store(self.opened().catalogue()).errors == ()
+
+
+@contextmanager
+def clouded(
+    server: SeaweedFs, folder: Path, *disks: Disk, engine: Engine = INTACT
+) -> Iterator[Cloud]:
+    """A scene on a storage daemon with these disks, and a new store; the environment tells it."""
+    with daemon(folder, *disks, engine=engine) as made:
+        cloud = Cloud(made.qemu, folder, engine)
+        cloud.bucket = server.bucket()
+        fleece.init(cloud.address)
+        yield cloud
