@@ -10,6 +10,8 @@ from fleece.cli.output import Output, human
 from fleece.cli.words import MergeWords, PinWords, PruneWords
 from fleece.terminal import counted
 
+_MERGING = {"auto": None, "always": True, "never": False}
+
 
 def merge(output: Output, cancel: CancelToken, words: MergeWords) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
@@ -46,6 +48,7 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         rules,
         words.guest,
         dry_run=words.dry_run,
+        merging=_MERGING[words.merge],
         listener=output.listen,
         cancel=cancel,
     )

@@ -308,6 +308,7 @@ class PruneWords(Words):
     store: str
     guest: str | None
     dry_run: bool
+    merge: str
     within: str | None
     secret: fleece.Secret | None
     last: int

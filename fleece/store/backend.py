@@ -170,6 +170,10 @@ class Backend(Protocol):
     def address(self) -> str:
         """What `fleece.open_store` opens the store by, in another process too."""
 
+    @property
+    def near(self) -> bool:
+        """Whether all can be read and written again at no more than the cost of a disk."""
+
     def sharing(self, mode: int) -> Backend:
         """The same; what is made through it has these permissions, where there are any."""
 

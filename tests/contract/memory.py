@@ -135,6 +135,10 @@ class MemoryBackend:
             raise Gone("is not there", where=self.name(key))
         return self._objects[key]
 
+    @property
+    def near(self) -> bool:
+        return True
+
     def sharing(self, mode: int) -> MemoryBackend:
         return self
 

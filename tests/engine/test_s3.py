@@ -53,10 +53,11 @@ def test_a_life_in_a_bucket(cloud: Cloud) -> None:
     found = fleece.status(cloud.opened().catalogue())
     assert (found.guests[0].unverified, found.problems, found.foreign) == (0, (), ())
     fleece.set_pin(cloud.opened(), first)
-    pruned = cloud.run("prune", "--keep-last", "1").succeeded().result
+    assert cloud.run("prune", "--keep-last", "1").succeeded().result["removed"] == 0
+    pruned = cloud.run("prune", "--keep-last", "1", "--merge", "always").succeeded().result
     assert (pruned["kept"], pruned["removed"]) == (2, 1)
     fleece.set_pin(cloud.opened(), first, pinned=False)
-    fleece.prune(cloud.opened(), fleece.KeepRules(last=1))
+    fleece.prune(cloud.opened(), fleece.KeepRules(last=1), merging=True)
     assert [point.id for point in cloud.opened().catalogue().points] == [third]
     cloud.nothing_left()
     assert second not in " ".join(cloud.objects())

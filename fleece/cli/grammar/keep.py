@@ -76,6 +76,13 @@ def _prune_verb(verb: AddVerb) -> None:
         "--dry-run", action="store_true", help="only say what would be done, and change nothing"
     )
     prune.add_argument(
+        "--merge",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="merge what kept points need of dropped ones into them, so that these can go; auto "
+        "(default): in a folder, not in a bucket, where it is traffic both ways",
+    )
+    prune.add_argument(
         "--guest", help="only the points of this guest; default: those of each guest, separately"
     )
     add_key(prune)

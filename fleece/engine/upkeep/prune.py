@@ -28,6 +28,7 @@ from fleece.store.store import Store
 
 PINNED = "pinned"
 SHARED = "several points build on it"
+NEEDED = "a kept point builds on it"
 
 _HINT = "nothing was deleted; put it back, or remove by hand what is lost for good"
 
@@ -88,6 +89,7 @@ def prune(
     guest: str | None = None,
     *,
     dry_run: bool = False,
+    merging: bool | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> PruneResult:
@@ -101,6 +103,8 @@ def prune(
         rules: what to keep.
         guest: whose points; None: those of each guest, by itself.
         dry_run: only say what would be done.
+        merging: what kept points need of dropped ones is merged into them; else these stay, too.
+            None: where that costs no traffic.
         listener: hears `Merged`, `Dropped` and `Progress`.
         cancel: stops it between two steps.
 
@@ -120,7 +124,8 @@ def prune(
             stack.enter_context(held)
         catalogue = store.catalogue()
         _all_was_read(catalogue)
-        plans = [_plan(catalogue, name, rules) for name in names]
+        merges = store.backend.near if merging is None else merging
+        plans = [_plan(catalogue, name, rules, merging=merges) for name in names]
         freed = None if dry_run else _carry_out(store, catalogue, plans, listener, cancel)
     points = tuple(point for plan in plans for point in plan.points)
     gone = [point for point in points if not point.reasons]
@@ -128,14 +133,17 @@ def prune(
     return PruneResult(points, len(points) - len(gone), len(gone), lost, freed, dry_run)
 
 
-def _plan(catalogue: Catalogue, guest: str, rules: KeepRules) -> _GuestPlan:
+def _plan(catalogue: Catalogue, guest: str, rules: KeepRules, *, merging: bool) -> _GuestPlan:
     _all_is_there(catalogue, guest)
     points = catalogue.of_guest(guest)
     kept = choose(points, rules, datetime.now(UTC))
     for point in points:
         if rewrite.is_pinned(catalogue, point):
             kept[point.id] = (*kept.get(point.id, ()), PINNED)
-    _keep_shared(catalogue, points, kept)
+    if merging:
+        _keep_shared(catalogue, points, kept)
+    else:
+        _keep_needed(catalogue, points, kept)
     merges = {
         (point.id, name): (entry, count)
         for point in points
@@ -260,6 +268,14 @@ def _keep_shared(
             parent = catalogue.parent(entry)
             if parent is not None:
                 takers[parent.key] += int(entry.key in heads) if stays else takers[entry.key]
+
+
+def _keep_needed(
+    catalogue: Catalogue, points: Sequence[StoredPoint], kept: dict[str, tuple[str, ...]]
+) -> None:
+    """Keep each point on which a kept one builds."""
+    for entry in _newest_first(catalogue, [point for point in points if point.id in kept]):
+        kept.setdefault(entry.header.point.id, (NEEDED,))
 
 
 def _newest_first(catalogue: Catalogue, points: Sequence[StoredPoint]) -> list[Entry]:

@@ -50,6 +50,11 @@ class FolderBackend:
         """The folder's absolute path."""
         return str(self._place.path.absolute())
 
+    @property
+    def near(self) -> bool:
+        """A file system is."""
+        return True
+
     def sharing(self, mode: int) -> FolderBackend:
         """The same; what is made through it has these permissions."""
         return FolderBackend(self.where, mode)

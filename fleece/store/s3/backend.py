@@ -63,6 +63,11 @@ class S3Backend:
         """`s3://BUCKET/PREFIX`."""
         return self.where
 
+    @property
+    def near(self) -> bool:
+        """Traffic has a price, both ways."""
+        return False
+
     def sharing(self, mode: int) -> S3Backend:
         """The same: who may read and write is the bucket's affair."""
         made = S3Backend(self._bucket, mode)

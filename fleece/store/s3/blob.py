@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from fleece.errors import DeltaError, StoreError
@@ -26,31 +27,53 @@ _Block: TypeAlias = tuple[int, "Future[bytes]"]
 """Where a block begins, and its bytes to come."""
 
 
-def read_edges(bucket: Bucket, key: str, length: int, etag: str) -> Ranges:
-    """Read them, in one request if the object is short.
+@dataclass(frozen=True)
+class Place:
+    """Where an object is.
+
+    Attributes:
+        bucket: in which.
+        key: in the bucket.
+        name: for messages.
+        length: in bytes.
+        etag: of the object that is meant: if another has its place by now, that is an error.
+    """
+
+    bucket: Bucket
+    key: str
+    name: str
+    length: int
+    etag: str
+
+    def read(self, start: int, length: int) -> bytes:
+        """A range.
+
+        Raises:
+            Gone: it is not there any more, or not the same.
+        """
+        try:
+            return self.bucket.get(self.key, start, length, self.etag).data
+        except Changed as error:
+            raise Gone(error.what, where=error.where) from error
+
+
+def read_edges(place: Place) -> Ranges:
+    """Read an object's ends, in one request if it is short.
 
     Raises:
         Gone: it is not there any more, or not the same.
     """
-    try:
-        if length <= HEAD + TAIL:
-            return ((0, bucket.get(key, 0, length, etag).data),) if length else ()
-        head = bucket.get(key, 0, HEAD, etag).data
-        tail = bucket.get(key, length - TAIL, TAIL, etag).data
-    except Changed as error:
-        raise Gone(error.what, where=error.where) from error
-    return (0, head), (length - TAIL, tail)
+    if place.length <= HEAD + TAIL:
+        return ((0, place.read(0, place.length)),) if place.length else ()
+    start = place.length - TAIL
+    return (0, place.read(0, HEAD)), (start, place.read(start, TAIL))
 
 
 class ObjectBlob:
     """An object, open for reading by any number of threads; nothing is held open for it.
 
     Args:
-        bucket: where.
-        key: in the bucket.
-        name: for messages.
-        length: in bytes.
-        etag: of the object that is meant: if another has its place by now, that is an error.
+        place: where it is.
         known: bytes of it that need not be read.
         ahead: holds what is read in order.
         keep: is told at the end which of what is known was used; None: nobody wants to know.
@@ -61,20 +84,16 @@ class ObjectBlob:
 
     def __init__(
         self,
-        bucket: Bucket,
-        key: str,
-        name: str,
-        length: int,
-        etag: str,
+        place: Place,
         known: Ranges,
         ahead: Ahead,
         keep: Callable[[Ranges], None] | None = None,
     ) -> None:
-        self.name, self.length = name, length
-        self._bucket, self._key, self._etag = bucket, key, etag
+        self.name, self.length = place.name, place.length
+        self._place = place
         self._known, self._keep = known, keep
         self._used: dict[int, bytes] = {}
-        self._ahead, self._runs = ahead, Runs(length)
+        self._ahead, self._runs = ahead, Runs(place.length)
         self._lock = threading.Lock()
         self._joined = False
         self._starts: dict[int, bytes] = {}
@@ -133,9 +152,12 @@ class ObjectBlob:
                     return None
                 self._joined = True
                 self._ahead.join()
-        if more is None and not self._ahead.has(self._key, numbers):
+        if more is None and not self._ahead.has(self._place.key, numbers):
             return None
-        held = [self._ahead.get(self._key, each, more or range(0), self._block) for each in numbers]
+        held = [
+            self._ahead.get(self._place.key, each, more or range(0), self._block)
+            for each in numbers
+        ]
         return [(number * BLOCK, block) for number, block in zip(numbers, held, strict=True)]
 
     def _block(self, number: int) -> bytes:
@@ -144,8 +166,8 @@ class ObjectBlob:
 
     def _read(self, position: int, length: int) -> bytes:
         try:
-            data = self._bucket.get(self._key, position, length, self._etag).data
-        except (Gone, Changed) as error:
+            data = self._place.read(position, length)
+        except Gone as error:
             raise StoreError(
                 "was replaced or removed while it was read",
                 where=self.name,

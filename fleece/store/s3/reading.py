@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from fleece.store.errors import Gone
 from fleece.store.s3.ahead import Ahead
-from fleece.store.s3.blob import ObjectBlob, read_edges
+from fleece.store.s3.blob import ObjectBlob, Place, read_edges
 from fleece.store.s3.cache import Ranges
 from fleece.store.s3.client.answers import Listed
 from fleece.store.s3.ledger import AT_ONCE, Ledger, identity
@@ -55,18 +55,15 @@ class Reading:
             head = ledger.bucket.head(ledger.key(key))
             item = Listed(key, head.length, head.etag, head.modified)
         known = ledger.cache.get(identity(item))
-        found = known or self._ahead(key) or self._read(item)
-        name = ledger.name(key)
+        found = known or self._ahead(key) or read_edges(self._place(item))
 
         def keep(used: Ranges) -> None:
             if known is None:
                 ledger.cache.put(identity(item), used)
-            if not self._coming:
+            if not self._coming and not self._edges:
                 ledger.cache.keep()
 
-        return ObjectBlob(
-            ledger.bucket, ledger.key(key), name, item.length, item.etag, found, self._blocks, keep
-        )
+        return ObjectBlob(self._place(item), found, self._blocks, keep)
 
     def forget(self, key: str) -> bool:
         """Forget what this host remembers of an object; gives whether that was anything."""
@@ -101,10 +98,11 @@ class Reading:
 
     def _tried(self, item: Listed) -> Ranges | None:
         try:
-            return self._read(item)
+            return read_edges(self._place(item))
         except Gone:
             return None
 
-    def _read(self, item: Listed) -> Ranges:
+    def _place(self, item: Listed) -> Place:
         ledger = self._ledger
-        return read_edges(ledger.bucket, ledger.key(item.key), item.length, item.etag)
+        name = ledger.name(item.key)
+        return Place(ledger.bucket, ledger.key(item.key), name, item.length, item.etag)
