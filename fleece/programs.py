@@ -43,7 +43,7 @@ def file_name(path: str) -> str:
 
 
 @functools.cache
-def shielded() -> tuple[str, ...]:
+def _shielded() -> tuple[str, ...]:
     """A prefix for what must not be ended half-way by the signals that end a run, if `env` has one.
 
     A terminal and systemd send these to every process of the run.
@@ -154,7 +154,7 @@ def _heard(
 
 
 def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
-    """Run a program that must not be killed half-way: it ends by itself, also when the run does.
+    """Run a program that must not be ended half-way: it ends by itself, also when the run does.
 
     Args:
         words: of its command line, the program first.
@@ -166,7 +166,7 @@ def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
     """
     with using(words):
         process = subprocess.Popen(
-            words,
+            [*_shielded(), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

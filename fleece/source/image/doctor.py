@@ -7,9 +7,10 @@ from pathlib import Path
 from fleece.cancel import CancelToken
 from fleece.delta.identity import GuestIdentity
 from fleece.source.image.inventory import ImageDisk, ImageInventory
-from fleece.source.image.measure import passing_folder, told_bytes
+from fleece.source.image.measure import told_bytes
 from fleece.source.report import ExaminedBitmap, ExaminedDisk, Report
 from fleece.source.segments import Bitmap
+from fleece.temporary import temporary_folder
 
 
 def examine(
@@ -20,7 +21,7 @@ def examine(
     cancel: CancelToken,
 ) -> Report:
     """Look at all images."""
-    with passing_folder() as folder:
+    with temporary_folder() as folder:
         disks = tuple(_examined(disk, folder, cancel) for disk in inventory.disks)
     obstacles = [
         f"{disk.details['path']}: {disk.obstacle}" for disk in disks if disk.obstacle is not None

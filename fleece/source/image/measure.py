@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fleece.cancel import CancelToken
@@ -32,10 +31,3 @@ def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], folder: Path, cancel: C
 def told_bytes(disk: ImageDisk, bitmap: Bitmap, folder: Path, cancel: CancelToken) -> int:
     """What one bitmap calls dirty, as `dirty_bytes`; 0: it is inconsistent, and tells nothing."""
     return 0 if bitmap.inconsistent else dirty_bytes(disk, (bitmap.name,), folder, cancel)
-
-
-@contextlib.contextmanager
-def passing_folder() -> Iterator[Path]:
-    """A folder for the socket of somebody who only looks."""
-    with tempfile.TemporaryDirectory(prefix="fleece-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)

@@ -29,7 +29,7 @@ from fleece.source.base import (
 )
 from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes, passing_folder, told_bytes
+from fleece.source.image.measure import dirty_bytes, told_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.tool import remove_bitmap, settled_writer
 from fleece.source.image.workplace import has_any, holder_of, left_behind, workplace
@@ -37,6 +37,7 @@ from fleece.source.place import check_path, default_scratch
 from fleece.source.report import Report
 from fleece.source.segments import Segment, next_segment, written_since
 from fleece.source.workfolder import Strangers, folder_name
+from fleece.temporary import temporary_folder
 
 
 class ImageSource(Closing):
@@ -216,7 +217,7 @@ class ImageSource(Closing):
             SourceError: somebody writes to an image, and so nobody else can tell.
         """
         self.check_ready()
-        with passing_folder() as folder:
+        with temporary_folder() as folder:
             found = [
                 KeptBitmap(
                     disk.name,

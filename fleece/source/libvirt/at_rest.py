@@ -35,7 +35,7 @@ from fleece.source.base import (
     Wanted,
 )
 from fleece.source.image.inventory import ImageDisk, ImageInventory, take_inventory
-from fleece.source.image.measure import dirty_bytes, passing_folder, told_bytes
+from fleece.source.image.measure import dirty_bytes, told_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
 from fleece.source.image.source import ImageSource
 from fleece.source.image.workplace import workplace
@@ -51,6 +51,7 @@ from fleece.source.place import check_path, default_scratch
 from fleece.source.report import Report
 from fleece.source.segments import Bitmap
 from fleece.source.workfolder import PREFIX, Strangers, work_folders
+from fleece.temporary import temporary_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,7 @@ class RestingSource(Closing):
     def bitmaps(self) -> list[KeptBitmap]:
         """The bitmaps of our checkpoints, by disk, chain and age."""
         self.check_ready()
-        with passing_folder() as folder:
+        with temporary_folder() as folder:
             found = [
                 KeptBitmap(
                     disk.name,
