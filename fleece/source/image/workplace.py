@@ -10,14 +10,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fleece.attempts import Attempts
 from fleece.errors import SourceError
 from fleece.source.base import Removed
+from fleece.source.emptying import remove_work_folder
 from fleece.source.workfolder import (
-    LOCK,
     PREFIX,
     QEMU_FOLDER,
     Owner,
@@ -101,17 +101,7 @@ def remove(work: WorkFolder) -> None:
     Raises:
         SourceError: something of it is left.
     """
-    try:
-        with suppress(FileNotFoundError), work.folder.folder(QEMU_FOLDER) as sockets:
-            for name in sockets.names():
-                sockets.remove(name)
-        with suppress(FileNotFoundError):
-            work.folder.remove_empty(QEMU_FOLDER)
-        with suppress(FileNotFoundError):
-            work.folder.remove(LOCK)
-        with suppress(FileNotFoundError):
-            work.remove_itself()
-    except OSError as error:
-        raise SourceError(
-            f"the work folder cannot be removed ({error.strerror})", where=work.path
-        ) from error
+    tried = Attempts()
+    for _ in remove_work_folder(work, tried):
+        pass
+    tried.settle(SourceError)

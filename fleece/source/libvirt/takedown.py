@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,12 @@ from pathlib import Path
 from fleece.attempts import Attempts
 from fleece.errors import SourceError
 from fleece.source.base import Removed
+from fleece.source.emptying import remove_work_folder
 from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.names import FolderName, socket_in
 from fleece.source.libvirt.xml import BackupJob
 from fleece.source.sockets import connections
-from fleece.source.workfolder import FROZEN, LOCK, QEMU_FOLDER, WorkFolder, is_known
+from fleece.source.workfolder import FROZEN, LOCK, WorkFolder
 
 _LEAVING = 15.0
 """Seconds to wait for a client to go: QEMU 7.2 ends one that negotiates for 10 s."""
@@ -80,7 +79,7 @@ def wait_for_clients(domain: Domain, socket: Path) -> None:
 
 
 def remove_folder(work: WorkFolder, *, thawed: bool = False) -> Iterator[Removed]:
-    """Remove a work folder's files, each by its name, and then the folder.
+    """Remove a work folder.
 
     Args:
         work: the folder.
@@ -92,32 +91,9 @@ def remove_folder(work: WorkFolder, *, thawed: bool = False) -> Iterator[Removed
         SourceError: something in it cannot be removed.
     """
     tried = Attempts()
-    names: list[str] = []
-    frozen = work.folder.has(FROZEN) and not thawed
+    frozen = False
     with tried.step():
-        names = sorted(name for name in work.folder.names() if is_known(name))
-    for name in names:
-        if name not in (QEMU_FOLDER, LOCK) and not (frozen and name == FROZEN):
-            with tried.step(), contextlib.suppress(FileNotFoundError):
-                work.folder.remove(name)
-    if QEMU_FOLDER in names:
-        with tried.step(), contextlib.suppress(FileNotFoundError):
-            _remove_qemu_folder(work)
+        frozen = work.folder.has(FROZEN) and not thawed
+    if not tried.failures:  # else it is not known
+        yield from remove_work_folder(work, tried, (FROZEN, LOCK) if frozen else ())
     tried.settle(SourceError)
-    if frozen:
-        return
-    with tried.step(), contextlib.suppress(FileNotFoundError):
-        with contextlib.suppress(FileNotFoundError):
-            work.folder.remove(LOCK)  # last: it says whose the others are
-        work.remove_itself()
-        yield Removed("scratch", str(work.path))
-    tried.settle(SourceError)
-
-
-def _remove_qemu_folder(work: WorkFolder) -> None:
-    """Remove QEMU's sockets and their folder; whatever else its user put there keeps it."""
-    with work.folder.folder(QEMU_FOLDER) as theirs:
-        for name in theirs.names():
-            if stat.S_ISSOCK(theirs.stat(name).st_mode):
-                theirs.remove(name)
-    work.folder.remove_empty(QEMU_FOLDER)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from fleece.attempts import Attempts
 from fleece.errors import SourceError
 from fleece.source.base import Removed
+from fleece.source.emptying import remove_work_folder
 from fleece.source.qemu.answers import known
 from fleece.source.qemu.inventory import children, node_names, plugged
 from fleece.source.qemu.monitor import CommandError, Monitor, Unanswered
@@ -30,10 +31,8 @@ from fleece.source.workfolder import (
     PREFIX,
     QEMU_FOLDER,
     SERVER,
-    SOCKET,
     STOPPED,
     WorkFolder,
-    is_known,
 )
 
 STOPPED_BY_ERROR = "io-error"
@@ -305,7 +304,7 @@ def _remove_nodes(
 
 
 def remove_folder(work: WorkFolder, steps: Attempts) -> Iterator[Removed]:
-    """Remove a work folder's files, each by its name, and then the folder.
+    """Remove a work folder.
 
     The note of a guest that may still be frozen or stopped stays, and so does a server that others
     use; and with them what says whose they are.
@@ -315,37 +314,14 @@ def remove_folder(work: WorkFolder, steps: Attempts) -> Iterator[Removed]:
         steps: is told of what cannot be removed.
     """
     before = len(steps.failures)
-    names: list[str] = []
     kept: set[str] = set()
     with steps.step():
-        names = sorted(name for name in work.folder.names() if is_known(name))
-        kept = _kept(work, names)
-    if len(steps.failures) > before:  # what must stay is not known
-        return
-    for name in names:
-        if name not in kept and name not in (QEMU_FOLDER, LOCK):
-            with steps.step(), contextlib.suppress(FileNotFoundError):
-                work.folder.remove(name)
-    if QEMU_FOLDER in names and QEMU_FOLDER not in kept:
-        with steps.step(), contextlib.suppress(FileNotFoundError):
-            _remove_qemu_folder(work)
-    if kept or len(steps.failures) > before:
-        return
-    with steps.step(), contextlib.suppress(FileNotFoundError):
-        with contextlib.suppress(FileNotFoundError):
-            work.folder.remove(LOCK)  # last: it says whose the others are
-        work.remove_itself()
-        yield Removed("scratch", str(work.path))
+        kept = _kept(work, list(work.folder.names()))
+    if len(steps.failures) == before:  # else what must stay is not known
+        yield from remove_work_folder(work, steps, kept)
 
 
-def _remove_qemu_folder(work: WorkFolder) -> None:
-    """Remove QEMU's socket and its folder; whatever else QEMU's user put there keeps it."""
-    with work.folder.folder(QEMU_FOLDER) as theirs, contextlib.suppress(FileNotFoundError):
-        theirs.remove(Path(SOCKET).name)
-    work.folder.remove_empty(QEMU_FOLDER)
-
-
-def _kept(work: WorkFolder, names: list[str]) -> set[str]:
+def _kept(work: WorkFolder, names: Collection[str]) -> set[str]:
     kept = {name for name in (FROZEN, STOPPED) if name in names}
     if listens_in(work):
         kept |= {SERVER, QEMU_FOLDER}
