@@ -40,7 +40,7 @@ from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, livin
 from fleece.source.image.source import ImageSource
 from fleece.source.image.workplace import workplace
 from fleece.source.libvirt import checkpoints
-from fleece.source.libvirt.domain import Domain, State
+from fleece.source.libvirt.domain import Domain, State, version_text
 from fleece.source.libvirt.identity import holder_of, identity_of
 from fleece.source.libvirt.inventory import image_of, resting_drives
 from fleece.source.libvirt.machine import machine_of
@@ -135,7 +135,12 @@ class RestingSource(Closing):
         return self._images().producer()
 
     def inventory(self) -> RestingInventory:
-        """Its disks, as libvirt has them defined."""
+        """Its disks, as libvirt has them defined.
+
+        Raises:
+            SourceError: they are on another host.
+        """
+        self.domain.check_here()
         images, unfit = resting_drives(self.domain.definition())
         found = take_inventory(images, self._cancel)
         users = Counter(path for disk in found.disks for path in set(disk.files))
@@ -143,6 +148,7 @@ class RestingSource(Closing):
         return RestingInventory(found, unfit)
 
     def _images(self) -> ImageSource:
+        self.domain.check_here()  # else a path would name a file of this host
         images, _ = resting_drives(self.domain.definition())
         if not images:
             raise PointError("the guest has no disk that can be read while it is off")
@@ -152,9 +158,17 @@ class RestingSource(Closing):
 
     def examine(self) -> Report:
         """What its images are, and who uses them."""
+        if (far := self.domain.far()) is not None:
+            return self._unseen(far)
         found, state = self._images().examine(), self.domain.state()
         refusal = f"the guest is {state.value}" if state is State.AWAY else found.refusal
         return dataclasses.replace(found, kind="libvirt", state=state.value, refusal=refusal)
+
+    def _unseen(self, refusal: str) -> Report:
+        """Of a guest whose images this host does not see."""
+        version = version_text(self.domain.versions()[0])
+        who = self.domain.name, self.identity()
+        return Report("libvirt", version, *who, self.domain.state().value, refusal, (), ())
 
     def check_needs(self) -> None:
         """See that QEMU's tools are there.

@@ -128,11 +128,22 @@ class Domain:
     def _ask(self, what: str, call: Callable[[], T], limit: float = ANSWER_LIMIT) -> T:
         return self._calls(what, call, limit)
 
-    def far_host(self) -> str | None:
-        """The host that the guest is on; None: this one."""
+    def far(self) -> str | None:
+        """Why this host cannot back the guest up, if it is on another one; None: it is here."""
         told = self._ask("its URI", self._connection.getURI)
         host = urlsplit(told).hostname
-        return None if host in (None, "", "localhost") else host
+        if host in (None, "", "localhost"):
+            return None
+        return f"the guest is on another host, {host}, and so are its images and the scratch"
+
+    def check_here(self) -> None:
+        """Check that the guest is on this host.
+
+        Raises:
+            SourceError: it is on another one.
+        """
+        if (why := self.far()) is not None:
+            raise SourceError(why, where=self.where, hint="run fleece there")
 
     def is_of_session(self) -> bool:
         """Whether its libvirt is that of an ordinary user."""

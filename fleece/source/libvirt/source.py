@@ -121,6 +121,8 @@ class LibvirtSource(Closing):
 
     def refusal(self) -> str | None:
         """Why no point can be taken now; None: one can."""
+        if (far := self.domain.far()) is not None:
+            return far
         state = self.domain.state()
         if state not in _PRESENT:
             return f"the guest is {state.value}"
@@ -150,12 +152,7 @@ class LibvirtSource(Closing):
             SourceError: a point cannot be taken now.
         """
         self.check_present()
-        if (host := self.domain.far_host()) is not None:
-            raise SourceError(
-                f"the guest is on another host, {host}, and so would be its scratch and its socket",
-                where=self.where,
-                hint="run fleece there",
-            )
+        self.domain.check_here()
         found = self.domain.settled()
         if isinstance(found, Busy):
             raise SourceError(
