@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleece.acl import admit
 from fleece.closing import Closing
 from fleece.errors import FleeceError, PointError, SourceError
 from fleece.folder import PRIVATE_FOLDER, Folder
@@ -120,12 +121,12 @@ class WorkFolder(Closing):
         """
         with contextlib.ExitStack() as undo:
             parent = undo.enter_context(opened_scratch(scratch))
-            mode = _PASSED_THROUGH if _must_give(owner) else PRIVATE_FOLDER
+            mode = _PASSED_THROUGH if _is_other(owner) else PRIVATE_FOLDER
             made = WorkFolder(undo.enter_context(parent.make_folder(name, mode)), parent)
             undo.callback(made._remove_new)
             made.check()
-            made.folder.make_folder(QEMU_FOLDER).close()
-            made.give(QEMU_FOLDER, owner)
+            with made.folder.make_folder(QEMU_FOLDER) as theirs:
+                made._share(theirs, owner)
             made._lock = made.folder.new_file(LOCK)
             undo.callback(os.close, made._lock)
             fcntl.flock(made._lock, fcntl.LOCK_EX)
@@ -217,7 +218,7 @@ class WorkFolder(Closing):
         Raises:
             SourceError: its file system does not let it.
         """
-        if not _must_give(owner):
+        if os.geteuid() != 0 or owner.uid == 0:
             return
         try:
             os.chown(
@@ -233,6 +234,20 @@ class WorkFolder(Closing):
                 where=self.path / name,
                 hint="choose another folder with --scratch",
             ) from error
+
+    def _share(self, theirs: Folder, owner: Owner) -> None:
+        """Let QEMU's user make its socket in a folder, and this user connect to it."""
+        if os.geteuid() == 0:
+            self.give(QEMU_FOLDER, owner)
+        elif _is_other(owner):
+            try:
+                admit(theirs.descriptor, owner.uid)
+            except OSError as error:
+                raise SourceError(
+                    f"QEMU's user cannot be let in here ({error.strerror})",
+                    where=theirs.path,
+                    hint="run fleece as root, or choose another folder with --scratch",
+                ) from error
 
     def new_scratch_file(self, name: str) -> int:
         """Make a scratch file again, whatever an earlier try left of it; gives its descriptor.
@@ -495,8 +510,9 @@ def is_known(name: str) -> bool:
     return name in (QEMU_FOLDER, SINK) or any(each.fullmatch(name) for each in patterns)
 
 
-def _must_give(owner: Owner) -> bool:
-    return os.geteuid() == 0 and owner.uid != 0
+def _is_other(owner: Owner) -> bool:
+    """Whether QEMU's user is kept out of what is this user's alone: not root."""
+    return owner.uid not in (0, os.geteuid())
 
 
 def _fits(name: str, state: os.stat_result) -> bool:

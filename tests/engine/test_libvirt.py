@@ -50,6 +50,13 @@ def daemon() -> Iterator[Libvirtd]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Libvirtd]:
+    """One as Debian has it: QEMU has a user of its own, and a group may use libvirt."""
+    with libvirtd("libvirt-qemu", "+64056") as made:
+        yield made
+
+
 @pytest.fixture
 def scene(daemon: Libvirtd, tmp_path: Path) -> Iterator[LibvirtScene]:
     """A running guest with a qcow2 disk `vda` of 4 MiB."""
@@ -168,12 +175,12 @@ def test_audit_bitmap_doctor_and_clean_know_it(scene: LibvirtScene) -> None:
     scene.check_exact()
 
 
-def test_qemu_may_run_as_a_user_of_its_own() -> None:
+def test_qemu_may_run_as_a_user_of_its_own(shared: Libvirtd) -> None:
     """As Debian has it: nobody else may enter the folder of the socket but it and root."""
     with tempfile.TemporaryDirectory(prefix="rig-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        with libvirtd("libvirt-qemu") as daemon, libvirt_scene(daemon, folder) as scene:
+        with libvirt_scene(shared, folder) as scene:
             scene.take("full")
             scene.write()
             running = scene.slow()
@@ -214,6 +221,30 @@ def test_an_ordinary_user_backs_up_guests_of_a_session() -> None:
             said = checked(*fleece_, "backup", "libvirt:web", folder / "store", *place)
             assert f"vda: {mode}" in said
         checked("virsh", "-c", "qemu:///session", "destroy", "web")
+
+
+def test_a_user_of_libvirts_group_backs_up_guests_of_the_system(shared: Libvirtd) -> None:
+    """QEMU is another user, and is let in where its socket is."""
+    with tempfile.TemporaryDirectory(prefix="rig-") as name:
+        folder, own = Path(name), Path(name) / "own"
+        folder.chmod(0o711)
+        own.mkdir(0o700)
+        os.chown(own, 65534, 65534)
+        become = ("setpriv", "--reuid=65534", "--regid=65534", "--groups=64056")
+        words = (*become, "env", f"HOME={own}", sys.executable, "-m", "fleece")
+        with libvirt_scene(shared, folder) as scene:
+            assert run(*words, "init", str(own / "store")).returncode == 0
+            place = ("--connect", scene.uri, "--scratch", str(own))
+            backup = (*words, "backup", scene.source, str(own / "store"), *place)
+            said = run(*backup).stderr
+            assert "Permission denied" in said
+            assert "--scratch" in said
+            own.chmod(0o711)
+            for kind in ("full", "incremental"):
+                done = run(*backup)
+                assert f"vda: {kind}" in done.stdout, done.stderr
+                scene.write()
+            assert os.listdir(own) == ["store"]
 
 
 def test_a_scratch_that_libvirt_cannot_see_is_told(scene: LibvirtScene) -> None:

@@ -39,7 +39,8 @@ swtpm_user = "root"
 swtpm_group = "root"
 """
 _DAEMON = """\
-unix_sock_group = "root"
+unix_sock_group = "{group}"
+unix_sock_rw_perms = "0770"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 log_outputs = "2:file:{log}"
@@ -62,6 +63,7 @@ class Libvirtd:
 
     Args:
         user: that its QEMUs run as: root, or libvirt-qemu as Debian's do.
+        group: that may use it, besides root: its name, or its number after a plus sign.
 
     Attributes:
         folder: all that is its own.
@@ -69,21 +71,23 @@ class Libvirtd:
         connection: to it.
     """
 
-    def __init__(self, user: str = "root") -> None:
+    def __init__(self, user: str = "root", group: str = "root") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rig-"))
         self.folder.chmod(0o755)
         self.uri = f"qemu+unix:///system?socket={self.folder}/run/libvirt-sock"
-        self._configure(user)
+        self._configure(user, group)
         libvirt.registerErrorHandler(lambda context, error: None, None)
         self.start()
 
-    def _configure(self, user: str) -> None:
+    def _configure(self, user: str, users: str) -> None:
         for name in ("etc/qemu", "run", "lib/qemu", "log/qemu", "cache/qemu"):
             (self.folder / name).mkdir(parents=True)
         group = "root" if user == "root" else "kvm"
         (self.folder / "etc/qemu.conf").write_text(_CONFIGURATION.format(user=user, group=group))
         log = self.folder / "log/libvirtd.log"
-        (self.folder / "etc/libvirtd.conf").write_text(_DAEMON.format(log=log, host=uuid.uuid4()))
+        (self.folder / "etc/libvirtd.conf").write_text(
+            _DAEMON.format(group=users, log=log, host=uuid.uuid4())
+        )
         for name, line in (
             ("passwd", f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n"),
             ("group", f"{_QEMU_USER}:x:64055:\n"),
@@ -302,9 +306,9 @@ def until(done: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def libvirtd(user: str = "root") -> Iterator[Libvirtd]:
-    """A libvirtd that ends with the context."""
-    made = Libvirtd(user)
+def libvirtd(user: str = "root", group: str = "root") -> Iterator[Libvirtd]:
+    """A libvirtd that ends with the context (`Libvirtd`)."""
+    made = Libvirtd(user, group)
     try:
         yield made
     finally:

@@ -20,6 +20,7 @@ _ROOT = Path(__file__).parents[2]
 
 _FLOORS = (
     {
+        "acl",
         "attempts",
         "environment",
         "errors",

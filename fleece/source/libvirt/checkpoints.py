@@ -9,7 +9,7 @@ from fleece.errors import SourceError
 from fleece.source.base import Since, Unknown
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain
-from fleece.source.libvirt.inventory import LibvirtDisk
+from fleece.source.libvirt.inventory import LibvirtDisk, told_apart
 from fleece.source.libvirt.names import CheckpointName
 from fleece.source.libvirt.xml import Checkpoint, checkpoint_xml
 
@@ -42,7 +42,7 @@ def written_since(
             f"checkpoint {name} does not tell which image it is of, and the guest has several"
         )
     if not is_of(found, disk):
-        return Unknown("its image is not the one that it had then")
+        return Unknown("its image is not the one that it had then, or this user cannot look at it")
     if disk.name not in found.sizes:
         return Unknown(f"its bitmap {name} is gone or broken: QEMU did not end cleanly")
     return Since((str(name),), min(found.sizes[disk.name], disk.size))
@@ -51,7 +51,7 @@ def written_since(
 def is_of(told: Checkpoint, disk: LibvirtDisk) -> bool:
     """Whether a checkpoint's bitmap was made for an image of the disk, as far as it tells."""
     images = told.images[disk.name]
-    return not images or bool(set(images) & set(disk.images))
+    return not images or bool(told_apart(images) & set(disk.images))
 
 
 def _remembered(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
@@ -16,6 +17,7 @@ from fleece.source.libvirt.domain import Domain
 from fleece.source.workfolder import Owner
 
 _MEDIA = ("cdrom", "floppy")
+_UNSEEN = "?"
 _QCOW2_MAGIC = b"QFI\xfb"
 _IOTHREAD_FIXED = 8_002_003
 
@@ -143,6 +145,11 @@ def _named(source: Element) -> str:
     return path or ":".join(name for name in names if name)
 
 
+def told_apart(images: Iterable[str]) -> set[str]:
+    """Those of some images that are known to be no others of the same place."""
+    return {image for image in images if not image.startswith(f"{_UNSEEN} ")}
+
+
 def image_of(path: str) -> str:
     """What tells a file or block device from others (`_image`)."""
     return f"{_inode(path)} {path}"
@@ -174,8 +181,8 @@ def _format(drive: Element) -> str:
 def _image(source: Element) -> str:
     """What tells an image from others, as long as nobody copies it: `INODE PLACE`.
 
-    The inode's number is there of files that this host sees. Two images whose files were exchanged
-    differ in it.
+    The inode's number is there of files. Two images whose files were exchanged differ in it. A file
+    that this user cannot look at has a question mark for it (`told_apart`).
     """
     path = source.get("file") or source.get("dev")
     return f"{'-' if path is None else _inode(path)} {_named(source)}"
@@ -185,7 +192,7 @@ def _inode(path: str) -> str:
     try:
         state = os.stat(path)
     except OSError:
-        return "-"
+        return _UNSEEN
     return str(state.st_ino) if stat.S_ISREG(state.st_mode) else "-"
 
 
