@@ -73,7 +73,8 @@ class Report:
         refusal: why no point can be taken now; None: one can.
         abilities: what the source can do.
         disks: those that it has.
-        advice: what may have to be done on its host before a point can be taken, a line each.
+        advice: what else its user should know of a backup of it, a line each: what may have to be
+            done on its host, and what is not in a point.
     """
 
     kind: str

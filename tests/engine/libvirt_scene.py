@@ -130,7 +130,7 @@ class LibvirtScene:
 
 def _raw(disk: GuestDisk, folder: Path) -> bytes:
     target = folder / f"{disk.target}.first"
-    run_checked("qemu-img", "convert", "-O", "raw", "-f", disk.fmt, disk.path, target)
+    run_checked("qemu-img", "convert", "-U", "-O", "raw", "-f", disk.fmt, disk.path, target)
     try:
         return target.read_bytes()
     finally:

@@ -11,6 +11,7 @@ from fleece.source.libvirt.inventory import (
     LibvirtDisk,
     LibvirtInventory,
     lost_client_kills,
+    passed_through,
     take_inventory,
 )
 from fleece.source.libvirt.point import GRANULARITY
@@ -30,7 +31,7 @@ def examine(domain: Domain, refusal: str | None, scratch: Path) -> Report:
         scratch: the folder for scratch files.
     """
     libvirt, qemu = domain.versions()
-    active = domain.is_active()
+    active, definition = domain.is_active(), domain.definition()
     inventory = take_inventory(domain) if active else LibvirtInventory(())
     found = [told for name in domain.checkpoints() if (told := domain.checkpoint(name)) is not None]
     return Report(
@@ -42,7 +43,7 @@ def examine(domain: Domain, refusal: str | None, scratch: Path) -> Report:
         refusal,
         (Ability("backup-begin", "incremental backups", libvirt >= _BACKUPS_SINCE),),
         tuple(_examined(disk, found, qemu) for disk in inventory.disks),
-        confinement(domain.capabilities(), domain.definition(), scratch),
+        (*confinement(domain.capabilities(), definition, scratch), *passed_through(definition)),
     )
 
 

@@ -141,7 +141,9 @@ def _place(drive: Element) -> str:
 def _named(source: Element) -> str:
     """What an image's source is called: a path, or the parts of something that has none."""
     path = source.get("file") or source.get("dev")
-    names = (source.get(key) for key in ("protocol", "pool", "volume", "name", "type"))
+    names = [source.get(key) for key in ("protocol", "pool", "volume", "name", "type")]
+    for host in source.iterfind("host"):
+        names += [host.get(key) for key in ("name", "port", "socket")]
     return path or ":".join(name for name in names if name)
 
 
@@ -221,6 +223,16 @@ def lost_client_kills(disk: LibvirtDisk, qemu: int) -> bool:
         qemu: its version, as libvirt numbers it.
     """
     return disk.iothread and qemu < _IOTHREAD_FIXED
+
+
+def passed_through(definition: Element) -> tuple[str, ...]:
+    """The host's devices that the guest has besides its disks, a line each kind: pci, usb, scsi."""
+    kinds = Counter(each.get("type", "other") for each in definition.iterfind("devices/hostdev"))
+    return tuple(
+        f"{count} device(s) of the host of type {kind} are passed through to the guest: QEMU does "
+        "not see what is on them, so it is not backed up"
+        for kind, count in sorted(kinds.items())
+    )
 
 
 def owner_of(definition: Element) -> Owner:
