@@ -16,8 +16,12 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+from tests.engine.libvirt_scene import libvirt_scene
+from tests.engine.libvirt_soak import LibvirtSoak
 from tests.engine.matrix import started
 from tests.engine.soak import Soak
+from tests.rig.images import MIB, random_image
+from tests.rig.libvirt import GuestDisk, libvirtd
 
 ROUND = 60
 """Things that happen in a round."""
@@ -28,12 +32,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, default=2.0, help="default: 2")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; default: 0")
+    parser.add_argument(
+        "--libvirt", action="store_true", help="the guests are libvirt's, and libvirtd dies as well"
+    )
     options = parser.parse_args()
+    round_ = _round_of_libvirt if options.libvirt else _round
     begun = time.monotonic()
     end = begun + options.hours * 3600
     total: Counter[str] = Counter(round=0, backup=0, fault=0, checked=0, loss=0)
     while time.monotonic() < end:
-        _round(options.seed + total["round"], end, total)
+        round_(options.seed + total["round"], end, total)
         seconds = round(time.monotonic() - begun)
         print(json.dumps({"seconds": seconds, "seed": options.seed} | total), flush=True)
     return int(total["loss"] > 0)
@@ -55,6 +63,28 @@ def _round(seed: int, end: float, total: Counter[str]) -> None:
             total["loss"] += 1
             print(f"LOSS: round of seed {seed}, after {event}", file=sys.stderr)
             traceback.print_exc()
+
+
+def _round_of_libvirt(seed: int, end: float, total: Counter[str]) -> None:
+    total["round"] += 1
+    event = "start"
+    try:
+        with tempfile.TemporaryDirectory(prefix="soak-") as name, libvirtd() as daemon:
+            path = random_image(Path(name, "vda.qcow2"), 8 * MIB, seed=seed)
+            with libvirt_scene(daemon, Path(name), GuestDisk("vda", path)) as scene:
+                here = LibvirtSoak(scene, seed)
+                try:
+                    for _ in range(ROUND):
+                        event = here.happen()
+                        if time.monotonic() > end:
+                            break
+                finally:
+                    here.stop()
+                total.update(here.done)
+    except Exception:
+        total["loss"] += 1
+        print(f"LOSS: round of seed {seed}, after {event}", file=sys.stderr)
+        traceback.print_exc()
 
 
 if __name__ == "__main__":

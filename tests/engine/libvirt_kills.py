@@ -111,7 +111,7 @@ def deaths(scene: LibvirtScene, count: int, seed: int) -> Deaths:
     writing = Writing(scene, seed)
     try:
         for _ in range(count):
-            _death(scene, writing, chance, told)
+            death(scene, writing, chance, told)
             ran = scene.backup().succeeded()
             assert ran.result["mode"] == "incremental", ran.out
             told.resumed += ran.result["resumed"]
@@ -119,11 +119,12 @@ def deaths(scene: LibvirtScene, count: int, seed: int) -> Deaths:
     finally:
         writing.stop()
     told.writes = len(writing.writes)
-    told.points = writing.check(_points(scene))
+    told.points = writing.check(points(scene))
     return told
 
 
-def _death(scene: LibvirtScene, writing: Writing, chance: random.Random, told: Deaths) -> None:
+def death(scene: LibvirtScene, writing: Writing, chance: random.Random, told: Deaths) -> None:
+    """Begin a backup, and let its engine, or libvirtd, die at some moment of it."""
     running = scene.slow("--jobs", "1")
     told.runs += 1
     if chance.random() < 0.15:
@@ -144,7 +145,8 @@ def _death(scene: LibvirtScene, writing: Writing, chance: random.Random, told: D
     told.killed += running.wait().code == -signal.SIGKILL
 
 
-def _points(scene: LibvirtScene) -> Iterator[bytes]:
+def points(scene: LibvirtScene) -> Iterator[bytes]:
+    """What the disk holds in each point, oldest first."""
     store = fleece.open_store(scene.store)
     for number, point in enumerate(store.catalogue().of_guest(scene.guest.name)):
         target = scene.folder / f"checked-{number}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fleece.errors import FleeceError
+from tests.engine.libvirt_scene import libvirt_scene
+from tests.engine.libvirt_soak import LibvirtSoak
 from tests.engine.matrix import started
 from tests.engine.scene import INTACT, Engine, Mutation
 from tests.engine.soak import Soak
+from tests.rig.libvirt import libvirtd
 
 EVENTS: tuple[Callable[[Soak], None], ...] = (
     Soak.restart_in_mid_backup,
@@ -69,3 +73,22 @@ def test_a_fault_in_the_engine_ends_a_soak(fault: Mutation, tmp_path: Path) -> N
     engine = fault.engine(tmp_path)
     with pytest.raises((AssertionError, FleeceError)):
         soak(tmp_path / "soak", engine)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
+def test_a_short_soak_of_libvirts_guests_loses_nothing(tmp_path: Path) -> None:
+    """One of each kind but the random deaths, which test_libvirt has."""
+    with libvirtd() as daemon, libvirt_scene(daemon, tmp_path) as scene:
+        here = LibvirtSoak(scene, 7)
+        try:
+            for event in (
+                here.guest_is_switched,
+                here.guest_stops_in_mid_backup,
+                here.qemu_dies,
+                here.libvirtd_is_started_anew,
+            ):
+                event()
+                here.back_up()
+        finally:
+            here.stop()
+    assert here.done["checked"] >= 5
