@@ -55,8 +55,9 @@ def _locked_folder(place: Path) -> tuple[Path, int]:
 
 
 def _remove_dead(place: Path) -> None:
-    with os.scandir(place) as found:
-        names = [each.name for each in found if _NAME.fullmatch(each.name)]
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # it may be one that only takes names
+        names = [name for name in os.listdir(place) if _NAME.fullmatch(name)]
     for name in names:
         with contextlib.suppress(OSError):
             _remove_if_dead(place / name)
