@@ -93,9 +93,9 @@ def settings_for(bucket: str) -> Settings:
     """
     try:
         import botocore.session
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # of old parts of it beside new ones
         raise UsageError(
-            f"botocore is missing, which s3:// needs ({error})",
+            f"botocore, which s3:// needs, cannot be loaded ({error})",
             hint="pip install 'fleece-backup[s3]'",
         ) from error
     with _botocore_errors():
