@@ -58,7 +58,21 @@ def test_entities_do_not_grow_without_bound() -> None:
         Xml.of(bomb.encode(), "here")
 
 
-@given(st.integers(100, 599), st.binary(max_size=300), st.dictionaries(st.text(), st.text()))
+_HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "content-range", "date", "x-amz-bucket-region"]),
+    st.text()
+    | st.sampled_from(
+        ["\u00b2", "1", "bytes */\u00b2", "bytes */1", "Mon, 30 Nov 2020 00:00:00 -0000"]
+    ),
+)
+
+
+_BODIES = st.binary(max_size=300) | st.sampled_from(
+    [b"<Error><Code>RequestTimeTooSkewed</Code></Error>", b"<Error><Code>SlowDown</Code></Error>"]
+)
+
+
+@given(st.integers(100, 599), _BODIES, _HEADERS)
 def test_every_refusal_becomes_an_error(status: int, body: bytes, headers: dict[str, str]) -> None:
     answer = Answer(status, headers, body)
     with contextlib.suppress(StoreError):

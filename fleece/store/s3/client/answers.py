@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 from fleece.errors import StoreError
 from fleece.store.s3.client.exchange import Answer
-from fleece.store.s3.client.problems import Refusal
+from fleece.store.s3.client.problems import Refusal, moment_in
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,10 @@ def bare_etag(text: str) -> str:
 
 def moment_of(answer: Answer, where: str) -> datetime:
     """When an object was written, of a HEAD's answer."""
-    try:
-        return parsedate_to_datetime(answer.headers.get("last-modified", ""))
-    except ValueError as error:
-        raise strange(where, "without Last-Modified") from error
+    found = moment_in(answer.headers.get("last-modified", ""))
+    if found is None:
+        raise strange(where, "without Last-Modified")
+    return found
 
 
 def refusal_in(answer: Answer) -> Refusal:

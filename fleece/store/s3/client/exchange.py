@@ -73,10 +73,10 @@ def exchange(pool: Pool, ask: Ask, cancel: CancelToken, where: str) -> Answer:
     server = pool.server
     moving = len(memoryview(ask.body)) + ask.most
     watch = Watch(cancel, ask.silence + moving / _SLOWEST, ask.silence)
-    met = sent = False
+    met = False
     try:
-        with pool.connection(watch) as (wire, _):
-            met = sent = True
+        with pool.connection(watch) as wire:
+            met = True
             return _through(pool, wire, ask, where)
     except socket.gaierror as error:
         raise _unknown(error, server, where) from error
@@ -85,7 +85,7 @@ def exchange(pool: Pool, ask: Ask, cancel: CancelToken, where: str) -> Answer:
         what = f"the certificate of {server} is not good ({error.verify_message})"
         raise StoreError(what, where=where, hint=hint) from error
     except (OSError, HTTPException) as error:
-        raise Again(_cut(error, server, where, met=met), lost=sent, met=met) from error
+        raise Again(_cut(error, server, where, met=met), lost=met, met=met) from error
 
 
 def _through(pool: Pool, wire: Wire, ask: Ask, where: str) -> Answer:
@@ -96,11 +96,9 @@ def _through(pool: Pool, wire: Wire, ask: Ask, where: str) -> Answer:
     headers = {name.lower(): text for name, text in response.headers.items()}
     length = response.length
     if length is not None and length > ask.most:
-        wire.drop()
         raise StoreError(f"the server answers with {length} bytes, too many", where=where)
     body = response.read() if length is not None else response.read(ask.most + 1)
     if length is None and len(body) > ask.most:
-        wire.drop()
         raise StoreError("the server's answer does not end", where=where)
     if response.will_close:
         wire.drop()

@@ -109,7 +109,7 @@ class Objects(Caller):
             self.get(key, 0, 1)
             answer = self.call(Call("s3:GetObject", "HEAD", key))
         length = answer.headers.get("content-length", "")
-        if not length.isdigit():
+        if not length.isdecimal():
             raise strange(where, "without Content-Length")
         return Head(int(length), _etag(answer), moment_of(answer, where))
 

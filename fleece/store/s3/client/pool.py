@@ -54,8 +54,8 @@ class Pool:
         return self._authorization() if self.through else {}
 
     @contextlib.contextmanager
-    def connection(self, watch: Watch) -> Iterator[tuple[Wire, bool]]:
-        """A connection for one exchange, and whether it was used before.
+    def connection(self, watch: Watch) -> Iterator[Wire]:
+        """A connection for one exchange.
 
         It is kept if the block ends well and has not dropped it.
 
@@ -69,13 +69,11 @@ class Pool:
         while not free.acquire(timeout=_TICK):
             watch.cancel.check()
         try:
-            wire = self._kept()
-            used = wire is not None
-            if wire is None:
-                wire = self._made(watch)
+            watch.begin()
+            wire = self._kept() or self._made(watch)
             wire.watch = watch
             try:
-                yield wire, used
+                yield wire
             except BaseException:
                 wire.drop()
                 raise

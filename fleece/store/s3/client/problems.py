@@ -133,6 +133,15 @@ _NEVER = {HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.INSUFFICIENT_STORAGE}
 SECRETS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile AWS_PROFILE"
 
 
+def moment_in(text: str) -> datetime | None:
+    """The moment that a header has; None: it is none."""
+    try:
+        found = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
 def judged(found: Refusal, where: str, action: str) -> Exception:
     """The error for a refusal: an `Again` if another try may help.
 
@@ -158,7 +167,7 @@ def _again(found: Refusal, what: str, where: str, hint: str) -> Exception:
     # What was refused for its rate was not done; what failed may have been.
     lost = found.status == HTTPStatus.OK or found.status >= 500
     lost = lost and found.code not in _LIMITED
-    return Again(error, lost=lost, after=float(after) if after.isdigit() else 0.0)
+    return Again(error, lost=lost, after=float(after) if after.isdecimal() else 0.0)
 
 
 def _final(found: Refusal, where: str, action: str, said: str) -> StoreError:
@@ -193,7 +202,7 @@ def _changed(_: Refusal, where: str) -> StoreError:
 def _out_of_range(found: Refusal, where: str) -> StoreError:
     short = OutOfRange("ends before", where=where)
     total = found.headers.get("content-range", "").removeprefix("bytes */")
-    short.total = int(total) if total.isdigit() else None
+    short.total = int(total) if total.isdecimal() else None
     return short
 
 
@@ -244,11 +253,8 @@ def _unsigned(_: Refusal, where: str) -> StoreError:
 
 def _skewed(found: Refusal, where: str) -> StoreError:
     apart = ""
-    try:
-        server = parsedate_to_datetime(found.headers.get("date", ""))
-    except ValueError:
-        pass
-    else:
+    server = moment_in(found.headers.get("date", ""))
+    if server is not None:
         apart = f" by {abs((datetime.now(UTC) - server).total_seconds()):.0f} s"
     what = f"the clocks of this host and of the server are apart{apart}"
     return StoreError(what, where=where, hint="set this host's clock (NTP)")

@@ -63,7 +63,7 @@ class Uploads(Objects):
             if not page.flag("IsTruncated"):
                 return sorted(found, key=lambda part: part.number)
             then = page.text("NextPartNumberMarker")
-            if not then.isdigit() or int(then) <= int(query.get("part-number-marker", "0")):
+            if not then.isdecimal() or int(then) <= int(query.get("part-number-marker", "0")):
                 raise strange(where, "a listing that does not end")
             query["part-number-marker"] = then
 

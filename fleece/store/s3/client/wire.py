@@ -46,8 +46,13 @@ class Watch:
     def __init__(self, cancel: CancelToken, whole: float, idle: float) -> None:
         self.cancel = cancel
         self._idle = idle
+        self._whole = whole
+        self.begin()
+
+    def begin(self) -> None:
+        """The time counts from now: it was waited for a connection before."""
         self._last = time.monotonic()
-        self._until = self._last + whole
+        self._until = self._last + self._whole
 
     def moved(self) -> None:
         """Bytes were sent or received."""
