@@ -212,6 +212,11 @@ _REACHING = {
     "sound": ("<audio id='1' type='file' path='/h/x'/>", ""),
     "graphics": ("<graphics type='vnc' socket='/h/x'><listen socket='/h/x'/></graphics>", ""),
     "rendering": ("<graphics type='spice'><gl rendernode='/h/x'/></graphics>", ""),
+    "display": ("<graphics type='sdl' display=':0' xauth='/h/x'/>", ""),
+    "bus": ("<graphics type='dbus' address='unix:path=/h/x'/>", ""),
+    "ROM": (_card(more="<rom bar='on' file='/h/x'/>"), ""),
+    "ROM by a relative path": (_card(more="<rom bar='on' file='../h/x'/>"), ""),
+    "a later word": ("<video><model type='virtio' novelty='/h/x'/></video>", ""),
     "acceleration": (
         "<video><model type='virtio'><acceleration rendernode='/h/x'/></model></video>",
         "",
