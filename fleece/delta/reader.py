@@ -344,7 +344,7 @@ class DeltaReader(RecordFile):
             if page.first < before:
                 raise DeltaError("the index has ranges that overlap", where=self.where)
             before = int(rows["offset"][-1]) + int(rows["length"][-1])
-            low = np.searchsorted(rows["offset"], np.uint64(start), side="right")
+            low = int(np.searchsorted(rows["offset"], np.uint64(start), side="right"))
             if low > 0 and int(rows["offset"][low - 1]) + int(rows["length"][low - 1]) > start:
                 low -= 1
             part = rows[low : np.searchsorted(rows["offset"], np.uint64(end), side="left")]

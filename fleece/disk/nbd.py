@@ -19,6 +19,7 @@ from fleece.nbd.connection import (
     Connection,
     ConnectionLost,
     RequestRefused,
+    connected,
 )
 from fleece.nbd.status import flagged, flagged_ahead
 from fleece.pace import Pace
@@ -75,7 +76,7 @@ class NbdDisk:
 
     @contextlib.contextmanager
     def _connected(self, *contexts: str) -> Iterator[Connection]:
-        with self.errors(), Connection(self._uri, contexts, self._cancel) as connection:
+        with self.errors(), connected(self._uri, contexts, self._cancel) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -104,7 +105,7 @@ class NbdDisk:
         Raises:
             SourceError: it is not, or cannot be reached.
         """
-        opened = Connection(self._uri, cancel=self._cancel)
+        opened = connected(self._uri, cancel=self._cancel)
         if opened.size != self.size:
             opened.close()
             raise SourceError("the export has another size now", where=self.where)
@@ -166,7 +167,7 @@ class NbdDisk:
             return within
 
         def work() -> Extents | None:
-            with Connection(self._uri, (context,), self._cancel) as connection:
+            with connected(self._uri, (context,), self._cancel) as connection:
                 return ask(connection) if connection.contexts else None
 
         with self.errors():

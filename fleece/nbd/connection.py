@@ -52,6 +52,10 @@ _MOST_BY_DEFAULT = 32 << 20
 constraints")."""
 
 _MOST_ZEROED = 1 << 30
+_ATTEMPTS = 3
+"""To connect to a server that hangs up. QEMU 9.2 and later hang up on who says nothing for 10 s
+(handshake-max-seconds of nbd-server-start): an engine that stood still so long is welcome again."""
+
 _BLANK = memoryview(bytes(1 << 20))
 
 
@@ -65,6 +69,10 @@ class RequestRefused(SourceError):
 
 class ConnectionLost(SourceError):
     """The connection is gone; the export may still be there for another one."""
+
+
+class Unreachable(ConnectionLost):
+    """There was no connection: nobody listens, or this user may not connect."""
 
 
 class Connection(Closing):
@@ -135,7 +143,20 @@ class Connection(Closing):
                     where=self.uri,
                     hint="it hangs, or has no place for one client more (ss -xp shows them)",
                 )
-            self._call(lambda: self._handle.poll(_TICK))
+            try:
+                self._handle.poll(_TICK)
+            except self._nbd.Error as error:
+                raise self._hung_up(error) from error
+
+    def _hung_up(self, error: Any) -> SourceError:
+        """Why a connection did not come about.
+
+        libnbd calls it an event that is not valid now, and lives on, if the server hangs up before
+        libnbd has looked at the socket at all.
+        """
+        if _is_gone(self._handle):
+            return self._failure(error)
+        return ConnectionLost("NBD: the server hung up at once", where=self.uri)
 
     def _unreachable(self, error: Any) -> SourceError:
         """Why nothing at all can be connected to."""
@@ -143,7 +164,7 @@ class Connection(Closing):
         if found is None:
             return self._failure(error)
         what = f"NBD: the server cannot be reached: {found.what}"
-        return ConnectionLost(what, where=self.uri, hint=found.hint)
+        return Unreachable(what, where=self.uri, hint=found.hint)
 
     def _obstacle(self, number: int) -> Obstacle | None:
         path = socket_of(self.uri)
@@ -285,6 +306,24 @@ class Connection(Closing):
         if lost:
             return ConnectionLost(what, where=self.uri)
         return RequestRefused(what, self.uri, error.errnum or 0)
+
+
+def connected(
+    uri: str, contexts: tuple[str, ...] = (), cancel: CancelToken | None = None
+) -> Connection:
+    """A new connection; a server that hangs up before it is one is asked again.
+
+    Raises:
+        SourceError: as `Connection`.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return Connection(uri, contexts, cancel)
+        except Unreachable:
+            raise
+        except ConnectionLost:
+            continue
+    return Connection(uri, contexts, cancel)
 
 
 def _is_gone(handle: Any) -> bool:

@@ -226,8 +226,7 @@ def test_a_read_only_disk_is_left_out_or_refused(scene: Scene) -> None:
 def test_a_disk_with_an_iothread_is_refused_where_it_would_kill_the_guest(tmp_path: Path) -> None:
     image = images.random_image(tmp_path / "d0.qcow2", 2 * MIB, seed=1)
     with Machine([Disk(image, "d0")], iothreads=True) as qemu:
-        version = qemu.control.command("query-version")["qemu"]
-        if (version["major"], version["minor"], version["micro"]) >= (8, 2, 3):
+        if qemu.version >= (8, 2, 3):
             pytest.skip("this QEMU is not affected")
         scene = Scene(qemu, tmp_path)
         qemu.control.command("cont")

@@ -149,8 +149,7 @@ def test_reads_do_not_cross_what_was_copied(
 ) -> None:
     """Before 8.0, QEMU shows live data to a read that does, and calls zero what is zero now."""
     base = _live(full_disk, full_disk.folder / "base").read_bytes()
-    version = full_disk.qemu.control.command("query-version")["qemu"]
-    affected = (version["major"],) < (8,)
+    affected = full_disk.qemu.version < (8, 0, 0)
     if unit is None:
         monkeypatch.setattr(filtered, "_WHOLE_READS", (0, 0, 0))
 
@@ -725,8 +724,7 @@ def test_disks_with_iothreads_are_refused_as_ever(tmp_path: Path) -> None:
     with Machine(_two_disks(tmp_path), iothreads=True) as qemu:
         scene = MachineScene(qemu, tmp_path)
         scene.way = FILTER
-        version = qemu.control.command("query-version")["qemu"]
-        if (version["major"], version["minor"], version["micro"]) >= (8, 2, 3):
+        if qemu.version >= (8, 2, 3):
             pytest.skip("this QEMU is not affected")
         scene.backup("--transport", "pull").failed(4, "iothread")
         scene.nothing_left()

@@ -45,9 +45,15 @@ from tests.rig.disk import Disk
 from tests.rig.initramfs import GuestFiles
 from tests.rig.machine import GuestMachine, Machine
 from tests.rig.process import LIMIT
+from tests.rig.qemu import QemuProcess
 from tests.rig.writer import Writer
 
 PUSH = ("--transport", "push")
+
+
+def affected(qemu: QemuProcess) -> bool:
+    """A lost NBD connection ends this QEMU if an iothread serves the disk: pushed by itself."""
+    return qemu.version < (8, 2, 3)
 
 
 @pytest.fixture
@@ -58,7 +64,9 @@ def iothreads(tmp_path: Path) -> Iterator[MachineScene]:
     disks = [Disk(first, "d0"), Disk(second, "d1", "raw")]
     with Machine(disks, monitors=2, iothreads=True) as qemu:
         qemu.control.command("cont")
-        yield MachineScene(qemu, tmp_path)
+        scene = MachineScene(qemu, tmp_path)
+        scene.way = () if affected(qemu) else PUSH
+        yield scene
 
 
 @contextmanager
@@ -174,6 +182,8 @@ def test_what_cannot_be_pushed_is_refused(
 
 
 def test_a_guest_with_iothreads_is_pushed_by_itself_and_says_why(iothreads: MachineScene) -> None:
+    if not affected(iothreads.qemu):
+        pytest.skip("this QEMU is not affected")
     ran = iothreads.backup().succeeded()
     assert ran.result["transport"] == "push"
     assert all("iothread" in plan["reason"] for plan in ran.named("plan"))
@@ -242,6 +252,7 @@ def test_disks_of_one_moment_in_a_real_guest_with_iothreads(
     append = "rig.nslots=64 rig.delay=1000"
     with GuestMachine(files, disks, append=append, iothreads=True) as machine:
         scene = MachineScene(machine, tmp_path)
+        scene.way = () if affected(machine) else PUSH
         machine.wait_ready()
         machine.wait_acked(20)
         acked = []

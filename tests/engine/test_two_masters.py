@@ -250,6 +250,9 @@ def test_a_server_that_is_stopped_beside_a_client_is_noticed(tmp_path: Path) -> 
         ("source/qemu/monitor.py", "COMMAND_LIMIT = 120.0", "COMMAND_LIMIT = 5.0"),  # it hangs then
     )
     fault = Mutation("stops it at once", edits)
+    with StorageDaemon([]) as qemu:
+        if qemu.version >= (10, 0, 0):  # 7.2 hangs
+            pytest.skip("this QEMU is not affected")
     with (
         pytest.raises((AssertionError, pytest.fail.Exception)),
         _stray_client(tmp_path, fault.engine(tmp_path)),

@@ -138,6 +138,12 @@ class QemuProcess(ABC):
     # ---- the running process ---------------------------------------------------------------
 
     @property
+    def version(self) -> tuple[int, int, int]:
+        """Of QEMU: major, minor, micro."""
+        told = self.control.command("query-version")["qemu"]
+        return told["major"], told["minor"], told["micro"]
+
+    @property
     def _running(self) -> Child:
         if self._child is None:
             raise RigError("it does not run")

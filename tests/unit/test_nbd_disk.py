@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
+from fleece.errors import SourceError
+from fleece.nbd.connection import connected
 from fleece.nbd.uri import unix_uri
 from tests.engine.scene import wait_until
 
@@ -78,3 +85,32 @@ def _read(disk: NbdDisk) -> None:
 def _faults(process: int) -> int:
     """Page faults of a process that needed no disk (proc(5), /proc/PID/stat, minflt)."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+class _Exchange(CancelToken):
+    """The server that a client waits for hangs up, and another one takes its place."""
+
+    def __init__(self, server: socket.socket, place: str, other: str) -> None:
+        super().__init__()
+        self._server, self._place, self._other = server, place, other
+
+    def check(self) -> None:
+        if self._server.fileno() != -1:
+            self._server.close()
+            os.rename(self._other, self._place)
+
+
+def test_a_server_that_hangs_up_on_a_client_that_was_slow_is_asked_again(tmp_path: Path) -> None:
+    """QEMU 9.2 and later give a client 10 s; an engine can stand still for longer."""
+    place = str(tmp_path / "place.sock")
+    with (
+        _served(tmp_path, "nbdkit", "-f", "-U", "SOCKET", "-e", "disk", "memory", "1M"),
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        server.bind(place)
+        server.listen()
+        token = _Exchange(server, place, str(tmp_path / "nbd.sock"))
+        with connected(unix_uri(place, "disk"), cancel=token) as connection:
+            assert connection.size == _MIB
+        with pytest.raises(SourceError, match="cannot be reached"):
+            connected(unix_uri(str(tmp_path / "none"), "disk"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fleece.cli.grammar.copying import copy_verbs
 from fleece.cli.grammar.files import files_verbs
@@ -14,6 +15,9 @@ from fleece.cli.grammar.source import source_verbs
 from fleece.cli.grammar.store import store_verbs
 from fleece.errors import UsageError
 from fleece.version import VERSION
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class _Once(argparse.Action):
@@ -43,6 +47,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see '{self.prog} --help'")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        # That of Python 3.12 and later swallows the error of an output that is full.
+        (file or sys.stderr).write(message)
 
 
 def parser() -> argparse.ArgumentParser:

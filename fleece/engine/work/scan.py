@@ -71,8 +71,8 @@ def _region(
                 for run in hasher.runs(item.start, data):
                     if run.hashes is not None:
                         at = run.offset // geometry.leaf_size - first
-                        found = np.frombuffer(run.hashes, np.uint8)
-                        found = found.reshape(-1, geometry.algorithm.size)
+                        raw = np.frombuffer(run.hashes, np.uint8)
+                        found = raw.reshape(-1, geometry.algorithm.size)
                         hashes[at : at + len(found)] = found
                 counter.add(sum(stop - begin for begin, stop in item.wanted))
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleece.errors import PointError
-from fleece.nbd.connection import Connection
+from fleece.nbd.connection import connected
 from fleece.source.base import Export
 from fleece.source.libvirt.domain import Busy, Domain, State
 from fleece.source.libvirt.freeze import Freezer
@@ -81,6 +81,6 @@ def _check_checkpoint(plan: PointPlan) -> None:
 def _check_export(export: Export, domain: Domain) -> None:
     """Raise `SourceError` or `PointError` unless an export can be read as it must be."""
     contexts = () if export.dirty_context is None else (export.dirty_context,)
-    with Connection(export.uri, contexts, domain.cancel) as connection:
+    with connected(export.uri, contexts, domain.cancel) as connection:
         if connection.size != export.size or connection.contexts != contexts:
             raise PointError("its exports are not as they were made", where=export.uri)

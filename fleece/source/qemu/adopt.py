@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fleece.cancel import CancelToken
 from fleece.errors import PointError
-from fleece.nbd.connection import Connection
+from fleece.nbd.connection import connected
 from fleece.source.base import Export
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.answers import Answer
@@ -166,6 +166,6 @@ def _check_bitmap(bitmaps: Sequence[Bitmap], planned: PlannedDisk) -> None:
 def _check_export(export: Export, cancel: CancelToken) -> None:
     """Raise `SourceError` or `PointError` unless an export can be read as it must be."""
     contexts = () if export.dirty_context is None else (export.dirty_context,)
-    with Connection(export.uri, contexts, cancel) as connection:
+    with connected(export.uri, contexts, cancel) as connection:
         if connection.size != export.size or connection.contexts != contexts:
             raise PointError("its exports are not as they were made", where=export.uri)

@@ -16,7 +16,7 @@ from fleece.cancel import CancelToken
 from fleece.disk.nbd import patiently
 from fleece.errors import PointError
 from fleece.extents import Extents
-from fleece.nbd.connection import Connection, RequestRefused
+from fleece.nbd.connection import RequestRefused, connected
 from fleece.source.base import Export
 from fleece.source.qemu.hold import NO_FLUSH, Entangled, new_scratch, refusals
 from fleece.source.qemu.inventory import GuestDisk, plugged
@@ -224,11 +224,11 @@ def _impossible(what: str, where: object) -> PointError:
 
 
 def _probe(export: Export, cancel: CancelToken) -> None:
-    with Connection(export.uri, cancel=cancel) as connection:
+    with connected(export.uri, cancel=cancel) as connection:
         connection.read(0, min(_PROBE, export.size))
 
 
 def _trim(uri: str, pieces: Sequence[tuple[int, int]], cancel: CancelToken) -> None:
-    with Connection(uri, cancel=cancel) as connection:
+    with connected(uri, cancel=cancel) as connection:
         for offset, length in pieces:
             connection.trim(offset, length)
