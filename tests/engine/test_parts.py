@@ -134,6 +134,19 @@ def test_list_info_and_restore_show_it(guest: _Guest) -> None:
     assert shown.out == XML.decode()
 
 
+def test_a_part_is_no_image_and_no_disk_has_its_name(guest: _Guest) -> None:
+    """Both are refused before anything is made."""
+    guest.backup()
+    target = guest.folder / "nvram.qcow2"
+    done = INTACT.run("restore", guest.place, "latest", "@nvram", target)
+    assert (done.code, target.exists()) == (fleece.ExitCode.USAGE, False)
+    assert "no image" in done.err
+    source = f"image:@nvram={guest.folder / 'd0.raw'}"
+    done = INTACT.run("backup", source, guest.place, "--guest", "other")
+    assert done.code == fleece.ExitCode.USAGE
+    assert "begin with @" in done.err
+
+
 def test_a_lost_or_damaged_part_is_found(guest: _Guest) -> None:
     """The point does not count then, and the disk alone can still be had."""
     guest.backup()

@@ -47,7 +47,9 @@ def _restore_verb(verb: AddVerb) -> None:
     )
     restore.add_argument("store", metavar="STORE", help=STORE)
     restore.add_argument("point", metavar="POINT", help=POINT)
-    restore.add_argument("disk", metavar="DISK", help="the disk's name")
+    restore.add_argument(
+        "disk", metavar="DISK", help="the disk, or a part of its machine like @nvram"
+    )
     restore.add_argument(
         "target",
         metavar="TARGET",

@@ -15,13 +15,16 @@ from fleece.engine.work.part import read_part
 from fleece.store.catalogue import Entry
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint
 
+_BESIDE = 1 << 20
+"""Bytes that a part's delta has at most besides what is in it."""
+
 
 def store_parts(filling: Filling, partial: PartialPoint) -> None:
     """Store the parts of a new point; when this returns, they are durable."""
     for part in filling.taken.parts:
         with filling.chain(_parent(filling, part.name)) as base:
             head = filling.part_head(part, base)
-            made = partial.create(part.name)
+            made = partial.create(part.name, len(part.data) + _BESIDE)
             writer = filling.writer(head, Opening(made), base)
             packer = Packer(writer, head.geometry, head.level)
             same = 0 if base is None else head.covers_from
