@@ -16,6 +16,7 @@ import pytest
 
 import fleece
 from fleece.source import still
+from fleece.store.names import PARTIAL
 from tests.engine.libvirt_scene import KIB64, MIB, LibvirtScene, libvirt_scene
 from tests.engine.scene import MachineScene, Moment
 from tests.rig import images
@@ -175,6 +176,19 @@ def test_a_resumed_point_has_the_machine_that_it_was_taken_with(
         scene.take("incremental")
         (part,) = fleece.parts(store, "latest")
         assert b"later" in part.data
+        for number in range(8):
+            scene.write("vda", number * 8 * KIB64, KIB64)
+        _retitle(scene.guest.domain, "last")
+        scene.killed(late, "--jobs", "1")
+        (delta,) = scene.store.rglob(f"{PARTIAL}*/@*.fleece")
+        raw = bytearray(delta.read_bytes())
+        raw[-300] ^= 1
+        delta.write_bytes(raw)
+        ran = scene.backup().succeeded()
+        assert not ran.result["resumed"]  # the part is damaged
+        (part,) = fleece.parts(store, "latest")
+        assert b"last" in part.data
+        scene.check_exact()
         assert fleece.verify_store(store.catalogue()).errors == ()
 
 
