@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fleece.store.s3.client.retry import Clock, Perseverance
 from tests.rig.s3 import Gateway, SeaweedFs, installed, settings_at
 from tests.rig.s3_script import Asked, Cut, Deed, Lose, Say, ScriptedS3
 
+_BUCKET = "faults"
 _NAMES = "vda.fleece", "vdb.fleece"
 _KEYS = [f"web/000001-aa/{name}" for name in _NAMES]
 _LONG = 9 << 20
@@ -28,8 +30,9 @@ _LIMIT = Say(403, "RequestLimitExceeded", "request limit exceeded")
 _DENIED = Say(403, "AccessDenied", "access denied")
 
 
-def _client(port: int, name: str) -> Bucket:
-    return Bucket(Address(name), settings_at(port, name), _HASTY)
+def _client(port: int, prefix: str) -> Bucket:
+    """A place in the bucket of all tests: to make one takes a while."""
+    return Bucket(Address(_BUCKET, prefix), settings_at(port, _BUCKET), _HASTY)
 
 
 def _content(name: str) -> bytes:
@@ -80,21 +83,23 @@ def _only_what_is_seen(bucket: Bucket) -> None:
     """Check that the next run leaves nothing else: an upload can begin, and its answer be lost."""
     with S3Backend(bucket).lock("web", "web"):
         S3Backend(bucket).tidy(["web/000001-aa"])
-    data = list(bucket.list("web/data/"))
+    prefix = bucket.address.prefix
+    data = list(bucket.list(f"{prefix}/web/data/"))
     assert len(data) == len(S3Backend(bucket).listing().deltas)
-    assert [*bucket.uploads("")] == []
+    assert [*bucket.uploads(prefix)] == []
 
 
 def _asked(server: SeaweedFs, work: Callable[[S3Backend], None], *before: object) -> int:
     """How many requests some work makes."""
     bucket = _made(server, *before)
     with ScriptedS3(server.port, lambda asked: None) as script:
-        work(S3Backend(_client(script.port, bucket.address.bucket)))
+        work(S3Backend(_client(script.port, bucket.address.prefix)))
         return len(script.asked)
 
 
 def _made(server: SeaweedFs, *before: object) -> Bucket:
-    bucket = server.bucket()
+    bucket = _client(server.port, secrets.token_hex(8))
+    bucket.create()
     S3Backend(bucket).create(b"marker")
     for work in before:
         assert callable(work)
@@ -133,7 +138,7 @@ def test_what_fails_once_is_done_all_the_same(deed: Deed, seaweedfs: SeaweedFs) 
     for start in range(3):
         bucket, script = _made(seaweedfs), _Once(deed, start)
         with ScriptedS3(seaweedfs.port, script) as server:
-            _write(S3Backend(_client(server.port, bucket.address.bucket)))
+            _write(S3Backend(_client(server.port, bucket.address.prefix)))
         assert script.hit
         assert _check(bucket)
         _only_what_is_seen(bucket)
@@ -158,7 +163,7 @@ def test_what_fails_from_some_request_on_is_whole_or_not_there(
     for number in range(1 - count % 2, count, 2):
         bucket = _made(seaweedfs, *before)
         with ScriptedS3(seaweedfs.port, _From(number)) as server:
-            assert not _succeeds(work, S3Backend(_client(server.port, bucket.address.bucket)))
+            assert not _succeeds(work, S3Backend(_client(server.port, bucket.address.prefix)))
         there = _check(bucket)
         seen.add(there)
         if there is (work is _drop):

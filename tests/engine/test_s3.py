@@ -84,4 +84,7 @@ def test_killed_at_steps_of_a_backup_into_a_bucket(tmp_path: Path, seaweedfs: Se
         for step in STEPS:
             ran = here.hit("SIGKILL", step)
             assert ran.code == -9, f"{step}: {ran}"
+        stopped = here.only_hit("SIGTERM", STEPS[1])
+        assert stopped.code == 130, stopped
+        here.scene.nothing_left()
     assert here.counts.resumed == 0

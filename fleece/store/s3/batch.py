@@ -82,10 +82,12 @@ class ObjectBatch:
     def discard(self) -> None:
         """Remove the objects, unless nobody knows whether they are seen: the next run finds out."""
         for made in self._made.values():
-            made.abort()
+            with self._ledger.cleaning() as bucket:
+                made.abort(bucket)
         self._crew.close()
-        if not self._doubtful:
-            self._ledger.remove([self._key(name) for name in self._made])
+        if not self._doubtful and self._made:
+            with self._ledger.cleaning() as bucket:
+                bucket.delete([self._ledger.key(self._key(name)) for name in self._made])
 
     def _key(self, name: str) -> str:
         return f"{self._under}/{name}"

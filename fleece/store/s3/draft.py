@@ -43,11 +43,12 @@ class _Draft:
 
     def discard(self) -> None:
         """Remove it, as far as that is possible, unless it is seen, or nobody knows."""
-        self.sink.abort()
+        with self._ledger.cleaning() as bucket:
+            self.sink.abort(bucket)
         self._crew.close()
         if not self._settled:
-            with contextlib.suppress(StoreError):
-                self._ledger.remove([self.key])
+            with self._ledger.cleaning() as bucket:
+                bucket.delete([self._ledger.key(self.key)])
 
     def _change(self, guest: str, point: str, name: str) -> None:
         """Have a point hold this object under a name, beside what it holds."""

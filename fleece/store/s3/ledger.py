@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from fleece.errors import StoreError
+from fleece.cancel import CancelToken
+from fleece.errors import Interrupted, StoreError
 from fleece.store.errors import Gone
 from fleece.store.names import DISTRUST, MARKER
 from fleece.store.s3 import names
@@ -18,6 +20,8 @@ from fleece.store.s3.client.problems import Taken
 from fleece.store.s3.names import DataFolder
 from fleece.store.s3.view import View
 
+_CLEANING = 10.0
+"""Seconds that a run which failed tries to remove what it began."""
 AT_ONCE = 32
 """Small objects that are read at once."""
 
@@ -226,6 +230,22 @@ class Ledger:
             self.bucket.delete([self.key(key) for key in keys])
         for key in keys:
             self.items.pop(key, None)
+
+    @contextlib.contextmanager
+    def cleaning(self) -> Iterator[Bucket]:
+        """The bucket for removing what was begun: also by a cancelled run, but not for long.
+
+        What cannot be removed is left to the next run.
+        """
+        token = CancelToken()
+        timer = threading.Timer(_CLEANING, token.cancel)
+        timer.start()
+        try:
+            with contextlib.suppress(Interrupted, StoreError):
+                yield self.bucket.under(token)
+        finally:
+            timer.cancel()
+            timer.join()
 
     def spooled(self) -> list[str]:
         """Names of the deltas that came from outside, be they whole or not."""

@@ -5,7 +5,6 @@ Nobody sees it before `finish`. Memory is bounded by the parts that are under wa
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,8 +126,12 @@ class Upload:
             self._ended = True
             self._held = bytearray()
 
-    def abort(self) -> None:
-        """Give it up, as far as that is possible; nothing, if it is whole."""
+    def abort(self, bucket: Bucket) -> None:
+        """Give it up; nothing, if it is whole.
+
+        Args:
+            bucket: the same, for removing.
+        """
         with self._lock:
             handle, self._handle = self._handle, None
             if self._ended or handle is None:
@@ -139,8 +142,7 @@ class Upload:
             for sent in self._sent:
                 if not sent.cancelled():
                     sent.exception()
-            with contextlib.suppress(StoreError):
-                self._bucket.abort(handle)
+            bucket.abort(handle)
 
     def _check(self) -> None:
         """Raise what a part failed by."""
