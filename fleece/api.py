@@ -103,6 +103,7 @@ from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
 from fleece.store.open import open_store
+from fleece.store.remote.server import serve_store
 from fleece.store.store import Store
 from fleece.terminal import shown
 from fleece.tree import BlankDisk, Geometry
@@ -273,6 +274,7 @@ __all__ = (
     "scrub",
     "segments",
     "serve",
+    "serve_store",
     "set_pin",
     "shown",
     "status",

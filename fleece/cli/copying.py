@@ -1,7 +1,8 @@
-"""The verb that copies points from one store into another."""
+"""The verbs that bring points from one store into another."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -10,9 +11,11 @@ from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.secret import secret_of
 from fleece.cli.sources import bytes_of
-from fleece.cli.words import CopyWords
+from fleece.cli.words import CopyWords, ServeStoreWords
 from fleece.errors import StoreError, UsageError, WrongKey
 from fleece.terminal import counted
+
+_STDIN, _STDOUT = 0, 1
 
 
 def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
@@ -55,6 +58,16 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
     text = "would send" if report.dry_run else "sent"
     text += f" {counted(len(report.points), 'point')}, {human(sent)}; {report.had} were there"
     output.succeed(text, errors=[], **fields)
+
+
+def serve_store(output: Output, cancel: CancelToken, words: ServeStoreWords) -> None:
+    """`fleece serve-store STORE`."""
+    if os.isatty(_STDIN) or os.isatty(_STDOUT):
+        raise UsageError(
+            "speaks with another fleece, not with a terminal",
+            hint=f"name the store there: ssh://HOST{words.store}",
+        )
+    fleece.serve_store(words.store, _STDIN, _STDOUT, append_only=words.append_only, cancel=cancel)
 
 
 def _target(words: CopyWords, cancel: CancelToken) -> fleece.Store:

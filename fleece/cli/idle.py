@@ -70,6 +70,13 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             ),
         ),
     ),
+    "copying:serve_store": (
+        _Idle(
+            "--json",
+            _has("machine"),
+            (("here: standard output is the other side's", lambda options: True),),
+        ),
+    ),
     "copying:copy": (
         _Idle("--rate", _has("rate"), (("with --dry-run: nothing is sent", _has("dry_run")),)),
     ),

@@ -337,6 +337,13 @@ class CopyWords(Words):
     secret: fleece.Secret | None
 
 
+class ServeStoreWords(Words):
+    """`fleece serve-store STORE`."""
+
+    store: str
+    append_only: bool
+
+
 class PinWords(Words):
     """`fleece pin STORE POINT` and `fleece unpin STORE POINT`."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fleece.cancel import CancelToken
 from fleece.delta.blob import Blob
@@ -304,3 +304,14 @@ class Backend(Protocol):
         Returns:
             Names of what was removed.
         """
+
+
+@runtime_checkable
+class BeginsAhead(Protocol):
+    """A storage where several points of a guest can be begun before the first is committed.
+
+    Attributes:
+        begins_ahead: it is so. Else a guest's points are begun one after the other.
+    """
+
+    begins_ahead: bool

@@ -16,6 +16,7 @@ from fleece.store.store import Store
 
 _FILE = "file"
 _S3 = "s3"
+_SSH = "ssh"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -27,9 +28,10 @@ def open_store(
     """Open an existing store.
 
     Args:
-        place: the path of a folder, or `file:` and one; `s3://BUCKET/PREFIX`; or of another
-            scheme, `SCHEME://...`, that an entry point `fleece.stores` of an installed package
-            opens: it is called with the whole text, and gives the `Backend`.
+        place: the path of a folder, or `file:` and one; `s3://BUCKET/PREFIX`;
+            `ssh://[USER@]HOST[:PORT]/PATH`; or of another scheme, `SCHEME://...`, that an entry
+            point `fleece.stores` of an installed package opens: it is called with the whole text,
+            and gives the `Backend`.
         secret: the store's key file or passphrase; None: it has no key.
         cancel: ends every wait for a server.
 
@@ -60,12 +62,17 @@ def open_backend(place: str | os.PathLike[str], cancel: CancelToken | None = Non
         from fleece.store.s3.open import open_s3  # it loads an HTTP client and more
 
         return open_s3(text, cancel)
+    if scheme == _SSH:
+        from fleece.store.remote.backend import RemoteBackend
+
+        return RemoteBackend(text, cancel=cancel)
     opener: Callable[[str], Backend] | None = installed(STORES, scheme)
     if opener is None:
         raise UsageError(
             f"there are no stores of the kind {found[1]}://",
             where=text,
-            hint=f"a store is the path of a folder, {_FILE}:PATH, or {_S3}://BUCKET/PREFIX",
+            hint=f"a store is the path of a folder, {_FILE}:PATH, {_S3}://BUCKET/PREFIX or "
+            f"{_SSH}://HOST/PATH",
         )
     return opener(text)
 

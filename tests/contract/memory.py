@@ -112,6 +112,8 @@ class _Draft:
 class MemoryBackend:
     """Objects in a dict."""
 
+    begins_ahead = True
+
     def __init__(self) -> None:
         self.where = "memory"
         self.batches: dict[tuple[str, str], _Batch] = {}

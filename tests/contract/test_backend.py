@@ -8,9 +8,11 @@ import pytest
 
 from fleece.store.backend import Backend
 from fleece.store.folder.backend import FolderBackend
+from fleece.store.remote.backend import SHELL_VARIABLE, RemoteBackend
 from fleece.store.s3.backend import S3Backend
 from fleece.testing.backend import BackendContract
 from tests.contract.memory import MemoryBackend
+from tests.contract.shell import shell
 from tests.rig.s3 import SeaweedFs
 
 
@@ -20,6 +22,15 @@ class TestFolder(BackendContract):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Backend:
         return FolderBackend(tmp_path / "store")
+
+
+class TestRemote(BackendContract):
+    """A folder that another fleece serves, over its standard streams."""
+
+    @pytest.fixture
+    def backend(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backend:
+        monkeypatch.setenv(SHELL_VARIABLE, str(shell(tmp_path)))
+        return RemoteBackend(f"ssh://host{tmp_path}/store")
 
 
 class TestMemory(BackendContract):

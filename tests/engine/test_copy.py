@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 import fleece
-from fleece.store.init import init
+from fleece.store.init import init, make
+from fleece.store.marker import Marker
+from fleece.store.s3.backend import S3Backend
+from fleece.store.store import Store
 from tests.engine.scene import MIB, ROOT, Ran, small_tmpfs
 from tests.rig.process import LIMIT, run_checked
+from tests.rig.s3 import SeaweedFs
 from tests.unit.copies import Site
 
 
@@ -161,6 +165,24 @@ def test_what_means_nothing_is_refused(words: list[str], said: str, tmp_path: Pa
     init(tmp_path / "from")
     init(tmp_path / "to")
     _copy(tmp_path / "from", tmp_path / "to", *words).failed(fleece.ExitCode.USAGE, said)
+
+
+def test_points_go_into_a_bucket_and_come_back(tmp_path: Path, seaweedfs: SeaweedFs) -> None:
+    """A guest's points are begun there one after the other; guests are sent side by side."""
+    here = init(tmp_path / "from")
+    sites = [Site(here, guest, ("vda", "vdb")) for guest in ("web", "db")]
+    bucket = seaweedfs.bucket()
+    target = make(S3Backend(bucket), Marker.new(fleece.StoreWishes(), None))
+    for _ in range(2):
+        for site in sites:
+            site.back_up()
+            site.back_up()
+        report = fleece.copy(here, Store(S3Backend(bucket)))
+        assert (len(report.points), report.errors) == (4, ())
+    back = init(tmp_path / "back")
+    assert fleece.copy(target, back).errors == ()
+    for site in sites:
+        assert site.judge(target) == site.judge(back) == [*site.true]
 
 
 def test_each_store_has_its_key(tmp_path: Path) -> None:

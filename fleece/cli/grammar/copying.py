@@ -1,15 +1,16 @@
-"""The grammar of the verb that copies points from store to store."""
+"""The grammar of the verbs that bring points from store to store."""
 
 from __future__ import annotations
 
 import argparse
 
 from fleece.cli.grammar.options import STORE, AddVerb, add_key
-from fleece.cli.words import CopyWords
+from fleece.cli.words import CopyWords, ServeStoreWords
 
 
 def copy_verbs(verb: AddVerb) -> None:
-    """copy."""
+    """copy, serve-store."""
+    _serving_verb(verb)
     copy = verb("copy", "copying:copy", CopyWords, "copy points from one store into another")
     copy.add_argument("store", metavar="FROM", help=f"{STORE}; it is only read")
     copy.add_argument("to", metavar="TO", help="the store that takes them")
@@ -36,6 +37,21 @@ def copy_verbs(verb: AddVerb) -> None:
         "--to-passphrase-file",
         metavar="FILE",
         help="the first line of FILE is the passphrase of TO; default: that of FROM, if TO has one",
+    )
+
+
+def _serving_verb(verb: AddVerb) -> None:
+    serving = verb(
+        "serve-store",
+        "copying:serve_store",
+        ServeStoreWords,
+        "let a fleece elsewhere use a store of this host, over standard input and output",
+    )
+    serving.add_argument("store", metavar="STORE", help="a folder, as an absolute path")
+    serving.add_argument(
+        "--append-only",
+        action="store_true",
+        help="refuse whatever replaces or removes what is committed",
     )
 
 

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 
 from fleece import events
 from fleece.cancel import CancelToken
@@ -22,7 +23,7 @@ from fleece.engine.upkeep.copy_plan import GuestPlan
 from fleece.engine.work.pool import run_workers
 from fleece.errors import FleeceError, StoreError
 from fleece.hashing import Buffer
-from fleece.store.backend import NewObject
+from fleece.store.backend import BeginsAhead, NewObject
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.lines import OpenLines
 from fleece.store.partial_point import PartialPoint
@@ -55,7 +56,8 @@ class _Passage:
 class _Line:
     """The points of one guest that are on their way, the oldest first."""
 
-    def __init__(self, known: Catalogue) -> None:
+    def __init__(self, known: Catalogue, plan: GuestPlan) -> None:
+        self.points = plan.points
         self.lock = threading.Lock()
         self.queue: deque[_Passage] = deque()
         self.lines = OpenLines(known)
@@ -129,9 +131,9 @@ class Transit:
         Raises:
             StoreError: the target failed; what has arrived stays.
         """
-        begun: list[_Line] = []
+        begun = [_Line(self._known, plan) for plan in plans]
         try:
-            run_workers(self._jobs(plans, workers, begun), self._work, self._cancel, workers)
+            run_workers(self._jobs(begun, workers), self._work, self._cancel, workers)
         except _TargetError as failed:
             raise failed.error from failed
         finally:
@@ -140,23 +142,24 @@ class Transit:
                 for passage in line.queue:
                     passage.partial.discard()
 
-    def _jobs(
-        self, plans: Sequence[GuestPlan], most: int, begun: list[_Line]
-    ) -> Iterator[tuple[_Line, _Passage, Entry]]:
-        """Each delta, when there is a worker for it, and no more than `most` points are begun."""
-        for plan in plans:
-            line = _Line(self._known)
-            begun.append(line)
-            for point in plan.points:
-                if not self._may_begin(most):
-                    return
-                with _of_target():
-                    partial = self._target.begin_copy(point.guest, point.id, point.sequence)
-                passage = _Passage(point, partial, len(point.deltas))
-                passage.error = self._in_the_way(passage)
-                line.queue.append(passage)
-                for _, entry in sorted(point.deltas.items()):
-                    yield line, passage, entry
+    def _jobs(self, lines: Sequence[_Line], most: int) -> Iterator[tuple[_Line, _Passage, Entry]]:
+        """Each delta, when there is a worker for it, and no more than `most` points are begun.
+
+        The guests take turns, so that there is work where a guest's points come one by one.
+        """
+        backend = self._target.backend
+        ahead = most if isinstance(backend, BeginsAhead) and backend.begins_ahead else 1
+        turns = zip_longest(*(((line, point) for point in line.points) for line in lines))
+        for line, point in filter(None, chain.from_iterable(turns)):
+            if not self._may_begin(line, most, ahead):
+                return
+            with _of_target():
+                partial = self._target.begin_copy(point.guest, point.id, point.sequence)
+            passage = _Passage(point, partial, len(point.deltas))
+            passage.error = self._in_the_way(passage)
+            line.queue.append(passage)
+            for _, entry in sorted(point.deltas.items()):
+                yield line, passage, entry
 
     def _in_the_way(self, passage: _Passage) -> StoreError | None:
         """The error of a damaged file that has the place of one of a point's deltas."""
@@ -164,9 +167,9 @@ class Transit:
         found = (file.error for file in self._known.damaged if file.key in places)
         return next(found, None)
 
-    def _may_begin(self, most: int) -> bool:
+    def _may_begin(self, line: _Line, most: int, ahead: int) -> bool:
         with self._room:
-            while self._under_way >= most and not self._given_up:
+            while not self._given_up and (self._under_way >= most or len(line.queue) >= ahead):
                 self._cancel.check()
                 self._room.wait(_LOOK)
             self._under_way += 1
@@ -180,7 +183,10 @@ class Transit:
                     passage.left -= 1
                     while line.queue and not line.queue[0].left:
                         self._end(line, line.queue[0])
-                        line.queue.popleft()
+                        with self._room:
+                            line.queue.popleft()
+                            self._under_way -= 1
+                            self._room.notify_all()
         except BaseException:
             with self._room:
                 self._given_up = True
@@ -190,8 +196,10 @@ class Transit:
     def _send(self, passage: _Passage, entry: Entry) -> None:
         if passage.error is not None:
             return
+        alike = self._source.protection == self._target.protection
+        most = entry.stored_bytes if alike else 2 * entry.stored_bytes  # each frame takes more
         with _of_target():
-            sink = passage.partial.create(entry.header.disk)
+            sink = passage.partial.create(entry.header.disk, most)
         try:
             blob = ReadAhead(self._source.backend.open(entry.key), self._took)
             with self._source.access.read(blob) as delta:
@@ -239,9 +247,6 @@ class Transit:
         else:
             passage.partial.discard()
             self._tell(point, passage.error)
-        with self._room:
-            self._under_way -= 1
-            self._room.notify_all()
 
     def _checked(self, line: _Line, passage: _Passage, disk: str, arrived: DeltaReader) -> Entry:
         """The delta as it is known from now on, after the root was proven by what it builds on."""

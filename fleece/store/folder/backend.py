@@ -41,6 +41,8 @@ class FolderBackend:
         mode: permissions of what is made there.
     """
 
+    begins_ahead = True
+
     def __init__(self, path: str | os.PathLike[str], mode: int = PRIVATE_FILE) -> None:
         self.where = os.fspath(path)
         self._place = Place(Path(path), mode)

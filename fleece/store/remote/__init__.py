@@ -1,0 +1,1 @@
+"""Stores that a fleece elsewhere serves over standard streams: `ssh://HOST/PATH`."""
