@@ -31,7 +31,7 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
         workers=words.jobs,
     )
     options.check()
-    source = fleece.open_store(words.store, words.secret)
+    source = fleece.open_store(words.store, words.secret, cancel)
     report = fleece.copy(source, _target(words, cancel), options, output.listen, cancel)
     sent = sum(point.stored_bytes for point in report.points)
     fields = {
@@ -74,12 +74,12 @@ def _target(words: CopyWords, cancel: CancelToken) -> fleece.Store:
     """TO, with its own key, or that of FROM if it has one and none is given."""
     if words.to_key_file is not None or words.to_passphrase_file is not None:
         secret = secret_of(words.to_key_file, words.to_passphrase_file, {}, cancel)
-        return fleece.open_store(words.to, secret)
+        return fleece.open_store(words.to, secret, cancel)
     try:
-        return fleece.open_store(words.to)
+        return fleece.open_store(words.to, cancel=cancel)
     except WrongKey as error:
         if words.secret is not None:
-            return fleece.open_store(words.to, words.secret)
+            return fleece.open_store(words.to, words.secret, cancel)
         hint = "give it with --to-key-file or --to-passphrase-file"
         raise WrongKey(error.what, where=error.where, hint=hint) from error
 

@@ -112,6 +112,9 @@ def test_points_are_copied_to_another_host_and_nothing_there_is_taken_back(
     batch.discard()
     assert {file: file.read_bytes() for file in before} == before
     assert site.judge(vault) == [*site.true]
+    back = init(tmp_path / "back")
+    assert fleece.copy(target, back).errors == ()
+    assert site.judge(back) == [*site.true]
 
 
 def test_a_connection_that_is_cut_leaves_whole_points_and_the_lock_free(
@@ -135,6 +138,25 @@ def test_a_connection_that_is_cut_leaves_whole_points_and_the_lock_free(
     assert fleece.copy(site.store, fleece.open_store(there)).errors == ()
     assert site.judge(fleece.open_store(tmp_path / "vault")) == [*site.true]
     assert not [*(tmp_path / "vault").glob("web/.partial*")]
+
+
+def test_a_copy_that_is_killed_lets_the_lock_there_go(there: str, tmp_path: Path) -> None:
+    site = Site(init(tmp_path / "here"), size=MIB)
+    for _ in range(3):
+        site.back_up()
+    init(there)
+    words = ("copy", tmp_path / "here", there, "--json", "--rate", "1M", "--jobs", "1")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "fleece", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert started.stdout is not None
+    while b'"arrived"' not in (line := started.stdout.readline()):
+        assert line, "it ended"
+    started.kill()
+    started.communicate(timeout=LIMIT)
+    report = fleece.copy(site.store, fleece.open_store(there))
+    assert report.had > 0
+    assert site.judge(fleece.open_store(tmp_path / "vault")) == [*site.true]
 
 
 def test_a_store_that_is_full_there_is_told_at_once(there: str, tmp_path: Path) -> None:

@@ -137,10 +137,11 @@ class Transit:
         except _TargetError as failed:
             raise failed.error from failed
         finally:
-            for line in begun:
-                line.lines.close()
-                for passage in line.queue:
-                    passage.partial.discard()
+            with contextlib.ExitStack() as end:  # whatever becomes of one, the others go
+                for line in begun:
+                    end.callback(line.lines.close)
+                    for passage in line.queue:
+                        end.callback(passage.partial.discard)
 
     def _jobs(self, lines: Sequence[_Line], most: int) -> Iterator[tuple[_Line, _Passage, Entry]]:
         """Each delta, when there is a worker for it, and no more than `most` points are begun.
