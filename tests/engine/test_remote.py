@@ -159,7 +159,7 @@ def test_a_copy_that_is_killed_lets_the_lock_there_go(there: str, tmp_path: Path
     assert site.judge(fleece.open_store(tmp_path / "vault")) == [*site.true]
 
 
-def test_a_store_that_is_full_there_is_told_at_once(there: str, tmp_path: Path) -> None:
+def test_a_store_that_is_full_there_is_told(there: str, tmp_path: Path) -> None:
     site = Site(init(tmp_path / "here"), size=8 * MIB)
     site.back_up()
     with small_tmpfs(2) as small:
@@ -299,6 +299,20 @@ def test_no_name_leads_out_of_the_store(tmp_path: Path) -> None:
     assert all("error" in answer for answer in answers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "vault"]
     assert [path.name for path in (tmp_path / "vault").iterdir()] == ["fleece-store.json"]
+
+
+def test_no_name_in_a_point_leads_out_of_it(there: str, tmp_path: Path) -> None:
+    backend = init(there).backend
+    batch = backend.batch("web", "x")
+    batch.create("vda.fleece").write(b"data")
+    for name in ("../vda.fleece", "../../../evil", "/evil", "", ".", "..", "a/b"):
+        for act in (batch.create, batch.open, batch.commit, lambda name: batch.reopen(name, 0)):
+            with pytest.raises(StoreError, match="a name is none"):
+                act(name)
+        with pytest.raises(StoreError, match="a name is none"):
+            backend.batch("web", name)
+    found = [path.name for path in (tmp_path / "vault").rglob("*")]
+    assert sorted(found) == [".partial-x", "fleece-store.json", "vda.fleece", "web"]
 
 
 def _messages(out: bytes) -> list[dict[str, object]]:
