@@ -115,6 +115,15 @@ class RemoteBackend:
         return self._channel.ask(do, data, mode=self._mode, **said)
 
     @property
+    def near(self) -> bool:
+        """What is read and written again goes through the line."""
+        return False
+
+    def forget(self, key: str) -> bool:
+        """Nothing is remembered here."""
+        return False
+
+    @property
     def address(self) -> str:
         """Its name."""
         return self.where
