@@ -72,7 +72,7 @@ def test_a_guest_is_backed_up_to_another_host_and_back(there: str, tmp_path: Pat
             ran = _fleece("backup", scene.source, there, *words).succeeded()
             assert ran.result["mode"] == mode
         scene.check_exact("d0", store=tmp_path / "vault")
-        _fleece("prune", there, "--keep-last", "1", "--merge").succeeded()
+        _fleece("prune", there, "--keep-last", "1", "--merge", "always").succeeded()
         _fleece("restore", there, "latest", "d0", tmp_path / "back.raw").succeeded()
         scene.same_as_live("d0", tmp_path / "back.raw")
         assert len(fleece.open_store(there).catalogue().points) == 1
@@ -90,7 +90,7 @@ def test_points_are_copied_to_another_host_and_nothing_there_is_taken_back(
     assert (len(report.points), report.had) == (1, 1)
     vault = fleece.open_store(tmp_path / "vault")
     before = {file: file.read_bytes() for file in (tmp_path / "vault").rglob("*.fleece")}
-    _fleece("prune", adding, "--keep-last", "1", "--merge").failed(fleece.ExitCode.STORE)
+    _fleece("prune", adding, "--keep-last", "1", "--merge", "always").failed(fleece.ExitCode.STORE)
     with pytest.raises(StoreError, match="append-only"):
         fleece.merge(target, "latest")
     fleece.set_pin(target, first)  # adds
