@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import socket
 import ssl
 import threading
@@ -348,3 +349,69 @@ def test_a_proxy_is_gone_through(seaweedfs: SeaweedFs, bucket: Bucket, time: Fak
     assert asked.path == "http://far.invalid:8080/name/k"
     assert asked.headers["host"] == "far.invalid:8080"
     assert asked.headers["proxy-authorization"] == "Basic bWU6c2VjcmV0"
+
+
+class _Tunnel:
+    """A proxy that connects its one client with whom it asks for, if the password is right."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.heard = b""
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def __enter__(self) -> _Tunnel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        client, _ = self._listener.accept()
+        self._listener.close()
+        with client:
+            while b"\r\n\r\n" not in self.heard:
+                self.heard += client.recv(1000)
+            if b"Basic bWU6c2VjcmV0" not in self.heard:
+                client.sendall(b"HTTP/1.1 407 Who are you?\r\n\r\n")
+                return
+            host, _, port = self.heard.split()[1].decode().partition(":")
+            with socket.create_connection((host, int(port))) as there:
+                client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                _copy(client, there)
+
+
+def _copy(one: socket.socket, other: socket.socket) -> None:
+    """Both ways, until either ends."""
+    ends = {one: other, other: one}
+    while True:
+        for ready in select.select([*ends], [], [])[0]:
+            data = ready.recv(1 << 16)
+            if not data:
+                return
+            ends[ready].sendall(data)
+
+
+@pytest.mark.parametrize("password", ["secret", "wrong"])
+def test_tls_goes_through_a_proxys_tunnel(tmp_path: Path, time: FakeTime, password: str) -> None:
+    authorities, context = _certificate(tmp_path)
+    script = ScriptedS3(None, lambda _: Say(200, headers={"ETag": '"x"'}), context)
+    with script as server, _Tunnel() as tunnel:
+        settings = Settings(
+            endpoint=Endpoint(Server(True, "127.0.0.1", server.port), "/name"),
+            region="us-east-1",
+            aws=False,
+            credentials=Keys(),
+            authorities=str(authorities),
+            proxy=Proxy(Server(False, "127.0.0.1", tunnel.port), f"me:{password}"),
+        )
+        client = Bucket(Address("name"), settings, Perseverance(strange=0, clock=time.clock))
+        if password == "wrong":
+            with pytest.raises(StoreError, match=r"the proxy refuses .407 Who are you"):
+                client.put("k", b"1")
+        else:
+            assert client.put("k", b"1") == "x"
+        client.close()
+    assert tunnel.heard.startswith(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n" % server.port)
+    assert len(server.asked) == (password == "secret")
