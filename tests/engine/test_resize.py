@@ -437,9 +437,9 @@ def test_a_partial_restore_brings_nothing_old_back(line: Line) -> None:
 def test_through_a_pipe_into_another_store(line: Line) -> None:
     """Each delta is taken in where its parent of another size is."""
     other = fleece.init(line.scene.folder / "other")
-    entry = fleece.open_store(line.scene.store).catalogue().find(line.points[-1]).disks[DISK]
-    for part in reversed(fleece.open_store(line.scene.store).catalogue().line(entry)):
-        with open(part.where, "rb") as file:
+    entries = fleece.open_store(line.scene.store).catalogue().entries
+    for entry in sorted(entries, key=lambda entry: entry.header.point.sequence):
+        with open(entry.where, "rb") as file:
             fleece.import_delta(other, file.read)
     line.scene.store = Path(other.where)
     line.all_are_exact()
