@@ -38,7 +38,7 @@ from tests.rig.machine import GuestMachine, Machine
 from tests.rig.process import run_checked
 
 SIZE = 8 * MIB
-NOWHERE = 64 * 1024
+NOWHERE = 1024
 """Bytes a second at which a migration does not come to its end."""
 FAST = 1 << 30
 

@@ -296,10 +296,16 @@ def test_a_sink_that_is_killed_costs_the_backup_alone(scene: Scene) -> None:
     scene.check_exact()
 
 
+def _push_jobs(scene: Scene) -> list[str]:
+    jobs = scene.qemu.control.command("query-jobs")
+    return [job["id"] for job in jobs if "p0" in job["id"]]
+
+
 def test_somebody_who_ends_the_push_job_costs_the_backup_alone(scene: Scene) -> None:
     running = _slow_push(scene)
-    jobs = scene.qemu.control.command("query-jobs")
-    (name,) = (job["id"] for job in jobs if "p0" in job["id"])
+    # The first progress may be told before the job is there.
+    wait_until(lambda: bool(_push_jobs(scene)), "a push job")
+    (name,) = _push_jobs(scene)
     scene.qemu.control.command("block-job-cancel", {"device": name, "force": True})
     running.wait().failed(4, "push job")
     scene.nothing_left()

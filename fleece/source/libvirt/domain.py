@@ -165,7 +165,9 @@ class Domain:
 
     def run(self) -> int:
         """The number of the guest's run, another one each time it is started; -1: it is off."""
-        return int(self._ask("the guest's id", self._domain.ID))
+        # A domain object keeps the id that it was looked up with.
+        found = self._ask("the guest", lambda: self._connection.lookupByUUIDString(self.uuid))
+        return int(found.ID())
 
     def state(self) -> State:
         """What the guest does now."""

@@ -167,14 +167,21 @@ class LibvirtPoint(TellsOfFreeze):
         """Raise `PointError` unless all that was read until now was read of the point."""
         if self._lost is not None:
             raise self._lost
-        if self._domain.run() != self._run:
-            raise self._gone("the guest was stopped, or started again")
-        job = self._domain.job()
+        try:
+            job = self._domain.job()
+        except Refused:  # so does a guest that is being stopped
+            self._check_run()
+            raise
+        self._check_run()
         if job is None or not self._is_ours(job):
             raise self._gone("libvirt has no such backup job any more")
         for planned in self._plan.disks:
             if not self._domain.is_backed_up(planned.disk.name):
                 raise self._gone(f"disk {planned.disk.name} has no backup job any more")
+
+    def _check_run(self) -> None:
+        if self._domain.run() != self._run:
+            raise self._gone("the guest was stopped, or started again")
 
     def _is_ours(self, job: BackupJob) -> bool:
         made = self._plan.backed_up(self._work.path)
