@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import fleece
 from tests.engine.cloud import Cloud, clouded
 from tests.engine.matrix import matrix
-from tests.engine.scene import GUEST, MIB
+from tests.engine.scene import GUEST, INTACT, MIB
 from tests.rig import images
 from tests.rig.daemon import fuse_usable
 from tests.rig.disk import Disk
@@ -88,3 +89,30 @@ def test_killed_at_steps_of_a_backup_into_a_bucket(tmp_path: Path, seaweedfs: Se
         assert stopped.code == 130, stopped
         here.scene.nothing_left()
     assert here.counts.resumed == 0
+
+
+def test_an_encrypted_bucket_is_audited_and_takes_points_from_a_stream(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    secret = "--key-file", key
+    first, second = (f"{cloud.address.removesuffix('/first')}/{name}" for name in ("a", "b"))
+    INTACT.run("init", first, "--encrypt", *secret).succeeded()
+    INTACT.run("init", second, "--like", first, *secret).succeeded()
+    here = "--guest", GUEST, "--scratch", cloud.scratch
+    for place in (0, MIB):
+        cloud.change(place)
+        INTACT.run("backup", cloud.source, first, *here, *secret).succeeded()
+        INTACT.run("audit", cloud.source, first, *here, *secret).succeeded()
+    INTACT.run("list", first).failed(2, "key")
+    store = fleece.open_store(first, fleece.Secret.of_key_file(key))
+    for entry in (point.disks["d0"] for point in store.catalogue().points):
+        blob = store.backend.open(entry.key)
+        stream = io.BytesIO(blob.read_at(0, entry.stored_bytes)).read
+        blob.close()
+        fleece.import_delta(fleece.open_store(second, fleece.Secret.of_key_file(key)), stream)
+    INTACT.run("verify", second, *secret).succeeded()
+    target = tmp_path / "back.raw"
+    INTACT.run("restore", second, "latest", "d0", target, *secret).succeeded()
+    cloud.same_as_live("d0", target)
