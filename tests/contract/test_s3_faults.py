@@ -85,10 +85,8 @@ def test_a_minute_of_slow_down_passes(seaweedfs: SeaweedFs, bucket: Bucket, time
 
 
 def test_what_lasts_is_given_up_and_says_how_long(bucket: Bucket, time: FakeTime) -> None:
-    with (
-        ScriptedS3(None, lambda _: _SLOW) as server,
-        pytest.raises(StoreError, match=r"k: the server says slow down .*, \d+ times in 29\d s;"),
-    ):
+    said = r"k: the server says slow down .*, \d+ times in (29\d|300) s;"
+    with ScriptedS3(None, lambda _: _SLOW) as server, pytest.raises(StoreError, match=said):
         _client(server, bucket, time).get("k")
 
 
