@@ -8,6 +8,7 @@ Listeners may be called from worker threads, one call at a time.
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import ClassVar
@@ -188,6 +189,17 @@ class Warned(Event):
 
 
 Listener = Callable[[Event], None]
+
+
+def in_turn(listener: Listener) -> Listener:
+    """The same, called by one thread at a time, for who has several."""
+    turn = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with turn:
+            listener(event)
+
+    return tell
 
 
 def ignore(event: Event) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -75,6 +76,25 @@ def test_points_are_the_same_files_under_the_same_names() -> None:
     assert arrived == made
     progress = [event for event in heard if isinstance(event, events.Progress)]
     assert progress[-1].done == progress[-1].total == sum(p.stored_bytes for p in report.points)
+
+
+def test_a_listener_is_called_by_one_thread_at_a_time() -> None:
+    site = Site(_memory(), disks=("vda", "vdb", "vdc"))
+    for _ in range(12):
+        site.back_up()
+    turn = threading.Lock()
+    together = []
+
+    def listen(event: events.Event) -> None:
+        alone = turn.acquire(blocking=False)
+        if not alone:
+            together.append(event)
+            return
+        time.sleep(0.05)
+        turn.release()
+
+    fleece.copy(site.store, _memory(), listener=listen)
+    assert together == []
 
 
 def test_what_the_target_has_is_not_sent_again() -> None:

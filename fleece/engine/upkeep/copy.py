@@ -157,7 +157,7 @@ class _Copy:
         cancel: CancelToken,
     ) -> None:
         self._source, self._target, self._options = source, target, options
-        self._listener, self._cancel = listener, cancel
+        self._listener, self._cancel = events.in_turn(listener), cancel
         self._pace = None if options.rate is None else Pace(options.rate, cancel)
         self._sent: list[StoredPoint] = []
         self._had: set[PointName] = set()
