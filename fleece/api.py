@@ -32,7 +32,6 @@ from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
 from fleece.engine.restore.part_diff import compare_parts
 from fleece.engine.restore.partial import PartialResult, restore_partial
-from fleece.engine.restore.parts import parts
 from fleece.engine.restore.qcow2_chain import restore_as_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
 from fleece.engine.restore.stream import restore_stream
@@ -46,6 +45,7 @@ from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.upkeep.retention import KeepRules
 from fleece.engine.work.needs import Need, examine_host
+from fleece.engine.work.part import parts
 from fleece.engine.work.scan import disk_root
 from fleece.errors import (
     DeltaError,

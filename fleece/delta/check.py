@@ -18,7 +18,6 @@ import numpy.typing as npt
 from fleece.delta import record
 from fleece.delta.layout import Kind, Tag, own_hash
 from fleece.delta.pages import Page, in_batches
-from fleece.delta.partial import Proven
 from fleece.delta.reader import DeltaReader
 from fleece.delta.record import Record
 from fleece.delta.spool import HashSpool, RowSpool
@@ -45,16 +44,13 @@ class Seen:
     Args:
         geometry: of the disk.
         keep_leaves: `check` needs them; they take 24 bytes of memory for each leaf.
-        proven: the part of the file that was read before.
     """
 
-    def __init__(
-        self, geometry: Geometry, *, keep_leaves: bool = True, proven: Proven | None = None
-    ) -> None:
+    def __init__(self, geometry: Geometry, *, keep_leaves: bool = True) -> None:
         self._leaf_size = geometry.leaf_size
         self._keep_leaves = keep_leaves
-        self.rows = RowSpool(geometry.leaf_size) if proven is None else proven.rows
-        self._leaves = HashSpool(geometry.algorithm.size) if proven is None else proven.leaves
+        self.rows = RowSpool(geometry.leaf_size)
+        self._leaves = HashSpool(geometry.algorithm.size)
 
     def note(self, found: Record, position: int) -> None:
         """Note the next record, and where its frame is in the file."""
@@ -136,20 +132,15 @@ class Walk:
     Args:
         delta: open.
         keep_leaves: `finish` needs them; they take 24 bytes of memory for each leaf.
-        proven: the first part of the file, which was read before: the walk begins behind it.
 
     Attributes:
         end: where the records end in the file, and the pages begin.
         seen: what was noted of them.
     """
 
-    def __init__(
-        self, delta: DeltaReader, *, keep_leaves: bool = True, proven: Proven | None = None
-    ) -> None:
+    def __init__(self, delta: DeltaReader, *, keep_leaves: bool = True) -> None:
         self._delta = delta
-        self.seen = Seen(delta.geometry, keep_leaves=keep_leaves, proven=proven)
-        self._start = delta.records_start if proven is None else proven.end
-        self._previous = delta.footer.header_hash if proven is None else proven.last_record
+        self.seen = Seen(delta.geometry, keep_leaves=keep_leaves)
         self.end = (
             min(page.position for page in delta.pages)
             if delta.pages
@@ -164,8 +155,8 @@ class Walk:
         """
         delta = self._delta
         overhead = delta.frames.overhead
-        position, previous = self._start, self._previous
-        number = len(self.seen.rows)
+        position, previous = delta.records_start, delta.footer.header_hash
+        number = 0
         while position < self.end:
             packed = delta.record_frame(position, self.end)
             found = record.parse(packed, delta.geometry, delta.where)

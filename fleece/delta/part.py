@@ -9,6 +9,9 @@ MARK = "@"
 """The name of a part begins with it, that of a disk never does: so none is taken for the other.
 No id of QEMU's and no target of libvirt's can begin so."""
 
+LARGEST = 64 * 1024 * 1024
+"""Bytes of a part: more than any firmware or TPM has, and no more than memory."""
+
 
 class PartKind(enum.StrEnum):
     """What a part is; a point has at most one of each."""

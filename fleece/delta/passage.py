@@ -16,7 +16,6 @@ from fleece.delta import footer, pages
 from fleece.delta.blob import Blob
 from fleece.delta.check import Placed, Seen, Walk
 from fleece.delta.layout import Kind, Tag, own_hash, unseal
-from fleece.delta.partial import Proven
 from fleece.delta.protection import KEY_FRAME_SIZE, Protection, begin
 from fleece.delta.reader import DeltaReader
 from fleece.delta.sink import Appender, Sink
@@ -103,7 +102,6 @@ def carry(
     blob: ReadAhead,
     sink: Sink,
     protection: Protection | None,
-    proven: Proven | None = None,
 ) -> Carried:
     """Write a delta into another place; the caller makes it durable.
 
@@ -112,23 +110,20 @@ def carry(
         blob: what it was opened out of.
         sink: takes the new file.
         protection: of the new file. If it is another one, hashes must not be keyed.
-        proven: what the sink holds already, and no byte more; of this very file, alike protected.
 
     Raises:
         DeltaError: a byte is not what the delta's own hashes say; the new file is worth nothing.
     """
     if protection == delta.protection:
-        return _as_it_is(delta, blob, sink, proven)
+        return _as_it_is(delta, blob, sink)
     return _sealed_anew(delta, blob, sink, protection)
 
 
-def _as_it_is(delta: DeltaReader, blob: ReadAhead, sink: Sink, proven: Proven | None) -> Carried:
-    walk = Walk(delta, proven=proven)
-    start = 0 if proven is None else proven.end
-    out = Appender(sink, delta.frames, start)
-    blob.follow(start)
-    if proven is None:
-        out.store(delta.read_at(0, delta.records_start))
+def _as_it_is(delta: DeltaReader, blob: ReadAhead, sink: Sink) -> Carried:
+    walk = Walk(delta)
+    out = Appender(sink, delta.frames)
+    blob.follow(0)
+    out.store(delta.read_at(0, delta.records_start))
     unpack = zstandard.ZstdDecompressor()
     for item in walk:
         out.store(_checked(delta, item, unpack)[0])

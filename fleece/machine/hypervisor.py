@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from fleece.cancel import CancelToken
 from fleece.closing import Closing
 from fleece.errors import SourceError, TargetError
-from fleece.source.libvirt.connection import Calls, GivenUp, Refused, binding
+from fleece.source.libvirt.connection import GivenUp, Libvirt, Refused
 
 _NO_DOMAIN, _NO_NETWORK, _NO_SECRET = 42, 43, 66
 _INVALID_SCHEMA = 92
@@ -36,34 +35,30 @@ class Hypervisor(Closing):
 
     def __init__(self, uri: str | None, cancel: CancelToken) -> None:
         self.where = uri or "libvirt"
-        self._lib = binding()
-        self._calls = Calls(self.where, cancel)
-        try:
-            self._connection = self._ask("a connection", lambda: self._lib.open(uri))
-            self.uri: str = self._ask("its URI", self._connection.getURI)
-            host = urlsplit(self.uri).hostname
-            if host not in (None, "", "localhost"):
-                raise TargetError(
-                    f"this libvirt is on another host, {host}, and the disks would be here",
-                    where=self.where,
-                    hint="run fleece there",
-                )
-        except BaseException:
+        with _of_target():
+            self._libvirt = Libvirt(uri, self.where, cancel)
+        self._lib, self._connection = self._libvirt.lib, self._libvirt.connection
+        self._calls = self._libvirt.calls
+        if (host := self._libvirt.other_host) is not None:
             self.close()
-            raise
+            raise TargetError(
+                f"this libvirt is on another host, {host}, and the disks would be here",
+                where=self.where,
+                hint="run fleece there",
+            )
 
     def close(self) -> None:
         """Let go of it. Safe to repeat."""
-        self._calls.close()
+        self._libvirt.close()
 
     @property
     def of_system(self) -> bool:
         """Whether it is the host's own, and not a user's."""
-        return urlsplit(self.uri).path.endswith("/system")
+        return self._libvirt.of_system
 
-    def _ask(self, what: str, call: Callable[[], T], limit: float = 60.0) -> T:
+    def _ask(self, what: str, call: Callable[[], T], **limit: float) -> T:
         with _of_target():
-            return self._calls(what, call, limit)
+            return self._calls(what, call, **limit)
 
     def _found(self, what: str, call: Callable[[], T], absent: int) -> T | None:
         """What is looked up; None: there is none."""
@@ -165,7 +160,7 @@ class Hypervisor(Closing):
         Raises:
             TargetError: it does not start.
         """
-        self._ask("to start the guest", guest.handle.create, _DEFINE_LIMIT)
+        self._ask("to start the guest", guest.handle.create, limit=_DEFINE_LIMIT)
 
 
 class Known:

@@ -44,6 +44,7 @@ from fleece.machine.swtpm import (
 from fleece.machine.xml import believed
 from fleece.source.libvirt.inventory import image_of
 from fleece.source.libvirt.names import CheckpointName
+from fleece.source.libvirt.places import tpm_state
 from fleece.source.libvirt.xml import checkpoint_xml
 
 _PRIVATE = 0o600
@@ -130,7 +131,9 @@ class LibvirtLanding(Closing):
         return [*found.notices, *later]
 
     def _place_of_state(self, version: str) -> StateFolder:
-        return state_folder(self._uuid, version, of_system=self._libvirt.of_system)
+        of_system = self._libvirt.of_system
+        path = tpm_state(self._uuid, version, of_system=of_system)
+        return state_folder(path, of_system=of_system)
 
     def _replaced(self) -> Known | None:
         """The guest that is replaced; None: none is.

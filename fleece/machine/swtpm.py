@@ -1,9 +1,7 @@
-"""Where libvirt has the state of an emulated TPM, and how it is put there.
+"""How the state of an emulated TPM is put where libvirt has it.
 
-libvirt (9.0, `virQEMUDriverConfigNew` and `qemuTPMEmulatorInitPaths`) has it in a folder of the
-guest's UUID: /var/lib/libvirt/swtpm for the host's libvirt, $XDG_CONFIG_HOME/libvirt/qemu/swtpm for
-a user's. The user that swtpm runs as must own it: `swtpm_user` of qemu.conf, else tss if there is
-one, else root. When it is there libvirt makes no new TPM.
+The user that swtpm runs as must own it: `swtpm_user` of qemu.conf, else tss if there is one, else
+root (libvirt 9.0, `virQEMUDriverConfigNew`). When it is there libvirt makes no new TPM.
 """
 
 from __future__ import annotations
@@ -21,12 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleece.delta.part import LARGEST
 from fleece.errors import StoreError, TargetError
 
-_SYSTEM = Path("/var/lib/libvirt/swtpm")
 _CONFIGURATION = Path("/etc/libvirt/qemu.conf")
 _USUAL = "tss"
-_MOST_FILES, _MOST_BYTES = 64, 64 << 20
+_MOST_FILES = 64
 _PRIVATE = 0o700
 _PASSABLE = 0o711
 
@@ -44,28 +42,25 @@ class StateFolder:
     owner: tuple[int, int] | None
 
 
-def state_folder(uuid: str, version: str, *, of_system: bool) -> StateFolder:
-    """Where libvirt has a TPM's state.
+def state_folder(path: Path, *, of_system: bool) -> StateFolder:
+    """A place of a TPM's state, which this user may write.
 
     Args:
-        uuid: of the guest.
-        version: of the TPM: 1.2 or 2.0.
+        path: of it.
         of_system: the libvirt is the host's own.
 
     Raises:
         TargetError: this user may not write there.
     """
-    name = "tpm1.2" if version == "1.2" else "tpm2"
     if not of_system:
-        base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-        return StateFolder(base / "libvirt/qemu/swtpm" / uuid / name, None)
+        return StateFolder(path, None)
     if os.geteuid() != 0:
         raise TargetError(
             "the guest has a TPM, and only root may put its state there",
-            where=_SYSTEM,
+            where=path.parents[1],
             hint="run fleece as root",
         )
-    return StateFolder(_SYSTEM / uuid / name, _owner())
+    return StateFolder(path, _owner())
 
 
 def _owner() -> tuple[int, int]:
@@ -107,7 +102,7 @@ def state_files(archive: bytes) -> dict[str, bytes]:
                 plain = name and "/" not in name and name not in (".", "..", ".lock")
                 if source is None or not plain or len(found) >= _MOST_FILES:
                     raise StoreError(f"the TPM's state has no place for {member.name!r}")
-                if member.size > _MOST_BYTES:
+                if member.size > LARGEST:
                     raise StoreError(f"the TPM's state is too large ({member.name!r})")
                 found[name] = source.read()
     except tarfile.TarError as error:

@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from fleece.delta.part import LARGEST
 from fleece.folder import Folder, Kind
-
-MOST = 64 * 1024 * 1024
-"""Bytes that are read of a file, or of all files of a folder."""
 
 _TRIES = 10
 _PAUSE = 0.05
@@ -30,11 +28,11 @@ def file_at_rest(path: str) -> bytes:
     """All of a file.
 
     Raises:
-        OSError: it cannot be read, is larger than `MOST`, or is being written all the time.
+        OSError: it cannot be read, is larger than `LARGEST`, or is being written all the time.
     """
     place, name = os.path.split(path)
     with Folder.open(place or ".") as folder:
-        return _steady(path, lambda: folder.read(name, MOST))
+        return _steady(path, lambda: folder.read(name, LARGEST))
 
 
 def folder_at_rest(path: str, wanted: Callable[[str], bool]) -> bytes:
@@ -47,7 +45,7 @@ def folder_at_rest(path: str, wanted: Callable[[str], bool]) -> bytes:
         wanted: whether a file of this name is to be in it.
 
     Raises:
-        OSError: one cannot be read, they are larger than `MOST`, or are written all the time.
+        OSError: one cannot be read, they are larger than `LARGEST`, or are written all the time.
     """
     with Folder.open(path) as folder:
         return _steady(path, lambda: _packed(_files(folder, wanted)))
@@ -69,7 +67,7 @@ def _files(folder: Folder, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in folder.entries():
         if entry.kind is Kind.FILE and wanted(entry.name):
-            found[entry.name] = folder.read(entry.name, MOST - sum(map(len, found.values())))
+            found[entry.name] = folder.read(entry.name, LARGEST - sum(map(len, found.values())))
     return found
 
 

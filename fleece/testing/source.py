@@ -25,7 +25,7 @@ from fleece.engine.backup.options import BackupOptions
 from fleece.engine.backup.pull import open_export
 from fleece.engine.backup.run import backup
 from fleece.engine.restore.image import restore
-from fleece.engine.restore.parts import parts
+from fleece.engine.work.part import parts
 from fleece.engine.work.reads import OneReader
 from fleece.errors import PointError, UsageError
 from fleece.extents import Extents

@@ -12,6 +12,7 @@ import pytest
 import xxhash
 
 import fleece
+from fleece.delta.blob import Blob
 from fleece.extents import Extents
 from fleece.store.init import make
 from fleece.store.marker import Marker
@@ -139,16 +140,20 @@ def _threads() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith("fleece-s3")]
 
 
-def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> None:
-    made = seaweedfs.bucket()
-    content = random.Random(3).randbytes(5 * BLOCK + 12345)
-    backend = S3Backend(made)
+def _stored(backend: S3Backend, content: bytes) -> Blob:
+    """An object of a new store, open for reading."""
     backend.create(b"marker")
     batch = backend.batch("web", "aa")
     batch.create("vda.fleece").write(content)
     batch.seal()
     batch.commit("000001-aa")
-    blob = backend.open("web/000001-aa/vda.fleece")
+    return backend.open("web/000001-aa/vda.fleece")
+
+
+def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> None:
+    content = random.Random(3).randbytes(5 * BLOCK + 12345)
+    backend = S3Backend(seaweedfs.bucket())
+    blob = _stored(backend, content)
     before = backend.requests["s3:GetObject"]
     step = MIB + 999
     for position in range(0, len(content), step):
@@ -164,13 +169,7 @@ def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> 
 def test_what_is_read_here_and_there_is_read_alone(seaweedfs: SeaweedFs) -> None:
     made = seaweedfs.bucket()
     content = random.Random(4).randbytes(6 * BLOCK)
-    backend = S3Backend(made)
-    backend.create(b"marker")
-    batch = backend.batch("web", "aa")
-    batch.create("vda.fleece").write(content)
-    batch.seal()
-    batch.commit("000001-aa")
-    blob = backend.open("web/000001-aa/vda.fleece")
+    blob = _stored(S3Backend(made), content)
     before = made.traffic.received
     for block in (5, 0, 3, 1, 4, 2):
         position = block * BLOCK + 777

@@ -25,7 +25,7 @@ from fleece.store.remote import channel
 from fleece.store.remote.backend import SHELL_VARIABLE
 from fleece.store.remote.wire import GREETING, LENGTHS, MAX_TEXT, Message, packed
 from tests.contract.shell import shell
-from tests.engine.scene import MIB, ROOT, Ran, daemon, small_tmpfs
+from tests.engine.scene import INTACT, MIB, ROOT, Ran, daemon, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import LIMIT, run_checked
@@ -47,15 +47,7 @@ def adding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _fleece(*words: object) -> Ran:
-    done = subprocess.run(
-        [sys.executable, "-m", "fleece", *map(str, words), "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LIMIT,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return INTACT.run(*words, "--json")
 
 
 # ---- what it is for ------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _opened(
     stack: contextlib.ExitStack,
 ) -> _Opened:
     """A disk of the point, open; one that was cut since its parent is to be rescanned."""
-    base = stack.enter_context(filling.base(made))
+    base = stack.enter_context(filling.chain(made.parent))
     with reads_of(filling.taken.living):
         disk, dirty = open_dirty(export, made.more_dirty, pace, filling.task.cancel)
     opened = _Opened(made, disk, dirty, export.granularity, base)

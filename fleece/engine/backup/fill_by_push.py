@@ -18,7 +18,7 @@ def fill_by_push(filling: Filling) -> list[DiskResult]:
     assert push is not None
     with contextlib.ExitStack() as stack:
         jobs = [
-            _push_job(filling, made, stack.enter_context(filling.base(made)))
+            _push_job(filling, made, stack.enter_context(filling.chain(made.parent)))
             for made in taken.decisions
         ]
         push.rate = task.options.rate

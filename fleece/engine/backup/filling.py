@@ -91,12 +91,6 @@ class Filling:
     sinks: Sinks
 
     @contextlib.contextmanager
-    def base(self, made: Decision) -> Iterator[Chain | None]:
-        """The chain that a disk's delta builds on; None: nothing."""
-        with self.chain(made.parent) as chain:
-            yield chain
-
-    @contextlib.contextmanager
     def chain(self, parent: Entry | None) -> Iterator[Chain | None]:
         """The chain that leads to a delta, open; None: to none."""
         if parent is None:

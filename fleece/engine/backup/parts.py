@@ -6,6 +6,8 @@ all, as they were told when it was taken.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fleece.delta.chain import Chain
 from fleece.engine.backup.filling import Filling, Opening
 from fleece.engine.backup.pack import Packer
@@ -21,8 +23,9 @@ _BESIDE = 1 << 20
 
 def store_parts(filling: Filling, partial: PartialPoint) -> None:
     """Store the parts of a new point; when this returns, they are durable."""
+    below = _below(filling)
     for part in filling.taken.parts:
-        with filling.chain(_parent(filling, part.name)) as base:
+        with filling.chain(below.get(part.name)) as base:
             head = filling.part_head(part, base)
             made = partial.create(part.name, len(part.data) + _BESIDE)
             writer = filling.writer(head, Opening(made), base)
@@ -35,8 +38,8 @@ def store_parts(filling: Filling, partial: PartialPoint) -> None:
             made.sync()
 
 
-def _parent(filling: Filling, name: str) -> Entry | None:
-    """What a part's delta builds on: of the newest point that one of the disks builds on.
+def _below(filling: Filling) -> Mapping[str, Entry]:
+    """What parts' deltas build on, by name: those of the newest point that one of the disks has.
 
     So a part needs no point that its disks do not need, and its line is no longer than theirs.
     """
@@ -44,9 +47,10 @@ def _parent(filling: Filling, name: str) -> Entry | None:
     parents = [made.parent.header.point for made in filling.taken.decisions if made.parent]
     newest = max(parents, key=lambda ref: ref.sequence, default=None)
     for point in lineage.catalogue.of_chain(lineage.guest, lineage.chain_id):
-        if newest is not None and point.id == newest.id and name in point.parts:
-            return lineage.usable(point.parts[name])
-    return None
+        if newest is not None and point.id == newest.id:
+            found = point.parts.items()
+            return {name: entry for name, entry in found if lineage.usable(entry) is not None}
+    return {}
 
 
 def prove_parts(task: Task, left: UnfinishedPoint) -> None:

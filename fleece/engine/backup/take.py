@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from fleece import events
 from fleece.delta.header import PointRef
-from fleece.delta.part import Part
+from fleece.delta.part import LARGEST, Part
 from fleece.engine.backup.decide import Decision
 from fleece.engine.backup.plan import Plan
 from fleece.engine.backup.task import Task
-from fleece.engine.work.part import LARGEST
 from fleece.source.base import Point, Request, Source, TellsMachine, Wanted
 from fleece.store.partial_point import UnfinishedPoint
 

@@ -18,13 +18,13 @@ from fleece.disk.image import ImageFormat
 from fleece.engine.restore.existing_target import format_by_name, is_block_device
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
-from fleece.engine.restore.parts import parts
 from fleece.engine.work.new_file import Manner, new_file, qemu_img, target_errors
+from fleece.engine.work.part import parts_of
 from fleece.errors import FleeceError, TargetError, UsageError
 from fleece.machine.base import Landed, Landing, MachineWish, PlacedDisk, SavedMachine
 from fleece.machine.open import open_landing
 from fleece.nbd.uri import is_uri
-from fleece.store.catalogue import StoredPoint
+from fleece.store.catalogue import Catalogue, StoredPoint
 from fleece.store.names import safe_name
 from fleece.store.store import Store
 
@@ -119,7 +119,7 @@ def restore_guest(
     catalogue = store.catalogue()
     found = catalogue.find(point, options.guest)
     wish = _wish(Path(os.path.abspath(folder)), options)
-    with open_landing(_saved(store, found), wish, cancel) as landing:
+    with open_landing(_saved(catalogue, found), wish, cancel) as landing:
         placed = _placed(found, wish.folder, options, landing.formats())
         for notice in landing.prepare(placed):
             listener(events.Warned(notice))
@@ -182,8 +182,8 @@ def _wish(folder: Path, options: GuestOptions) -> MachineWish:
     )
 
 
-def _saved(store: Store, point: StoredPoint) -> SavedMachine:
-    told = {part.kind: part.data for part in parts(store, point.id, point.guest)}
+def _saved(catalogue: Catalogue, point: StoredPoint) -> SavedMachine:
+    told = {part.kind: part.data for part in parts_of(catalogue, point)}
     identities = [entry.header.identity for entry in point.disks.values()]
     uuid = next((each.uuid for each in identities if each is not None), None)
     return SavedMachine(point.guest, point.id, told, tuple(sorted(point.disks)), uuid)

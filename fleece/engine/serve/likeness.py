@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleece.delta.part import PartKind
-from fleece.engine.work.part import read_part
+from fleece.engine.work.part import parts
 from fleece.machine.firmware import Firmware, choose_firmware
 from fleece.machine.shape import shape_of
 from fleece.store.store import Store
@@ -50,7 +50,7 @@ def likeness(store: Store, point: str, guest: str | None = None) -> Likeness | N
     Raises:
         StoreError: the point is not there, or a part of it is damaged, or not what it says.
     """
-    told = _parts(store, point, guest)
+    told = {part.kind: part.data for part in parts(store, point, guest)}
     shape = shape_of(told, f"the definition of point {point}")
     if shape is None:
         return None
@@ -73,16 +73,6 @@ def likeness(store: Store, point: str, guest: str | None = None) -> Likeness | N
         variables if firmware is not None else None,
         tuple(lacking),
     )
-
-
-def _parts(store: Store, point: str, guest: str | None) -> dict[PartKind, bytes]:
-    catalogue = store.catalogue()
-    told = {}
-    for entry in catalogue.find(point, guest).parts.values():
-        with catalogue.chain(entry) as chain:
-            part = read_part(chain)
-        told[part.kind] = part.data
-    return told
 
 
 def _room() -> int:

@@ -1,19 +1,45 @@
-"""A part of the machine out of its chain, in memory."""
+"""Parts of the machine out of their chains, in memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fleece.delta.chain import Chain
-from fleece.delta.part import Part
+from fleece.delta.part import LARGEST, Part
 from fleece.delta.reader import leaf_hashes
 from fleece.disk.chain import ChainDisk
 from fleece.engine.work.scan import Region, root_of
 from fleece.errors import StoreError, UsageError, VerifyError
+from fleece.store.catalogue import Catalogue, StoredPoint
+from fleece.store.store import Store
 from fleece.tree import Geometry
 
-LARGEST = 64 * 1024 * 1024
-"""Bytes of a part: more than any firmware or TPM has, and no more than memory."""
+
+def parts(store: Store, point: str, guest: str | None = None) -> tuple[Part, ...]:
+    """The parts of the machine at a point, each proven by its root.
+
+    What they say was made by who could write the store: it is to be looked at before it is used.
+
+    Args:
+        store: to read.
+        point: an id, a prefix of one, or `latest`.
+        guest: which guest, if `point` could mean several.
+
+    Raises:
+        StoreError: the point is not there, its chain is damaged, or a part is too large.
+        VerifyError: a part has not the point's root.
+    """
+    catalogue = store.catalogue()
+    return parts_of(catalogue, catalogue.find(point, guest))
+
+
+def parts_of(catalogue: Catalogue, point: StoredPoint) -> tuple[Part, ...]:
+    """The same of a point of a catalogue."""
+    found = []
+    for _, entry in sorted(point.parts.items()):
+        with catalogue.chain(entry) as chain:
+            found.append(read_part(chain))
+    return tuple(found)
 
 
 def read_part(chain: Chain) -> Part:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fleece.cancel import CancelToken
 from fleece.errors import ExitCode, SourceError, UsageError
@@ -137,6 +138,56 @@ class Calls:
     def _work(self) -> None:
         while (call := self._queue.get()) is not None:
             call()
+
+
+class Libvirt:
+    """A libvirt that answers.
+
+    Args:
+        uri: of it; None: libvirt's own default.
+        where: of the source, for messages.
+        cancel: of the run.
+
+    Attributes:
+        calls: makes calls to it.
+        connection: libvirt's own object.
+        lib: the module of libvirt's bindings.
+        uri: of it.
+
+    Raises:
+        Refused: it cannot be reached.
+        UsageError: libvirt's Python bindings are missing.
+    """
+
+    def __init__(self, uri: str | None, where: str, cancel: CancelToken) -> None:
+        self.lib = binding()
+        self.calls = Calls(where, cancel)
+        try:
+            self.connection = self.calls("a connection", lambda: self.lib.open(uri))
+            self.uri: str = self.calls("its URI", self.connection.getURI)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Make no more calls. Safe to repeat."""
+        self.calls.close()
+
+    @property
+    def other_host(self) -> str | None:
+        """The host that it is on; None: this one."""
+        host = urlsplit(self.uri).hostname
+        return None if host in ("", "localhost") else host
+
+    @property
+    def of_system(self) -> bool:
+        """Whether it is the host's own."""
+        return urlsplit(self.uri).path.endswith("/system")
+
+    @property
+    def of_session(self) -> bool:
+        """Whether it is that of an ordinary user."""
+        return urlsplit(self.uri).path == "/session"
 
 
 def _answer(future: Future[T], call: Callable[[], T]) -> None:

@@ -8,12 +8,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from xml.etree.ElementTree import Element
 
 from fleece.cancel import CancelToken
 from fleece.errors import SourceError
-from fleece.source.libvirt.connection import ANSWER_LIMIT, BEGIN_LIMIT, Calls, Refused, binding
+from fleece.source.libvirt.connection import ANSWER_LIMIT, BEGIN_LIMIT, Libvirt, Refused
 from fleece.source.libvirt.xml import BackupJob, Checkpoint, backup_job, checkpoint, parsed
 
 _SETTLE_LIMIT = 20.0
@@ -80,11 +79,11 @@ class Domain:
 
     def __init__(self, place: str, uri: str | None, cancel: CancelToken | None = None) -> None:
         self.where = f"libvirt:{place}"
-        self._lib = binding()
-        self._calls = Calls(self.where, cancel or CancelToken())
+        self._libvirt = self._open(uri, cancel or CancelToken())
+        self._lib, self._connection = self._libvirt.lib, self._libvirt.connection
+        self._calls = self._libvirt.calls
         self.cancel = self._calls.cancel
         try:
-            self._connection = self._open(uri)
             self._domain = self._look_up(place)
             self.name: str = self._ask("the guest's name", self._domain.name)
             self.uuid: str = self._ask("the guest's UUID", self._domain.UUIDString)
@@ -94,11 +93,11 @@ class Domain:
 
     def close(self) -> None:
         """Let go of it. Safe to repeat."""
-        self._calls.close()
+        self._libvirt.close()
 
-    def _open(self, uri: str | None) -> Any:
+    def _open(self, uri: str | None, cancel: CancelToken) -> Libvirt:
         try:
-            return self._calls("a connection", lambda: self._lib.open(uri))
+            return Libvirt(uri, self.where, cancel)
         except Refused as error:
             shown = uri or "its default URI"
             raise SourceError(
@@ -130,9 +129,8 @@ class Domain:
 
     def far(self) -> str | None:
         """Why this host cannot back the guest up, if it is on another one; None: it is here."""
-        told = self._ask("its URI", self._connection.getURI)
-        host = urlsplit(told).hostname
-        if host in (None, "", "localhost"):
+        host = self._libvirt.other_host
+        if host is None:
             return None
         return f"the guest is on another host, {host}, and so are its images and the scratch"
 
@@ -147,8 +145,7 @@ class Domain:
 
     def is_of_session(self) -> bool:
         """Whether its libvirt is that of an ordinary user."""
-        told = self._ask("its URI", self._connection.getURI)
-        return bool(urlsplit(told).path == "/session")
+        return self._libvirt.of_session
 
     # ---- what it is and does -----------------------------------------------------------------
 

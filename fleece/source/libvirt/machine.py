@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from fleece.delta.part import Part, PartKind
 from fleece.errors import FleeceError
 from fleece.source.base import Machine
 from fleece.source.libvirt.domain import Domain
+from fleece.source.libvirt.places import tpm_state, variables
 from fleece.source.still import file_at_rest, folder_at_rest
-
-_SYSTEM_TPMS = "/var/lib/libvirt/swtpm"
-"""Where libvirt as root has the folders of its swtpms, by UUID."""
-_SYSTEM_VARIABLES = "/var/lib/libvirt/qemu/nvram"
-"""Where libvirt as root has the UEFI variables, by the guest's name."""
 
 
 def machine_of(domain: Domain) -> Machine:
@@ -74,20 +68,12 @@ def _nvram_path(domain: Domain) -> str | None:
     if told is None:
         if root.find("os[@firmware='efi']") is None or stateless is not None:
             return None
-        return f"{_place(domain, _SYSTEM_VARIABLES, 'nvram')}/{domain.name}_VARS.fd"
+        return str(variables(domain.name, of_system=not domain.is_of_session()))
     source = told.find("source")
     path = (told.text or "").strip() if source is None else source.get("file", "")
     if not path:
         raise ValueError("only variables that are in a file can be kept")
     return path
-
-
-def _place(domain: Domain, system: str, own: str) -> str:
-    """A folder of libvirt's: of the system's, or an ordinary user's (qemu_conf.c)."""
-    if not domain.is_of_session():
-        return system
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return f"{config}/libvirt/qemu/{own}"
 
 
 def _tpm(domain: Domain) -> bytes | None:
@@ -117,8 +103,9 @@ def _tpm_folder(domain: Domain, tpm: Element) -> str:
         if source.get("type") != "dir" or not named:
             raise ValueError("only a TPM whose state is in a folder can be kept")
         return named
-    version = "tpm1.2" if tpm.find("backend[@version='1.2']") is not None else "tpm2"
-    return f"{_place(domain, _SYSTEM_TPMS, 'swtpm')}/{domain.uuid}/{version}"
+    backend = tpm.find("backend")
+    version = None if backend is None else backend.get("version")
+    return str(tpm_state(domain.uuid, version, of_system=not domain.is_of_session()))
 
 
 def _is_state(name: str) -> bool:

@@ -101,7 +101,7 @@ class Channel:
 
         Raises:
             StoreError: what the other side says went wrong, or it has gone.
-        Interrupted: the run was cancelled, and there is still no answer.
+            Interrupted: the run was cancelled, and there is still no answer.
         """
         number = next(self._numbers)
         with self._turn:

@@ -74,7 +74,8 @@ def serve_store(
 
 
 def _answer_all(served: _Served, stream: _Stream, pool: ThreadPoolExecutor) -> None:
-    busy, over = [0], threading.Event()
+    busy: set[int] = set()  # the requests that are under way
+    over = threading.Event()
 
     def answer(request: Message) -> None:
         try:
@@ -82,11 +83,11 @@ def _answer_all(served: _Served, stream: _Stream, pool: ThreadPoolExecutor) -> N
         except (_End, OSError):
             pass
         finally:
-            busy[0] -= 1
+            busy.discard(id(request))
 
     def show_life() -> None:
         while not over.wait(_TICK):
-            if busy[0] > 0:
+            if busy:
                 with contextlib.suppress(OSError):
                     stream.put(packed(Message({})))
 
@@ -99,7 +100,7 @@ def _answer_all(served: _Served, stream: _Stream, pool: ThreadPoolExecutor) -> N
                 if (failed := served.write(request)) is not None:
                     stream.put(packed(failed))
                 continue
-            busy[0] += 1
+            busy.add(id(request))
             if request.said.get("do") == "lock":  # it may wait
                 threading.Thread(target=answer, args=(request,), daemon=True).start()
             else:
@@ -197,13 +198,14 @@ class _Served:
     # ---- what is open --------------------------------------------------------------------------
 
     def _hold(self, thing: object, end: contextlib.ExitStack | None = None) -> int:
+        """Give a thing a number; what ends with it is taken out of the stack."""
         with self._lock:
             if len(self._handles) >= _MOST_HANDLES:
                 raise StoreError("too many objects are open at once")
             number = next(self._numbers)
             self._handles[number] = thing
             if end is not None:
-                self._ends[number] = end
+                self._ends[number] = end.pop_all()
             return number
 
     def _held(self, request: Message, name: str, method: str) -> Any:
@@ -285,7 +287,7 @@ class _Served:
     def _opened(self, blob: Blob) -> Message:
         with contextlib.ExitStack() as end:
             end.callback(blob.close)
-            number = self._hold(blob, end.pop_all())
+            number = self._hold(blob, end)
         return Message({"handle": number, "length": blob.length})
 
     def _do_read(self, request: Message) -> Message:
@@ -339,8 +341,7 @@ class _Served:
         guest, name = _name(request.text("guest")), request.text("name")
         with contextlib.ExitStack() as end:
             end.enter_context(self._backend(request).lock(guest, name, patience))
-            number = self._hold(end, None)
-            self._ends[number] = end.pop_all()
+            number = self._hold(guest, end)
         return Message({"handle": number})
 
     def _do_batch(self, request: Message) -> Message:
@@ -401,7 +402,7 @@ class _Served:
     def _do_spool(self, request: Message) -> Message:
         with contextlib.ExitStack() as end:
             draft = end.enter_context(self._backend(request).spool())
-            return self._drafted(draft, end.pop_all())
+            return self._drafted(draft, end)
 
     def _drafted(self, draft: Draft, end: contextlib.ExitStack | None = None) -> Message:
         number = self._hold(draft, end)

@@ -55,23 +55,18 @@ class Cache:
 
     def get(self, identity: Identity) -> Ranges | None:
         """What is known of an object; None: nothing."""
-        if self._known is None:
-            self._known = self._load()
-        return self._known.get(identity)
+        return self._remembered().get(identity)
 
     def put(self, identity: Identity, ranges: Ranges) -> None:
         """Remember something of an object; on disk at the next `keep`."""
-        if self._known is None:
-            self._known = self._load()
-        if self._known.get(identity) != ranges:
-            self._known[identity] = self._new[identity] = ranges
+        known = self._remembered()
+        if known.get(identity) != ranges:
+            known[identity] = self._new[identity] = ranges
 
     def forget(self, identity: Identity) -> bool:
         """Forget an object; gives whether anything was known."""
-        if self._known is None:
-            self._known = self._load()
         self._new.pop(identity, None)
-        known = self._known.pop(identity, None) is not None
+        known = self._remembered().pop(identity, None) is not None
         if known:
             self._write([], [identity[0]])
         return known
@@ -93,6 +88,11 @@ class Cache:
         if self._new or gone:
             self._write(self._new.items(), gone)
             self._new = {}
+
+    def _remembered(self) -> dict[Identity, Ranges]:
+        if self._known is None:
+            self._known = self._load()
+        return self._known
 
     def _load(self) -> dict[Identity, Ranges]:
         found: dict[Identity, list[tuple[int, bytes]]] = {}

@@ -5,15 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
 
 from fleece.cancel import CancelToken
 from fleece.hashing import Buffer
 from fleece.store.s3.client.address import Address
-from fleece.store.s3.client.answers import is_error, refusal_in, wants_check
+from fleece.store.s3.client.answers import (
+    Xml,
+    is_encoded,
+    is_error,
+    refusal_in,
+    strange,
+    wants_check,
+)
 from fleece.store.s3.client.exchange import Answer, Ask, exchange
 from fleece.store.s3.client.pool import Pool
 from fleece.store.s3.client.problems import judged
@@ -142,6 +149,31 @@ class Caller:
         """
         digest = self._digest(call.body)
         return self._persistent(lambda: self._once(call, digest), self.cancel, tries or Tries())
+
+    def pages(self, call: Call, marker: str, following: str) -> Iterator[Xml]:
+        """The pages of a listing that goes on after a key and another marker.
+
+        Args:
+            call: for the first page.
+            marker: the name of the other marker in a call.
+            following: its name in a page.
+
+        Raises:
+            StoreError: a page cannot be had, or they do not end.
+        """
+        query = {**call.query, "encoding-type": "url"}
+        while True:
+            page = Xml.of(self.call(replace(call, query=dict(query))).body, self.where)
+            yield page
+            if not page.flag("IsTruncated"):
+                return
+            then = {
+                "key-marker": page.key("NextKeyMarker", encoded=is_encoded(page)),
+                marker: page.text(following, ""),
+            }
+            if then.items() <= query.items():
+                raise strange(self.where, "a listing that does not end")
+            query |= then
 
     def _once(self, call: Call, digest: str) -> Answer:
         """One try.

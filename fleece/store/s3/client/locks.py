@@ -103,25 +103,14 @@ class Locks(Caller):
 
     def versions(self, prefix: str = "") -> Iterator[Version]:
         """All versions of the objects whose keys begin so, and the marks of deletions."""
-        query = {"versions": "", "encoding-type": "url", "prefix": prefix}
-        while True:
-            call = Call("s3:ListBucketVersions", "GET", None, query)
-            page = Xml.of(self.call(call).body, self.where)
+        asked = Call("s3:ListBucketVersions", "GET", None, {"versions": "", "prefix": prefix})
+        for page in self.pages(asked, "version-id-marker", "NextVersionIdMarker"):
             if page.name != "ListVersionsResult":
                 raise strange(self.where, f"a listing with {page.name[:40]}")
             encoded = is_encoded(page)
             for each in page.children():
                 if each.name in ("Version", "DeleteMarker"):
                     yield _version(each, encoded=encoded)
-            if not page.flag("IsTruncated"):
-                return
-            then = {
-                "key-marker": page.key("NextKeyMarker", encoded=encoded),
-                "version-id-marker": page.text("NextVersionIdMarker", ""),
-            }
-            if then.items() <= query.items():
-                raise strange(self.where, "a listing that does not end")
-            query |= then
 
     def lock(self, key: str, version: str | None = None) -> Lock | None:
         """What keeps a version of an object (None: the latest one); None: nothing does.

@@ -115,24 +115,14 @@ class Uploads(Objects):
 
     def uploads(self, prefix: str = "") -> Iterator[Upload]:
         """The uploads that are neither complete nor aborted, of keys that begin so."""
-        query = {"uploads": "", "encoding-type": "url", "prefix": prefix}
-        while True:
-            call = Call("s3:ListBucketMultipartUploads", "GET", None, query)
-            page = Xml.of(self.call(call).body, self.where)
+        action = "s3:ListBucketMultipartUploads"
+        asked = Call(action, "GET", None, {"uploads": "", "prefix": prefix})
+        for page in self.pages(asked, "upload-id-marker", "NextUploadIdMarker"):
             encoded = is_encoded(page)
             for each in page.all("Upload"):
                 upload = Upload(each.key("Key", encoded=encoded), each.text("UploadId"))
                 self._within(upload.key, prefix)
                 yield upload
-            if not page.flag("IsTruncated"):
-                return
-            then = {
-                "key-marker": page.key("NextKeyMarker", encoded=encoded),
-                "upload-id-marker": page.text("NextUploadIdMarker", ""),
-            }
-            if then.items() <= query.items():
-                raise strange(self.where, "a listing that does not end")
-            query |= then
 
 
 def _quoted(etag: str) -> str:
