@@ -374,6 +374,17 @@ class Domain:
         told = self._ask(f"disk {disk}'s job", lambda: self._domain.blockJobInfo(disk, 0))
         return bool(told) and told.get("type") == self._lib.VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP
 
+    def wait_for_files(self, disk: str) -> None:
+        """Wait until QEMU has closed the files of a backup job that ended by itself.
+
+        libvirt forgets the job before it has QEMU close them, and holds the guest until then; a
+        question that it answers only while nothing else holds the guest comes after.
+
+        Args:
+            disk: any of the guest's.
+        """
+        self.is_backed_up(disk)
+
     def end_job(self) -> None:
         """End the backup job, and wait until it is gone.
 

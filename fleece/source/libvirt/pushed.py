@@ -45,6 +45,7 @@ class PushedPoint(LibvirtPoint):
             time.sleep(_PAUSE)
         if (trouble := self._domain.trouble_of_ended()) is not None:
             raise PointError(f"QEMU could not write the point: {trouble}", where=self._domain.where)
+        self._domain.wait_for_files(self._plan.disks[0].disk.name)
         self._files = contextlib.ExitStack()
         self.exports = tuple(self._serve(number) for number in range(len(disks)))
 
