@@ -14,6 +14,7 @@ import fleece
 from fleece.cli.output import human
 from fleece.errors import TargetError
 from fleece.terminal import counted, shown
+from fleece.there import is_file
 
 _COLUMNS = 64
 _SHADES = "·░▒▓█"
@@ -86,7 +87,7 @@ def write_svg(path: str, picture: fleece.Picture, title: str) -> None:
     if not final.name:
         raise TargetError("is not a file's name", where=repr(path), hint="--svg FILE makes FILE")
     try:
-        if os.path.lexists(final) and not final.is_file():
+        if os.path.lexists(final) and not is_file(final):
             raise TargetError("is not a regular file", where=path, hint="--svg FILE makes FILE")
         _write_whole(final, "\n".join([*_svg(picture, title), ""]))
     except OSError as error:

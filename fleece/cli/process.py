@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import io
 import os
@@ -66,6 +65,10 @@ def _keep_buffers() -> None:
     again and again (docs/benchmarks.rst). mallopt(3) has the numbers. Where the C library has no
     mallopt, all works as before.
     """
+    # Not with the module: ctypes has libffi 3.8 keep a file open (seen on Python 3.14), which must
+    # not get the number of a standard stream that is closed.
+    import ctypes
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 4 * _MIB)

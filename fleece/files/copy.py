@@ -18,6 +18,7 @@ from fleece.files.point import PointFiles
 from fleece.files.session import FilesError
 from fleece.files.target import Folder, UnfitError
 from fleece.terminal import shown
+from fleece.there import is_folder
 
 _ZEROS = bytes(1 << 20)
 _LARGE = 1 << 44
@@ -96,7 +97,7 @@ def copy_files(
 
 def _is_folder(path: Path) -> bool:
     try:
-        return path.is_dir()
+        return is_folder(path)
     except OSError as error:
         raise TargetError(error.strerror or str(error), where=path) from error
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fleece.delta.part import LARGEST
 from fleece.errors import StoreError, TargetError
+from fleece.there import is_taken
 
 _CONFIGURATION = Path("/etc/libvirt/qemu.conf")
 _USUAL = "tss"
@@ -114,12 +115,23 @@ def check_free(place: StateFolder, *, force: bool) -> None:
     """See that no TPM's state is replaced that must not be.
 
     Raises:
-        TargetError: one would be.
+        TargetError: one would be, or that cannot be told.
     """
-    if not force and place.path.exists():
+    with _placing(place):
+        if not force and is_taken(place.path):
+            raise TargetError(
+                "is the state of a TPM already", where=place.path, hint="--force replaces it"
+            )
+
+
+@contextlib.contextmanager
+def _placing(place: StateFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise TargetError(
-            "is the state of a TPM already", where=place.path, hint="--force replaces it"
-        )
+            f"the TPM's state cannot be put there ({error.strerror})", where=place.path
+        ) from error
 
 
 @contextlib.contextmanager
@@ -132,9 +144,9 @@ def placed_state(place: StateFolder, files: dict[str, bytes], *, force: bool) ->
     token = secrets.token_hex(4)
     new = place.path.with_name(f"{place.path.name}.new-{token}")
     old = place.path.with_name(f"{place.path.name}.old-{token}")
-    made_parent = not place.path.parent.exists()
     with contextlib.ExitStack() as undo:
-        try:
+        with _placing(place):
+            made_parent = not is_taken(place.path.parent)
             place.path.parent.mkdir(parents=True, exist_ok=True)
             if made_parent:
                 undo.callback(_remove_empty, place.path.parent)
@@ -142,15 +154,11 @@ def placed_state(place: StateFolder, files: dict[str, bytes], *, force: bool) ->
             undo.callback(shutil.rmtree, new, ignore_errors=True)
             _write(new, files, place.owner)
             check_free(place, force=force)
-            if place.path.exists():
+            if is_taken(place.path):
                 place.path.rename(old)
                 undo.callback(old.rename, place.path)
             new.rename(place.path)
             undo.callback(shutil.rmtree, place.path, ignore_errors=True)
-        except OSError as error:
-            raise TargetError(
-                f"the TPM's state cannot be put there ({error.strerror})", where=place.path
-            ) from error
         yield
         undo.pop_all()
         shutil.rmtree(old, ignore_errors=True)

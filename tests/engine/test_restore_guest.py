@@ -395,6 +395,13 @@ def test_a_guest_without_a_definition_gets_a_script(saved: Saved) -> None:
         assert word in text
 
 
+def test_a_folder_that_cannot_be_is_refused(saved: Saved) -> None:
+    saved.save()
+    for place, why in (("n" * 256, "File name too long"), ("none/back", "folder does not exist")):
+        words = ("restore-guest", saved.store, "latest", saved.folder / place, "--json")
+        INTACT.run(*words).failed(7, why)
+
+
 def test_options_of_libvirt_have_no_effect_on_a_script(saved: Saved) -> None:
     saved.save()
     for words in (("--start",), ("--trust-definition",), ("--connect", "qemu:///system")):

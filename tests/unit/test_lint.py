@@ -39,6 +39,7 @@ _FLOORS = (
         "reach",
         "temporary",
         "terminal",
+        "there",
         "version",
         "writeback",
     },
@@ -329,6 +330,15 @@ def test_importing_fleece_loads_nothing_until_it_is_used() -> None:
         [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_the_command_line_fills_closed_streams_before_it_loads_what_keeps_a_file_open() -> None:
+    """ctypes has libffi 3.8 do so: as standard input, if that is closed."""
+    script = "import fleece.cli.main, sys; print('ctypes' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_every_public_name_is_found_where_the_api_says() -> None:

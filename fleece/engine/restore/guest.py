@@ -18,7 +18,7 @@ from fleece.disk.image import ImageFormat
 from fleece.engine.restore.existing_target import format_by_name, is_block_device
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
-from fleece.engine.work.new_file import Manner, new_file, qemu_img, target_errors
+from fleece.engine.work.new_file import Manner, is_there, new_file, qemu_img, target_errors
 from fleece.engine.work.part import parts_of
 from fleece.errors import FleeceError, TargetError, UsageError
 from fleece.machine.base import Landed, Landing, MachineWish, PlacedDisk, SavedMachine
@@ -248,7 +248,7 @@ class _Restoring:
     @contextlib.contextmanager
     def removed_if_it_fails(self, folder: Path) -> Iterator[None]:
         """Make the folder; if the context fails, remove all that was made."""
-        new = not folder.exists()
+        new = not is_there(folder)
         try:
             if new:
                 self._make_folder(folder, _PASSABLE)

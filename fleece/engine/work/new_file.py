@@ -29,6 +29,7 @@ from fleece.extents import Extents
 from fleece.folder import Folder
 from fleece.naming import name_new
 from fleece.programs import file_name, finished, program
+from fleece.there import is_folder
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def is_there(path: Path) -> bool:
         TargetError: its folder is not there or cannot be looked into, or no file can have its name.
     """
     with target_errors(path):
-        if not path.parent.is_dir():
+        if not is_folder(path.parent):
             raise TargetError("the folder does not exist", where=path.parent)
         try:
             path.lstat()

@@ -14,6 +14,7 @@ from fleece.naming import name_new
 from fleece.store.errors import store_errors
 from fleece.store.folder.place import Place
 from fleece.store.names import MARKER, NEW_MARKER, SPOOL, is_furniture
+from fleece.there import is_taken
 
 
 def create(place: Place, marker: bytes) -> None:
@@ -62,7 +63,7 @@ def taken(folder: Path) -> StoreError:
 @contextlib.contextmanager
 def _made(folder: Path, mode: int) -> Iterator[Folder]:
     """The folder, made with those on the way to it; if what is done in it fails, they go again."""
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = [place for place in (folder, *folder.parents) if not is_taken(place)]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Folder.open(folder.parent) as parent, contextlib.suppress(FileExistsError):
