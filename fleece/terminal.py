@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 
 def shown(text: str) -> str:
@@ -21,6 +22,36 @@ def shown(text: str) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things: `1 point`, `2 points`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a text takes (Unicode Standard Annex 11).
+
+    Args:
+        text: without anything that a terminal obeys.
+    """
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def local_time(moment: str) -> str:
+    """A time for people: in their zone, which is named.
+
+    Args:
+        moment: RFC 3339, as it stands in headers and notes, in UTC if it says nothing else. What
+            is no time stays as it is.
+    """
+    from datetime import UTC, datetime  # 1.5 ms, which 'fleece --help' need not wait for
+
+    try:
+        found = datetime.fromisoformat(moment)
+        return f"{found.replace(tzinfo=found.tzinfo or UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+    except (ValueError, OverflowError, OSError):
+        return moment
 
 
 def _escaped(char: str) -> str:

@@ -10,9 +10,10 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human, span
+from fleece.cli.table import Column, table
 from fleece.cli.words import RootWords, StatusWords, VerifyWords
 from fleece.errors import StoreError, UsageError, VerifyError
-from fleece.terminal import counted
+from fleece.terminal import counted, local_time
 
 
 def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
@@ -133,8 +134,7 @@ def status(output: Output, cancel: CancelToken, words: StatusWords) -> None:
         for guest in found.guests:
             output.row("guest", "", **asdict(guest))
     else:
-        for line in _table(found):
-            output.row("", line)
+        output.listing(table(_COLUMNS, [*map(_row, found.guests)], output.width()))
     if not words.prometheus:
         _tell_foreign(output, found.foreign)
     if found.problems:
@@ -156,18 +156,16 @@ def _tell_foreign(output: Output, paths: Sequence[str]) -> None:
 
 
 _SHOWN = 20
-_COLUMNS = "GUEST", "LAST GOOD POINT", "AGE", "POINTS", "DEPTH", "SIZE", "GROWTH", "VERIFIED"
-
-
-def _table(found: fleece.StoreStatus) -> list[str]:
-    """A line for each guest, in columns."""
-    rows = [_COLUMNS, *(_row(guest) for guest in found.guests)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return [line.rstrip() for line in padded]
+_COLUMNS = (
+    Column("GUEST", gives_way=True),
+    Column("LAST GOOD POINT"),
+    Column("AGE", right=True),
+    Column("POINTS", right=True),
+    Column("DEPTH", right=True),
+    Column("SIZE", right=True),
+    Column("GROWTH", right=True),
+    Column("VERIFIED", gives_way=True),
+)
 
 
 def _row(guest: fleece.GuestStatus) -> tuple[str, ...]:
@@ -176,7 +174,7 @@ def _row(guest: fleece.GuestStatus) -> tuple[str, ...]:
     elif guest.unverified:
         checked = f"{counted(guest.unverified, 'delta')} never"
     else:
-        checked = f"all since {guest.verified}"
+        checked = f"all since {local_time(guest.verified)}" if guest.verified else ""
     return (
         guest.guest,
         guest.point or "NONE",

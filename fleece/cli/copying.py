@@ -11,11 +11,19 @@ from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
 from fleece.cli.secret import secret_of
 from fleece.cli.sources import bytes_of
+from fleece.cli.table import Column, table
 from fleece.cli.words import CopyWords, ServeStoreWords
 from fleece.errors import StoreError, UsageError, WrongKey
-from fleece.terminal import counted
+from fleece.terminal import counted, local_time
 
 _STDIN, _STDOUT = 0, 1
+
+_TO_SEND = (
+    Column("GUEST", gives_way=True),
+    Column("POINT"),
+    Column("TIME"),
+    Column("STORED", right=True),
+)
 
 
 def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
@@ -48,13 +56,15 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
         )
         failed.fields = {"errors": list(report.errors)} | fields
         raise failed
-    if report.dry_run:
+    if report.dry_run and output.machine:
         for point in report.points:
-            output.row(
-                "to-send",
-                f"{point.guest}  {point.point}  {point.time}  {human(point.stored_bytes):>10}",
-                **asdict(point),
-            )
+            output.row("to-send", "", **asdict(point))
+    elif report.dry_run and report.points:
+        rows = [
+            (sent.guest, sent.point, local_time(sent.time), human(sent.stored_bytes))
+            for sent in report.points
+        ]
+        output.listing(table(_TO_SEND, rows, output.width()))
     text = "would send" if report.dry_run else "sent"
     text += f" {counted(len(report.points), 'point')}, {human(sent)}; {report.had} were there"
     output.succeed(text, errors=[], **fields)

@@ -13,7 +13,7 @@ from pathlib import Path
 import fleece
 from fleece.cli.output import human
 from fleece.errors import TargetError
-from fleece.terminal import counted, shown
+from fleece.terminal import counted, local_time, shown
 from fleece.there import is_file
 
 _COLUMNS = 64
@@ -50,7 +50,7 @@ def _visible(picture: fleece.Picture) -> list[int]:
 def _described(picture: fleece.Picture, owner: int) -> str:
     point = picture.points[owner]
     data, zeros = int(picture.data_bytes[owner]), int(picture.zeros[owner])
-    return f"{point.id}  {point.time}  {human(data):>10} data  {human(zeros):>10} zero"
+    return f"{point.id}  {local_time(point.time)}  {human(data):>10} data  {human(zeros):>10} zero"
 
 
 def _shade(filled: float) -> int:
@@ -108,21 +108,24 @@ def _write_whole(final: Path, text: str) -> None:
 
 def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:
     cells, visible = len(picture.data), _visible(picture)
+    more = len(visible) - _LEGEND
     top = 2 * _LINE
     rows = -(-cells // _COLUMNS)
     legend = top + rows * _CELL + _LINE
-    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (len(visible) + 1) * _LINE
+    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (min(len(visible), _LEGEND) + 2) * _LINE
     yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
     yield "<style>text { font: 12px monospace }</style>"
     yield f'<rect width="{width}" height="{height}" fill="#fff"/>'
     yield _text(_LINE, f"{title}, {human(picture.size)}; a cell is {human(picture.cell)}")
     for number in range(cells):
         yield _rectangle(picture, number, top)
-    for place, owner in enumerate(visible):
+    for place, owner in enumerate(visible[:_LEGEND]):
         at = legend + place * _LINE
         fill = _hex(_colour(owner, len(picture.points)))
         yield f'<rect x="{_CELL}" y="{at}" width="{_CELL}" height="{_CELL}" fill="{fill}"/>'
         yield _text(at + _CELL - 2, "   " + _described(picture, owner))
+    if more > 0:
+        yield _text(legend + _LEGEND * _LINE + _CELL - 2, f"and {counted(more, 'more point')}")
     yield "</svg>"
 
 

@@ -88,6 +88,13 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle("--key-file", _has("key_file"), _NO_STORE),
         _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
     ),
+    "stores:list_points": (
+        _Idle(
+            "--long",
+            _has("long"),
+            (("with --json: that tells of each disk and part anyway", _has("machine")),),
+        ),
+    ),
     "checking:status": (
         _Idle(
             "--prometheus",

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
+from fleece.cli.table import Column, table
 from fleece.cli.words import MergeWords, PinWords, PruneWords
-from fleece.terminal import counted
+from fleece.terminal import counted, local_time
 
 _MERGING = {"auto": None, "always": True, "never": False}
 
@@ -52,16 +53,11 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         listener=output.listen,
         cancel=cancel,
     )
-    for point in result.points:
-        verdict = f"kept: {', '.join(point.reasons)}" if point.reasons else "removed"
-        merged = "".join(f"; {disk} takes in {n - 1}" for disk, n in sorted(point.merges.items()))
-        output.row(
-            "pruned",
-            f"{point.guest}  {point.point}  {point.time}  {human(point.stored_bytes):>10}  "
-            f"{verdict}{merged}",
-            kept=bool(point.reasons),
-            **asdict(point),
-        )
+    if output.machine:
+        for point in result.points:
+            output.row("pruned", "", kept=bool(point.reasons), **asdict(point))
+    elif result.points:
+        output.listing(table(_PLANNED, [*map(_planned, result.points)], output.width()))
     fields = {name: value for name, value in asdict(result).items() if name != "points"}
     if result.freed_bytes is None:
         text = f"would remove {result.removed} of {counted(len(result.points), 'point')} "
@@ -70,6 +66,22 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         text = f"removed {result.removed} of {counted(len(result.points), 'point')}, the store "
         text += f"shrank by {human(result.freed_bytes)}"
     output.succeed(text, points=len(result.points), **fields)
+
+
+_PLANNED = (
+    Column("GUEST", gives_way=True),
+    Column("POINT"),
+    Column("TIME"),
+    Column("STORED", right=True),
+    Column("WHAT"),
+)
+
+
+def _planned(point: fleece.PlannedPoint) -> tuple[str, ...]:
+    verdict = f"kept: {', '.join(point.reasons)}" if point.reasons else "removed"
+    merged = "".join(f"; {disk} takes in {n - 1}" for disk, n in sorted(point.merges.items()))
+    stored = human(point.stored_bytes)
+    return point.guest, point.point, local_time(point.time), stored, verdict + merged
 
 
 def pin(output: Output, cancel: CancelToken, words: PinWords) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from fleece import events
 from fleece.errors import FleeceError
-from fleece.terminal import counted, shown
+from fleece.terminal import counted, local_time, shown
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -127,6 +127,13 @@ class Output:
         takes_data = "-" in (options.get("stream"), options.get("target"))
         return Output(bool(options["machine"]), takes_data)
 
+    def width(self) -> int | None:
+        """Of the terminal that listings go to, in cells; None: they go elsewhere."""
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or None
+        except OSError:
+            return None
+
     def listen(self, event: events.Event) -> None:
         """A listener for the library's events."""
         if self.machine:
@@ -146,6 +153,10 @@ class Output:
             self.emit({"event": event} | fields)
         else:
             self._print(_lines(text), self._stream)
+
+    def listing(self, lines: Iterable[str]) -> None:
+        """The lines of a table, for people."""
+        self._print(_lines(lines), self._stream)
 
     def drawn(self, line: str) -> None:
         """One line of a picture, as it is: its colours are escape codes."""
@@ -237,7 +248,8 @@ def _text(event: events.Event) -> str | None:
             return f"point {event.point} taken of {', '.join(event.disks)}"
         case events.Resumed():
             return (
-                f"resuming point {event.point} of {event.time}: {human(event.done)} already stored"
+                f"resuming point {event.point} of {local_time(event.time)}: "
+                f"{human(event.done)} already stored"
             )
         case events.Streamed():
             return f"point {event.point} is written to the output"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import salvage
 from fleece.cli.output import Output, human
+from fleece.cli.table import Column, table
 from fleece.cli.words import InfoWords, InitWords, ListWords
-from fleece.terminal import counted
+from fleece.terminal import counted, local_time
 
 
 def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
@@ -44,9 +46,15 @@ def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
 def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     """`fleece list STORE`."""
     catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
-    for point in catalogue.points:
-        for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
-            _list_delta(output, point, entry)
+    points = catalogue.named(words.guest)
+    if output.machine:
+        for point, entry in _deltas(points):
+            _tell_delta(output, point, entry)
+    elif points and words.long:
+        rows = [_long_row(point, entry) for point, entry in _deltas(points)]
+        output.listing(table(_LONG, rows, output.width()))
+    elif points:
+        output.listing(table(_SHORT, [*map(_short_row, points)], output.width()))
     for trouble in catalogue.damaged:
         error = trouble.error
         output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
@@ -56,21 +64,92 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
             where=words.store,
             hint="'fleece verify' tells which points need them",
         )
-    output.succeed("", points=len(catalogue.points))
+    stored = sum(map(_stored, points))
+    output.succeed(f"{counted(len(points), 'point')}, {human(stored)} stored", points=len(points))
 
 
-def _list_delta(output: Output, point: fleece.StoredPoint, entry: fleece.Entry) -> None:
-    """Tell of one disk or part of a point."""
+_SHORT = (
+    Column("GUEST", gives_way=True),
+    Column("POINT"),
+    Column("TIME"),
+    Column("MODE", gives_way=True),
+    Column("SIZE", right=True),
+    Column("STORED", right=True),
+    Column("DISKS", gives_way=True),
+    Column("NOTE"),
+)
+
+_LONG = (
+    Column("GUEST"),
+    Column("POINT"),
+    Column("TIME"),
+    Column("DISK"),
+    Column("MODE"),
+    Column("SIZE", right=True),
+    Column("STORED", right=True),
+    Column("ROOT"),
+    Column("NOTE"),
+)
+
+
+def _short_row(point: fleece.StoredPoint) -> tuple[str, ...]:
+    heads = [entry.header for entry in point.disks.values()]
+    disks = ", ".join(sorted(point.disks))
+    if point.parts:
+        disks += f" and {counted(len(point.parts), 'part')}"
+    return (
+        point.guest,
+        point.id,
+        local_time(point.time),
+        ", ".join(sorted({head.mode for head in heads})),
+        human(sum(head.size for head in heads)),
+        human(_stored(point)),
+        disks,
+        _note(point, heads[0] if heads else None),
+    )
+
+
+def _long_row(point: fleece.StoredPoint, entry: fleece.Entry) -> tuple[str, ...]:
+    head = entry.header
+    return (
+        point.guest,
+        point.id,
+        local_time(point.time),
+        head.disk,
+        head.mode,
+        human(head.size),
+        human(entry.stored_bytes),
+        entry.root,
+        _note(point, head if head.part is None else None),
+    )
+
+
+def _note(point: fleece.StoredPoint, head: fleece.Header | None) -> str:
+    notes = [] if point.complete else [f"INCOMPLETE: lacks {', '.join(point.missing)}"]
+    if head is not None and head.gone:
+        notes.append(f"gone: {', '.join(head.gone)}")
+    return "; ".join(notes)
+
+
+def _deltas(points: list[fleece.StoredPoint]) -> Iterator[tuple[fleece.StoredPoint, fleece.Entry]]:
+    for point in points:
+        for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
+            yield point, entry
+
+
+def _stored(point: fleece.StoredPoint) -> int:
+    return sum(entry.stored_bytes for entry in point.deltas.values())
+
+
+def _tell_delta(output: Output, point: fleece.StoredPoint, entry: fleece.Entry) -> None:
+    """Tell a program of one disk or part of a point."""
     head = entry.header
     fields: dict[str, object] = {"disk": head.disk}
     if head.part is not None:
         fields = {"part": head.part, "name": head.disk}
-    state = f"  gone: {', '.join(head.gone)}" if head.gone and head.part is None else ""
-    state += "" if point.complete else f"  INCOMPLETE: lacks {', '.join(point.missing)}"
     output.row(
         "point" if head.part is None else "part",
-        f"{point.guest}  {point.id}  {point.time}  {head.disk}  {head.mode:12}  "
-        f"{human(head.size):>10}  {human(entry.stored_bytes):>10}  {entry.root}{state}",
+        "",
         guest=point.guest,
         point=point.id,
         sequence=point.sequence,

@@ -113,6 +113,8 @@ class ListWords(Words):
     """`fleece list STORE`."""
 
     store: str
+    guest: str | None
+    long: bool
     secret: fleece.Secret | None
 
 

@@ -312,9 +312,21 @@ def test_list_has_a_line_for_each_point_and_disk(kept: Scene) -> None:
     assert lines[2]["parent"] == lines[0]["point"]
     assert [line["size"] for line in lines[:2]] == [4 * MIB, 3 * MIB + 512]
     assert all(Path(line["path"]).stat().st_size == line["stored_bytes"] for line in lines)
-    shown = INTACT.run("list", kept.store).succeeded().out
-    assert len(shown.splitlines()) == 4
+    shown = INTACT.run("list", kept.store, "--long").succeeded().out
     assert all(line["root"] in shown for line in lines)
+    assert len(shown.splitlines()) == 1 + 4 + 1
+
+
+def test_list_has_a_line_for_each_point(kept: Scene) -> None:
+    titles, *rows, closing = INTACT.run("list", kept.store).succeeded().out.splitlines()
+    assert titles.split() == ["GUEST", "POINT", "TIME", "MODE", "SIZE", "STORED", "DISKS"]
+    assert [(row.split()[0], "d0, d1" in row) for row in rows] == [(GUEST, True)] * 2
+    assert ["full" in row for row in rows] == [True, False]
+    assert closing.startswith("2 points, ")
+    only = INTACT.run("list", kept.store, "--guest", GUEST).succeeded().out
+    assert only.splitlines() == [titles, *rows, closing]
+    INTACT.run("list", kept.store, "--guest", "slip").failed(5, "no point of guest slip")
+    INTACT.run("list", kept.store, "--long", "--json").failed(2, "has no effect with --json")
 
 
 def test_info_shows_what_a_delta_says_of_itself(kept: Scene) -> None:

@@ -307,7 +307,7 @@ def test_everything_works_with_the_key_and_nothing_without(
     scene.writer().write(0, bytes(KIB64))
     scene.backup("--mode", "rescan", *with_key).succeeded()
     INTACT.run("verify", scene.store, *with_key).succeeded()
-    assert len(INTACT.run("list", scene.store, *with_key).succeeded().out.splitlines()) == 4
+    assert len(INTACT.run("list", scene.store, *with_key).succeeded().out.splitlines()) == 1 + 4 + 1
     target = tmp_path / "restored.raw"
     INTACT.run("restore", scene.store, "latest", "d0", target, *with_key).succeeded()
     scene.same_as_live("d0", target)

@@ -68,6 +68,10 @@ def _init_verb(verb: AddVerb) -> None:
 def _listing_verb(verb: AddVerb) -> None:
     listing = verb("list", "stores:list_points", ListWords, "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
+    listing.add_argument("--guest", help="only the points of this guest")
+    listing.add_argument(
+        "--long", action="store_true", help="a line for each disk and part, with its root"
+    )
     add_key(listing)
 
 
