@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from fleece.delta.identity import GuestIdentity
-from fleece.delta.part import Part
+from fleece.delta.part import Part, PartKind
 from fleece.extents import Extents
 
 
@@ -427,10 +427,13 @@ class Machine:
         parts: at most one of each kind; without secrets in the clear, but NVRAM and TPM state are
             secrets themselves. What did not change has the same bytes.
         missing: what the machine has and cannot be told, and why: a line each.
+        later: the kinds of those parts that were written after the point was begun, and so may be
+            newer than the disks.
     """
 
     parts: Sequence[Part]
     missing: Sequence[str] = ()
+    later: Sequence[PartKind] = ()
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ users, whom a guest may have taken over: nothing but regular files is opened, an
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -22,6 +23,7 @@ _TRIES = 10
 _PAUSE = 0.05
 
 T = TypeVar("T")
+Mark = tuple[tuple[int, ...], ...]
 
 
 def file_at_rest(path: str) -> bytes:
@@ -49,6 +51,18 @@ def folder_at_rest(path: str, wanted: Callable[[str], bool]) -> bytes:
     """
     with Folder.open(path) as folder:
         return _steady(path, lambda: _packed(_files(folder, wanted)))
+
+
+def mark_of(path: str) -> Mark:
+    """What changes when a file is written, or one in a folder; nothing: it cannot be looked at."""
+    with contextlib.suppress(OSError):
+        below = sorted(entry.path for entry in os.scandir(path)) if os.path.isdir(path) else []
+        return tuple(_mark(os.lstat(each)) for each in (path, *below))
+    return ()
+
+
+def _mark(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _steady(path: str, read: Callable[[], bytes]) -> bytes:

@@ -138,6 +138,48 @@ def test_a_point_holds_definition_variables_and_tpm(guest: _Guest) -> None:
     guest.scene.check_exact()
 
 
+_WRITES = """
+import sys
+from pathlib import Path
+import fleece
+from fleece.events import PointTaken, Warned
+uri, scratch, place, when, *files = sys.argv[1:]
+def hear(event):
+    if isinstance(event, Warned):
+        print(event.what)
+    if type(event).__name__ == when:
+        for path in files:
+            with open(path, "r+b") as file:
+                file.write(file.read())
+options = fleece.SourceOptions(scratch=Path(scratch), connect=uri)
+with fleece.open_source("libvirt:web", options) as source:
+    if when == "Before":
+        hear(type("Before", (), {})())
+    fleece.backup(source, fleece.open_store(place), listener=hear)
+"""
+
+
+@rooted
+def test_what_is_written_after_the_point_was_taken_is_told(guest: _Guest) -> None:
+    """The UEFI variables and the TPM's state are not of the disks' moment: nobody stops them."""
+    scene, state = guest.scene, guest.tpm / "tpm2-00.permall"
+
+    def told(when: str) -> list[str]:
+        place = (scene.uri, scene.scratch, scene.store)
+        words = (sys.executable, "-c", _WRITES, *place, when, guest.variables, state)
+        done = run(*scene.guest.daemon.inside, *map(str, words))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    assert told("Before") == []
+    why = "written while the point was taken, and may be newer than the disks"
+    nvram, tpm = told("PointTaken")
+    assert nvram.endswith(f"{why}: nvram")
+    assert tpm.endswith(f"{why}: tpm")
+    assert told("") == []
+    scene.check_exact()
+
+
 @rooted
 def test_what_cannot_be_read_is_a_warning(guest: _Guest) -> None:
     """No link that a guest's QEMU could have made is followed, and the disks are stored."""

@@ -87,6 +87,11 @@ def _machine(task: Task, living: Point) -> tuple[Part, ...]:
     missing += [f"{one.kind}: it has {len(one.data)} bytes" for one in told.parts if _huge(one)]
     for text in missing:
         task.warn(f"the point lacks a part of the machine: {text}")
+    for kind in told.later:
+        task.warn(
+            f"a part of the machine was written while the point was taken, and may be newer than "
+            f"the disks: {kind}"
+        )
     return tuple(part for part in told.parts if not _huge(part))
 
 

@@ -180,6 +180,11 @@ class Libvirt:
         return None if host in ("", "localhost") else host
 
     @property
+    def mode(self) -> str:
+        """Whose libvirt it is: system, or session for an ordinary user's."""
+        return urlsplit(self.uri).path.lstrip("/")
+
+    @property
     def of_system(self) -> bool:
         """Whether it is the host's own."""
         return urlsplit(self.uri).path.endswith("/system")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -159,6 +160,11 @@ class Domain:
     def capabilities(self) -> Element:
         """What libvirt and its host can do (`<capabilities>`)."""
         return parsed(self._ask("its capabilities", self._connection.getCapabilities), self.where)
+
+    @functools.cached_property
+    def home(self) -> str:
+        """Which libvirt has it, however that is reached: its host's UUID, and its mode."""
+        return f"{self.capabilities().findtext('host/uuid', '')} {self._libvirt.mode}"
 
     def run(self) -> int:
         """The number of the guest's run, another one each time it is started; -1: it is off."""

@@ -92,6 +92,8 @@ class Freezer:
 def thaw(domain: Domain) -> int:
     """Thaw a guest, however often that must be tried; gives how many file systems were frozen.
 
+    One that has no agent was not frozen: a run was killed before it knew.
+
     Raises:
         SourceError: not within 30 seconds.
     """
@@ -100,6 +102,8 @@ def thaw(domain: Domain) -> int:
         try:
             return domain.thaw(_FREEZE_LIMIT)
         except Refused as error:
+            if error.number == Code.ARGUMENT_UNSUPPORTED:
+                return 0
             if time.monotonic() > end or error.number != Code.AGENT_UNRESPONSIVE:
                 raise
         time.sleep(_PAUSE)

@@ -13,5 +13,8 @@ def identity_of(domain: Domain) -> GuestIdentity:
 
 
 def holder_of(domain: Domain) -> str:
-    """What a work folder notes of the guest that it was made for."""
-    return f"libvirt {domain.uuid}"
+    """What a work folder notes of the guest that it was made for.
+
+    Another libvirt may have a guest of the same UUID, which has its own job and its own freeze.
+    """
+    return f"libvirt {domain.uuid} {domain.home}"

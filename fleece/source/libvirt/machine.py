@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from xml.etree.ElementTree import Element
 
 from fleece.delta.part import Part, PartKind
@@ -10,16 +11,36 @@ from fleece.errors import FleeceError
 from fleece.source.base import Machine
 from fleece.source.libvirt.domain import Domain
 from fleece.source.libvirt.places import tpm_state, variables
-from fleece.source.still import file_at_rest, folder_at_rest
+from fleece.source.still import Mark, file_at_rest, folder_at_rest, mark_of
+
+Marks = Mapping[PartKind, Mark]
+"""Of the files that a machine's parts are read from."""
 
 
-def machine_of(domain: Domain) -> Machine:
+def marks_of(domain: Domain) -> Marks:
+    """What tells later whether the files of the guest's machine have been written since.
+
+    What cannot be looked at has none; `machine_of` says why.
+    """
+    found = {}
+    for kind, place in _PLACES.items():
+        with contextlib.suppress(FleeceError, ValueError):
+            if (path := place(domain)) is not None:
+                found[kind] = mark_of(path)
+    return found
+
+
+def machine_of(domain: Domain, before: Marks | None = None) -> Machine:
     """The guest's machine, as it is now.
 
     The definition is the one that the guest would start with next; libvirt leaves passwords out of
     it and tells of secrets only which they are. NVRAM and TPM state are files, which QEMU and swtpm
     write when the guest does: each is read until it comes out the same twice, and so is as of a
     moment just after the point.
+
+    Args:
+        domain: the guest.
+        before: marks of just before the point; None: nobody writes, or it is not known.
     """
     parts, missing = [], []
 
@@ -35,7 +56,13 @@ def machine_of(domain: Domain) -> Machine:
     part(PartKind.LIBVIRT_XML, lambda: domain.saved_definition().encode())
     part(PartKind.NVRAM, lambda: _nvram(domain))
     part(PartKind.TPM, lambda: _tpm(domain))
-    return Machine(tuple(parts), tuple(missing))
+    written: Iterable[PartKind] = () if before is None else _written(before, marks_of(domain))
+    told = {each.kind for each in parts}
+    return Machine(tuple(parts), tuple(missing), tuple(kind for kind in written if kind in told))
+
+
+def _written(before: Marks, now: Marks) -> Iterator[PartKind]:
+    return (kind for kind in now if kind in before and now[kind] != before[kind])
 
 
 def _reason(error: Exception) -> str:
@@ -78,10 +105,9 @@ def _nvram_path(domain: Domain) -> str | None:
 
 def _tpm(domain: Domain) -> bytes | None:
     """The files of swtpm; None: the guest has no emulated TPM, or it was never started."""
-    found = [each for each in domain.definition().iterfind("devices/tpm") if _is_emulated(each)]
-    if not found:
+    path = _tpm_path(domain)
+    if path is None:
         return None
-    path = _tpm_folder(domain, found[0])
     try:
         return folder_at_rest(path, _is_state)
     except FileNotFoundError:
@@ -95,8 +121,15 @@ def _is_emulated(tpm: Element) -> bool:
     return backend is not None and backend.get("type") == "emulator"
 
 
-def _tpm_folder(domain: Domain, tpm: Element) -> str:
-    """Where a guest's swtpm has its state: what the definition says, or libvirt's own place."""
+def _tpm_path(domain: Domain) -> str | None:
+    """Where a guest's swtpm has its state: what the definition says, or libvirt's own place.
+
+    None: the guest has no emulated TPM.
+    """
+    found = [each for each in domain.definition().iterfind("devices/tpm") if _is_emulated(each)]
+    if not found:
+        return None
+    tpm = found[0]
     source = tpm.find("backend/source")
     if source is not None:
         named = source.get("path", "")
@@ -114,3 +147,9 @@ def _is_state(name: str) -> bool:
     It writes into a file that begins with TMP, and renames that (swtpm_nvstore_dir.c).
     """
     return not name.startswith((".", "TMP"))
+
+
+_PLACES: Mapping[PartKind, Callable[[Domain], str | None]] = {
+    PartKind.NVRAM: _nvram_path,
+    PartKind.TPM: _tpm_path,
+}

@@ -21,7 +21,7 @@ from fleece.source.libvirt.domain import Code, Domain, State
 from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.identity import holder_of
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
-from fleece.source.libvirt.machine import machine_of
+from fleece.source.libvirt.machine import Marks, machine_of, marks_of
 from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
 from fleece.source.libvirt.xml import (
@@ -120,6 +120,7 @@ class LibvirtPoint(TellsOfFreeze):
         self._committed = False
         self._lost: PointError | None = None
         self._watched = 0.0
+        self._marks: Marks | None = None
         self.exports: tuple[Export, ...] = ()
 
     def doubt_freeze(self) -> None:
@@ -141,6 +142,7 @@ class LibvirtPoint(TellsOfFreeze):
 
     def _begin(self, backup: str) -> None:
         """Begin the job, with the checkpoint, while the guest is frozen if that is asked for."""
+        self._marks = marks_of(self._domain)
         with contextlib.ExitStack() as stack:
             if self._freezer is not None:
                 stack.enter_context(self._freezer.frozen(self.freeze, Note(self._work, FROZEN)))
@@ -228,7 +230,7 @@ class LibvirtPoint(TellsOfFreeze):
 
     def machine(self) -> Machine:
         """The guest's machine (`machine_of`)."""
-        return machine_of(self._domain)
+        return machine_of(self._domain, self._marks)
 
     def close(self) -> None:
         """End the job. A checkpoint of a point that is not committed goes, too.
