@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,18 +40,21 @@ class Cloud(Scene):
         """A verb on the store, with machine output."""
         return INTACT.run(verb, self.address, *words, "--json")
 
-    def change(self, place: int) -> None:
-        """Write 64 KiB of the guest's disk."""
-        self.writer().write(place, os.urandom(KIB64))
+    def change(self, place: int, length: int = KIB64) -> None:
+        """Write some of the guest's disk."""
+        self.writer().write(place, os.urandom(length))
         self.writer().flush()
 
     def objects(self, kind: str = "/data/") -> list[str]:
         """Keys of what is in the bucket."""
         return [item.key for item in self.bucket.list() if kind in item.key]
 
+    def begun(self) -> int:
+        return len([*self.bucket.uploads("")])
+
     def nothing_left(self, *, foreign_server: bool = False) -> None:
         super().nothing_left(foreign_server=foreign_server)
-        assert [*self.bucket.uploads("")] == []
+        assert self.begun() == 0
         assert len(self.objects()) == len(self.opened().backend.listing().deltas)
 
     def verify(self) -> None:
@@ -67,3 +71,15 @@ def clouded(
         cloud.bucket = server.bucket()
         fleece.init(cloud.address)
         yield cloud
+
+
+@contextmanager
+def object_store() -> Iterator[SeaweedFs]:
+    """A server of one's own, which the environment tells: of it, and of no other cache."""
+    with tempfile.TemporaryDirectory(prefix="seaweedfs-") as name:
+        server = SeaweedFs(Path(name))
+        os.environ.update(server.environment | {"XDG_CACHE_HOME": name})
+        try:
+            yield server
+        finally:
+            server.kill()

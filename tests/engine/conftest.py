@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.cloud import Cloud, clouded
 from tests.engine.scene import Scene, daemon
 from tests.rig import images
 from tests.rig.daemon import fuse_usable
 from tests.rig.disk import Disk
 from tests.rig.initramfs import GuestFiles, guest_files
+from tests.rig.s3 import SeaweedFs
 
 MIB = images.MIB
 
@@ -39,6 +41,22 @@ def pair(tmp_path: Path) -> Iterator[Scene]:
     first = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1)
     second = images.random_image(tmp_path / "d1.raw", 4 * MIB + 512, seed=2, fmt="raw")
     with daemon(tmp_path, Disk(first, "d0"), Disk(second, "d1", "raw")) as made:
+        yield made
+
+
+@pytest.fixture
+def server(seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch) -> SeaweedFs:
+    """The object store, which the environment names."""
+    for name, text in seaweedfs.environment.items():
+        monkeypatch.setenv(name, text)
+    return seaweedfs
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, server: SeaweedFs) -> Iterator[Cloud]:
+    """One qcow2 disk `d0` of 8 MiB, half full, and a store in a bucket of its own."""
+    image = images.random_image(tmp_path / "d0.qcow2", 8 * MIB, seed=1)
+    with clouded(server, tmp_path, Disk(image, "d0")) as made:
         yield made
 
 

@@ -134,6 +134,7 @@ class SeaweedFs:
             words += [f"-{name}.port={next(ports)}", f"-{name}.port.grpc={next(ports)}"]
         words += ["-s3", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         words += ["-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=400"]
+        words += ["-master.electionTimeout=1s"]  # so it comes back soon after it was killed
         words += [f"-{name}.localSocket={self._folder / name}.socket" for name in ("filer", "s3")]
         # Without it each bucket takes seven volumes at its first put.
         prefix = ("env", "WEED_MASTER_VOLUME_GROWTH_COPY_1=1")

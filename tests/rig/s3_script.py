@@ -137,7 +137,10 @@ class ScriptedS3:
             return _answer(handler, deed.status, dict(deed.headers), deed.body)
         if isinstance(deed, Hang):
             return self._hang(handler)
-        status, answered, content = self._passed(asked)
+        try:
+            status, answered, content = self._passed(asked)
+        except (OSError, http.client.HTTPException):  # the real one is not there
+            return _end(handler)
         if isinstance(deed, Lose):
             return _end(handler)
         _answer(handler, status, answered, content, None if deed is None else deed.count)

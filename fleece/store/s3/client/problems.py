@@ -157,7 +157,8 @@ def judged(found: Refusal, where: str, action: str) -> Exception:
     if found.code in _BY_CODE or found.status in _NEVER:
         return _final(found, where, action, said)
     if found.status >= 500 or found.code in _PASSING or found.status in (408, 425):
-        return _again(found, f"the server fails ({said})", where, "look into the server's log")
+        hint = "look into the server's log; its disks may be full"
+        return _again(found, f"the server fails ({said})", where, hint)
     return _final(found, where, action, said)
 
 
