@@ -24,22 +24,25 @@ def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
             choice,
             words.encrypt,
             words.permissions,
-            fleece.Site(words.create_bucket, words.single_writer),
+            fleece.Site(words.create_bucket, words.single_writer, words.lock_days),
         ),
         words.like,
         cancel,
     )
     marker = made.marker
     kind = "encrypted" if marker.encrypted else "not encrypted"
+    days = marker.lock_days
+    locked = "" if days is None else f", points locked for {counted(days, 'day')}"
     output.succeed(
         f"{words.store} is a store now: {kind}, hash {marker.hash}, "
-        f"files of mode {marker.mode:04o}",
+        f"files of mode {marker.mode:04o}{locked}",
         store=words.store,
         id=made.id,
         hash=marker.hash,
         encrypted=marker.encrypted,
         key=None if marker.terms is None else marker.terms.derivation.name.lower(),
         mode=f"{marker.mode:04o}",
+        lock_days=days,
     )
 
 

@@ -38,6 +38,7 @@ class InitWords(Words):
     like: str | None
     create_bucket: bool
     single_writer: bool
+    lock_days: int | None
     secret: fleece.Secret | None
 
 

@@ -8,14 +8,16 @@ do what they say, and then nothing is half done; `Gone` if what they are about i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 from fleece.cancel import CancelToken
 from fleece.delta.blob import Blob
 from fleece.delta.sink import Sink
+from fleece.errors import StoreError
 
 
 @dataclass
@@ -52,10 +54,30 @@ class Site:
         make_bucket: make the bucket that it lies in, too.
         single_writer: the owner says that there is never more than one writer, so the place need
             not be able to tell that something is there already.
+        lock_days: points are kept from everybody for so many days; None: they are not.
     """
 
     make_bucket: bool = False
     single_writer: bool = False
+    lock_days: int | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What keeps an object from being deleted, whoever asks.
+
+    Attributes:
+        until: this moment; None: no moment.
+        held: until somebody ends that.
+    """
+
+    until: datetime | None = None
+    held: bool = False
+
+    def __str__(self) -> str:
+        """What it is, in words."""
+        words = [] if self.until is None else [f"locked until {self.until:%Y-%m-%dT%H:%M:%SZ}"]
+        return " and ".join([*words, *(["under a legal hold"] if self.held else [])])
 
 
 class NewObject(Sink, Protocol):
@@ -315,3 +337,34 @@ class BeginsAhead(Protocol):
     """
 
     begins_ahead: bool
+
+
+@runtime_checkable
+class Retains(Protocol):
+    """A storage that may be able to keep objects from everybody, whatever rights he has."""
+
+    def retaining(self, days: int) -> Backend:
+        """The same; each point that is made through it is kept for so many days."""
+
+    def retain(self, keys: Sequence[str]) -> None:
+        """Keep deltas at least as long as a point that is made now.
+
+        Nothing, if no points are kept.
+
+        Raises:
+            StoreError: one cannot be kept for so long.
+        """
+
+    def kept(self, keys: Sequence[str]) -> Mapping[str, Kept]:
+        """Those of some deltas that nobody can delete now; none, where nothing can be kept."""
+
+    def hold(self, keys: Sequence[str], *, on: bool) -> None:
+        """Keep deltas until that is ended, or end it; nothing, where nothing can be kept."""
+
+
+@runtime_checkable
+class Accounts(Protocol):
+    """A storage that knows what was put into it."""
+
+    def unaccounted(self) -> Sequence[StoreError]:
+        """What was hidden, overwritten or taken away, although no engine has dropped it."""

@@ -28,7 +28,7 @@ def init(
         secret: the key file or passphrase of a store with a key.
         wishes: how it shall be; None: as private as can be, without a key.
         like: a store, or a delta: the new store has its hash, its key and its encryption, so that
-            it can take in deltas of that store. The wishes then say the mode alone.
+            it can take in deltas of that store. The wishes then say the mode and the site alone.
 
     Raises:
         StoreError: a store or something else is there, or it cannot be made. Of several that make
@@ -73,6 +73,6 @@ def _like(
         raise UsageError("a store that is like another has its hash and its encryption")
     if not os.path.isfile(like):
         store = open_store(like, secret, cancel)
-        return Marker.like(store.algorithm.name, store.protection, wishes.mode)
+        return Marker.like(store.algorithm.name, store.protection, wishes)
     with open_delta(like, secret) as delta:
-        return Marker.like(delta.geometry.algorithm.name, delta.protection, wishes.mode)
+        return Marker.like(delta.geometry.algorithm.name, delta.protection, wishes)

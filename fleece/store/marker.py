@@ -32,6 +32,9 @@ from fleece.store.backend import Site
 
 _FORMAT = "fleece store"
 _VERSION = 1
+_LOCKING = 2
+"""Version of a marker that names days of locks: a reader that knows none must not write there."""
+_MOST_DAYS = 36_500
 _KEYED = "blake3-keyed"
 _MAC_SIZE = 32
 _MODES = (PRIVATE_FILE, 0o640, 0o660, 0o644, 0o664)
@@ -74,6 +77,7 @@ class Marker:
         encrypted: deltas are encrypted.
         terms: of the store's key; None: it has none.
         mode: permissions of the store's files.
+        lock_days: for which points are kept from everybody; None: they are not.
         said: all that it says but the MAC, in the form that the MAC is made of; empty: it was not
             read from a store.
         mac: proves it; None: it has none.
@@ -84,6 +88,7 @@ class Marker:
     encrypted: bool
     terms: KeyTerms | None
     mode: int = PRIVATE_FILE
+    lock_days: int | None = None
     said: bytes = field(default=b"", repr=False, compare=False)
     mac: bytes | None = field(default=None, repr=False, compare=False)
 
@@ -99,29 +104,31 @@ class Marker:
         Raises:
             UsageError: the wishes and the secret do not fit together.
         """
+        days = _days_of(wishes.site)
         name, mode = (wishes.hash or HashChoice.XXH3_128).value, _file_mode(wishes.mode)
         if secret is None:
             if wishes.encrypt:
                 raise UsageError("encryption needs a key", hint="--key-file or --passphrase-file")
-            return Marker(uuid.uuid4().hex, name, False, None, mode)
+            return Marker(uuid.uuid4().hex, name, False, None, mode, days)
         if name == BLAKE3.name:
             name = _KEYED
         elif not wishes.encrypt:
             raise UsageError(
                 f"a key has no effect: {name} takes none", hint="--encrypt, or --hash blake3"
             )
-        return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms, mode)
+        return Marker(uuid.uuid4().hex, name, wishes.encrypt, secret.new_key().terms, mode, days)
 
     @staticmethod
-    def like(algorithm: str, protection: Protection | None, mode: int) -> Marker:
+    def like(algorithm: str, protection: Protection | None, wishes: StoreWishes) -> Marker:
         """The marker of a new store that deltas of this hash and protection can live in.
 
         Raises:
-            UsageError: the mode is none that files of a store can have.
+            UsageError: the mode is none that files of a store can have, or so are the days.
         """
+        mode, days = _file_mode(wishes.mode), _days_of(wishes.site)
         encrypted = protection is not None and protection.encrypted
         terms = None if protection is None else protection.key.terms
-        return Marker(uuid.uuid4().hex, algorithm, encrypted, terms, _file_mode(mode))
+        return Marker(uuid.uuid4().hex, algorithm, encrypted, terms, mode, days)
 
     def protection(self, secret: Secret | None, where: str) -> Protection | None:
         """What the store's deltas are protected by.
@@ -166,13 +173,15 @@ class Marker:
         """
         raw: dict[str, object] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": _VERSION if self.lock_days is None else _LOCKING,
             "id": self.id,
             "hash": self.hash,
             "encryption": CIPHER if self.encrypted else None,
         }
         if self.mode != PRIVATE_FILE:
             raw["mode"] = _mode_text(self.mode)
+        if self.lock_days is not None:
+            raw["lock_days"] = self.lock_days
         if self.terms is not None:
             raw["key"] = {
                 "derivation": self.terms.derivation.name.lower(),
@@ -196,7 +205,7 @@ class Marker:
             text, object_pairs_hook=_object, parse_float=_no_number, parse_constant=_no_number
         )
         if not isinstance(raw, dict) or not _is_version(raw):
-            raise ValueError(f"not a marker of a store of version {_VERSION}")
+            raise ValueError(f"not a marker of a store of version {_VERSION} or {_LOCKING}")
         name, cipher = raw.get("hash", XXH3_128.name), raw.get("encryption")
         terms = None if raw.get("key") is None else _terms(raw["key"])
         known = name in (XXH3_128.name, BLAKE3.name) or (name == _KEYED and terms is not None)
@@ -210,7 +219,11 @@ class Marker:
         mac = None if raw.get("mac") is None else _hex(raw["mac"], _MAC_SIZE)
         if terms is None and "mac" in raw:
             raise ValueError("a MAC, but no key")
-        return Marker(identity, name, cipher is not None, terms, modes[text], _canonical(raw), mac)
+        days = raw.get("lock_days")
+        if (days is None) is not (raw["version"] == _VERSION) or not _are_days(days):
+            raise ValueError("its days of locks are not valid")
+        said = _canonical(raw)
+        return Marker(identity, name, cipher is not None, terms, modes[text], days, said, mac)
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -227,7 +240,18 @@ def _no_number(text: str) -> NoReturn:
 
 def _is_version(raw: dict[str, object]) -> bool:
     version = raw.get("version")  # True is equal to 1
-    return raw.get("format") == _FORMAT and type(version) is int and version == _VERSION
+    return raw.get("format") == _FORMAT and type(version) is int and version in (_VERSION, _LOCKING)
+
+
+def _are_days(days: object) -> bool:
+    """Whether it is a number of days for which points can be locked, or none."""
+    return days is None or (type(days) is int and 1 <= days <= _MOST_DAYS)
+
+
+def _days_of(site: Site) -> int | None:
+    if not _are_days(site.lock_days):
+        raise UsageError(f"points cannot be locked for {site.lock_days} days (1 to {_MOST_DAYS})")
+    return site.lock_days
 
 
 def _canonical(raw: dict[str, object]) -> bytes:

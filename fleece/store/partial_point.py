@@ -11,7 +11,8 @@ from fleece.delta.partial import Proven
 from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.store.backend import Batch, NewObject
-from fleece.store.catalogue import Access
+from fleece.store.catalogue import Access, Catalogue, Entry
+from fleece.store.keeping import outlast
 from fleece.store.names import final_name
 
 
@@ -139,19 +140,28 @@ class PartialPoint:
             self._batch.reopen(name, length)
             self._names.append(name)
 
-    def commit(self, check: Callable[[DeltaReader], None] = lambda delta: None) -> None:
+    def commit(
+        self,
+        check: Callable[[DeltaReader], None] = lambda delta: None,
+        known: Catalogue | None = None,
+    ) -> None:
         """Make the point durable and visible; when this returns, it is both.
 
         Args:
             check: is given each delta, durable and not yet seen; its error ends the commit.
+            known: the store's, with what the point builds on, which is kept as long as the point
+                is; None: it builds on nothing, or the storage can keep nothing.
 
         Raises:
             StoreError: it is not in the store.
         """
         self._batch.seal()
+        entries = []
         for name in self._names:
             with self._access.read(self._batch.open(name)) as delta:
                 check(delta)
+                entries.append(Entry.of(delta, f"{self._guest}/{self._final}/{name}"))
+        outlast(self._access, entries, known)
         self._batch.commit(self._final)
 
     def discard(self) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from fleece.errors import DeltaError, StoreError
+from fleece.store import keeping
 from fleece.store.backend import Backend
 from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint, point_key
 from fleece.store.envelope import wrap
@@ -103,6 +104,7 @@ def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     """Protect a point, durably. Pinning twice is once."""
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
     access, marker = catalogue.access, _pins(catalogue, point)[0]
+    keeping.hold(catalogue, point)
     access.backend.put(marker, wrap(access.protection, "pin", said))
 
 
@@ -112,6 +114,9 @@ def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
     found = [marker for marker in _pins(catalogue, point) if backend.has(marker)]
     for marker in found:
         backend.delete(marker)
+    same = catalogue.of_guest(point.guest)
+    others = [one for one in same if one.id != point.id and is_pinned(catalogue, one)]
+    keeping.release(catalogue, point, others)
     return bool(found)
 
 

@@ -13,9 +13,10 @@ from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.keys import Secret
 from fleece.store import notes
-from fleece.store.backend import Backend, Draft, Patience
+from fleece.store.backend import Backend, Draft, Patience, Retains
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry, point_key
 from fleece.store.errors import Gone
+from fleece.store.keeping import outlast
 from fleece.store.marker import Marker
 from fleece.store.names import COPIED, MARKER, final_name
 from fleece.store.partial_point import PartialPoint, UnfinishedPoint, unfinished
@@ -50,7 +51,7 @@ class Store:
         self.id = self.marker.id
         self.protection = self.marker.protection(secret, self.where)
         self.algorithm = self.marker.algorithm(self.protection)
-        self.backend = backend.sharing(self.marker.mode)
+        self.backend = _opened(backend, self.marker)
         self.access = Access(self.backend, secret, self.protection, self.algorithm.name)
 
     def catalogue(self) -> Catalogue:
@@ -171,13 +172,14 @@ class Store:
         """
         return self.backend.spool()
 
-    def take_in(self, draft: Draft, entry: Entry, beside: Entry | None) -> str:
+    def take_in(self, draft: Draft, entry: Entry, beside: Entry | None, known: Catalogue) -> str:
         """Give a spooled delta, checked and durable, its place; the guest's lock must be held.
 
         Args:
             draft: the spooled delta.
             entry: what it is.
             beside: another disk's delta of the same point; None: it is the first.
+            known: the store's, with what it builds on.
 
         Returns:
             Where it is, for messages.
@@ -189,6 +191,7 @@ class Store:
         final = final_name(access.point_name(head.point.id), head.point.sequence)
         new = f"{access.file_name(head.guest)}/{final}"
         key = f"{new if beside is None else point_key(beside)}/{access.delta_name(head.disk)}"
+        outlast(access, [entry], known)
         draft.place(key)
         return self.backend.name(key)
 
@@ -234,6 +237,24 @@ def read_marker(backend: Backend) -> Marker:
         return Marker.of_text(raw.decode())
     except (ValueError, RecursionError) as error:
         raise _unreadable(backend, str(error)) from error
+
+
+def _opened(backend: Backend, marker: Marker) -> Backend:
+    """Where a store is, as its marker says that it is used.
+
+    Raises:
+        StoreError: its points are to be locked, and the place can lock nothing.
+    """
+    backend = backend.sharing(marker.mode)
+    if marker.lock_days is None:
+        return backend
+    if isinstance(backend, Retains):
+        return backend.retaining(marker.lock_days)
+    raise StoreError(
+        f"its marker says that points are locked for {marker.lock_days} days, and here they cannot",
+        where=backend.where,
+        hint="a store that locks its points is in a bucket with object lock",
+    )
 
 
 def _unreadable(backend: Backend, text: str) -> StoreError:

@@ -49,3 +49,13 @@ class TestBucket(BackendContract):
     @pytest.fixture
     def backend(self, seaweedfs: SeaweedFs) -> Backend:
         return S3Backend(seaweedfs.bucket())
+
+
+class TestLockedBucket(BackendContract):
+    """A bucket with versions and object lock, which locks nothing by itself."""
+
+    resumes = False
+
+    @pytest.fixture
+    def backend(self, seaweedfs: SeaweedFs) -> Backend:
+        return S3Backend(seaweedfs.bucket(locked=True))

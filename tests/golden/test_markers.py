@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece.store.marker import Marker
 from fleece.store.names import MARKER
 from tests.golden.make import KEY_FILE, PASSPHRASE
 
@@ -43,12 +44,28 @@ def test_a_marker_opens_its_store(name: str, secret: fleece.Secret | None, tmp_p
 
 
 def test_every_marker_is_tried() -> None:
-    assert {path.stem for path in _HERE.iterdir()} == {*_SECRETS, "unproven"}
+    assert {path.stem for path in _HERE.iterdir()} == {*_SECRETS, "unproven", "locked"}
 
 
 def test_a_marker_with_a_key_and_without_a_mac_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fleece.StoreError, match="lacks the MAC"):
         fleece.open_store(_store("unproven", tmp_path), KEY_FILE)
+
+
+def test_a_marker_with_locks_opens_no_place_that_can_lock_nothing(tmp_path: Path) -> None:
+    text = (_HERE / "locked.json").read_text()
+    assert Marker.of_text(text).lock_days == 30
+    with pytest.raises(fleece.StoreError, match="locked for 30 days, and here they cannot"):
+        fleece.open_store(_store("locked", tmp_path), KEY_FILE)
+    shorter = tmp_path / MARKER
+    shorter.write_text(text.replace('"lock_days": 30', '"lock_days": 1'))
+    with pytest.raises(fleece.StoreError, match="was altered"):
+        fleece.open_store(tmp_path, KEY_FILE)
+    old = text.replace('"version": 2', '"version": 1')
+    none, wrong = (text.replace('"lock_days": 30', f'"lock_days": {n}') for n in ("null", "true"))
+    for bad in (old, none, wrong, text.replace('"version": 2', '"version": 3')):
+        with pytest.raises(ValueError, match=r"days of locks|version"):
+            Marker.of_text(bad)
 
 
 def _expand(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
@@ -57,7 +74,7 @@ def _expand(secret: bytes, salt: bytes, purpose: bytes) -> bytes:
     return hmac.digest(extracted, purpose + b"\x01", "sha256")
 
 
-@pytest.mark.parametrize("name", [name for name, secret in _SECRETS.items() if secret])
+@pytest.mark.parametrize("name", [*(name for name, secret in _SECRETS.items() if secret), "locked"])
 def test_the_mac_is_what_the_page_says(name: str) -> None:
     raw = json.loads((_HERE / f"{name}.json").read_text())
     said, key = raw.pop("mac"), raw["key"]

@@ -75,7 +75,7 @@ class Site:
                         sink, head, base, content, dirty, protection=store.protection
                     )
                 roots[disk] = made.root.hex()
-            partial.commit()
+            partial.commit(known=catalogue)
         self.true[f"{number:010x}"] = dict(self.live)
         self.roots[f"{number:010x}"] = roots
         return f"{number:010x}"

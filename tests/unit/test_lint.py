@@ -79,7 +79,7 @@ _DOORS = {
     "delta": 44,
     "nbd": 28,
     "disk": 30,
-    "store": 53,
+    "store": 54,
     "source": 76,
     "source/libvirt": 9,
     "machine": 11,

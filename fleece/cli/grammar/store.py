@@ -62,6 +62,13 @@ def _init_verb(verb: AddVerb) -> None:
         help="with s3://BUCKET/PREFIX: use a server that ignores If-None-Match; you see to it that "
         "no two engines ever write at once",
     )
+    init.add_argument(
+        "--lock-days",
+        type=int,
+        metavar="N",
+        help="with s3://BUCKET/PREFIX and object lock: nobody can delete a point for N days, nor "
+        "what it builds on",
+    )
     add_key(init)
 
 

@@ -86,7 +86,8 @@ def store_point(task: Task, taken: Taken, fill: Fill) -> list[DiskResult]:
             partial.keep(taken.part_names)
         results = fill(filling)
         task.cancel.check()
-        run_beside(partial.commit, taken.living.watch)
+        commit = partial.commit
+        run_beside(lambda: commit(known=task.lineage.catalogue), taken.living.watch)
     except BaseException:
         partial.discard()
         raise

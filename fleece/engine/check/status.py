@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from fleece.engine.check.verify import problems_of
 from fleece.errors import StoreError
-from fleece.store import verified
+from fleece.store import keeping, verified
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 
 GROWTH_DAYS = 30
@@ -65,6 +65,8 @@ class StoreStatus:
 def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
     """Say how a store is, by headers, footers and what was noted of verifications.
 
+    Where the storage knows what it had, what was taken away or hidden is a problem too.
+
     Args:
         catalogue: of the store.
         now: by the clock, in UTC; None: look.
@@ -77,6 +79,7 @@ def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
         if last is not None and not last.sound:
             where = access.backend.name(key)
             problems.append(f"{where}: was not sound when it was last verified, at {last.time}")
+    problems += map(str, keeping.unaccounted(catalogue))
     names = sorted({point.guest for point in catalogue.points})
     guests = tuple(_guest(catalogue, name, past, now) for name in names)
     return StoreStatus(guests, tuple(dict.fromkeys(problems)), catalogue.foreign)

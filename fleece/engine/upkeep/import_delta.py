@@ -99,7 +99,7 @@ def _take_in(
                 _check(delta, older, listener, cancel)
         else:
             _check(delta, None, listener, cancel)
-        place = store.take_in(draft, entry, next(iter(there.values()), None))
+        place = store.take_in(draft, entry, next(iter(there.values()), None), catalogue)
         listener(events.Committed(head.point.id))
     elif held.root == entry.root:
         place = held.where

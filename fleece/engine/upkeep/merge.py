@@ -23,7 +23,7 @@ from fleece.delta.writer import DeltaWriter, Summary
 from fleece.engine.work.pool import Counter
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents
-from fleece.store import rewrite
+from fleece.store import keeping, rewrite
 from fleece.store.backend import NewObject
 from fleece.store.catalogue import Entry, StoredPoint
 from fleece.store.lines import OpenLines
@@ -93,6 +93,7 @@ def merge(
         for path in rewrite.tidy(catalogue, guest):
             listener(events.Leftover("unfinished file", path))
         chosen = catalogue.find(point, guest)
+        keeping.check_free(catalogue, chosen)
         start = None if first is None else catalogue.find(first, guest)
         if start is not None and start.id == chosen.id:
             raise UsageError(

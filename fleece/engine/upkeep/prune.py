@@ -21,7 +21,7 @@ from fleece.delta.chain import check_fit
 from fleece.engine.upkeep.merge import merge_disk
 from fleece.engine.upkeep.retention import KeepRules, choose
 from fleece.errors import StoreError
-from fleece.store import rewrite
+from fleece.store import keeping, rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, point_key
 from fleece.store.lines import OpenLines
 from fleece.store.store import Store
@@ -140,6 +140,7 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules, *, merging: bool) 
     for point in points:
         if rewrite.is_pinned(catalogue, point):
             kept[point.id] = (*kept.get(point.id, ()), PINNED)
+    _keep_locked(catalogue, points if merging else _others(points, kept), kept)
     if merging:
         _keep_shared(catalogue, points, kept)
     else:
@@ -176,6 +177,25 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules, *, merging: bool) 
     plan = _GuestPlan(guest, planned, tuple(reversed(merges.values())), drops)
     _can_be_done(catalogue, plan)
     return plan
+
+
+def _others(
+    points: Sequence[StoredPoint], kept: dict[str, tuple[str, ...]]
+) -> Sequence[StoredPoint]:
+    return [point for point in points if point.id not in kept]
+
+
+def _keep_locked(
+    catalogue: Catalogue, points: Sequence[StoredPoint], kept: dict[str, tuple[str, ...]]
+) -> None:
+    """Keep each of some points that nobody can delete now, with what it builds on.
+
+    Its deltas stay as they are, so nothing is merged into them.
+    """
+    locked = keeping.kept_points(catalogue, points)
+    for name, why in locked.items():
+        kept[name] = (*kept.get(name, ()), str(why))
+    _keep_needed(catalogue, [point for point in points if point.id in locked], kept)
 
 
 def _can_be_done(catalogue: Catalogue, plan: _GuestPlan) -> None:

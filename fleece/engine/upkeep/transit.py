@@ -235,7 +235,7 @@ class Transit:
 
         if passage.error is None:
             try:
-                passage.partial.commit(check)
+                passage.partial.commit(check, self._known)
             except StoreError as error:
                 if passage.error is None:
                     raise _TargetError(error) from error

@@ -64,7 +64,9 @@ class FolderBackend:
     def create(self, marker: bytes, site: Site | None = None) -> None:
         """Make the folder, if nothing that anybody has put there is there."""
         if site not in (None, Site()):
-            raise UsageError("is a folder: it is in no bucket", where=self.where)
+            raise UsageError(
+                "is a folder: it is in no bucket, and nothing can be locked in it", where=self.where
+            )
         create(self._place, marker)
 
     def check(self) -> None:

@@ -135,7 +135,9 @@ class RemoteBackend:
     def create(self, marker: bytes, site: Site | None = None) -> None:
         """Make the store there."""
         if site not in (None, Site()):
-            raise UsageError("is a folder: it is in no bucket", where=self.where)
+            raise UsageError(
+                "is a folder: it is in no bucket, and nothing can be locked in it", where=self.where
+            )
         self._ask("create", marker)
 
     def check(self) -> None:

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from fleece.delta.blob import Blob
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.folder import PRIVATE_FILE
-from fleece.store.backend import Batch, Draft, Listing, Patience, Site
+from fleece.store.backend import Batch, Draft, Kept, Listing, Patience, Site
 from fleece.store.errors import Gone
 from fleece.store.names import MARKER, PIN, SUFFIX
 from fleece.store.s3 import lock
+from fleece.store.s3.account import unaccounted
 from fleece.store.s3.batch import LeftBatch, ObjectBatch, remove_left
 from fleece.store.s3.change import Change
 from fleece.store.s3.client.answers import Listed
@@ -74,6 +75,30 @@ class S3Backend:
         made._marker = self._marker
         return made
 
+    def retaining(self, days: int) -> S3Backend:
+        """The same; new points are locked for so many days."""
+        made = self.sharing(self._mode)
+        made._ledger.retention.days = days
+        return made
+
+    def retain(self, keys: Sequence[str]) -> None:
+        """Lock deltas as long as a new point is, and the marker, which opens them."""
+        self._ledger.retention.extend([self._key(MARKER), *map(self._key_of, keys)])
+
+    def kept(self, keys: Sequence[str]) -> Mapping[str, Kept]:
+        """Those of some deltas that are locked, or under a legal hold."""
+        found = {self._key_of(key): key for key in keys}
+        kept = self._ledger.retention.kept([*found])
+        return {key: kept[at] for at, key in found.items() if at in kept}
+
+    def hold(self, keys: Sequence[str], *, on: bool) -> None:
+        """Put deltas under legal holds, or end these."""
+        self._ledger.retention.hold([*map(self._key_of, keys)], on=on)
+
+    def unaccounted(self) -> Sequence[StoreError]:
+        """What the changes name and the bucket has not, or shows otherwise than it was made."""
+        return unaccounted(self._ledger)
+
     def create(self, marker: bytes, site: Site | None = None) -> None:
         """Put the marker where nothing is."""
         site = site or Site()
@@ -84,7 +109,11 @@ class S3Backend:
                 hint="the bucket's policy says who may read them",
             )
         if site.make_bucket:
-            self._bucket.create()
+            self._bucket.create(locked=site.lock_days is not None)
+        retention = self._ledger.retention
+        if site.lock_days is not None:
+            retention.need()
+            retention.days = site.lock_days
         for found in self._bucket.list(self._key("")):
             if found.key == self._key(MARKER):
                 raise self._taken()
@@ -102,6 +131,7 @@ class S3Backend:
             self._bucket.put(self._key(ALONE), b"{}\n")
         try:
             self._probe()
+            retention.begin([self._key(MARKER)])
         except StoreError:
             self._ledger.remove([MARKER])
             raise
@@ -281,10 +311,15 @@ class S3Backend:
         removed: list[str] = []
         for guest in sorted({point.partition("/")[0] for point in points}):
             removed += remove_left(self._ledger, guest, self._left(guest))
+            self._ledger.sweep(guest)
         return removed
 
     def _key(self, key: str) -> str:
         return self._ledger.key(key)
+
+    def _key_of(self, key: str) -> str:
+        """In the bucket, of the object that a key of the store means."""
+        return self._key(self._object(key))
 
     def _known(self, key: str) -> str | None:
         """The key of a delta's object, if it is known without a request."""

@@ -72,6 +72,7 @@ class ObjectBatch:
         if name in self._ledger.view(self._guest).points:
             raise StoreError("exists already", where=self._ledger.name(f"{self._guest}/{name}"))
         change = Change(name, {one: self._key(one) for one in self._made})
+        self._ledger.retention.begin([self._ledger.key(key) for key in change.objects.values()])
         self._doubtful = True
         try:
             self._ledger.append(self._guest, change, self._base)

@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +30,7 @@ _VERSION = 1
 _SCHEMA = """create table if not exists piece
     (key text, etag text, length integer, position integer, data blob, hash blob,
      primary key (key, position)) without rowid"""
+_LOCKS = "create table if not exists lock (key text primary key, until integer) without rowid"
 _WAIT = 5.0
 """Seconds for another process that writes."""
 
@@ -52,6 +55,7 @@ class Cache:
         self._name = f"s3-{_VERSION}-{name}.sqlite"
         self._known: dict[Identity, Ranges] | None = None
         self._new: dict[Identity, Ranges] = {}
+        self._until: dict[str, datetime] | None = None
 
     def get(self, identity: Identity) -> Ranges | None:
         """What is known of an object; None: nothing."""
@@ -88,6 +92,26 @@ class Cache:
         if self._new or gone:
             self._write(self._new.items(), gone)
             self._new = {}
+
+    def until(self, key: str) -> datetime | None:
+        """When a lock ends that an object has at least; None: none is known of that lasts."""
+        if self._until is None:
+            self._until = {}
+            with contextlib.suppress(OSError, sqlite3.Error, OverflowError), self._opened() as base:
+                for known, seconds in base.execute("select key, until from lock"):
+                    self._until[known] = datetime.fromtimestamp(seconds, UTC)
+        return self._until.get(key)
+
+    def keep_until(self, locks: Mapping[str, datetime]) -> None:
+        """Write down when locks of objects end; those that have ended are forgotten."""
+        if not locks:
+            return
+        self.until("")
+        self._until = {**(self._until or {}), **locks}
+        rows = [(key, int(until.timestamp())) for key, until in locks.items()]
+        with contextlib.suppress(OSError, sqlite3.Error), self._opened() as base, base:
+            base.execute("delete from lock where until < ?", (int(time.time()),))
+            base.executemany("insert or replace into lock values (?, ?)", rows)
 
     def _remembered(self) -> dict[Identity, Ranges]:
         if self._known is None:
@@ -141,6 +165,7 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         base.execute("pragma synchronous = off")
         base.execute(_SCHEMA)
+        base.execute(_LOCKS)
     except BaseException:
         base.close()
         raise

@@ -53,6 +53,7 @@ class _Draft:
     def _change(self, guest: str, point: str, name: str) -> None:
         """Have a point hold this object under a name, beside what it holds."""
         held = self._ledger.view(guest).points.get(point, {})
+        self._ledger.retention.begin([self._ledger.key(self.key)])
         self._settled = True
         try:
             self._ledger.append(guest, Change(point, {**held, name: self.key}))

@@ -18,6 +18,8 @@ from fleece.store.s3.client.answers import Listed, Upload
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.problems import Taken
 from fleece.store.s3.names import DataFolder
+from fleece.store.s3.retention import Retention
+from fleece.store.s3.versions import Versions
 from fleece.store.s3.view import View
 
 _CLEANING = 10.0
@@ -42,6 +44,8 @@ class Ledger:
         views: what is known of each guest.
         items: the objects that were listed, by their keys below the prefix.
         cache: what this host remembers of objects.
+        versions: of the objects, where the bucket keeps them.
+        retention: of the objects, where the bucket has object lock.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -50,12 +54,19 @@ class Ledger:
         self.views: dict[str, View] = {}
         self.items: dict[str, Listed] = {}
         self.cache = Cache(self.where)
+        self.versions = Versions(bucket)
+        self.retention = Retention(bucket, self.cache)
         self._bases: dict[str, int] = {}
         self._begun: dict[str, list[tuple[DataFolder, Upload]]] = {}
         self._listed_whole = False
         self._stale: set[str] = set()
         prefix = bucket.address.prefix
         self._prefix = f"{prefix}/" if prefix else ""
+
+    @property
+    def listed(self) -> bool:
+        """Whether the whole store was listed."""
+        return self._listed_whole
 
     def key(self, name: str) -> str:
         """In the bucket, of what has a key below the prefix."""
@@ -195,7 +206,7 @@ class Ledger:
         key = self.key(names.change_key(guest, base + 1))
         data = change.to_bytes()
         with contextlib.suppress(Taken):  # by us, perhaps: an answer can be lost
-            self.bucket.put(key, data, new=True)
+            self.bucket.put(key, data, new=True, lock=self.retention.lock())
         found = self.bucket.get(key).data
         if found != data:
             raise self._overtaken(key, found)
@@ -225,11 +236,15 @@ class Ledger:
         self.look(guest)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """Delete objects."""
-        if keys:
-            self.bucket.delete([self.key(key) for key in keys])
+        """Delete objects, with all their versions."""
+        self.versions.erase([self.key(key) for key in keys])
         for key in keys:
             self.items.pop(key, None)
+
+    def sweep(self, guest: str) -> None:
+        """Delete versions of a guest's objects that nothing needs, where any are kept."""
+        if self.versions.are_kept:
+            self.versions.sweep(self._prefix, self.look(guest))
 
     @contextlib.contextmanager
     def cleaning(self) -> Iterator[Bucket]:

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from http import HTTPStatus
 
@@ -21,6 +22,7 @@ from fleece.store.s3.client.answers import (
     strange,
     wants_check,
 )
+from fleece.store.s3.client.clock import Clock
 from fleece.store.s3.client.exchange import Answer, Ask, exchange
 from fleece.store.s3.client.pool import Pool
 from fleece.store.s3.client.problems import judged
@@ -122,11 +124,16 @@ class Caller:
         self._how = perseverance or Perseverance()
         self._persistent = Persistent(self._how)
         self._must_check = False
+        self._clock = Clock()
 
     @property
     def where(self) -> str:
         """The bucket, for messages."""
         return f"s3://{self.address.bucket}"
+
+    def now(self) -> datetime:
+        """What the server's clock shows, by its last answer; this host's, before the first."""
+        return self._clock.now()
 
     def close(self) -> None:
         """Close the connections; safe to repeat, and a later call opens new ones."""
@@ -194,6 +201,7 @@ class Caller:
         try:
             answer = exchange(self._pool, ask, self.cancel, where)
             received = len(answer.body)
+            self._clock.heard(answer.headers.get("date"))
         finally:
             self.traffic.count(call.action, len(memoryview(call.body)), received)
         if answer.status in _GOOD and not (call.late and is_error(answer)):
