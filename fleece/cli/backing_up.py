@@ -9,7 +9,7 @@ import fleece
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output, human
-from fleece.cli.sources import bytes_of, source_options
+from fleece.cli.sources import bytes_of, source_options, split_disks
 from fleece.cli.stream import data_output
 from fleece.cli.words import BackupWords, CleanWords
 from fleece.errors import UsageError
@@ -17,10 +17,11 @@ from fleece.errors import UsageError
 
 def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
     """`fleece backup SOURCE STORE`."""
+    disks, places = split_disks(words.disks)
     options = fleece.BackupOptions(
         fleece.ModeWish(words.mode),
         words.guest,
-        tuple(words.disks),
+        disks,
         audit=words.audit,
         resume=words.resume,
         transport=fleece.TransportWish(words.transport),
@@ -38,6 +39,9 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
         guest_agent=words.guest_agent,
         freeze=words.freeze,
         require_freeze=words.require_freeze,
+        places=places,
+        bitmap=tuple(words.bitmap),
+        since=words.since,
     )
     with contextlib.ExitStack() as stack:
         sink = None
@@ -66,6 +70,8 @@ def clean(output: Output, cancel: CancelToken, words: CleanWords) -> None:
     """`fleece clean SOURCE`."""
     way = source_options(words.scratch, words.connect)
     with fleece.open_source(words.source, way, cancel) as opened:
+        if isinstance(opened, fleece.HeldElsewhere):
+            raise UsageError("nothing is ever left in this kind of source", where=words.source)
         removed = list(opened.recover())
         doubts = opened.doubts
     for doubt in doubts:

@@ -44,7 +44,8 @@ def _need_row(output: Output, need: fleece.Need) -> None:
 
 
 def _source_rows(output: Output, report: fleece.Report) -> None:
-    who = f"guest {report.guest}" + (f", {report.identity}" if report.identity else "")
+    who = "a guest's disk" if report.guest is None else f"guest {report.guest}"
+    who += f", {report.identity}" if report.identity else ""
     now = "a point can be taken" if report.refusal is None else f"NOT READY: {report.refusal}"
     output.row(
         report.kind.lower(),
@@ -80,10 +81,11 @@ def _disk_rows(output: Output, disk: fleece.ExaminedDisk) -> None:
         **disk.details,
     )
     for bitmap in disk.bitmaps:
+        each = bitmap.granularity
         output.row(
             "bitmap",
-            f"  bitmap {bitmap.name}: {bitmap.state}, "
-            f"{human(bitmap.count)} dirty, granularity {human(bitmap.granularity)}",
+            f"  bitmap {bitmap.name}: {bitmap.state}, {human(bitmap.count)} dirty"
+            f"{'' if each is None else f', granularity {human(each)}'}",
             disk=disk.name,
             state=bitmap.state,
             name=bitmap.name,

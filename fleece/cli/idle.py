@@ -60,6 +60,14 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             ),
         ),
         _Idle(
+            "--bitmap",
+            _has("bitmap"),
+            (
+                ("with --mode full: all is read", _is("mode", "full")),
+                ("with --mode rescan: all is read", _is("mode", "rescan")),
+            ),
+        ),
+        _Idle(
             "--require-freeze",
             _has("require_freeze"),
             (

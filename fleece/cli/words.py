@@ -58,6 +58,8 @@ class BackupWords(Words):
     freeze: bool
     require_freeze: bool
     audit: float
+    bitmap: list[str]
+    since: str | None
     scratch_limit: str | None
     fleecing: str
     transport: str
@@ -75,6 +77,8 @@ class AuditWords(Words):
     store: str
     guest: str | None
     disks: list[str]
+    bitmap: list[str]
+    since: str | None
     scratch: str | None
     connect: str | None
     scratch_limit: str | None

@@ -99,7 +99,8 @@ class Header:
         gone: names of disks that the guest had at the point before, and no longer has.
         identity: of the guest, as its QEMU told it; None: it told none.
         level: the zstd level.
-        granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was.
+        granularity: of the dirty bitmap that was read, in bytes; None: no bitmap was, or its source
+            does not tell.
         producer: the versions of the programs that made it.
         leaf_size, fan_out, algorithm: the tree's shape (`fleece.tree.Geometry`).
         salvaged: None: an ordinary delta. Else it is no delta, only what was left of one.

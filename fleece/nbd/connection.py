@@ -24,6 +24,9 @@ BASE_ALLOCATION = "base:allocation"
 STATE_ZERO = 2
 """`base:allocation`: reads as zeros. The hole bit alone promises nothing (proto.md)."""
 
+DIRTY_BITMAP = "qemu:dirty-bitmap:"
+"""What the meta context of a dirty bitmap begins with; its name follows (docs/interop/nbd.txt)."""
+
 STATE_DIRTY = 1
 """`qemu:dirty-bitmap:NAME`: the range is dirty (QEMU, docs/interop/nbd.txt)."""
 
@@ -86,6 +89,8 @@ class Connection(Closing):
     Attributes:
         size: of the export in bytes.
         read_only: it takes no writes.
+        protocol: how it was agreed on, in libnbd's word.
+        structured: it answers in pieces; else it can tell of no context at all.
         most: bytes that it takes or gives at once.
         contexts: those that the server has.
 
@@ -104,6 +109,8 @@ class Connection(Closing):
         self._memory = memoryview(b"")
         self._asked: dict[int, tuple[int, dict[str, ChunkArray]]] = {}
         self._handle.set_pread_initialize(False)
+        # A key's file, certificates: who names a URI may read what this user may.
+        self._handle.set_uri_allow_local_file(True)
         for context in contexts:
             self._handle.add_meta_context(context)
         try:
@@ -123,6 +130,8 @@ class Connection(Closing):
         if not 0 <= self.size <= _LARGEST:
             raise SourceError(f"NBD: no disk has {self.size} bytes", where=self.uri)
         self.read_only: bool = self._call(lambda: self._handle.is_read_only())
+        self.protocol: str = self._call(self._handle.get_protocol)
+        self.structured: bool = self._call(self._handle.get_structured_replies_negotiated)
         limit: int = self._call(lambda: self._handle.get_block_size(self._nbd.SIZE_MAXIMUM))
         self.most = limit or _MOST_BY_DEFAULT
         if self.most < _LEAST:

@@ -1,8 +1,8 @@
 """What the engine asks of a source: disks, a point of all of them, exports to read it by.
 
 `Source` and `Point` are what every kind of source gives. What only some can do is a protocol of
-its own: `Resumable`, `KeepsBitmaps`, `PushFeed`, `TellsMachine`. `fleece.testing.source` has a
-test for each sentence here; run it on a source of your own.
+its own: `Resumable`, `KeepsBitmaps`, `PushFeed`, `TellsMachine`, `HeldElsewhere`.
+`fleece.testing.source` has a test for each sentence here; run it on a source of your own.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Export:
         uri: NBD URI.
         size: in bytes.
         dirty_context: the meta context whose dirty ranges are what changed; None: read it all.
-        granularity: of that bitmap, in bytes.
+        granularity: of that bitmap, in bytes; None: it is not known.
         unit: no request to read may cross a multiple of so many bytes, and no zero status be
             believed: the server would show what the disk holds now. None: any request is right.
         also_dirty: more such meta contexts: what any of them calls dirty has changed.
@@ -297,7 +297,11 @@ class Source(Protocol):
         """What made the points, by name and version, for the headers: {"qemu": "7.2.22"}."""
 
     def guest(self) -> str:
-        """The guest's name in a store, if the user gives none."""
+        """The guest's name in a store, if the user gives none.
+
+        Raises:
+            UsageError: nothing tells it: the user must.
+        """
 
     def identity(self) -> GuestIdentity | None:
         """What tells the guest from others of its name; None: nothing does."""
@@ -398,6 +402,15 @@ class MayLackGuest(Protocol):
         """It cannot tell whose its disks are. Its points are then of the guest that the user names,
         and a chain's guest stays what it is; else a guest without identity is another one.
         """
+
+
+@runtime_checkable
+class HeldElsewhere(Protocol):
+    """A source whose points others begin and end: nothing is made there, so nothing is left."""
+
+    @property
+    def tracked(self) -> bool:
+        """It may know what was written since a point; else it never does."""
 
 
 @runtime_checkable

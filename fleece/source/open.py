@@ -90,6 +90,19 @@ def _image(place: str, options: SourceOptions, cancel: CancelToken | None) -> So
     return ImageSource(parse(place), scratch=options.scratch, cancel=cancel)
 
 
+def _nbd(scheme: str) -> Opener:
+    def opener(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+        from fleece.source.nbd.source import NbdSource
+        from fleece.source.nbd.text import places, proof
+
+        _refuse_idle(scheme, options, "places", "bitmap", "since")
+        found = places(f"{scheme}:{place}", options.places)
+        names = [each.name for each in found]
+        return NbdSource(found, proof(options.bitmap, options.since, names), cancel)
+
+    return opener
+
+
 def _refuse_idle(scheme: str, options: SourceOptions, *used: str) -> None:
     """Refuse options that have no effect on a kind of source.
 
@@ -100,7 +113,7 @@ def _refuse_idle(scheme: str, options: SourceOptions, *used: str) -> None:
     for field in dataclasses.fields(options):
         given = getattr(options, field.name)
         if field.name not in used and given != getattr(usual, field.name):
-            option = f"--{field.name.replace('_', '-')}"
+            option = field.metadata.get("option", f"--{field.name.replace('_', '-')}")
             raise UsageError(f"{option} has no effect on {scheme}:", hint="leave it out")
 
 
@@ -108,5 +121,9 @@ _KINDS: dict[str, tuple[str, Opener]] = {
     "qmp": ("SOCKET", _qmp),
     "libvirt": ("DOMAIN", _libvirt),
     "image": ("[NAME=]PATH[,...]", _image),
+    "nbd": ("//HOST[:PORT]/[EXPORT]", _nbd("nbd")),
+    "nbds": ("//HOST[:PORT]/[EXPORT]", _nbd("nbds")),
+    "nbd+unix": ("///[EXPORT]?socket=PATH", _nbd("nbd+unix")),
+    "nbds+unix": ("///[EXPORT]?socket=PATH", _nbd("nbds+unix")),
 }
 """For each scheme, how the place after it is shown, and what opens it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -31,6 +31,10 @@ class SourceOptions:
         freeze: have the guest's file systems frozen for the moment of the point, by whoever holds
             its agent.
         require_freeze: take no point of a guest that could not be frozen.
+        places: more disks that the source has, by name and NBD URI.
+        bitmap: of an export, that tell what was written since a point: of the disk of that name
+            (`DISK=NAME`), or of every disk (`NAME`).
+        since: the id of the point that each of them began at or before.
     """
 
     scratch: Path | None = None
@@ -40,3 +44,6 @@ class SourceOptions:
     require_freeze: bool = False
     connect: str | None = None
     freeze: bool = False
+    places: tuple[tuple[str, str], ...] = field(default=(), metadata={"option": "--disk NAME=URI"})
+    bitmap: tuple[str, ...] = ()
+    since: str | None = None

@@ -25,14 +25,14 @@ class ExaminedBitmap:
     Attributes:
         name: its own.
         state: one word for people.
-        granularity: bytes of disk per bit.
+        granularity: bytes of disk per bit; None: its source does not tell.
         count: dirty bytes.
         details: what its kind of source says besides, by name.
     """
 
     name: str
     state: str
-    granularity: int
+    granularity: int | None
     count: int
     details: Mapping[str, bool]
 
@@ -67,7 +67,7 @@ class Report:
     Attributes:
         kind: what the source is, in one word.
         version: of that.
-        guest: its name.
+        guest: its name; None: nothing tells it.
         identity: what tells it from others of its name; None: nothing does.
         state: the guest's, in one word; None: there is none that runs.
         refusal: why no point can be taken now; None: one can.
@@ -79,7 +79,7 @@ class Report:
 
     kind: str
     version: str
-    guest: str
+    guest: str | None
     identity: GuestIdentity | None
     state: str | None
     refusal: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -166,31 +167,42 @@ class TestNbd(SourceContract):
 
     @pytest.fixture
     def guest(self, tmp_path: Path) -> Iterator[_Guest]:
-        image = images.random_image(tmp_path / "d0.raw", MIB + 512, seed=1, fmt="raw")
-        shown = shutil.copy(image, tmp_path / "shown")
+        with _served(tmp_path) as (uri, write, shown):
+            told = fleece.Machine([fleece.Part(fleece.PartKind.NVRAM, b"variables")])
+            made = NbdSource("plain", {"d0": uri}, told)
+            yield _Guest(lambda _: made, write, shown, runs=False)
 
-        def write(disk: str, offset: int, data: bytes) -> None:
-            with image.open("r+b") as file:
-                file.seek(offset)
-                file.write(data)
 
-        with tempfile.TemporaryDirectory(prefix="rig-") as folder:
-            socket = Path(folder, "nbd.sock")
-            command = [
-                "nbdkit",
-                "-f",
-                "-r",
-                "--exit-with-parent",
-                "-U",
-                str(socket),
-                "file",
-            ]
-            with subprocess.Popen([*command, str(image)]) as server:
-                try:
-                    uri = f"nbd+unix:///?socket={socket}"
-                    wait_until(lambda: run("nbdinfo", "--size", uri).returncode == 0, "nbdkit")
-                    told = fleece.Machine([fleece.Part(fleece.PartKind.NVRAM, b"variables")])
-                    made = NbdSource("plain", {"d0": uri}, told)
-                    yield _Guest(lambda _: made, write, {"d0": Path(shown)}, runs=False)
-                finally:
-                    server.terminate()
+class TestExport(SourceContract):
+    """An export that is named by its URI."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        with _served(tmp_path) as (uri, write, shown):
+            options = fleece.SourceOptions(places=(("d0", uri),))
+            yield _Guest(lambda _: fleece.open_source(uri, options), write, shown, runs=False)
+
+
+@contextlib.contextmanager
+def _served(
+    folder: Path,
+) -> Iterator[tuple[str, Callable[[str, int, bytes], None], dict[str, Path]]]:
+    """A raw disk behind nbdkit: its URI, who writes to it, and what it shows."""
+    image = images.random_image(folder / "d0.raw", MIB + 512, seed=1, fmt="raw")
+    shown = shutil.copy(image, folder / "shown")
+
+    def write(disk: str, offset: int, data: bytes) -> None:
+        with image.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    with tempfile.TemporaryDirectory(prefix="rig-") as place:
+        socket = Path(place, "nbd.sock")
+        command = ["nbdkit", "-f", "-r", "--exit-with-parent", "-U", str(socket), "file"]
+        with subprocess.Popen([*command, str(image)]) as server:
+            try:
+                uri = f"nbd+unix:///?socket={socket}"
+                wait_until(lambda: run("nbdinfo", "--size", uri).returncode == 0, "nbdkit")
+                yield uri, write, {"d0": Path(shown)}
+            finally:
+                server.terminate()

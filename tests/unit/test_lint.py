@@ -63,6 +63,7 @@ _KINDS_OF_SOURCES = (
     "fleece.source.qemu",
     "fleece.source.libvirt",
     "fleece.source.image",
+    "fleece.source.nbd",
 )
 _KNOW_A_KIND = {
     "fleece/engine/serve/boot.py",

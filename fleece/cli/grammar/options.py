@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 SOURCE = (
     "libvirt:DOMAIN, the name, UUID or id of a guest of libvirt's; "
-    "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; or "
-    "image:[NAME=]PATH[,...], the images of a guest that is off"
+    "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; "
+    "image:[NAME=]PATH[,...], the images of a guest that is off; or "
+    "nbd://HOST[:PORT]/[EXPORT] (nbds, nbd+unix), an export of a point that somebody else holds"
 )
 STORE = "a store: a folder, or s3://BUCKET/PREFIX; 'fleece init' makes one"
 NEW_STORE = "a folder that is empty or does not exist yet, or s3://BUCKET/PREFIX"
@@ -36,6 +37,24 @@ def add_disks(made: argparse.ArgumentParser, text: str) -> None:
     """Add the option that chooses disks, any number of times; its help says which there are."""
     made.add_argument(
         "--disk", action="append", default=[], dest="disks", metavar="NAME", help=text
+    )
+
+
+def add_bitmap(made: argparse.ArgumentParser) -> None:
+    """Add the options that say what tells what was written."""
+    made.add_argument(
+        "--bitmap",
+        action="append",
+        default=[],
+        metavar="[DISK=]NAME",
+        help="of nbd: sources: the dirty bitmap that tells what was written since the point "
+        "of --since, on every disk or on DISK (repeatable)",
+    )
+    made.add_argument(
+        "--since",
+        metavar="POINT",
+        help="with --bitmap: the id of the point that each bitmap began at or before; if the store "
+        "lacks it, all is read",
     )
 
 

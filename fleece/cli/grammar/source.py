@@ -8,6 +8,7 @@ from fleece.cli.grammar.options import (
     SOURCE,
     STORE,
     AddVerb,
+    add_bitmap,
     add_connect,
     add_disks,
     add_fleecing,
@@ -59,7 +60,11 @@ def _backup_verb(verb: AddVerb) -> None:
         help="take over the points of another guest (of another UUID, or name if it had none): "
         "from now on they are this guest's; everything is read",
     )
-    add_disks(backup, "back up this disk (repeatable); default: all writable ones")
+    add_disks(
+        backup,
+        "back up this disk (repeatable); default: all writable ones. Of nbd: sources NAME=URI adds "
+        "a disk",
+    )
     _add_ways(backup)
     _add_freeze(backup)
     _add_checks(backup)
@@ -117,6 +122,7 @@ def _add_freeze(backup: argparse.ArgumentParser) -> None:
 
 def _add_checks(backup: argparse.ArgumentParser) -> None:
     """What is made of what was there before."""
+    add_bitmap(backup)
     backup.add_argument(
         "--no-resume",
         action="store_false",
@@ -143,7 +149,12 @@ def _audit_verb(verb: AddVerb) -> None:
     audit.add_argument("source", metavar="SOURCE", help=SOURCE)
     audit.add_argument("store", metavar="STORE", help="a folder with points of this guest")
     audit.add_argument("--guest", help="the guest's name in the store")
-    add_disks(audit, "audit this disk (repeatable); default: all writable ones")
+    add_disks(
+        audit,
+        "audit this disk (repeatable); default: all writable ones. Of nbd: sources NAME=URI adds a "
+        "disk",
+    )
+    add_bitmap(audit)
     add_scratch(audit)
     add_connect(audit)
     add_scratch_limit(audit)

@@ -14,7 +14,7 @@ from fleece.engine.backup.decide import Decision, decide
 from fleece.engine.backup.task import Task
 from fleece.engine.work.needs import check_backup_needs, room_in
 from fleece.errors import UsageError
-from fleece.source.base import Disk, Transport
+from fleece.source.base import Disk, HeldElsewhere, Transport
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,34 @@ def check_needs(task: Task) -> None:
     """
     disks = task.source.inventory().choose(task.options.disks)
     chosen = task.source.transport(task.options.transport, disks)
+    _refuse_idle(task)
     check_backup_needs(chosen.transport, task.cancel)
     task.source.check_needs()
     if task.output is None:
         room_in(task.store.backend)
+
+
+def _refuse_idle(task: Task) -> None:
+    """Refuse what has no effect on points that others hold.
+
+    Raises:
+        UsageError: it is asked for.
+    """
+    source = task.source
+    if not isinstance(source, HeldElsewhere):
+        return
+    if not task.options.resume:
+        raise UsageError(
+            "no point of this kind of source is ever resumed",
+            where=source.where,
+            hint="leave --no-resume out",
+        )
+    if task.options.audit and not source.tracked:
+        raise UsageError(
+            "an audit reads what is said to be unchanged, and no bitmap says it of this source",
+            where=source.where,
+            hint="leave --audit out, or name a bitmap",
+        )
 
 
 def plan_point(task: Task) -> Plan:

@@ -21,6 +21,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.disk.use import kept_still
 from fleece.errors import PointError, SourceError
 from fleece.extents import Extents
+from fleece.nbd.connection import DIRTY_BITMAP
 from fleece.nbd.server import ServedImage, greets, qemu_nbd
 from fleece.nbd.uri import unix_uri
 from fleece.source.image.inventory import ImageDisk
@@ -127,7 +128,7 @@ class HeldImages:
 
 def context_of(bitmap: str) -> str:
     """The meta context of a bitmap that is served."""
-    return f"qemu:dirty-bitmap:{bitmap}"
+    return f"{DIRTY_BITMAP}{bitmap}"
 
 
 def dirty_in(uri: str, bitmaps: Sequence[str], cancel: CancelToken) -> Extents:

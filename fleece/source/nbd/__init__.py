@@ -1,0 +1,1 @@
+"""Points that somebody else holds, and serves by NBD."""
