@@ -8,6 +8,7 @@ import json
 import socket
 import subprocess
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,19 @@ import pytest
 import fleece
 from fleece.events import Event, Listener, PointTaken, ignore
 from fleece.nbd.uri import socket_of, unix_uri
-from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Ran, wait_until
+from tests.engine.scene import (
+    GUEST,
+    INTACT,
+    KIB64,
+    MIB,
+    ROOT,
+    Moment,
+    Ran,
+    died,
+    wait_until,
+)
 from tests.rig import images
-from tests.rig.process import find_tool, run, run_checked
+from tests.rig.process import LIMIT, find_tool, run, run_checked
 
 
 @contextmanager
@@ -72,6 +83,11 @@ class Owner:
     def bitmap(self, name: str) -> None:
         """Begin one."""
         run_checked("qemu-img", "bitmap", "--add", self.image, name)
+
+    def bitmaps(self) -> list[str]:
+        """The names of those in the image."""
+        info = json.loads(run_checked("qemu-img", "info", "--output=json", self.image))
+        return [bitmap["name"] for bitmap in info["format-specific"]["data"].get("bitmaps", [])]
 
     def write(self, offset: int, length: int = KIB64) -> None:
         """Write something new."""
@@ -279,6 +295,12 @@ def test_a_size_that_changes_meanwhile_is_told(tmp_path: Path, place: Path) -> N
         with pytest.raises(fleece.PointError, match="was resized"):
             fleece.backup(source, store, fleece.BackupOptions(guest=GUEST), grow)
         assert not store.catalogue().points
+        wanted = [fleece.Wanted(disk, None) for disk in source.inventory().disks]
+        with source.take(fleece.Request("c0ffee00", 1, "0123456789", wanted)) as point:
+            point.check()
+            size.write_text(str(3 * MIB))
+            with pytest.raises(fleece.PointError, match="was resized from"):
+                point.check()
 
 
 def test_several_exports_are_one_point(tmp_path: Path, place: Path) -> None:
@@ -314,6 +336,51 @@ def test_several_exports_are_one_point(tmp_path: Path, place: Path) -> None:
         alone = INTACT.run(*backup, "--disk", f"data={uris['vda']}")
         assert modes(alone) == {"data": "rescan"}
         INTACT.run(*both, "--disk", f"vda={uris['vdb']}").failed(2, "two disks are called")
+
+
+def test_a_server_that_ends_with_its_last_client_is_kept(owner: Owner) -> None:
+    """As a session of Incus is, and qemu-nbd without --persistent."""
+    words = ["nbdkit", "-f", "-r", "-U", owner.place / "nbd.sock", "--filter=exitlast"]
+    raw = images.to_raw(owner.image, owner.folder / "disk.raw")
+    with subprocess.Popen([*map(str, words), "file", str(raw)]) as server:
+        wait_until((owner.place / "nbd.sock").exists, "nbdkit")
+        owner.check_exact(owner.backup())
+        server.wait(LIMIT)
+
+
+def test_what_an_interrupted_backup_left_is_removed(owner: Owner) -> None:
+    """And its point is not resumed: it may be another one by now."""
+    with owner.serving():
+        moment = Moment("the last check", "fleece.source.nbd.held", "HeldPoint.check", nth=2)
+        words = ["backup", owner.uri, owner.store, "--guest", GUEST, "--json"]
+        died(INTACT, moment, words, may_end=False)
+        ran = owner.backup()
+        assert modes(ran) == {"disk": "full"}
+        assert ran.result["resumed"] is False
+        (warning,) = ran.named("warning")
+        assert "this kind of source resumes none" in warning["what"]
+        owner.check_exact(ran)
+        assert [*owner.store.rglob("*.partial*")] == []
+
+
+def test_the_script_of_the_manual_takes_a_full_and_incrementals(owner: Owner) -> None:
+    page = (ROOT / "docs" / "howto" / "nbd.rst").read_text()
+    block = page.partition("    #!/bin/bash\n")[2].partition("\n\n")[0]
+    script = owner.folder / "nbd-backup"
+    script.write_text("#!/bin/bash\n" + textwrap.dedent(block))
+    words: list[str | Path] = ["bash", script, owner.image, owner.store, GUEST]
+    for turn, mode in enumerate(["full", "incremental", "incremental"]):
+        run_checked(*words)
+        newest = fleece.open_store(owner.store).catalogue().points[-1]
+        assert newest.disks["disk"].header.mode == mode
+        target = owner.folder / f"turn-{turn}"
+        fleece.restore(fleece.open_store(owner.store), "latest", "disk", str(target))
+        images.compare(owner.image, target, "qcow2", "raw")
+        owner.write((turn + 9) * KIB64)
+    kept = owner.bitmaps()
+    assert run(*words[:3], owner.folder / "no store", GUEST).returncode == 5
+    assert owner.bitmaps() == kept
+    assert len(kept) == 1
 
 
 _REFUSED = {

@@ -39,9 +39,9 @@ class HeldExports(Closing):
             SourceError: it cannot be reached, or is empty.
         """
         held = self._held.get(place)
-        if held is not None and _lives(held):
+        if held is not None and _lives(held) and _size(place, self._cancel) == held.size:
             return held
-        # A dead one stays as it is: a point may still know by it that it was lost.
+        # The old one is not closed: a point may still know by it that it was lost.
         held = connected(place.uri, self._contexts.get(place, ()), self._cancel)
         if not held.size:
             held.close()
@@ -91,16 +91,21 @@ class HeldPoint:
                     hint="run the backup again, with a point that is served until it ends",
                 )
             try:
-                with connected(place.uri, cancel=self._cancel) as again:
-                    size = again.size
+                size = _size(place, self._cancel)
             except SourceError as error:
                 what = f"disk {place.name} is no longer served: {error.what}"
-                raise PointError(what, where=place.uri) from error
+                raise PointError(what, where=place.uri, hint=error.hint) from error
             if size != held.size:
                 raise PointError(
                     f"disk {place.name} was resized from {held.size} to {size} bytes",
                     where=place.uri,
                 )
+
+
+def _size(place: Place, cancel: CancelToken) -> int:
+    """What a new connection is told: one that was made before a resize knows nothing of it."""
+    with connected(place.uri, cancel=cancel) as now:
+        return now.size
 
 
 def _lives(held: Connection) -> bool:
