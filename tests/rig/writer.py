@@ -69,6 +69,8 @@ class FuseWriter:
         with self._lock:
             while view:
                 done = os.pwrite(self._fd, view, offset)
+                if done == 0:  # beyond the end, for QEMU 11
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 view, offset = view[done:], offset + done
 
     def zero(self, offset: int, length: int, unmap: bool) -> None:
