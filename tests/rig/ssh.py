@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,17 +23,48 @@ StrictModes no
 UsePAM no
 PidFile none
 PermitRootLogin prohibit-password
+SetEnv PATH={path}
 """
 _ADDRESS = "127.0.0.1"
 
 
+@dataclass(frozen=True)
+class FarHost:
+    """A host that is reached by ssh.
+
+    Attributes:
+        client: the program that is run as ssh.
+        login: its user and name.
+        port: of its server.
+    """
+
+    client: Path
+    login: str
+    port: int
+
+    @property
+    def libvirt(self) -> str:
+        """The URI of its libvirt."""
+        ways = f"command={quote(str(self.client))}&proxy=native"
+        return f"qemu+ssh://{self.login}:{self.port}/system?{ways}"
+
+    def run(self, *words: object) -> str:
+        """Run a command there; gives what it printed."""
+        command = shlex.join(map(str, words))
+        return run_checked(self.client, "-p", str(self.port), self.login, command)
+
+    def store(self, path: Path) -> str:
+        """A store there, as fleece calls it; FLEECE_RSH must be `client`."""
+        return f"ssh://{self.login}:{self.port}{path}"
+
+
 @contextmanager
-def libvirt_over_ssh(folder: Path, inside: Sequence[str]) -> Iterator[str]:
-    """The URI of a libvirt in system mode by ssh, for as long as the context lasts.
+def far_host(folder: Path, inside: Sequence[str]) -> Iterator[FarHost]:
+    """A host that is there for as long as the context lasts. It has this fleece.
 
     Args:
         folder: of the server's files.
-        inside: what a program is started by to which that libvirt is its host's.
+        inside: what a program is started by to which things are as they are on that host.
     """
     for name in ("host", "user"):
         run_checked("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
@@ -39,7 +72,8 @@ def libvirt_over_ssh(folder: Path, inside: Sequence[str]) -> Iterator[str]:
         probe.bind((_ADDRESS, 0))
         port = probe.getsockname()[1]
     config = folder / "sshd_config"
-    config.write_text(_SERVER.format(address=_ADDRESS, port=port, folder=folder))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    config.write_text(_SERVER.format(address=_ADDRESS, port=port, folder=folder, path=path))
     os.makedirs("/run/sshd", exist_ok=True)  # which it needs to start
     client = folder / "ssh"
     options = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
@@ -51,7 +85,6 @@ def libvirt_over_ssh(folder: Path, inside: Sequence[str]) -> Iterator[str]:
     server = Child(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], folder / "log", prefix=inside)
     try:
         until(lambda: "listening" in (folder / "log").read_text(), "sshd")
-        ways = f"command={quote(str(client))}&proxy=native"
-        yield f"qemu+ssh://root@{_ADDRESS}:{port}/system?{ways}"
+        yield FarHost(client, f"root@{_ADDRESS}", port)
     finally:
         server.kill()

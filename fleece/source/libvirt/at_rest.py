@@ -302,8 +302,9 @@ class RestingSource(Closing):
         """Remove the work folders of interrupted runs. Bitmaps stay: the next point needs them.
 
         Raises:
-            SourceError: at the end: one cannot be removed.
+            SourceError: the guest is on another host; or, at the end, one cannot be removed.
         """
+        self.domain.check_here()
         tried = Attempts()
         self._strangers = Strangers()
         own = PREFIX if chain_id is None else f"{PREFIX}{chain_id}-"

@@ -142,7 +142,12 @@ class Domain:
             SourceError: it is on another one.
         """
         if (why := self.far()) is not None:
-            raise SourceError(why, where=self.where, hint="run fleece there")
+            raise SourceError(
+                why,
+                where=self.where,
+                hint="run fleece there: its store can be here (ssh://), or be copied from here "
+                "(fleece copy)",
+            )
 
     def is_of_session(self) -> bool:
         """Whether its libvirt is that of an ordinary user."""

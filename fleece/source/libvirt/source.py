@@ -137,6 +137,7 @@ class LibvirtSource(Closing):
         Raises:
             SourceError: it is not.
         """
+        self.domain.check_here()
         state = self.domain.state()
         if state not in _PRESENT:
             raise SourceError(
@@ -152,7 +153,6 @@ class LibvirtSource(Closing):
             SourceError: a point cannot be taken now.
         """
         self.check_present()
-        self.domain.check_here()
         found = self.domain.settled()
         if isinstance(found, Busy):
             raise SourceError(
@@ -208,7 +208,12 @@ class LibvirtSource(Closing):
         return next((d for disk in disks if lost_client_kills(d := _own(disk), qemu)), None)
 
     def bitmaps(self) -> list[KeptBitmap]:
-        """The bitmaps of our checkpoints, by disk, chain and age."""
+        """The bitmaps of our checkpoints, by disk, chain and age.
+
+        Raises:
+            SourceError: the guest is on another host, where its images can be told apart.
+        """
+        self.domain.check_here()
         disks = {disk.name: disk for disk in self.inventory().disks}
         found = []
         for text in self.domain.checkpoints():
@@ -255,8 +260,9 @@ class LibvirtSource(Closing):
         """Let a guest go on that an interrupted run left frozen, or its full scratch stopped.
 
         Raises:
-            SourceError: at the end: that failed.
+            SourceError: the guest is on another host; or, at the end, that failed.
         """
+        self.domain.check_here()
         tried = Attempts()
         with tried.step():
             yield from self._thaw_dead()
@@ -281,11 +287,14 @@ class LibvirtSource(Closing):
         """Take down what interrupted backups left: the job, of whatever chain, and work folders.
 
         libvirt has one job for a guest at most, which keeps the owner from snapshots, saves and
-        more; so a dead one goes, of whatever chain. A point whose engine lives is left alone.
+        more; so a dead one goes, of whatever chain. A point whose engine lives is left alone: that
+        is told by a lock in its work folder, on the guest's host.
 
         Raises:
-            SourceError: at the end: something cannot be taken down.
+            SourceError: the guest is on another host; or, at the end, something cannot be taken
+                down.
         """
+        self.domain.check_here()
         tried = Attempts()
         with tried.step():
             yield from self._thaw_dead()
