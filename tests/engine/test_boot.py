@@ -23,12 +23,12 @@ from tests.engine.scene import (
     wait_until,
 )
 from tests.engine.test_guest import Load, load
-from tests.rig.initramfs import GuestFiles
+from tests.rig.initramfs import KERNEL_WORDS, GuestFiles
 from tests.rig.process import LIMIT, run_checked
 
 __all__ = ("load",)
 
-APPEND = "console=ttyS0 quiet panic=-1 tsc=reliable rig.mode=none"
+APPEND = f"{KERNEL_WORDS} rig.mode=none"
 
 
 def boot(

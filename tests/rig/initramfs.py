@@ -10,6 +10,11 @@ from tests.rig.process import run_checked
 _GUEST = Path(__file__).parent / "guest"
 
 
+KERNEL_WORDS = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check"
+"""Words for the kernel wherever the rig boots it. An emulated guest's timer stands still while the
+host has no time for QEMU's main loop: the kernel would take its clock for broken, and panic."""
+
+
 @dataclass(frozen=True)
 class GuestFiles:
     """What a guest boots from."""

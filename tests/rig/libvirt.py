@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 import libvirt
 import libvirt_qemu
 
-from tests.rig.initramfs import GuestFiles
+from tests.rig.initramfs import KERNEL_WORDS, GuestFiles
 from tests.rig.process import LIMIT, Child, RigError
 
 _CONFIGURATION = """\
@@ -184,7 +184,7 @@ def boot_xml(files: GuestFiles, words: str) -> str:
     """What boots the rig's own Linux, with these words for its init."""
     return (
         f"<kernel>{files.kernel}</kernel><initrd>{files.initramfs}</initrd>"
-        f"<cmdline>console=ttyS0 quiet panic=-1 tsc=reliable {words}</cmdline>"
+        f"<cmdline>{KERNEL_WORDS} {words}</cmdline>"
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.rig.disk import Disk
 from tests.rig.images import make_overlay
-from tests.rig.initramfs import GuestFiles
+from tests.rig.initramfs import KERNEL_WORDS, GuestFiles
 from tests.rig.process import LIMIT, Child, RigError, find_tool
 from tests.rig.qemu import QemuProcess
 from tests.rig.qmp import GuestAgent, connect_unix
@@ -167,7 +167,7 @@ class GuestMachine(Machine):
         end = time.monotonic() + timeout
         while not done():
             if not self.alive:
-                raise RigError(f"QEMU ended\n{self.output()}")
+                raise RigError(f"QEMU ended\n{self.output()}\n{self.console()}")
             if "RIG WRITER FAILED" in self.console():
                 raise RigError(f"the writer in the guest failed\n{self.console()}")
             if time.monotonic() > end:
@@ -176,7 +176,7 @@ class GuestMachine(Machine):
 
     def _boot_words(self) -> list[str]:
         words = ["-kernel", str(self._files.kernel), "-initrd", str(self._files.initramfs)]
-        words += ["-append", f"console=ttyS0 quiet panic=-1 tsc=reliable {self._append}"]
+        words += ["-append", f"{KERNEL_WORDS} {self._append}"]
         words += ["-no-reboot", "-serial", f"file:{self.folder}/serial.log"]
         words += ["-device", "virtio-serial-pci"]
         words += _port("agent", "org.qemu.guest_agent.0", self.agent_socket)
