@@ -20,6 +20,7 @@ import pytest
 import fleece
 from fleece.events import Event, Listener, PointTaken, ignore
 from fleece.nbd.uri import socket_of, unix_uri
+from fleece.source.nbd import held
 from tests.engine.scene import (
     GUEST,
     INTACT,
@@ -278,6 +279,20 @@ def test_an_export_that_dies_in_the_middle_is_no_point(owner: Owner) -> None:
             owner.take(end)
     assert _points(owner) == 0
     owner.backup().failed(3, "cannot be reached")
+
+
+def test_a_lost_server_is_noticed_while_it_is_read(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_EVERY", 0.0)
+    with contextlib.ExitStack() as served, fleece.open_source(owner.uri) as source:
+        served.enter_context(owner.serving())
+        wanted = [fleece.Wanted(disk, None) for disk in source.inventory().disks]
+        with source.take(fleece.Request("c0ffee00", 1, "0123456789", wanted)) as point:
+            point.watch()
+            served.close()
+            with pytest.raises(fleece.PointError, match="has ended, or hung up"):
+                point.watch()
 
 
 def test_a_size_that_changes_meanwhile_is_told(tmp_path: Path, place: Path) -> None:

@@ -7,6 +7,7 @@ connection that lived through a whole backup proves that no other server took th
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterable, Mapping
 
 from fleece.cancel import CancelToken
@@ -17,6 +18,10 @@ from fleece.source.nbd.text import Place
 
 _PROBE = 64 * 1024
 """Bytes that are read to see whether a server is there: no smallest block is larger."""
+
+
+_EVERY = 30.0
+"""Seconds between two uses of a connection while its point is read."""
 
 
 class HeldExports(Closing):
@@ -76,6 +81,19 @@ class HeldPoint:
     def __init__(self, held: Mapping[Place, Connection], cancel: CancelToken) -> None:
         self._held = held
         self._cancel = cancel
+        self._next = time.monotonic() + _EVERY
+
+    def watch(self) -> None:
+        """Use the connections now and then: what is idle for long, something in between may cut.
+
+        Raises:
+            PointError: one is gone.
+        """
+        if time.monotonic() < self._next:
+            return
+        for place, held in self._held.items():
+            _check_lives(place, held)
+        self._next = time.monotonic() + _EVERY
 
     def check(self) -> None:
         """Check that all of them are what they were.
@@ -84,12 +102,7 @@ class HeldPoint:
             PointError: one is gone, was replaced, or has another size.
         """
         for place, held in self._held.items():
-            if not _lives(held):
-                raise PointError(
-                    f"the server of disk {place.name} has ended, or hung up",
-                    where=place.uri,
-                    hint="run the backup again, with a point that is served until it ends",
-                )
+            _check_lives(place, held)
             try:
                 size = _size(place, self._cancel)
             except SourceError as error:
@@ -106,6 +119,15 @@ def _size(place: Place, cancel: CancelToken) -> int:
     """What a new connection is told: one that was made before a resize knows nothing of it."""
     with connected(place.uri, cancel=cancel) as now:
         return now.size
+
+
+def _check_lives(place: Place, held: Connection) -> None:
+    if not _lives(held):
+        raise PointError(
+            f"the server of disk {place.name} has ended, or hung up",
+            where=place.uri,
+            hint="run the backup again, with a point that is served until it ends",
+        )
 
 
 def _lives(held: Connection) -> bool:

@@ -48,7 +48,8 @@ class NbdPoint:
         self._held.check()
 
     def watch(self) -> None:
-        """Nothing of this is in a guest's way; a read that fails tells of a lost export."""
+        """Raise `PointError` if an export is gone."""
+        self._held.watch()
 
     def reclaim(self, disk: str, ranges: Extents) -> None:
         """Nothing is copied for the point."""
