@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from fleece.store.s3.change import Change
 from fleece.store.s3.client.answers import Version
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.clock import Clock
-from fleece.store.s3.client.locks import Lock
+from fleece.store.s3.client.locks import Lock, Versioning
+from fleece.store.s3.client.problems import Denied
 from fleece.store.store import Store
 from tests.rig.s3 import SeaweedFs
 from tests.unit.copies import Site
@@ -169,8 +171,10 @@ def test_what_was_only_hidden_goes_with_the_next_prune(bucket: Bucket) -> None:
     bucket.put("vms/web/data/aa.0000000000.11111111.0000000000000000/vda.fleece", b"left")
     bucket.delete(["vms/web/data/aa.0000000000.11111111.0000000000000000/vda.fleece"])
     bucket.delete([_key(bucket, first)])
+    store = _opened(bucket)
     with pytest.raises(StoreError):
-        fleece.prune(_opened(bucket), LAST)
+        fleece.prune(store, LAST)
+    store.backend.tidy(["web/000001-aa"])
     (mark,) = [each for each in _versions(bucket) if each.deleted and "/aa." not in each.key]
     bucket.delete_versions([(mark.key, mark.version)])
     fleece.prune(_opened(bucket), LAST)
@@ -178,6 +182,19 @@ def test_what_was_only_hidden_goes_with_the_next_prune(bucket: Bucket) -> None:
         _key(bucket, first),
         _key(bucket, second),
     }
+
+
+def test_nothing_hidden_goes_while_a_change_is_hidden(bucket: Bucket) -> None:
+    """It may be the one that says what the point is of: `status` tells of it first."""
+    here = Site(_made(bucket, None))
+    here.back_up()
+    second = here.back_up()
+    key = _key(bucket, second)
+    bucket.delete([key, "vms/web/commits/0000000002.json"])
+    here.store = _opened(bucket)
+    here.back_up()
+    fleece.prune(_opened(bucket), LAST)
+    assert key in {each.key for each in _versions(bucket) if not each.deleted}
 
 
 def test_a_locked_point_is_not_merged(bucket: Bucket) -> None:
@@ -221,13 +238,34 @@ def test_a_pin_is_a_legal_hold_on_all_that_the_point_needs(bucket: Bucket) -> No
     assert held() == [False, False, False]
 
 
-def test_what_arrives_from_another_store_is_locked(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_arrives_from_another_store_is_locked(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Site(fleece.init(tmp_path / "store"))
-    points = [source.back_up() for _ in range(3)]
     _made(bucket)
-    fleece.copy(source.store, _opened(bucket))
-    locks = [_until(bucket, point) for point in points]
-    assert min(locks) >= locks[-1] >= datetime.now(UTC) + timedelta(DAYS, -60)
+    began, points = datetime.now(UTC), []
+    for day in range(2):
+        monkeypatch.setattr(Clock, "now", lambda _, day=day: began + timedelta(day))
+        points.append(source.back_up())
+        fleece.copy(source.store, _opened(bucket))
+    locks = [_until(bucket, point) - began for point in points]
+    assert [round(lock / timedelta(1)) for lock in locks] == [1 + 45, 1 + 30]
+
+
+def test_what_is_imported_is_locked_and_what_it_builds_on(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Site(fleece.init(tmp_path / "store"))
+    points = [source.back_up() for _ in range(2)]
+    _made(bucket)
+    began = datetime.now(UTC)
+    for day, point in enumerate(points):
+        monkeypatch.setattr(Clock, "now", lambda _, day=day: began + timedelta(day))
+        (entry,) = source.store.catalogue().find(point).deltas.values()
+        stream = io.BytesIO(Path(entry.where).read_bytes())
+        fleece.import_delta(_opened(bucket), stream.read)
+    locks = [_until(bucket, point) - began for point in points]
+    assert [round(lock / timedelta(1)) for lock in locks] == [1 + 45, 1 + 30]
 
 
 def _hidden_delta(bucket: Bucket, points: list[str]) -> str:
@@ -274,3 +312,28 @@ def test_status_tells_that_a_points_object_is_gone_from_any_bucket(seaweedfs: Se
     assert store.backend.requests["s3:ListBucket"] == 1
     plain.delete([_key(plain, second)])
     assert f"point 000002-{second} is gone" in _problems(plain)
+
+
+def test_what_another_engine_drops_between_two_requests_is_no_harm(bucket: Bucket) -> None:
+    """What a listing lacks must be missing in a second one, too."""
+    here = Site(_made(bucket))
+    key = _key(bucket, here.back_up())
+    store = _opened(bucket)
+    catalogue = store.catalogue()
+    assert isinstance(store.backend, S3Backend)
+    del store.backend._ledger.items[key.removeprefix("vms/")]
+    assert fleece.status(catalogue).problems == ()
+
+
+def test_who_may_not_see_versions_is_told_that_nobody_looked(
+    seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No silence is taken for a good sign."""
+    locked = seaweedfs.bucket(locked=True)
+    Site(_made(locked)).back_up()
+    monkeypatch.setattr(Bucket, "versioning", _denied)
+    assert "nobody can see here whether a point was hidden" in _problems(locked)
+
+
+def _denied(_: Bucket) -> Versioning:
+    raise Denied("may not do it")

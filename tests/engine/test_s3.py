@@ -6,11 +6,13 @@ import functools
 import io
 from pathlib import Path
 
+import pytest
+
 import fleece
 from tests.engine.cloud import Cloud, clouded
 from tests.engine.matrix import IN_PARTS, matrix
-from tests.engine.scene import GUEST, INTACT, MIB
-from tests.rig.s3 import SeaweedFs
+from tests.engine.scene import GUEST, INTACT, MIB, Scene
+from tests.rig.s3 import HOST, HOST_SECRET, SeaweedFs, environment_at
 
 
 def test_a_life_in_a_bucket(cloud: Cloud) -> None:
@@ -96,3 +98,29 @@ def test_an_encrypted_bucket_is_audited_and_takes_points_from_a_stream(
     target = tmp_path / "back.raw"
     INTACT.run("restore", second, "latest", "d0", target, *secret).succeeded()
     cloud.same_as_live("d0", target)
+
+
+def test_a_host_that_may_delete_nothing_backs_up_into_a_locked_store(
+    pair: Scene, tmp_path: Path, server: SeaweedFs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the policy that the howto gives; what an interrupted backup left is a warning."""
+    cloud = Cloud(pair.qemu, tmp_path, INTACT)
+    cloud.bucket = server.bucket("backups", locked=True)
+    INTACT.run("init", cloud.address, "--lock-days", "7").succeeded()
+    with monkeypatch.context() as patch:
+        for name, text in environment_at(server.port, HOST, HOST_SECRET).items():
+            patch.setenv(name, text)
+        assert cloud.backup().succeeded().named("warning") == []
+        left = f"vms/first/{GUEST}/data/aa.0000000000.11111111.0000000000000000/d0.fleece"
+        cloud.bucket.put(left, b"a part of a point")
+        cloud.change(0)
+        ran = cloud.backup().succeeded()
+        assert ran.result["mode"] == "incremental"
+        assert "what an interrupted backup left in the store cannot be removed" in ran.out
+        cloud.run("prune", "--keep-last", "1").failed(5, "right s3:DeleteObject")
+        cloud.run("status").failed(5)
+    cloud.check_exact()
+    (first, _) = cloud.run("prune", "--keep-last", "1").succeeded().named("pruned")
+    assert first["reasons"][0].startswith("locked until")
+    assert left not in cloud.objects()
+    cloud.run("status").succeeded()

@@ -26,6 +26,8 @@ from tests.rig.process import LIMIT, Child, RigError
 ACCESS, SECRET = "fleeceaccess", "fleecesecret"
 READER, READER_SECRET = "reader", "readersecret"
 """Two that the server knows: one may all, the other only list and read."""
+HOST, HOST_SECRET = "host", "hostsecret"
+"""One that may what the policy says which docs/howto/s3.rst gives to hosts, in bucket `backups`."""
 
 _SERVICES = ("master", "volume", "filer", "s3")
 _TRIES = 5
@@ -211,9 +213,22 @@ def _identities() -> dict[str, object]:
         return {"name": name, "credentials": keys, "actions": actions}
 
     everything = ("Admin", "Read", "Write", "List", "Tagging")
+    host = one(HOST, HOST_SECRET) | {"policyNames": ["host"]}
     return {
-        "identities": [one(ACCESS, SECRET, *everything), one(READER, READER_SECRET, "Read", "List")]
+        "policies": [{"name": "host", "content": json.dumps(host_policy())}],
+        "identities": [
+            one(ACCESS, SECRET, *everything),
+            one(READER, READER_SECRET, "Read", "List"),
+            host,
+        ],
     }
+
+
+def host_policy() -> object:
+    """The policy that docs/howto/s3.rst has."""
+    page = Path(__file__).parents[2] / "docs" / "howto" / "s3.rst"
+    text = page.read_text()
+    return json.JSONDecoder().raw_decode(text, text.index('{"Version"'))[0]
 
 
 def _free_ports(count: int) -> list[int]:

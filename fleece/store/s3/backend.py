@@ -250,8 +250,10 @@ class S3Backend:
             self._ledger.append(key.partition("/")[0], Change())
 
     def delete(self, key: str) -> None:
-        """Delete a small object, if there is one."""
+        """Delete a small object, if there is one: who may not delete is not refused for nothing."""
         with contextlib.suppress(Gone):
+            if not self.has(key):
+                return
             self._ledger.remove([self._object(key)])
             if self._noted(key):
                 del self._ledger.view(key.partition("/")[0]).notes[key]

@@ -96,11 +96,12 @@ def _folder(key: str) -> str:
 def _hidden(prefix: str, view: View, found: Sequence[Version]) -> list[Version]:
     """The versions that no point needs, whatever somebody hid.
 
-    If a change is hidden, nobody knows what it says: then all stays, for `status` tells of it.
+    If a change is hidden, or there are two of one number since then, nobody knows what the first
+    one says: then all stays, for `status` tells of it.
     """
     marked = {v.key for v in found if v.deleted and v.latest}
     start = len(prefix) + len(view.guest) + 1
-    if any(key[start:].startswith(f"{COMMITS}/") for key in marked):
+    if any(v.key[start:].startswith(f"{COMMITS}/") and (v.deleted or not v.latest) for v in found):
         return []
     used = {prefix + key for key in view.used()}
 
