@@ -67,7 +67,6 @@ def test_each_goes_on_from_its_own_newest_point(twins: Twins) -> None:
         newest[twin.uri] = ran.result["point"]
     twins[0].take("full", "--guest", "other")
     twins[1].take("incremental")
-    twins[1].check_exact()
 
 
 _COPY = Moment("in the copy", "fleece.nbd.connection", "Connection.read", "after", 3)
