@@ -369,7 +369,10 @@ def test_a_disk_comes_and_goes(scene: LibvirtScene, tmp_path: Path) -> None:
 def test_a_return_to_an_internal_snapshot_needs_the_bitmaps_dropped(
     on: bool, scene: LibvirtScene
 ) -> None:
-    """QEMU refuses it while there are bitmaps. The attempt breaks them, and loses nothing."""
+    """QEMU refuses it while there are bitmaps. The attempt loses nothing.
+
+    It breaks them on libvirt 9.0, so that all is read, and leaves them whole on 11.3.
+    """
     scene.take("full")
     scene.write("vda", 0, MIB)
     domain = scene.guest.domain
@@ -383,7 +386,7 @@ def test_a_return_to_an_internal_snapshot_needs_the_bitmaps_dropped(
     with pytest.raises(libvirt.libvirtError, match="has active dirty bitmaps"):
         domain.revertToSnapshot(snapshot)
     assert not domain.isActive()  # that is libvirt's: it ends the guest first
-    scene.take("rescan")
+    scene.backup().succeeded()
     scene.check_exact()
     (row,) = scene.verb("bitmap").succeeded().named("segment")
     scene.verb("bitmap", "--drop", row["chain"]).succeeded()
