@@ -17,6 +17,7 @@ from fleece.store.s3.backend import S3Backend
 from fleece.store.s3.change import Change
 from fleece.store.s3.client.answers import Version
 from fleece.store.s3.client.bucket import Bucket
+from fleece.store.s3.client.caller import Call
 from fleece.store.s3.client.clock import Clock
 from fleece.store.s3.client.locks import Lock, Versioning
 from fleece.store.s3.client.problems import Denied
@@ -312,6 +313,31 @@ def test_status_tells_that_a_points_object_is_gone_from_any_bucket(seaweedfs: Se
     assert store.backend.requests["s3:ListBucket"] == 1
     plain.delete([_key(plain, second)])
     assert f"point 000002-{second} is gone" in _problems(plain)
+
+
+def test_a_bucket_may_lock_all_by_itself(bucket: Bucket) -> None:
+    """What cannot be removed stays or is hidden, and fails nothing; prune says until when."""
+    rule = "<DefaultRetention><Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention>"
+    said = f"<ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>{rule}</Rule>"
+    body = f"<ObjectLockConfiguration>{said}</ObjectLockConfiguration>".encode()
+    right = "s3:PutBucketObjectLockConfiguration"
+    bucket.call(Call(right, "PUT", None, {"object-lock": ""}, {}, body, checked=True))
+    here = Site(_made(bucket, None))
+    first = here.back_up()
+    left = "vms/web/data/aa.0000000000.11111111.0000000000000000/vda.fleece"
+    bucket.put(left, b"left")
+    here.back_up()
+    store = _opened(bucket)
+    with store.locked("web"):
+        store.catalogue()
+        assert store.remove_partial("web") == []
+    fleece.set_pin(_opened(bucket), first)
+    fleece.set_pin(_opened(bucket), first, pinned=False)
+    assert fleece.verify_store(_opened(bucket).catalogue(), record=True).errors == ()
+    told = fleece.prune(_opened(bucket), LAST, merging=True)
+    assert [point.reasons[0][:12] for point in told.points] == ["locked until", "last"]
+    assert _problems(bucket) == ""
+    assert bucket.get(left).data == b"left"
 
 
 def test_what_another_engine_drops_between_two_requests_is_no_harm(bucket: Bucket) -> None:

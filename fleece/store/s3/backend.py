@@ -254,7 +254,7 @@ class S3Backend:
         with contextlib.suppress(Gone):
             if not self.has(key):
                 return
-            self._ledger.remove([self._object(key)])
+            self._ledger.remove_or_hide(self._object(key))
             if self._noted(key):
                 del self._ledger.view(key.partition("/")[0]).notes[key]
 
@@ -280,7 +280,9 @@ class S3Backend:
     def _left(self, guest: str) -> list[DataFolder]:
         self._ledger.base(guest)
         view = self._ledger.view(guest)
-        found = {folder for folder, _ in view.left(self.writer)}
+        left = dict(view.left(self.writer))
+        free = self._ledger.free([key for keys in left.values() for key in keys])
+        found = {folder for folder, keys in left.items() if free & {*keys}}
         begun = {folder for folder, _ in self._ledger.uploads(guest)}
         return sorted(
             found | {folder for folder in begun if view.is_left(folder, self.writer)},

@@ -154,6 +154,7 @@ def remove_left(ledger: Ledger, guest: str, folders: list[DataFolder]) -> list[s
         for key in objects
         if key not in used
     ]
+    unused = sorted(ledger.free(unused))
     tried = Attempts()
     with tried.step():
         ledger.remove(unused)

@@ -16,7 +16,7 @@ from fleece.store.s3.cache import Cache, Identity
 from fleece.store.s3.change import LONGEST, Change
 from fleece.store.s3.client.answers import Listed, Upload
 from fleece.store.s3.client.bucket import Bucket
-from fleece.store.s3.client.problems import Taken
+from fleece.store.s3.client.problems import Denied, Taken
 from fleece.store.s3.names import DataFolder
 from fleece.store.s3.retention import Retention
 from fleece.store.s3.versions import Versions
@@ -240,6 +240,22 @@ class Ledger:
         self.versions.erase([self.key(key) for key in keys])
         for key in keys:
             self.items.pop(key, None)
+
+    def remove_or_hide(self, key: str) -> None:
+        """Delete a small object; one that the bucket has locked by itself is hidden."""
+        try:
+            self.remove([key])
+        except StoreError:
+            if not self.versions.are_kept:
+                raise
+            self.bucket.delete([self.key(key)])
+
+    def free(self, keys: Sequence[str]) -> set[str]:
+        """Those of some objects that no lock is known to keep from being deleted now."""
+        with contextlib.suppress(Denied):
+            kept = self.retention.kept([self.key(key) for key in keys])
+            return {key for key in keys if self.key(key) not in kept}
+        return {*keys}
 
     def sweep(self, guest: str) -> None:
         """Delete versions of a guest's objects that nothing needs, where any are kept."""
