@@ -26,7 +26,7 @@ import fleece
 from fleece.source.libvirt.domain import Domain
 from tests.engine.libvirt_kills import deaths
 from tests.engine.libvirt_scene import KIB64, MIB, LibvirtScene, libvirt_scene
-from tests.engine.scene import Moment, small_tmpfs
+from tests.engine.scene import Moment, Ran, small_tmpfs
 from tests.rig import images
 from tests.rig.initramfs import GuestFiles
 from tests.rig.libvirt import (
@@ -95,12 +95,20 @@ def test_all_disks_are_backed_up_and_then_what_changed(pair: LibvirtScene) -> No
 
 @pytest.mark.parametrize("way", ["name", "uuid", "id"])
 def test_a_guest_is_found_as_virsh_finds_it(way: str, scene: LibvirtScene) -> None:
+    """By each verb."""
     domain = scene.guest.domain
     place = {"name": domain.name(), "uuid": domain.UUIDString(), "id": str(domain.ID())}[way]
-    words = ("--connect", scene.uri, "--scratch", scene.scratch, "--json")
-    result = scene.engine.run("backup", f"libvirt:{place}", scene.store, *words).succeeded().result
-    assert result["guest"] == "web"
+    connect, scratch = ("--connect", scene.uri, "--json"), ("--scratch", scene.scratch)
+
+    def ran(verb: str, *words: object) -> Ran:
+        return scene.engine.run(verb, f"libvirt:{place}", *words, *connect).succeeded()
+
+    assert ran("backup", scene.store, *scratch).result["guest"] == "web"
     scene.check_exact()
+    assert ran("doctor").named("libvirt")[0]["guest"] == "web"
+    assert len(ran("bitmap", scene.store).named("segment")) == 1
+    ran("audit", scene.store, *scratch)
+    assert ran("clean", *scratch).result["removed"] == 0
 
 
 def test_a_guest_that_is_not_there_is_told(scene: LibvirtScene) -> None:
