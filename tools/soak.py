@@ -8,17 +8,23 @@ like; its round's seed and the reason are printed, and the exit code is 1 in the
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.engine.cloud import object_store
+from tests.engine.cloud_soak import CloudSoak, stormy
 from tests.engine.libvirt_scene import libvirt_scene
 from tests.engine.libvirt_soak import LibvirtSoak
-from tests.engine.matrix import started
+from tests.engine.matrix import Where, started
+from tests.engine.scene import daemon
 from tests.engine.soak import Soak
 from tests.rig.images import MIB, random_image
 from tests.rig.libvirt import GuestDisk, libvirtd
@@ -35,8 +41,20 @@ def main() -> int:
     parser.add_argument(
         "--libvirt", action="store_true", help="the guests are libvirt's, and libvirtd dies as well"
     )
+    parser.add_argument(
+        "--s3", action="store_true", help="the stores are in buckets, copied, and the server dies"
+    )
     options = parser.parse_args()
-    round_ = _round_of_libvirt if options.libvirt else _round
+    with contextlib.ExitStack() as stack:
+        round_ = _round_of_libvirt if options.libvirt else _round
+        if options.s3:
+            server = stack.enter_context(object_store())
+            where = functools.partial(stormy, server)
+            round_ = functools.partial(_round, kind=CloudSoak, where=where)
+        return _rounds(options, round_)
+
+
+def _rounds(options: argparse.Namespace, round_: Callable[[int, float, Counter[str]], None]) -> int:
     begun = time.monotonic()
     end = begun + options.hours * 3600
     total: Counter[str] = Counter(round=0, backup=0, fault=0, checked=0, loss=0)
@@ -47,12 +65,18 @@ def main() -> int:
     return int(total["loss"] > 0)
 
 
-def _round(seed: int, end: float, total: Counter[str]) -> None:
+def _round(
+    seed: int,
+    end: float,
+    total: Counter[str],
+    kind: type[Soak] = Soak,
+    where: Where = daemon,
+) -> None:
     total["round"] += 1
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         event = "start"
         try:
-            with started(Soak, Path(folder), seed) as here:
+            with started(kind, Path(folder), seed, where=where) as here:
                 for _ in range(ROUND):
                     event = here.happen()
                     if time.monotonic() > end:

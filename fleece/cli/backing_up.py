@@ -48,6 +48,7 @@ def backup(output: Output, cancel: CancelToken, words: BackupWords) -> None:
         if words.stream:
             sink = stack.enter_context(data_output("a delta", fleece.StoreError, cancel))
         place = fleece.open_store(words.store, words.secret, cancel)
+        output.charge(place.usage)
         opened = stack.enter_context(fleece.open_source(words.source, way, cancel))
         result = fleece.backup(opened, place, options, output.listen, cancel, sink)
     lines = [

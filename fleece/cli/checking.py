@@ -18,7 +18,9 @@ from fleece.terminal import counted, local_time
 
 def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
     """`fleece verify STORE [POINT] [--against IMAGE]`, `verify STORE [--max-age] [--fraction]`."""
-    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
+    place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
+    catalogue = place.catalogue()
     if words.max_age is not None or words.fraction is not None:
         others = words.point, words.against, words.disk, words.image_format
         if any(word is not None for word in others):
@@ -125,7 +127,9 @@ def _failed(
 
 def status(output: Output, cancel: CancelToken, words: StatusWords) -> None:
     """`fleece status STORE`."""
-    found = fleece.status(fleece.open_store(words.store, words.secret, cancel).catalogue())
+    place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
+    found = fleece.status(place.catalogue())
     if words.prometheus:
         from fleece.cli import metrics
 

@@ -40,7 +40,10 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
     )
     options.check()
     source = fleece.open_store(words.store, words.secret, cancel)
-    report = fleece.copy(source, _target(words, cancel), options, output.listen, cancel)
+    target = _target(words, cancel)
+    for place in (source, target):
+        output.charge(place.usage)
+    report = fleece.copy(source, target, options, output.listen, cancel)
     sent = sum(point.stored_bytes for point in report.points)
     fields = {
         "points": [asdict(point) for point in report.points],

@@ -16,8 +16,10 @@ _MERGING = {"auto": None, "always": True, "never": False}
 
 def merge(output: Output, cancel: CancelToken, words: MergeWords) -> None:
     """`fleece merge STORE POINT [--from FIRST]`."""
+    place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
     result = fleece.merge(
-        fleece.open_store(words.store, words.secret, cancel),
+        place,
         words.point,
         words.first,
         guest=words.guest,
@@ -44,8 +46,10 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         yearly=words.yearly,
         within=None if words.within is None else fleece.Duration.parse(words.within),
     )
+    place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
     result = fleece.prune(
-        fleece.open_store(words.store, words.secret, cancel),
+        place,
         rules,
         words.guest,
         dry_run=words.dry_run,

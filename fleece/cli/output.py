@@ -11,8 +11,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from fleece import events
 from fleece.errors import FleeceError
@@ -38,6 +38,10 @@ def span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+_Usage: TypeAlias = Mapping[str, tuple[int, int, int]]
+"""Count, bytes sent and bytes received of requests, by kind."""
 
 
 class OutputError(FleeceError):
@@ -115,6 +119,7 @@ class Output:
         self._stream = sys.stderr if spare_stdout else sys.stdout
         self._lost = False
         self._barless = False
+        self._meters: list[Callable[[], _Usage]] = []
 
     @staticmethod
     def of_words(words: Sequence[str]) -> Output:
@@ -167,12 +172,39 @@ class Output:
         self._end_bar()
         self._print([shown(text)], sys.stderr)
 
+    def charge(self, meter: Callable[[], _Usage]) -> None:
+        """Tell in the end what was asked of a store, if that is counted.
+
+        Args:
+            meter: gives it.
+        """
+        self._meters.append(meter)
+
+    def _asked(self) -> _Usage:
+        """Of all stores."""
+        total: dict[str, tuple[int, int, int]] = {}
+        for meter in self._meters:
+            for kind, (count, sent, received) in meter().items():
+                known = total.get(kind, (0, 0, 0))
+                total[kind] = known[0] + count, known[1] + sent, known[2] + received
+        return total
+
+    def _cost(self) -> dict[str, object]:
+        """The same as a field of a result; none, if nobody counts."""
+        kinds = {
+            kind: {"count": count, "sent_bytes": sent, "received_bytes": received}
+            for kind, (count, sent, received) in self._asked().items()
+        }
+        return {"requests": kinds} if kinds else {}
+
     def succeed(self, text: str | Iterable[str], **fields: object) -> None:
         """The last line, or lines, of a run that did what it was asked; an empty one is none."""
         self._end_bar()
         if self.machine:
-            self.emit({"event": "result", "ok": True} | fields)
+            self.emit({"event": "result", "ok": True} | fields | self._cost())
         else:
+            if asked := self._asked():
+                self.say(_requests(asked))
             self._print(_lines(text) if text else [], self._stream)
 
     def fail(self, error: FleeceError, **fields: object) -> None:
@@ -184,7 +216,7 @@ class Output:
             self._end_bar()
         with contextlib.suppress(OutputError):
             if self.machine and not self._lost:
-                self.emit(result | fields)
+                self.emit(result | fields | self._cost())
                 return
         with contextlib.suppress(OutputError):
             self._print([shown(f"fleece: {error}")], sys.stderr)
@@ -229,6 +261,13 @@ class Output:
             bar, self._bar = self._bar, None
             with printing(sys.stderr):
                 bar.close()
+
+
+def _requests(asked: _Usage) -> str:
+    """A line of them."""
+    kinds = ", ".join(f"{count} {kind}" for kind, (count, _, _) in asked.items())
+    count, sent, received = (sum(numbers) for numbers in zip(*asked.values(), strict=True))
+    return f"{counted(count, 'request')}: {kinds}; {human(sent)} sent, {human(received)} received"
 
 
 def _lines(text: str | Iterable[str]) -> list[str]:

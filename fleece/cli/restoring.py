@@ -16,6 +16,7 @@ from fleece.terminal import counted
 def restore(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
     """`fleece restore STORE POINT DISK TARGET`."""
     place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
     if words.target == "-":
         idle = (
             words.force,

@@ -48,7 +48,9 @@ def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
 
 def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     """`fleece list STORE`."""
-    catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
+    place = fleece.open_store(words.store, words.secret, cancel)
+    output.charge(place.usage)
+    catalogue = place.catalogue()
     points = catalogue.named(words.guest)
     if output.machine:
         for point, entry in _deltas(points):

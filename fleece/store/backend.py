@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from fleece.cancel import CancelToken
 from fleece.delta.blob import Blob
@@ -326,6 +326,27 @@ class Backend(Protocol):
         Returns:
             Names of what was removed.
         """
+
+
+class Usage(NamedTuple):
+    """What requests of one kind came to.
+
+    Attributes:
+        requests: how many; each try is one.
+        sent, received: bytes of content.
+    """
+
+    requests: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A storage that counts its requests, because they have a price."""
+
+    def usage(self) -> Mapping[str, Usage]:
+        """What was asked of it since it was opened, by kinds as its owner's bill calls them."""
 
 
 @runtime_checkable

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 
 from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.keys import Secret
 from fleece.store import notes
-from fleece.store.backend import Backend, Draft, Patience, Retains
+from fleece.store.backend import Backend, Draft, Metered, Patience, Retains, Usage
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry, point_key
 from fleece.store.errors import Gone
 from fleece.store.keeping import outlast
@@ -53,6 +54,10 @@ class Store:
         self.algorithm = self.marker.algorithm(self.protection)
         self.backend = _opened(backend, self.marker)
         self.access = Access(self.backend, secret, self.protection, self.algorithm.name)
+
+    def usage(self) -> Mapping[str, Usage]:
+        """What was asked of its storage so far, by kind; empty: nobody counts."""
+        return self.backend.usage() if isinstance(self.backend, Metered) else {}
 
     def catalogue(self) -> Catalogue:
         """Read every delta's own words.

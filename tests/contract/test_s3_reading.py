@@ -14,6 +14,7 @@ import xxhash
 import fleece
 from fleece.delta.blob import Blob
 from fleece.extents import Extents
+from fleece.store.backend import Usage
 from fleece.store.init import make
 from fleece.store.marker import Marker
 from fleece.store.s3 import cache
@@ -57,7 +58,7 @@ def _opened(bucket: Bucket) -> Store:
 
 def _requests(store: Store) -> dict[str, int]:
     assert isinstance(store.backend, S3Backend)
-    return {name: count for name, count in store.backend.requests.items() if count}
+    return {f"s3:{name}": done.requests for name, done in store.usage().items()}
 
 
 def _told(store: Store) -> list[tuple[str, str]]:
@@ -155,13 +156,13 @@ def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> 
     content = random.Random(3).randbytes(5 * BLOCK + 12345)
     backend = S3Backend(seaweedfs.bucket())
     blob = _stored(backend, content)
-    before = backend.requests["s3:GetObject"]
+    before = backend.usage()["GetObject"].requests
     step = MIB + 999
     for position in range(0, len(content), step):
         length = min(step, len(content) - position)
         assert blob.read_at(position, length) == content[position : position + length]
         assert blob.read_at(position, 512) == content[position : position + 512]
-    assert backend.requests["s3:GetObject"] - before <= 3 + 6
+    assert backend.usage()["GetObject"].requests - before <= 3 + 6
     assert _threads()
     blob.close()
     assert not _threads()
@@ -171,11 +172,11 @@ def test_what_is_read_here_and_there_is_read_alone(seaweedfs: SeaweedFs) -> None
     made = seaweedfs.bucket()
     content = random.Random(4).randbytes(6 * BLOCK)
     blob = _stored(S3Backend(made), content)
-    before = made.traffic.received
+    before = made.traffic.usage.get("s3:GetObject", Usage()).received
     for block in (5, 0, 3, 1, 4, 2):
         position = block * BLOCK + 777
         assert blob.read_at(position, 100_000) == content[position : position + 100_000]
-    assert made.traffic.received - before < 7 * 100_000
+    assert made.traffic.usage["s3:GetObject"].received - before < 7 * 100_000
     blob.close()
     assert not _threads()
 

@@ -14,6 +14,8 @@ from tests.engine.scene import GUEST, INTACT, KIB64, Engine, Ran, Scene, daemon
 from tests.rig.disk import Disk
 from tests.rig.s3 import SeaweedFs
 
+_PREFIX = "vms/first"
+
 
 class Cloud(Scene):
     """A scene whose store is in a bucket.
@@ -26,7 +28,7 @@ class Cloud(Scene):
 
     @property
     def address(self) -> str:
-        return f"s3://{self.bucket.address.bucket}/vms/first"
+        return f"s3://{self.bucket.address.bucket}/{_PREFIX}"
 
     def words(self, *words: object, store: Path | None = None) -> tuple[object, ...]:
         assert store is None
@@ -46,11 +48,17 @@ class Cloud(Scene):
         self.writer().flush()
 
     def objects(self, kind: str = "/data/") -> list[str]:
-        """Keys of what is in the bucket."""
-        return [item.key for item in self.bucket.list() if kind in item.key]
+        """Keys of what is in the store."""
+        return [item.key for item in self.bucket.list(f"{_PREFIX}/") if kind in item.key]
+
+    def damage(self, where: str, position: int, mask: int) -> None:
+        key = where.removeprefix(f"s3://{self.bucket.address.bucket}/")
+        data = bytearray(self.bucket.get(key).data)
+        data[position] ^= mask
+        self.bucket.put(key, data)
 
     def begun(self) -> int:
-        return len([*self.bucket.uploads("")])
+        return len([*self.bucket.uploads(f"{_PREFIX}/")])
 
     def nothing_left(self, *, foreign_server: bool = False) -> None:
         super().nothing_left(foreign_server=foreign_server)

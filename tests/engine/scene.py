@@ -455,6 +455,10 @@ class Scene:
         done = run("qemu-img", "compare", "-U", "-f", disk.fmt, "-F", "raw", disk.path, raw)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def damage(self, where: str, position: int, mask: int) -> None:
+        """Change one byte of what has a name in the store; twice is nothing."""
+        flip(Path(where), position, mask)
+
     def begun(self) -> int:
         """How many objects lie in the store in parts that may never be made whole."""
         return 0

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from tests.engine.matrix import NODES, Matrix, Nursery, control_steps
-from tests.engine.scene import GUEST, Ran, Scene, flip
+from tests.engine.scene import GUEST, Ran, Scene
 
 ERRORS = ("EIO", "ENOSPC", "EDQUOT")
 STORE_STEPS = ("mkdir-point", "write", "fsync", "rename")
 """Steps at which a store may fail."""
-
-REWRITE_STEPS = ("rename", "fsync", "unlink", "write", "rmdir")
-"""Steps of merge and prune."""
 
 
 class Soak(Matrix):
@@ -29,7 +26,10 @@ class Soak(Matrix):
         done: how often each thing happened; `backup` counts the successful ones, `pushed` those
             of them that QEMU pushed, `fault` all faults, `checked` the points that were compared
             with the guest's writes.
+        rewriting: steps of merge and prune.
     """
+
+    rewriting: tuple[str, ...] = ("rename", "fsync", "unlink", "write", "rmdir")
 
     def __init__(self, scene: Scene, nursery: Nursery, base: dict[str, bytes], seed: int) -> None:
         super().__init__(scene, nursery, base, seed)
@@ -48,7 +48,16 @@ class Soak(Matrix):
     def happen(self) -> str:
         """One random thing happens, then a backup succeeds; gives its name."""
         self.way = self._chance.choices(((), ("--transport", "push")), (3, 1))[0]
-        events = {
+        events = self._events()
+        event = self._chance.choices([*events], [*events.values()])[0]
+        event()
+        self.done[event.__name__] += 1
+        self._look()
+        return event.__name__
+
+    def _events(self) -> dict[Callable[[], None], int]:
+        """What may happen, and how often."""
+        return {
             self.engine_dies: 8,
             self.engine_is_stopped: 2,
             self.monitor_is_lost: 2,
@@ -63,11 +72,6 @@ class Soak(Matrix):
             self.store_is_pruned: 1,
             self.delta_is_damaged: 1,
         }
-        event = self._chance.choices([*events], [*events.values()])[0]
-        event()
-        self.done[event.__name__] += 1
-        self._look()
-        return event.__name__
 
     def stop(self) -> None:
         """End the guest; check every point that is left, and the last state."""
@@ -139,26 +143,26 @@ class Soak(Matrix):
         line = catalogue.line(point.disk(NODES[0]))
         first = self._chance.choice(line).header.point.id
         if first != point.id:
-            self._rewrite("merge", self.scene.store, point.id, "--from", first)
+            self._rewrite("merge", self.scene.address, point.id, "--from", first)
 
     def store_is_pruned(self, keep: int | None = None) -> None:
         """After all points were compared: some go, all but the last `keep` if that is said."""
         self._check_new()
         last = self._chance.randint(2, 12) if keep is None else keep
-        self._rewrite("prune", self.scene.store, "--keep-last", last)
+        self._rewrite("prune", self.scene.address, "--keep-last", last)
         left = {point.id for point in self._points()}
         self._roots = {point: roots for point, roots in self._roots.items() if point in left}
 
     def delta_is_damaged(self) -> None:
         """At one bit, which verify must notice; then it is mended."""
-        path = Path(self._chance.choice(self._catalogue().entries).where)
-        position = self._chance.randrange(path.stat().st_size)
+        entry = self._chance.choice(self._catalogue().entries)
+        position = self._chance.randrange(entry.stored_bytes)
         mask = 1 << self._chance.randrange(8)
-        flip(path, position, mask)
-        ran = self._nursery.run(("verify", self.scene.store, "--json"))
-        assert ran.code == 5, f"bit {mask} of byte {position} of {path} is wrong: {ran}"
-        flip(path, position, mask)
-        self._nursery.run(("verify", self.scene.store, "--json")).succeeded()
+        self.scene.damage(entry.where, position, mask)
+        ran = self._nursery.run(("verify", self.scene.address, "--json"))
+        assert ran.code == 5, f"bit {mask} of byte {position} of {entry.where} is wrong: {ran}"
+        self.scene.damage(entry.where, position, mask)
+        self._nursery.run(("verify", self.scene.address, "--json")).succeeded()
         self.done["fault"] += 1
 
     # How it is checked
@@ -201,14 +205,18 @@ class Soak(Matrix):
     def _rewrite(self, *words: object) -> None:
         """Merge or prune; often by an engine that is killed at it first."""
         command = (*words, "--guest", GUEST, "--json")
+        self._killed_first(command, self.rewriting)
+        self._look()
+        self._nursery.run(command).succeeded()
+
+    def _killed_first(self, command: tuple[object, ...], steps: Sequence[str]) -> None:
+        """Often run a command that dies at one of some steps."""
         if self._chance.random() < 0.7:
-            name = self._chance.choice(REWRITE_STEPS)
+            name = self._chance.choice(steps)
             step = f"{self._chance.choice(('before', 'after'))} {name} {self._chance.randint(1, 8)}"
             ran = self._nursery.run(command, "SIGKILL", step=step)
             assert ran.code in (0, -9), ran
             self.done["fault"] += ran.code == -9
-            self._look()
-        self._nursery.run(command).succeeded()
 
     def _look(self) -> None:
         """Whatever happened, a point that was seen once keeps its roots; new ones are noted."""

@@ -15,25 +15,16 @@ import pytest
 
 import fleece
 from tests.engine.cloud import Cloud, clouded
+from tests.engine.cloud_soak import PASSING
 from tests.engine.scene import INTACT, MIB, Moment, Ran, Running, small_tmpfs
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import run_checked
 from tests.rig.s3 import SeaweedFs
-from tests.rig.s3_script import Asked, Cut, Deed, Hang, Lose, Say, ScriptedS3
+from tests.rig.s3_script import Asked, Deed, Hang, Lose, Say, ScriptedS3
 
 _SLOW = Say(503, "SlowDown", "reduce your request rate")
 _DENIED = Say(403, "AccessDenied", "access denied")
-_PASSING = (
-    Lose(),
-    _SLOW,
-    Say(403, "RequestLimitExceeded", "request limit exceeded"),
-    Cut(1),
-    Say(409, "ConditionalRequestConflict", "try again"),
-    Say(500, "InternalError"),
-    Say(400, "RequestTimeout"),
-)
-
 # Runs a verb for which time passes only in the pauses between tries, and tells in the end how much.
 # Words: seconds of silence that are borne in a try; then those of the command line.
 _HASTY = """
@@ -141,7 +132,7 @@ def _exact_at_last(cloud: Cloud) -> None:
 
 def test_each_request_of_each_verb_fails_once(long: Cloud, between: _Between) -> None:
     """In turn by each of what passes; what a lost answer left in parts, the next backup removes."""
-    deeds: Iterator[Deed] = itertools.cycle(_PASSING)
+    deeds: Iterator[Deed] = itertools.cycle(PASSING)
     hit: set[tuple[str, ...]] = set()
 
     def script(asked: Asked) -> Deed:
@@ -160,7 +151,7 @@ def test_each_request_of_each_verb_fails_once(long: Cloud, between: _Between) ->
         hit.clear()
         with between(script):
             _hasty(words).ran.succeeded()
-        assert len(hit) > len(_PASSING)
+        assert len(hit) > len(PASSING)
     assert long.points() == 1
     long.same_as_live("d0", back)
     back.unlink()

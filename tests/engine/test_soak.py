@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from fleece.errors import FleeceError
+from tests.engine.cloud_soak import CloudSoak, stormy
 from tests.engine.libvirt_scene import libvirt_scene
 from tests.engine.libvirt_soak import LibvirtSoak
 from tests.engine.matrix import started
 from tests.engine.scene import INTACT, Engine, Mutation
 from tests.engine.soak import Soak
 from tests.rig.libvirt import libvirtd
+from tests.rig.s3 import SeaweedFs
 
 EVENTS: tuple[Callable[[Soak], None], ...] = (
     Soak.restart_in_mid_backup,
@@ -73,6 +76,21 @@ def test_a_fault_in_the_engine_ends_a_soak(fault: Mutation, tmp_path: Path) -> N
     engine = fault.engine(tmp_path)
     with pytest.raises((AssertionError, FleeceError)):
         soak(tmp_path / "soak", engine)
+
+
+def test_a_short_soak_of_a_bucket_and_its_copies_loses_nothing(
+    tmp_path: Path, server: SeaweedFs
+) -> None:
+    with started(CloudSoak, tmp_path, 7, where=functools.partial(stormy, server)) as here:
+        for event in (
+            here.server_dies_in_mid_backup,
+            here.requests_fail,
+            here.points_are_merged,
+            here.server_dies_in_mid_copy,
+        ):
+            event()
+    assert here.done["checked"] >= 3
+    assert here.done["copied"] >= 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")

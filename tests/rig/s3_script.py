@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -70,6 +71,16 @@ Deed = Say | Lose | Cut | Hang | None
 """What is done about a request; None: it is passed on, and its answer comes back."""
 
 
+class _Server(ThreadingHTTPServer):
+    """One that does not complain about clients that went."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class ScriptedS3:
     """The server; a context.
 
@@ -110,8 +121,7 @@ class ScriptedS3:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port: int = self._server.server_address[1]

@@ -80,7 +80,7 @@ _DOORS = {
     "delta": 44,
     "nbd": 28,
     "disk": 30,
-    "store": 54,
+    "store": 55,
     "source": 76,
     "source/libvirt": 9,
     "machine": 11,

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from fleece.delta.blob import Blob
 from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.folder import PRIVATE_FILE
-from fleece.store.backend import Batch, Draft, Kept, Listing, Patience, Site
+from fleece.store.backend import Batch, Draft, Kept, Listing, Patience, Site, Usage
 from fleece.store.errors import Gone
 from fleece.store.names import MARKER, PIN, SUFFIX
 from fleece.store.s3 import lock
@@ -54,10 +54,10 @@ class S3Backend:
         """Which engines share this one's locks."""
         return lock.writer()
 
-    @property
-    def requests(self) -> Mapping[str, int]:
-        """How many were made so far, by the right that each needs."""
-        return self._bucket.traffic.requests
+    def usage(self) -> Mapping[str, Usage]:
+        """By the right that each needs, which is what bills are by, too."""
+        found = self._bucket.traffic.usage
+        return {action.removeprefix("s3:"): found[action] for action in sorted(found)}
 
     @property
     def address(self) -> str:

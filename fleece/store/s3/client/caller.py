@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from fleece.cancel import CancelToken
 from fleece.hashing import Buffer
+from fleece.store.backend import Usage
 from fleece.store.s3.client.address import Address
 from fleece.store.s3.client.answers import (
     Xml,
@@ -70,25 +71,22 @@ class Call:
 
 @dataclass
 class Traffic:
-    """What was sent and received so far.
+    """What was asked so far.
 
     Attributes:
-        requests: by action, each try one.
-        sent: bytes of bodies.
-        received: likewise.
+        usage: by action; bytes of bodies.
     """
 
-    requests: dict[str, int] = field(default_factory=dict)
-    sent: int = 0
-    received: int = 0
+    usage: dict[str, Usage] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, action: str, sent: int, received: int) -> None:
         """Add a try."""
         with self._lock:
-            self.requests[action] = self.requests.get(action, 0) + 1
-            self.sent += sent
-            self.received += received
+            known = self.usage.get(action, Usage())
+            self.usage[action] = Usage(
+                known.requests + 1, known.sent + sent, known.received + received
+            )
 
 
 class Caller:
@@ -102,7 +100,7 @@ class Caller:
 
     Attributes:
         address: as above.
-        traffic: what was sent and received.
+        traffic: what was asked.
         cancel: as above; may be replaced between calls.
 
     Raises:
