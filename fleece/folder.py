@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleece.closing import Closing
+from fleece.writing import taken
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -302,7 +303,7 @@ class Folder(Closing):
                 with self._naming(name):
                     view = memoryview(data)
                     while len(view):
-                        view = view[os.write(descriptor, view) :]
+                        view = view[taken(os.write(descriptor, view)) :]
                     if durable:
                         os.fsync(descriptor)
             finally:

@@ -20,6 +20,7 @@ from fleece.delta.pages import IndexRows
 from fleece.errors import StoreError
 from fleece.extents import Int64Array
 from fleece.tree import HashArray, NodeWindow, joined
+from fleece.writing import taken
 
 MEMORY = 16 * 1024 * 1024
 """Bytes that a spool keeps in memory."""
@@ -100,7 +101,7 @@ class Spool:
                 data = memoryview(np.concatenate(parts).tobytes())
                 self._filed.setdefault(number, []).append((self._end, len(data)))
                 while data:
-                    done = os.pwrite(self._file, data, self._end)
+                    done = taken(os.pwrite(self._file, data, self._end))
                     data, self._end = data[done:], self._end + done
         self._held.clear()
         self._bytes = 0

@@ -15,6 +15,7 @@ from fleece.disk.use import NO_IMAGE, is_image
 from fleece.errors import FleeceError
 from fleece.extents import Extents
 from fleece.writeback import Writeback
+from fleece.writing import taken
 
 _BUFFER = 4 * 1024 * 1024
 _SECTOR = 512
@@ -92,7 +93,7 @@ class RawDisk:
         view = memoryview(data)
         with self._guard():
             while len(view):
-                count = os.pwrite(self._file, view, offset)
+                count = taken(os.pwrite(self._file, view, offset))
                 view, offset = view[count:], offset + count
             self._writeback.wrote(len(data))
 

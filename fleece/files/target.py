@@ -21,6 +21,7 @@ from pathlib import Path
 from fleece.errors import TargetError
 from fleece.naming import name_new
 from fleece.writeback import Writeback
+from fleece.writing import taken
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -232,7 +233,7 @@ class NewFile:
         view = memoryview(data)
         with _errors(self._where):
             while len(view):
-                count = os.pwrite(self._descriptor, view, offset)
+                count = taken(os.pwrite(self._descriptor, view, offset))
                 view, offset = view[count:], offset + count
             self._writeback.wrote(len(data))
 

@@ -42,6 +42,7 @@ _FLOORS = (
         "there",
         "version",
         "writeback",
+        "writing",
     },
     {"hashing", "keys", "extents", "ordered", "tree", "compare"},
     {"delta"},

@@ -24,6 +24,7 @@ from fleece.keys import Secret
 from fleece.store.loose import open_records, open_wreck
 from fleece.terminal import counted
 from fleece.writeback import Writeback
+from fleece.writing import taken
 
 
 class Loss(enum.StrEnum):
@@ -234,6 +235,6 @@ class _Sink:
 
     def write(self, data: Buffer) -> int:
         with target_errors(self._file.where):
-            taken = os.write(self._file.descriptor, data)
-            self._writeback.wrote(taken)
-            return taken
+            count = taken(os.write(self._file.descriptor, data))
+            self._writeback.wrote(count)
+            return count

@@ -30,6 +30,7 @@ from fleece.folder import Folder
 from fleece.naming import name_new
 from fleece.programs import file_name, finished, program
 from fleece.there import is_folder
+from fleece.writing import taken
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class NewFile:
         view = memoryview(data)
         with target_errors(self.where):
             while len(view):
-                view = view[os.write(self.descriptor, view) :]
+                view = view[taken(os.write(self.descriptor, view)) :]
 
 
 def open_path(descriptor: int) -> str:
