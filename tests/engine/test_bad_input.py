@@ -198,7 +198,7 @@ def test_the_monitors_last_client_died_before_its_answer_came(
     scene.nothing_left()
 
 
-@pytest.mark.parametrize("source", ["d0", "qmp:", "nbd://x", "/run/qmp.sock"])
+@pytest.mark.parametrize("source", ["d0", "qmp:", "http://x", "/run/qmp.sock"])
 def test_a_source_is_written_wrongly(source: str, tmp_path: Path) -> None:
     store = Path(fleece.init(tmp_path / "store").where)
     INTACT.run("backup", source, store, "--json").failed(2, "qmp:SOCKET")
