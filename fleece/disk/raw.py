@@ -66,7 +66,7 @@ class RawDisk:
         try:
             yield
         except OSError as error:
-            raise self._failure(os.strerror(error.errno or 0), where=self.where) from error
+            raise self._failure(error.strerror or str(error), where=self.where) from error
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[_BufferedReader]:

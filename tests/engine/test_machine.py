@@ -78,7 +78,7 @@ class _Guest:
 
 @pytest.fixture
 def guest(daemon: Libvirtd, tmp_path: Path) -> Iterator[_Guest]:
-    """It is on."""
+    """It is on, and stands still: firmware that runs writes its variables when it likes."""
     disk = GuestDisk("vda", images.random_image(tmp_path / "vda.qcow2", 4 * MIB, seed=1))
     variables = tmp_path / "variables.fd"
     boot = (
@@ -86,6 +86,7 @@ def guest(daemon: Libvirtd, tmp_path: Path) -> Iterator[_Guest]:
         f"<nvram template='{_VARIABLES}'>{variables}</nvram>"
     )
     with libvirt_scene(daemon, tmp_path, disk, devices=_TPM + _SCREEN, boot=boot) as scene:
+        scene.guest.domain.suspend()
         yield _Guest(scene, variables)
 
 
