@@ -1,4 +1,4 @@
-"""Choose disks of an inventory by their names."""
+"""Choose disks of an inventory by their names, and know those of a source of one's own."""
 
 from __future__ import annotations
 
@@ -49,3 +49,14 @@ def writable(disks: Sequence[D], names: Sequence[str], why: str) -> tuple[D, ...
     if not found:
         raise PointError("the guest has no writable disk")
     return found
+
+
+def of_kind(disk: Disk, kind: type[D]) -> D:
+    """A disk that was handed back to the source that told it, as what it is there.
+
+    Raises:
+        UsageError: it is another source's.
+    """
+    if not isinstance(disk, kind):
+        raise UsageError(f"disk {disk.name} is not of this source")
+    return disk

@@ -27,6 +27,7 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.choice import of_kind
 from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
 from fleece.source.image.measure import dirty_bytes, told_bytes
@@ -106,13 +107,22 @@ class ImageSource(Closing):
 
     def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
         """The highest sequence of the chain's segments in some images; 0: there is none."""
-        return max([0, *(number for disk in disks for number in _own(disk).segments(chain_id))])
+        return max(
+            [
+                0,
+                *(
+                    number
+                    for disk in disks
+                    for number in of_kind(disk, ImageDisk).segments(chain_id)
+                ),
+            ]
+        )
 
     def known_since(
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether an unbroken line of segments tells what was written since a point."""
-        image = _own(disk)
+        image = of_kind(disk, ImageDisk)
         found = written_since(image, chain_id, sequence, point, others)
         if isinstance(found, Unknown):
             return found
@@ -255,19 +265,8 @@ class ImageSource(Closing):
         return examine(self.inventory(), self._guest, self._identity, _version(), self._cancel)
 
 
-def _own(disk: Disk) -> ImageDisk:
-    """A disk of this kind.
-
-    Raises:
-        UsageError: it is another source's.
-    """
-    if not isinstance(disk, ImageDisk):
-        raise UsageError(f"disk {disk.name} is not of this source")
-    return disk
-
-
 def _planned(want: Wanted, request: Request) -> PlannedImage:
-    disk = _own(want.disk)
+    disk = of_kind(want.disk, ImageDisk)
     chain, sequence = request.chain_id, request.sequence
     begins = request.rotate and disk.persistent_bitmaps and not disk.unwritable
     new = next_segment(disk, chain, sequence, request.point) if begins else None
@@ -280,7 +279,7 @@ def _adopted(want: Wanted, request: Request) -> PlannedImage:
     Raises:
         PointError: the image does not have its segment, as it must be.
     """
-    disk = _own(want.disk)
+    disk = of_kind(want.disk, ImageDisk)
     held = disk.segments(request.chain_id)
     found = held.get(request.sequence)
     segment = None if found is None else found.segment

@@ -34,6 +34,7 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.choice import of_kind
 from fleece.source.image.inventory import ImageDisk, ImageInventory, take_inventory
 from fleece.source.image.measure import dirty_bytes, told_bytes
 from fleece.source.image.point import ImagePlan, ImagePoint, PlannedImage, living_point
@@ -217,7 +218,9 @@ class RestingSource(Closing):
 
     def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
         """The highest sequence of the chain's checkpoints, in libvirt or in an image; 0: none."""
-        inside = (name for disk in disks for name in _of_chain(_own(disk).bitmaps, chain_id))
+        inside = (
+            name for disk in disks for name in _of_chain(of_kind(disk, ImageDisk).bitmaps, chain_id)
+        )
         known = checkpoints.of_chain(self.domain, chain_id)
         return max((0, *(name.sequence for name in (*inside, *known))))
 
@@ -225,7 +228,7 @@ class RestingSource(Closing):
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether the point's bitmap, in the image, tells what was written on a disk since."""
-        image, name = _own(disk), CheckpointName(chain_id, sequence, point)
+        image, name = of_kind(disk, ImageDisk), CheckpointName(chain_id, sequence, point)
         if not image.persistent_bitmaps:
             return Unknown(f"its image is {image.format}, which keeps no bitmaps")
         found = next((each for each in image.bitmaps if each.name == str(name)), None)
@@ -342,7 +345,8 @@ class RestingSource(Closing):
         name = CheckpointName(request.chain_id, request.sequence, request.point)
         for want in request.wanted:
             if not any(
-                each.name == str(name) and each.recording for each in _own(want.disk).bitmaps
+                each.name == str(name) and each.recording
+                for each in of_kind(want.disk, ImageDisk).bitmaps
             ):
                 raise PointError(f"disk {want.disk.name} has no bitmap of it")
         list(self.recover(request.chain_id))  # the work folder of the same name
@@ -377,24 +381,13 @@ class RestingSource(Closing):
                 self._forget_gone()
 
 
-def _own(disk: Disk) -> ImageDisk:
-    """A disk of this kind.
-
-    Raises:
-        UsageError: it is another source's.
-    """
-    if not isinstance(disk, ImageDisk):
-        raise UsageError(f"disk {disk.name} is not of this source")
-    return disk
-
-
 def _of_chain(bitmaps: Sequence[Bitmap], chain_id: str) -> list[CheckpointName]:
     found = (CheckpointName.parse(bitmap.name) for bitmap in bitmaps)
     return [name for name in found if name is not None and name.chain_id == chain_id]
 
 
 def _planned(want: Wanted, chain_id: str, begun: str | None) -> PlannedImage:
-    disk = _own(want.disk)
+    disk = of_kind(want.disk, ImageDisk)
     keeps = disk.persistent_bitmaps and not disk.unwritable
     mine = begun if keeps else None
     names = {*_of_chain(disk.bitmaps, chain_id)}

@@ -25,6 +25,7 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.choice import of_kind
 from fleece.source.libvirt import checkpoints
 from fleece.source.libvirt.adopt import adopted_point
 from fleece.source.libvirt.checkpoints import is_of
@@ -181,7 +182,7 @@ class LibvirtSource(Closing):
     ) -> Since | Unknown:
         """Whether the point's checkpoint tells what was written on a disk since."""
         name = CheckpointName(chain_id, sequence, point)
-        return checkpoints.written_since(self.domain, _own(disk), name, others)
+        return checkpoints.written_since(self.domain, of_kind(disk, LibvirtDisk), name, others)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
         """Points are pulled: from QEMU, or where that is not safe from files that it has written.
@@ -205,7 +206,9 @@ class LibvirtSource(Closing):
     def _unsafe(self, disks: Sequence[Disk]) -> LibvirtDisk | None:
         """A disk whose QEMU ends when a client is lost; None: there is none."""
         _, qemu = self.domain.versions()
-        return next((d for disk in disks if lost_client_kills(d := _own(disk), qemu)), None)
+        return next(
+            (d for disk in disks if lost_client_kills(d := of_kind(disk, LibvirtDisk), qemu)), None
+        )
 
     def bitmaps(self) -> list[KeptBitmap]:
         """The bitmaps of our checkpoints, by disk, chain and age.
@@ -387,19 +390,8 @@ class LibvirtSource(Closing):
         return adopted_point(self._plan(request), self.scratch_limit, self._freezer)
 
 
-def _own(disk: Disk) -> LibvirtDisk:
-    """A disk of libvirt's.
-
-    Raises:
-        UsageError: it is another source's.
-    """
-    if not isinstance(disk, LibvirtDisk):
-        raise UsageError(f"disk {disk.name} is not of this source")
-    return disk
-
-
 def _planned(want: Wanted) -> PlannedDisk:
     if want.since is None:
-        return PlannedDisk(_own(want.disk), None)
+        return PlannedDisk(of_kind(want.disk, LibvirtDisk), None)
     (name,) = want.since.parts
-    return PlannedDisk(_own(want.disk), name, want.since.changed)
+    return PlannedDisk(of_kind(want.disk, LibvirtDisk), name, want.since.changed)

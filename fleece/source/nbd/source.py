@@ -31,6 +31,7 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.choice import of_kind
 from fleece.source.nbd.doctor import examine
 from fleece.source.nbd.held import HeldExports
 from fleece.source.nbd.inventory import NbdInventory, ServedDisk
@@ -113,7 +114,7 @@ class NbdSource(Closing):
         """Whether the bitmaps that were named began at or before this point, and are there."""
         if self._proof is None:
             return Unknown("no bitmap tells what was written (--bitmap with --since)")
-        served, names = _own(disk), self._proof.bitmaps.get(disk.name)
+        served, names = of_kind(disk, ServedDisk), self._proof.bitmaps.get(disk.name)
         if names is None:
             return Unknown("no bitmap of this disk is named (--bitmap)")
         if served.lacks is not None:
@@ -179,7 +180,7 @@ class NbdSource(Closing):
         Raises:
             PointError: an export is not the one that was looked at any more.
         """
-        disks = [_own(want.disk) for want in request.wanted]
+        disks = [of_kind(want.disk, ServedDisk) for want in request.wanted]
         held = self._held.of(disk.place for disk in disks)
         yield NbdPoint(disks, tuple(_export(want) for want in request.wanted), held)
 
@@ -199,19 +200,8 @@ def _name(context: str) -> str:
     return context.removeprefix(DIRTY_BITMAP) if context.startswith(DIRTY_BITMAP) else ""
 
 
-def _own(disk: Disk) -> ServedDisk:
-    """A disk of this kind.
-
-    Raises:
-        UsageError: it is another source's.
-    """
-    if not isinstance(disk, ServedDisk):
-        raise UsageError(f"disk {disk.name} is not of this source")
-    return disk
-
-
 def _export(want: Wanted) -> Export:
-    disk = _own(want.disk)
+    disk = of_kind(want.disk, ServedDisk)
     names = () if want.since is None else want.since.parts
     contexts = [f"{DIRTY_BITMAP}{name}" for name in names]
     return Export(

@@ -13,7 +13,7 @@ from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
 from fleece.closing import Closing
 from fleece.delta.identity import GuestIdentity
-from fleece.errors import PointError, SourceError, UsageError
+from fleece.errors import PointError, SourceError
 from fleece.folder import Folder
 from fleece.programs import program
 from fleece.source.base import (
@@ -28,6 +28,7 @@ from fleece.source.base import (
     Unknown,
     Wanted,
 )
+from fleece.source.choice import of_kind
 from fleece.source.options import Fleecing
 from fleece.source.place import check_path, default_scratch, doubt
 from fleece.source.qemu import teardown as runtime
@@ -144,13 +145,22 @@ class QemuSource(Closing):
 
     def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
         """The highest sequence of the chain's segments on some disks; 0: there is none."""
-        return max([0, *(number for disk in disks for number in _own(disk).segments(chain_id))])
+        return max(
+            [
+                0,
+                *(
+                    number
+                    for disk in disks
+                    for number in of_kind(disk, GuestDisk).segments(chain_id)
+                ),
+            ]
+        )
 
     def known_since(
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether an unbroken line of segments tells what was written since a point."""
-        return written_since(_own(disk), chain_id, sequence, point, others)
+        return written_since(of_kind(disk, GuestDisk), chain_id, sequence, point, others)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
         """Whether a point of some disks is pulled or pushed.
@@ -158,7 +168,7 @@ class QemuSource(Closing):
         Raises:
             UsageError: it must be pushed, and points are held by filters.
         """
-        own = [_own(disk) for disk in disks]
+        own = [of_kind(disk, GuestDisk) for disk in disks]
         return choose(own, self.monitor.version, wish, self.fleecing)
 
     def examine(self) -> Report:
@@ -343,7 +353,7 @@ class QemuSource(Closing):
             SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
         self.check_ready()
-        wanted = [(_own(want.disk), _bitmaps(want)) for want in request.wanted]
+        wanted = [(of_kind(want.disk, GuestDisk), _bitmaps(want)) for want in request.wanted]
         if request.transport is Transport.PULL:
             self._refuse_obstacles([disk for disk, _ in wanted])
         for disk, bitmaps in wanted:
@@ -380,7 +390,7 @@ class QemuSource(Closing):
             SourceError: QEMU does not have its guest, or the guest is being migrated.
         """
         self.check_ready()
-        wanted = [(_own(want.disk), _bitmaps(want)) for want in request.wanted]
+        wanted = [(of_kind(want.disk, GuestDisk), _bitmaps(want)) for want in request.wanted]
         self._refuse_obstacles([disk for disk, _ in wanted])
         chain_id, sequence, point = request.chain_id, request.sequence, request.point
         planned = [
@@ -397,17 +407,6 @@ class QemuSource(Closing):
                     where=self.where,
                     hint="a backup with --transport auto or push can",
                 )
-
-
-def _own(disk: Disk) -> GuestDisk:
-    """A disk of QEMU's.
-
-    Raises:
-        UsageError: it is another source's.
-    """
-    if not isinstance(disk, GuestDisk):
-        raise UsageError(f"disk {disk.name} is not of this source")
-    return disk
 
 
 def _bitmaps(want: Wanted) -> tuple[str, ...] | None:
