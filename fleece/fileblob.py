@@ -16,6 +16,17 @@ _BROKEN = frozenset(
     {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ, errno.ENODATA, errno.EREMOTEIO}
 )
 """What the kernel answers to a read of what a device, or a file system, has lost."""
+_OF_THE_FILE = _BROKEN | {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ENAMETOOLONG,
+}
+"""Why a file cannot be opened by anybody. Any other reason is not the file's fault."""
 
 
 class FileBlob:
@@ -32,8 +43,8 @@ class FileBlob:
         length: in bytes.
 
     Raises:
-        DeltaError: it cannot be opened, or it is no regular file.
-        StoreError: too many files are open.
+        DeltaError: there is none, it is lost, or it is no regular file.
+        StoreError: it cannot be opened for another reason: by this user, or now.
     """
 
     def __init__(self, name: str, opener: Callable[[], int]) -> None:
@@ -107,22 +118,24 @@ class FileBlob:
             raise self._not_opened(error) from error
 
     def _not_opened(self, error: OSError) -> StoreError:
-        scarce = error.errno in (errno.ENOMEM, errno.EINTR)  # no fault of the file either
-        return self._error(error, StoreError if scarce else DeltaError)
+        return self._error(error, DeltaError if error.errno in _OF_THE_FILE else StoreError)
 
     def _error(self, error: OSError, family: type[StoreError]) -> StoreError:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the file
             return StoreError(
                 "too many files are open", where=self.name, hint="raise the limit (ulimit -n)"
             )
-        return family(f"cannot be read ({error.strerror})", where=self.name)
+        denied = error.errno in (errno.EACCES, errno.EPERM)
+        hint = "run fleece as a user who may" if denied else None
+        return family(f"cannot be read ({error.strerror})", where=self.name, hint=hint)
 
 
 def named_file(path: str | os.PathLike[str]) -> FileBlob:
     """A file that the user named: links on the way to it are the user's own affair.
 
     Raises:
-        DeltaError: it cannot be opened, or it is no regular file.
+        DeltaError: there is none, it is lost, or it is no regular file.
+        StoreError: this user may not open it, or the system cannot now.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     return FileBlob(os.fspath(path), lambda: os.open(path, flags))
@@ -132,7 +145,8 @@ def stored_file(path: str) -> FileBlob:
     """A file in a folder of a store: a link is not followed.
 
     Raises:
-        DeltaError: it cannot be opened, or it is no regular file.
+        DeltaError: there is none, it is lost, or it is no regular file.
+        StoreError: this user may not open it, or the system cannot now.
     """
     place = Path(path)
 

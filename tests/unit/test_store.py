@@ -395,6 +395,30 @@ def test_a_guests_folder_that_may_not_be_listed_is_an_error_and_not_empty(public
     assert "web: Permission denied" in said
 
 
+def test_a_delta_that_may_not_be_opened_is_an_error_and_not_damaged(public: Path) -> None:
+    """A backup that took it for damaged would begin the chain anew."""
+    store = init(public / "store", None, StoreWishes(mode=0o644))
+    _fill(store, 1)
+    (delta,) = (public / "store").glob("web/*/vda.fleece")
+    delta.chmod(0o000)
+    said = _unprivileged(
+        """
+        import sys
+        from fleece.errors import DeltaError, StoreError
+        from fleece.store.open import open_store
+        try:
+            print(open_store(sys.argv[1]).catalogue().damaged)
+        except DeltaError as error:
+            print("damaged:", error)
+        except StoreError as error:
+            print("refused:", error)
+        """,
+        public / "store",
+    )
+    assert said.startswith("refused: ")
+    assert f"{delta}: cannot be read (Permission denied); run fleece as a user who may" in said
+
+
 def _closed(folder: Path, mode: int) -> Path:
     closed = folder / "closed"
     closed.mkdir()
