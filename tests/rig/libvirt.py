@@ -82,7 +82,7 @@ class Libvirtd:
     def _configure(self, user: str, users: str) -> None:
         for name in ("etc/qemu", "run", "lib/qemu", "log/qemu", "cache/qemu"):
             (self.folder / name).mkdir(parents=True)
-        group = "root" if user == "root" else "kvm"
+        group = "root" if user == "root" else _group_of_kvm()
         (self.folder / "etc/qemu.conf").write_text(_CONFIGURATION.format(user=user, group=group))
         log = self.folder / "log/libvirtd.log"
         (self.folder / "etc/libvirtd.conf").write_text(
@@ -294,6 +294,18 @@ class LibvirtGuest:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_BACKUP:
                 return None
             raise
+
+
+def _group_of_kvm() -> str:
+    """The group of a QEMU that has a user of its own: the one that may use KVM, as on Debian.
+
+    Where KVM was found and that user may not open its device, libvirt believes nothing that it
+    has kept of QEMU, and starts it anew to ask, several times in each verb.
+    """
+    try:
+        return f"+{os.stat('/dev/kvm').st_gid}"
+    except OSError:
+        return "kvm"
 
 
 def until(done: Callable[[], object], what: str) -> None:
