@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 
 class Blob(Protocol):
@@ -36,4 +37,21 @@ class Blob(Protocol):
 
     def close(self) -> None:
         """Let it go; safe to repeat."""
+        ...
+
+
+@runtime_checkable
+class RemembersPages(Protocol):
+    """One that may remember a delta's pages from one run to the next."""
+
+    def pages_at(self, places: Sequence[tuple[int, int]]) -> None:
+        """Be told where the pages are: position and length of each, in their order."""
+        ...
+
+    def forget_pages(self) -> bool:
+        """Forget what is remembered of the pages, so that they are read anew.
+
+        Returns:
+            Whether anything was.
+        """
         ...

@@ -14,7 +14,7 @@ import zstandard
 
 from fleece.closing import Closing
 from fleece.delta import footer, header, pages, protection, record
-from fleece.delta.blob import Blob
+from fleece.delta.blob import Blob, RemembersPages
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -245,6 +245,9 @@ class DeltaReader(RecordFile):
             raise
         self.cache = page_cache()
         self._key = object()
+        if isinstance(blob, RemembersPages):
+            extra = self.frames.overhead
+            blob.pages_at([(page.position, page.length + extra) for page in self.pages])
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
@@ -279,7 +282,17 @@ class DeltaReader(RecordFile):
         return pages.parse_directory(frame, self._geometry, last.directory_position, self.where)
 
     def _page(self, page: pages.Page) -> Level | pages.IndexRows:
-        return self.cache.get((self._key, page.position), lambda: self._load(page))
+        return self.cache.get((self._key, page.position), lambda: self._loaded(page))
+
+    def _loaded(self, page: pages.Page) -> Level | pages.IndexRows:
+        """A page; if what is remembered of it is wrong, by itself."""
+        try:
+            return self._load(page)
+        except DeltaError:
+            blob = self._blob
+            if not isinstance(blob, RemembersPages) or not blob.forget_pages():
+                raise
+            return self._load(page)
 
     def _load(self, page: pages.Page) -> Level | pages.IndexRows:
         frame = self.frame(page.tag, page.position, page.length)

@@ -138,6 +138,77 @@ def test_what_changed_or_went_is_seen_whatever_is_remembered(
     assert gone not in keys
 
 
+def _of_one(seaweedfs: SeaweedFs, leaves: int) -> Bucket:
+    """With a store of one delta."""
+    made = seaweedfs.bucket()
+    store = make(S3Backend(made), Marker.new(fleece.StoreWishes(), None))
+    head = header(leaves * LEAF)
+    with store.locked("web"):
+        partial = store.begin("web", head.point.id, 1)
+        content = random.Random(1).randbytes(head.size)
+        base = BlankDisk(head.geometry)
+        write_delta(partial.create("vda"), head, base, content, Extents.whole(head.size))
+        partial.commit()
+    return made
+
+
+@pytest.fixture
+def tall(seaweedfs: SeaweedFs) -> Bucket:
+    """With a delta whose pages are longer than what is read to open it."""
+    return _of_one(seaweedfs, 1024)
+
+
+def _leaves(bucket: Bucket) -> tuple[bytes, int]:
+    """The hashes of all leaves of the newest point's disk, and what it cost to read them."""
+    store = _opened(bucket)
+    found = store.catalogue()
+    before = _requests(store)["s3:GetObject"]
+    with found.chain(found.points[-1].disk("vda")) as chain:
+        leaves = chain.leaf_hashes(0, chain.geometry.leaves).tobytes()
+        assert len(chain.map()) > 0
+    return leaves, _requests(store)["s3:GetObject"] - before
+
+
+def test_pages_are_read_at_once_and_by_each_host_but_once(
+    tall: Bucket, seaweedfs: SeaweedFs
+) -> None:
+    """Those of a short delta this host knows since it was made."""
+    leaves, cost = _leaves(tall)
+    assert cost == 1
+    assert _leaves(tall) == (leaves, 0)
+    (_, cost) = _leaves(_of_one(seaweedfs, 64))
+    assert cost == 0
+
+
+def test_wrong_pages_decide_nothing(tall: Bucket, tmp_path: Path) -> None:
+    """Pages that do not match their delta are read anew."""
+    leaves, _ = _leaves(tall)
+    for right in True, False:
+        with _base(tmp_path) as base:
+            ((page, known),) = base.execute("select data, hash from page").fetchall()
+            wrong = page[:-1] + bytes([page[-1] ^ 1])
+            known = xxhash.xxh3_128_digest(wrong) if right else known
+            base.execute("update page set data = ?, hash = ?", (wrong, known))
+        base.close()
+        assert _leaves(tall)[0] == leaves
+        assert _leaves(tall) == (leaves, 0)
+
+
+def test_pages_of_which_there_are_too_many_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_MOST", MIB)
+    kept = cache.Cache("s3://somewhere")
+    page = bytes(100_000)
+    for number in range(40):
+        kept.put_page((f"key {number}", "etag", 1), 0, page)
+    (file,) = (tmp_path / "fleece").iterdir()
+    assert file.stat().st_size < 2 * MIB
+    there = [number for number in range(40) if kept.page((f"key {number}", "etag", 1), 0)]
+    assert there == [*range(there[0], 40)]
+    assert len(there) > 5
+
+
 def _threads() -> list[str]:
     return [each.name for each in threading.enumerate() if each.name.startswith("fleece-s3")]
 

@@ -42,10 +42,16 @@ class Cloud(Scene):
         """A verb on the store, with machine output."""
         return INTACT.run(verb, self.address, *words, "--json")
 
-    def change(self, place: int, length: int = KIB64) -> None:
-        """Write some of the guest's disk."""
-        self.writer().write(place, os.urandom(length))
-        self.writer().flush()
+    def change(self, place: int, length: int = KIB64, disk: str = "d0") -> None:
+        """Write some of a disk of the guest's."""
+        self.writer(disk).write(place, os.urandom(length))
+        self.writer(disk).flush()
+
+    def back_up_here(self) -> None:
+        """Back up by the library, in this process: a tenth of the time."""
+        options = fleece.SourceOptions(scratch=self.scratch)
+        with fleece.open_source(self.source, options) as source:
+            fleece.backup(source, self.opened(), fleece.BackupOptions(guest=GUEST))
 
     def objects(self, kind: str = "/data/") -> list[str]:
         """Keys of what is in the store."""

@@ -44,7 +44,7 @@ class ObjectBatch:
     def open(self, name: str) -> Blob:
         """An object that is whole."""
         try:
-            return self._reading.open(self._key(name))
+            return self._reading.open(self._key(name), own=True)
         except Gone as error:
             raise DeltaError(error.what, where=error.where) from error
 

@@ -14,6 +14,7 @@ from fleece.store.s3.ahead import BLOCK, Ahead, Runs
 from fleece.store.s3.cache import Ranges
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.problems import Changed
+from fleece.store.s3.pages import PageMemory, Pages
 
 HEAD, TAIL = 4 << 10, 12 << 10
 """Bytes at the start and at the end of a delta that are read at once: what opens most of them."""
@@ -76,7 +77,9 @@ class ObjectBlob:
         place: where it is.
         known: bytes of it that need not be read.
         ahead: holds what is read in order.
+        memory: of the pages of deltas.
         keep: is told at the end which of what is known was used; None: nobody wants to know.
+        own: this process has made it: what is known of its pages is remembered.
 
     Attributes:
         name, length: the same.
@@ -87,12 +90,16 @@ class ObjectBlob:
         place: Place,
         known: Ranges,
         ahead: Ahead,
+        memory: PageMemory,
         keep: Callable[[Ranges], None] | None = None,
+        own: bool = False,
     ) -> None:
         self.name, self.length = place.name, place.length
         self._place = place
         self._known, self._keep = known, keep
         self._used: dict[int, bytes] = {}
+        self._memory, self._own = memory, own
+        self._pages: Pages | None = None
         self._ahead, self._runs = ahead, Runs(place.length)
         self._lock = threading.Lock()
         self._joined = False
@@ -110,6 +117,10 @@ class ObjectBlob:
                 return part
         if not length:
             return b""
+        if self._pages is not None and not self._joined:
+            page = self._pages.get(position, length, self._read)
+            if page is not None:
+                return page
         if length < _SMALL:
             return self._small(position, length)
         more = self._runs.more(position, length)
@@ -132,6 +143,17 @@ class ObjectBlob:
     def data_from(self, position: int) -> int:
         """The position itself: objects have no holes."""
         return min(position, self.length)
+
+    def pages_at(self, places: Sequence[tuple[int, int]]) -> None:
+        """Remember pages that are at these places: unless all is read in order."""
+        place = self._place
+        self._pages = Pages((place.key, place.etag, place.length), places, self._memory)
+        if self._own:
+            self._pages.keep(self._known)
+
+    def forget_pages(self) -> bool:
+        """Forget what is remembered of them."""
+        return self._pages is not None and self._pages.forget()
 
     def close(self) -> None:
         """End what is read ahead."""

@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -30,7 +30,12 @@ _VERSION = 1
 _SCHEMA = """create table if not exists piece
     (key text, etag text, length integer, position integer, data blob, hash blob,
      primary key (key, position)) without rowid"""
+_PAGES = """create table if not exists page
+    (id integer primary key, key text, etag text, length integer, position integer, data blob,
+     hash blob, unique (key, position))"""
 _LOCKS = "create table if not exists lock (key text primary key, until integer) without rowid"
+_MOST = 256 << 20
+"""Bytes of the file, behind which the older quarter of the pages goes before one more comes."""
 _WAIT = 5.0
 """Seconds for another process that writes."""
 
@@ -74,6 +79,30 @@ class Cache:
         if known:
             self._write([], [identity[0]])
         return known
+
+    def page(self, identity: Identity, position: int) -> bytes | None:
+        """Pages of a delta that are remembered from a position on; None: none are."""
+        asked = "select data, hash from page where key = ? and etag = ? and length = ?"
+        with contextlib.suppress(OSError, sqlite3.Error), self._opened() as base:
+            rows = base.execute(f"{asked} and position = ?", (*identity, position))
+            for data, known in rows:
+                if isinstance(data, bytes) and xxhash.xxh3_128_digest(data) == known:
+                    return data
+        return None
+
+    def put_page(self, identity: Identity, position: int, data: bytes) -> None:
+        """Write pages of a delta down."""
+        row = (*identity, position, data, xxhash.xxh3_128_digest(data))
+        columns = "key, etag, length, position, data, hash"
+        with contextlib.suppress(OSError, sqlite3.Error), self._opened() as base, base:
+            _make_room(base)
+            base.execute(f"insert or replace into page ({columns}) values (?, ?, ?, ?, ?, ?)", row)
+
+    def forget_pages(self, identity: Identity) -> bool:
+        """Forget the pages of a delta; gives whether there were any."""
+        with contextlib.suppress(OSError, sqlite3.Error), self._opened() as base, base:
+            return base.execute("delete from page where key = ?", identity[:1]).rowcount > 0
+        return False
 
     def keep(self, there: Iterable[Identity] | None = None) -> None:
         """Write down what is new.
@@ -127,7 +156,7 @@ class Cache:
                     found.setdefault((key, etag, length), []).append((position, data))
         return {identity: tuple(pieces) for identity, pieces in found.items()}
 
-    def _write(self, new: Iterable[tuple[Identity, Ranges]], gone: Iterable[str]) -> None:
+    def _write(self, new: Iterable[tuple[Identity, Ranges]], gone: Collection[str]) -> None:
         """Write, as far as that is possible."""
         rows = [
             (*identity, position, data, xxhash.xxh3_128_digest(data))
@@ -137,6 +166,7 @@ class Cache:
         with contextlib.suppress(OSError, sqlite3.Error), self._opened() as base, base:
             keys = {(row[0],) for row in rows} | {(key,) for key in gone}
             base.executemany("delete from piece where key = ?", sorted(keys))
+            base.executemany("delete from page where key = ?", [(key,) for key in sorted(gone)])
             base.executemany("insert into piece values (?, ?, ?, ?, ?, ?)", rows)
 
     @contextlib.contextmanager
@@ -165,8 +195,20 @@ def _connected(path: Path) -> sqlite3.Connection:
     try:
         base.execute("pragma synchronous = off")
         base.execute(_SCHEMA)
+        base.execute(_PAGES)
         base.execute(_LOCKS)
     except BaseException:
         base.close()
         raise
     return base
+
+
+def _make_room(base: sqlite3.Connection) -> None:
+    """Forget the oldest pages, if the file is too large."""
+    used = "select page_count - freelist_count, page_size from "
+    parts = "pragma_page_count, pragma_freelist_count, pragma_page_size"
+    count, size = base.execute(used + parts).fetchone()
+    if count * size > _MOST:
+        base.execute(
+            "delete from page where id <= (select min(id) + (max(id) - min(id)) / 4 from page)"
+        )

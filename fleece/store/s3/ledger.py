@@ -207,9 +207,11 @@ class Ledger:
         data = change.to_bytes()
         with contextlib.suppress(Taken):  # by us, perhaps: an answer can be lost
             self.bucket.put(key, data, new=True, lock=self.retention.lock())
-        found = self.bucket.get(key).data
-        if found != data:
-            raise self._overtaken(key, found)
+        got = self.bucket.get(key)
+        if got.data != data:
+            raise self._overtaken(key, got.data)
+        self.cache.put((names.change_key(guest, base + 1), got.etag, len(data)), ((0, data),))
+        self.cache.keep()
         self.view(guest).add(base + 1, change)
         if self._bases.get(guest) == base:
             self._bases[guest] = base + 1

@@ -13,6 +13,7 @@ from fleece.store.s3.blob import ObjectBlob, Place, read_edges
 from fleece.store.s3.cache import Ranges
 from fleece.store.s3.client.answers import Listed
 from fleece.store.s3.ledger import AT_ONCE, Ledger, identity
+from fleece.store.s3.pages import PageMemory
 from fleece.store.s3.upload import Upload
 
 _AHEAD = 8 * AT_ONCE
@@ -29,6 +30,7 @@ class Reading:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._blocks = Ahead()
+        self._pages = PageMemory(ledger.cache)
         self._coming: deque[str] = deque()
         self._edges: dict[str, Ranges] = {}
 
@@ -43,8 +45,12 @@ class Reading:
         self._coming = deque(keys)
         self._edges = {}
 
-    def open(self, key: str) -> ObjectBlob:
-        """An object, by its key below the prefix.
+    def open(self, key: str, *, own: bool = False) -> ObjectBlob:
+        """An object.
+
+        Args:
+            key: of it, below the prefix.
+            own: this process has made it.
 
         Raises:
             Gone: it is not there.
@@ -63,7 +69,7 @@ class Reading:
             if not self._coming and not self._edges:
                 ledger.cache.keep()
 
-        return ObjectBlob(self._place(item), found, self._blocks, keep)
+        return ObjectBlob(self._place(item), found, self._blocks, self._pages, keep, own)
 
     def forget(self, key: str) -> bool:
         """Forget what this host remembers of an object; gives whether that was anything."""
