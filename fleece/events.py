@@ -21,6 +21,7 @@ class Phase(enum.StrEnum):
     RESTORE = "restore"
     VERIFY = "verify"
     ROOT = "root"
+    PROOF = "proof"
     AUDIT = "audit"
     IMPORT = "import"
     SALVAGE = "salvage"
@@ -90,13 +91,17 @@ class Resumed(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """`done` of `total` bytes (of disk; of a copy: of file) are through a phase."""
+    """`done` of `total` bytes (of disk; of a copy: of file) are through a phase.
+
+    Of these `known` were not read: known zeros, and what an interrupted backup had read.
+    """
 
     name: ClassVar[str] = "progress"
     phase: Phase
     subject: str
     done: int
     total: int
+    known: int = 0
 
 
 @dataclass(frozen=True)

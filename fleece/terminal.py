@@ -24,6 +24,24 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def human(count: int) -> str:
+    """A number of bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people, in the largest unit that it has two of."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def cells(text: str) -> int:
     """How many columns of a terminal a text takes (Unicode Standard Annex 11).
 
@@ -52,6 +70,11 @@ def local_time(moment: str) -> str:
         return f"{found.replace(tzinfo=found.tzinfo or UTC).astimezone():%Y-%m-%d %H:%M:%S %Z}"
     except (ValueError, OverflowError, OSError):
         return moment
+
+
+def is_plain() -> bool:
+    """Whether the terminal says of itself that it can do no more than print lines."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
 
 
 def _escaped(char: str) -> str:

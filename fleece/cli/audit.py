@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.sources import source_options, split_disks
 from fleece.cli.words import AuditWords
+from fleece.terminal import human
 
 
 def audit(output: Output, cancel: CancelToken, words: AuditWords) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.words import BitmapWords
-from fleece.terminal import counted
+from fleece.terminal import counted, human
 
 
 def bitmap(output: Output, cancel: CancelToken, words: BitmapWords) -> None:

@@ -9,11 +9,11 @@ from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human, span
+from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import RootWords, StatusWords, VerifyWords
 from fleece.errors import StoreError, UsageError, VerifyError
-from fleece.terminal import counted, local_time
+from fleece.terminal import counted, human, local_time, span
 
 
 def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
@@ -44,8 +44,11 @@ def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
             f"{counted(len(result.errors), 'error')} in {words.store}", fields, StoreError
         )
     output.succeed(
-        f"no damage in {counted(len(result.points), 'point')}: "
-        f"{counted(result.deltas, 'delta')}, {human(result.read_bytes)} read",
+        [
+            output.work(f"read {human(result.read_bytes)}", result.read_bytes),
+            f"no damage in {counted(len(result.points), 'point')}: "
+            f"{counted(result.deltas, 'delta')}",
+        ],
         **fields,
     )
 
@@ -68,8 +71,11 @@ def _scrub(
             f"{counted(len(result.errors), 'error')} in {catalogue.where}", fields, StoreError
         )
     output.succeed(
-        f"{counted(result.deltas, 'delta')} checked, no damage; {human(result.read_bytes)} read; "
-        f"{result.left} of {result.due} due are left for the next run",
+        [
+            output.work(f"read {human(result.read_bytes)}", result.read_bytes),
+            f"{counted(result.deltas, 'delta')} checked, no damage; "
+            f"{result.left} of {result.due} due are left for the next run",
+        ],
         **fields,
     )
 
@@ -200,4 +206,5 @@ def root(output: Output, cancel: CancelToken, words: RootWords) -> None:
         geometry = fleece.Geometry(disk.size, algorithm=algorithm)
         found = fleece.disk_root(disk, output.listen, cancel, geometry).hex()
         size = disk.size
-    output.succeed(found, root=found, size=size, image=words.image)
+    output.answer(found)
+    output.succeed("", root=found, size=size, image=words.image)

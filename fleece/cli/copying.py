@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.sources import bytes_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import CopyWords, ServeStoreWords
 from fleece.errors import StoreError, UsageError, WrongKey
-from fleece.terminal import counted, local_time
+from fleece.terminal import counted, human, local_time
 
 _STDIN, _STDOUT = 0, 1
 
@@ -69,8 +69,13 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
         ]
         output.listing(table(_TO_SEND, rows, output.width()))
     text = "would send" if report.dry_run else "sent"
-    text += f" {counted(len(report.points), 'point')}, {human(sent)}; {report.had} were there"
-    output.succeed(text, errors=[], **fields)
+    text += f" {counted(len(report.points), 'point')}, {human(sent)}; {_had(report.had)}"
+    took = [] if report.dry_run else [output.work(f"sent {human(sent)}", sent)]
+    output.succeed([*took, text], errors=[], **fields)
+
+
+def _had(count: int) -> str:
+    return f"{count} {'was' if count == 1 else 'were'} there"
 
 
 def serve_store(output: Output, cancel: CancelToken, words: ServeStoreWords) -> None:

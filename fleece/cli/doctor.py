@@ -7,9 +7,10 @@ from pathlib import Path
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.words import DoctorWords
 from fleece.errors import UsageError
+from fleece.terminal import human
 
 
 def doctor(output: Output, cancel: CancelToken, words: DoctorWords) -> None:

@@ -10,11 +10,11 @@ from dataclasses import asdict
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.stream import data_output
 from fleece.cli.words import CpWords, LsWords
 from fleece.errors import StoreError, TargetError, UsageError
-from fleece.terminal import counted
+from fleece.terminal import counted, human
 
 _TYPES = {
     fleece.FileKind.FILE: stat.S_IFREG,

@@ -11,9 +11,8 @@ from html import escape
 from pathlib import Path
 
 import fleece
-from fleece.cli.output import human
 from fleece.errors import TargetError
-from fleece.terminal import counted, local_time, shown
+from fleece.terminal import counted, human, local_time, shown
 from fleece.there import is_file
 
 _COLUMNS = 64

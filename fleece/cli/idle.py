@@ -36,6 +36,16 @@ def _has(name: str) -> Callable[[Options], bool]:
 
 _NO_STORE = (("without a STORE", _is("stores", [])),)
 
+_TOLD = "with --json: it is for people, and programs choose by 'event'"
+_ALWAYS = (
+    _Idle(
+        "--verbose",
+        lambda options: bool(options.get("verbose")),
+        (("with --quiet", _has("quiet")), (_TOLD, _has("machine"))),
+    ),
+    _Idle("--quiet", _has("quiet"), ((_TOLD, _has("machine")),)),
+)
+
 _IDLE: dict[str, tuple[_Idle, ...]] = {
     "backing_up:backup": (
         _Idle(
@@ -84,6 +94,11 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             _has("machine"),
             (("here: standard output is the other side's", lambda options: True),),
         ),
+        _Idle(
+            "--quiet",
+            _has("quiet"),
+            (("here: nothing but trouble is ever said", lambda options: True),),
+        ),
     ),
     "copying:copy": (
         _Idle("--rate", _has("rate"), (("with --dry-run: nothing is sent", _has("dry_run")),)),
@@ -122,7 +137,7 @@ def refuse_idle(options: Options) -> None:
     Raises:
         UsageError: there is one.
     """
-    for idle in _IDLE.get(options["verb"], ()):
+    for idle in (*_ALWAYS, *_IDLE.get(options["verb"], ())):
         for why, takes_it_away in idle.beside:
             if idle.given(options) and takes_it_away(options):
                 raise UsageError(f"{idle.option} has no effect {why}", hint="leave it out")

@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import MergeWords, PinWords, PruneWords
-from fleece.terminal import counted, local_time
+from fleece.terminal import counted, human, local_time
 
 _MERGING = {"auto": None, "always": True, "never": False}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import heat
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.words import DiffWords, MapWords
 from fleece.errors import UsageError
-from fleece.terminal import counted
+from fleece.terminal import counted, human
 
 _SHOWN = 20
 _CELLS = 1024

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = vars(parser().parse_args(argv))
         output = Output.of_options(options)
         refuse_idle(options)
-        del options["machine"]
+        for told in ("machine", "quiet", "verbose"):
+            options.pop(told, None)
         if "key_file" in options:
             from fleece.cli.secret import secret_of
 

@@ -11,34 +11,25 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from enum import Enum
+from typing import TextIO, TypeAlias
 
 from fleece import events
+from fleece.cli.bar import Bar, named
+from fleece.cli.telling import text_of
 from fleece.errors import FleeceError
-from fleece.terminal import counted, local_time, shown
+from fleece.terminal import counted, human, shown, span
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+_PROGRESS_EVERY = 1.0
+"""Seconds between two lines of progress for a program, at least."""
 
+_TROUBLE = (events.Warned, events.Problem, events.DiskGone)
+"""What people are told however quiet it shall be."""
 
-def human(count: int) -> str:
-    """A number of bytes for people."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} TiB"
-
-
-def span(seconds: float) -> str:
-    """A length of time for people, in the largest unit that it has two of."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
+_STEPS = (events.DeltaChecked, events.Merged, events.Dropped)
+"""What only those are told who want to hear of each."""
 
 _Usage: TypeAlias = Mapping[str, tuple[int, int, int]]
 """Count, bytes sent and bytes received of requests, by kind."""
@@ -104,22 +95,61 @@ class ShownStream(io.TextIOWrapper):
         return len(text)
 
 
+class Tone(Enum):
+    """How much people are told.
+
+    Attributes:
+        QUIET: what they asked for, and trouble.
+        USUAL: what is done, and what came of it.
+        VERBOSE: each step, too.
+    """
+
+    QUIET = -1
+    USUAL = 0
+    VERBOSE = 1
+
+
+class Seldom:
+    """Lets one thing through in so many seconds.
+
+    Args:
+        seconds: between two of them, at least.
+        clock: seconds, of no matter which moment.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._last: float | None = None
+
+    def now(self) -> bool:
+        """Whether this one goes through."""
+        now = self._clock()
+        if self._last is not None and now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+
 class Output:
     """Prints events, then one result. Results and listings go to stdout, the rest to stderr.
 
     Args:
         machine: print JSON lines instead of text.
         spare_stdout: print all of it to stderr: stdout takes data.
+        tone: how much people are told.
     """
 
-    def __init__(self, machine: bool, spare_stdout: bool = False) -> None:
+    def __init__(self, machine: bool, spare_stdout: bool = False, tone: Tone = Tone.USUAL) -> None:
         self.machine = machine
-        self._bar: tqdm[Any] | None = None
-        self._phase: tuple[str, str] | None = None
+        self._tone = tone
+        self._bar: Bar | None = None
         self._stream = sys.stderr if spare_stdout else sys.stdout
         self._lost = False
-        self._barless = False
+        self._barless = machine or tone is Tone.QUIET or not Bar.wanted()
         self._meters: list[Callable[[], _Usage]] = []
+        self._begun = time.monotonic()
+        self._seldom = Seldom(_PROGRESS_EVERY)
+        self._phase: tuple[events.Progress, float] | None = None
 
     @staticmethod
     def of_words(words: Sequence[str]) -> Output:
@@ -130,7 +160,8 @@ class Output:
     def of_options(options: Mapping[str, object]) -> Output:
         """As the options of a verb ask for it."""
         takes_data = "-" in (options.get("stream"), options.get("target"))
-        return Output(bool(options["machine"]), takes_data)
+        tone = Tone(bool(options.get("verbose")) - bool(options.get("quiet")))
+        return Output(bool(options["machine"]), takes_data, tone)
 
     def width(self) -> int | None:
         """Of the terminal that listings go to, in cells; None: they go elsewhere."""
@@ -141,12 +172,17 @@ class Output:
 
     def listen(self, event: events.Event) -> None:
         """A listener for the library's events."""
-        if self.machine:
-            self.emit(event.to_json())
-        elif isinstance(event, events.Progress):
+        if isinstance(event, events.Progress):
             self._progress(event)
-        elif (text := _text(event)) is not None:
+        elif self.machine:
+            self.emit(event.to_json())
+        elif self._is_told(event) and (text := text_of(event)) is not None:
             self.say(text)
+
+    def _is_told(self, event: events.Event) -> bool:
+        if self._tone is Tone.QUIET:
+            return isinstance(event, _TROUBLE)
+        return self._tone is Tone.VERBOSE or not isinstance(event, _STEPS)
 
     def emit(self, data: dict[str, object]) -> None:
         """One JSON line."""
@@ -197,12 +233,31 @@ class Output:
         }
         return {"requests": kinds} if kinds else {}
 
+    def work(self, what: str, count: int) -> str:
+        """How long the run took by now, and how fast it was, for people.
+
+        Args:
+            what: was done, like `read 1.2 GiB, stored 300.0 MiB`.
+            count: bytes that the rate is of.
+        """
+        seconds = time.monotonic() - self._begun
+        took = f"{what}, took {span(seconds) if seconds >= 10 else f'{seconds:.1f} s'}"
+        return f"{took}, {human(round(count / seconds))}/s" if count else took
+
+    def answer(self, text: str | Iterable[str]) -> None:
+        """What was asked for, for people: quiet or not. A program has it in the result."""
+        if not self.machine:
+            self._end_bar()
+            self._print(_lines(text), self._stream)
+
     def succeed(self, text: str | Iterable[str], **fields: object) -> None:
         """The last line, or lines, of a run that did what it was asked; an empty one is none."""
         self._end_bar()
+        self._end_phase()
         if self.machine:
-            self.emit({"event": "result", "ok": True} | fields | self._cost())
-        else:
+            took = {"seconds": round(time.monotonic() - self._begun, 3)}
+            self.emit({"event": "result", "ok": True} | took | fields | self._cost())
+        elif self._tone is not Tone.QUIET:
             if asked := self._asked():
                 self.say(_requests(asked))
             self._print(_lines(text) if text else [], self._stream)
@@ -231,36 +286,40 @@ class Output:
             raise
 
     def _progress(self, event: events.Progress) -> None:
-        if self._barless or not sys.stderr.isatty():
+        if self.machine:
+            if self._seldom.now():
+                self.emit(event.to_json())
             return
-        phase = (event.phase, event.subject)
-        if self._bar is None or self._phase != phase:
-            try:
-                from tqdm import tqdm
-            except (ImportError, OSError) as error:  # no reason to end what is underway
-                self._barless = True
-                self.say(f"warning: no progress is shown: {error}")
-                return
-            self._end_bar()
-            self._phase = phase
-            with printing(sys.stderr):
-                self._bar = tqdm(
-                    total=event.total,
-                    desc=shown(f"{event.phase} {event.subject}"),
-                    file=sys.__stderr__,
-                    unit="B",
-                    unit_scale=True,
-                    unit_divisor=1024,
-                    leave=False,
-                )
+        if self._tone is Tone.VERBOSE:
+            self._follow(event)
+        if self._barless:
+            return
+        try:
+            self._bar = self._bar or Bar()
+        except (ImportError, OSError) as error:  # no reason to end what is underway
+            self._barless = True
+            self.say(f"warning: no progress is shown: {error}")
+            return
         with printing(sys.stderr):
-            self._bar.update(event.done - self._bar.n)
+            self._bar.show(event)
+
+    def _follow(self, event: events.Progress) -> None:
+        """Keep what a phase came to; tell of the one before."""
+        if self._phase is None or named(self._phase[0]) != named(event):
+            self._end_phase()
+            self._phase = event, time.monotonic()
+        self._phase = event, self._phase[1]
+
+    def _end_phase(self) -> None:
+        if self._phase is not None:
+            (last, begun), self._phase = self._phase, None
+            took = span(time.monotonic() - begun)
+            self.say(f"{named(last)}: {human(last.done - last.known)} in {took}")
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            bar, self._bar = self._bar, None
             with printing(sys.stderr):
-                bar.close()
+                self._bar.end()
 
 
 def _requests(asked: _Usage) -> str:
@@ -272,43 +331,3 @@ def _requests(asked: _Usage) -> str:
 
 def _lines(text: str | Iterable[str]) -> list[str]:
     return [shown(line) for line in ([text] if isinstance(text, str) else text)]
-
-
-def _text(event: events.Event) -> str | None:
-    """The line for people that an event is worth, if it is."""
-    match event:
-        case events.Leftover():
-            return f"removed, left by an interrupted run: {event.kind} {event.item}"
-        case events.DiskPlanned():
-            return f"{event.disk}: {event.mode}: {event.reason}"
-        case events.DiskGone():
-            return f"{event.disk}: the guest no longer has it; its newest point is {event.point}"
-        case events.PointTaken():
-            return f"point {event.point} taken of {', '.join(event.disks)}"
-        case events.Resumed():
-            return (
-                f"resuming point {event.point} of {local_time(event.time)}: "
-                f"{human(event.done)} already stored"
-            )
-        case events.Streamed():
-            return f"point {event.point} is written to the output"
-        case events.Warned():
-            return f"warning: {event.what}"
-    return _text_of_store(event)
-
-
-def _text_of_store(event: events.Event) -> str | None:
-    match event:
-        case events.DeltaChecked():
-            return f"sound: point {event.point} disk {event.disk} root {event.root}"
-        case events.Problem():
-            return f"PROBLEM: {event.where}: {event.what}"
-        case events.Merged():
-            return (
-                f"point {event.point} disk {event.disk} stands for {counted(event.deltas, 'delta')}"
-            )
-        case events.Arrived():
-            return f"arrived: point {event.point} of {event.guest}, {human(event.stored_bytes)}"
-        case events.Dropped():
-            return f"dropped: point {event.point} of {event.guest}"
-    return None

@@ -10,7 +10,7 @@ from fleece.cli.output import Output
 from fleece.cli.stream import data_output
 from fleece.cli.words import RestoreWords
 from fleece.errors import TargetError, UsageError
-from fleece.terminal import counted
+from fleece.terminal import counted, human
 
 
 def restore(output: Output, cancel: CancelToken, words: RestoreWords) -> None:
@@ -91,4 +91,8 @@ def restore_options(words: RestoreWords) -> fleece.RestoreOptions:
 
 def _succeed(output: Output, result: fleece.RestoreResult, what: str) -> None:
     where = f"{result.target} is disk {result.disk} at point {result.point}"
-    output.succeed(f"{where}: root {result.root}, {what}", **asdict(result))
+    count = result.written_bytes
+    output.succeed(
+        [output.work(f"wrote {human(count)}", count), f"{where}: root {result.root}, {what}"],
+        **asdict(result),
+    )

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.restoring import restore_options
 from fleece.cli.words import RestoreWords, SalvageWords
 from fleece.errors import UsageError, VerifyError
-from fleece.terminal import counted
+from fleece.terminal import counted, human
 
 
 def salvage(output: Output, cancel: CancelToken, words: SalvageWords) -> None:
@@ -39,7 +39,8 @@ def info(output: Output, said: fleece.SalvagedFile) -> None:
     _show(output, said.lost)
     fields: dict[str, object] = {"salvaged": True} | asdict(said)
     shown = {name: value for name, value in fields.items() if name != "lost"}
-    output.succeed((f"{name:17} {value}" for name, value in shown.items()), **fields)
+    output.answer(f"{name:17} {value}" for name, value in shown.items())
+    output.succeed("", **fields)
 
 
 def restore_partial(output: Output, cancel: CancelToken, words: RestoreWords) -> None:

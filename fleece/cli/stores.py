@@ -8,10 +8,10 @@ from dataclasses import asdict
 import fleece
 from fleece.cancel import CancelToken
 from fleece.cli import salvage
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import InfoWords, InitWords, ListWords
-from fleece.terminal import counted, local_time
+from fleece.terminal import counted, human, local_time
 
 
 def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
@@ -217,4 +217,5 @@ def info(output: Output, cancel: CancelToken, words: InfoWords) -> None:
             "producer": {**head.producer},
         }
     lines = (f"{name.replace('_', ' '):17} {value}" for name, value in fields.items())
-    output.succeed(lines, **fields)
+    output.answer(lines)
+    output.succeed("", **fields)

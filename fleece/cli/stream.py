@@ -12,9 +12,10 @@ from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human
+from fleece.cli.output import Output
 from fleece.cli.words import ImportWords
 from fleece.errors import FleeceError, UsageError
+from fleece.terminal import human
 from fleece.writeback import Writeback
 
 _STDIN, _STDOUT = 0, 1

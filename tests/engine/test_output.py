@@ -87,7 +87,7 @@ def test_an_output_that_runs_full_ends_a_backup_and_leaves_nothing(tmp_path: Pat
         scene.take()
         scene.writer().write(0, os.urandom(MIB))
         said = small / "said"
-        room = 300  # for the first events, and no more: tmpfs counts pages
+        room = 160  # for the first events, and no more: tmpfs counts pages
         said.write_bytes(b"\n" * (2 * PAGE - room))
         fill(small)
         ran = _run(*scene.words("--mode", "full"), streams=f">>{said}")

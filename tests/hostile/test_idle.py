@@ -49,6 +49,10 @@ IDLE: tuple[tuple[tuple[str, ...], str], ...] = (
             ("map", "{store}", "latest", "vda"),
         )
     ),
+    (("list", "{store}", "-q", "--json"), "--quiet has no effect with --json"),
+    (("verify", "{store}", "-v", "--json"), "--verbose has no effect with --json"),
+    (("verify", "{store}", "-v", "-q"), "--verbose has no effect with --quiet"),
+    (("serve-store", "{store}", "-q"), "has no effect"),
     (("prune", "{store}", "--dry-run"), "no rule says what to keep"),
     (("prune", "{store}", "--guest", "guest"), "no rule says what to keep"),
     (("prune", "{store}", "--keep-last", "0"), "no rule says what to keep"),

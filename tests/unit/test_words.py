@@ -14,7 +14,7 @@ from fleece.cli.grammar import parser
 from fleece.engine.serve.boot import DISK_DEVICES
 
 _KEY = {"key_file", "passphrase_file"}
-_NOT_THE_VERBS = {"help", "version", "machine", "nice", "==SUPPRESS=="}
+_NOT_THE_VERBS = {"help", "version", "machine", "quiet", "verbose", "nice", "==SUPPRESS=="}
 """What `fleece.cli.main` takes for itself."""
 
 

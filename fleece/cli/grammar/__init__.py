@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fleece.cli.grammar.copying import copy_verbs
 from fleece.cli.grammar.files import files_verbs
 from fleece.cli.grammar.keep import keep_verbs
-from fleece.cli.grammar.options import filled
+from fleece.cli.grammar.options import add_quiet, filled
 from fleece.cli.grammar.points import point_verbs
 from fleece.cli.grammar.source import source_verbs
 from fleece.cli.grammar.store import store_verbs
@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         dest="machine",
         help="print one JSON object a line; the last one is the result",
     )
+    add_quiet(common)
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
     verbs.type = str  # the verb's own words pass here too
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import STORE, AddVerb, add_key
+from fleece.cli.grammar.options import STORE, AddVerb, add_key, add_verbose
 from fleece.cli.words import CopyWords, ServeStoreWords
 
 
@@ -29,6 +29,7 @@ def copy_verbs(verb: AddVerb) -> None:
     copy.add_argument(
         "--jobs", type=int, default=4, metavar="N", help="deltas that are sent at once; default: 4"
     )
+    add_verbose(copy)
     add_key(copy)
     copy.add_argument(
         "--to-key-file", metavar="FILE", help="the key of TO; default: that of FROM, if TO has one"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import POINT, STORE, AddVerb, add_guest, add_key
+from fleece.cli.grammar.options import POINT, STORE, AddVerb, add_guest, add_key, add_quiet
 from fleece.cli.words import CpWords, LsWords
 
 _PATH = "a path in the volume's file system, like /etc/fstab"
@@ -56,5 +56,6 @@ def _add_common(made: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,  # it may have been given before the inner verb
         help="print one JSON object a line; the last one is the result",
     )
+    add_quiet(made, argparse.SUPPRESS)
     add_guest(made)
     add_key(made)

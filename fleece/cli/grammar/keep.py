@@ -8,6 +8,7 @@ from fleece.cli.grammar.options import (
     AddVerb,
     add_guest,
     add_key,
+    add_verbose,
 )
 from fleece.cli.words import MergeWords, PinWords, PruneWords
 
@@ -43,6 +44,7 @@ def _merge_verb(verb: AddVerb) -> None:
         help="the oldest point to merge; default: all, which makes a full",
     )
     add_guest(merge)
+    add_verbose(merge)
     add_key(merge)
 
 
@@ -85,6 +87,7 @@ def _prune_verb(verb: AddVerb) -> None:
     prune.add_argument(
         "--guest", help="only the points of this guest; default: those of each guest, separately"
     )
+    add_verbose(prune)
     add_key(prune)
 
 

@@ -101,6 +101,27 @@ def add_fleecing(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quiet(made: argparse.ArgumentParser, default: object = False) -> None:
+    """Add the option that has people told less."""
+    made.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=default,
+        help="print what was asked for, and trouble: no progress, no closing line",
+    )
+
+
+def add_verbose(made: argparse.ArgumentParser) -> None:
+    """Add the option that has people told more."""
+    made.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="also print each step, and how long each part took",
+    )
+
+
 def add_nice(made: argparse.ArgumentParser) -> None:
     """Add the option that lets others go first."""
     made.add_argument(

@@ -13,6 +13,7 @@ from fleece.cli.grammar.options import (
     add_guest,
     add_key,
     add_mode,
+    add_verbose,
     file_to_make,
 )
 from fleece.cli.words import (
@@ -86,6 +87,7 @@ def _restore_verb(verb: AddVerb) -> None:
     )
     add_mode(restore, "the new image, or of each with --as-chain")
     add_guest(restore)
+    add_verbose(restore)
     add_key(restore)
 
 
@@ -129,6 +131,7 @@ def _restore_guest_verb(verb: AddVerb) -> None:
         help="replace files, devices, and a guest of the same name that is off",
     )
     add_guest(guest)
+    add_verbose(guest)
     add_key(guest)
 
 

@@ -16,6 +16,7 @@ from fleece.cli.grammar.options import (
     add_nice,
     add_scratch,
     add_scratch_limit,
+    add_verbose,
 )
 from fleece.cli.words import AuditWords, BackupWords, BitmapWords, CleanWords, DoctorWords
 
@@ -35,6 +36,7 @@ def _backup_verb(verb: AddVerb) -> None:
     )
     backup.add_argument("source", metavar="SOURCE", help=SOURCE)
     backup.add_argument("store", metavar="STORE", help=STORE)
+    add_verbose(backup)
     add_key(backup)
     backup.add_argument(
         "--output",
@@ -159,6 +161,7 @@ def _audit_verb(verb: AddVerb) -> None:
     add_connect(audit)
     add_scratch_limit(audit)
     add_fleecing(audit)
+    add_verbose(audit)
     add_key(audit)
 
 

@@ -11,6 +11,7 @@ from fleece.cli.grammar.options import (
     add_image_format,
     add_key,
     add_mode,
+    add_verbose,
     file_to_make,
     permissions,
 )
@@ -109,6 +110,7 @@ def _taking_verb(verb: AddVerb) -> None:
         action="store_true",
         help="add it to the points of another guest of the same name",
     )
+    add_verbose(taking)
     add_key(taking)
 
 
@@ -144,6 +146,7 @@ def _verify_verb(verb: AddVerb) -> None:
         help="stop when this part of the store has been read, like 10%%",
     )
     add_guest(verify)
+    add_verbose(verify)
     add_key(verify)
     add_image_format(verify)
 
@@ -154,6 +157,7 @@ def _root_verb(verb: AddVerb) -> None:
     )
     root.add_argument("image", metavar="IMAGE", help="a file, block device or NBD URI")
     add_image_format(root)
+    add_verbose(root)
     root.add_argument(
         "--hash",
         choices=("xxh3-128", "blake3"),
@@ -182,6 +186,7 @@ def _salvage_verb(verb: AddVerb) -> None:
     )
     salvage.add_argument("--force", action="store_true", help="replace a file that exists")
     add_mode(salvage, "NEW")
+    add_verbose(salvage)
     add_key(salvage)
 
 

@@ -82,7 +82,7 @@ def fill_by_pull(filling: Filling) -> list[DiskResult]:
             names = tuple(made.disk.name for made in taken.decisions)
             task.listener(events.Resumed(taken.ref.id, taken.ref.time, names, kept))
         counter = task.counter(kept + sum(job.dirty.total for job in jobs))
-        counter.done = kept
+        counter.count(kept, kept)
         with reads_of(living):
             copy_all(jobs, counter, task.cancel, task.options.workers, living.watch)
             _audit(task, audits, living)

@@ -155,7 +155,7 @@ def _items(job: CopyJob, counter: Counter) -> Iterator[_Item]:
             zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
             for start, end in zeros if held is None else held.not_yet_zero(zeros):
                 job.writer.zero(start, end - start)
-            counter.add(zeros.total)
+            counter.skip(zeros.total)
             items = read_items(part.subtract(zeros))
             for item, same in _unknown(items) if held is None else held.beside(items):
                 job.read_bytes += item.length

@@ -213,7 +213,7 @@ class _Receiver:
                     "the sink handed over something that the source cannot have pushed"
                 )
             self._jobs[request.disk].take(request, data, packers[request.disk])
-            self._counter.count(request.length)
+            self._counter.count(request.length, request.length if request.zero else 0)
             channel.answer(True)
             del self._since[channel]
 

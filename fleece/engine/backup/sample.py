@@ -113,7 +113,7 @@ def compare_clean(
                 zeros = known_zeros(job.disk, part, job.chain.geometry.leaf_size, gap=0)
                 # Zeros on both sides are the same. Others are read, and their hashes decide.
                 same = zeros.subtract(held.not_yet_zero(zeros))
-                counter.add(same.total)
+                counter.skip(same.total)
                 job.compared_bytes += same.total
                 for item, hashes in held.beside(read_items(part.subtract(same), gap=0)):
                     yield job, item, hashes

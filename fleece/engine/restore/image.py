@@ -335,7 +335,7 @@ def prove(
     Raises:
         VerifyError: they differ.
     """
-    found = disk_root(image, listener, cancel, chain.geometry).hex()
+    found = disk_root(image, listener, cancel, chain.geometry, entry.header.disk).hex()
     if found != entry.root:
         raise VerifyError(
             f"the restored image has root {found}, the point has {entry.root}", where=image.where

@@ -117,7 +117,7 @@ def restore_partial(
             counter = Counter(listener, events.Phase.RESTORE, disk, written)
             _write([*members, *others], proof.leaves, shape, image, counter, cancel)
             image.flush()
-            found = disk_root(image, listener, cancel, shape)
+            found = disk_root(image, listener, cancel, shape, disk)
             if found != proof.root:
                 raise VerifyError("the target does not hold what was written", where=image.where)
     return _result(line, target, proof, written, len(members) + len(others))

@@ -193,22 +193,30 @@ class Counter:
         self._telling = threading.Lock()
         self._told = 0.0
         self._said = -1
-        self.done = 0
+        self.done = self._known = 0
 
     def add(self, count: int) -> None:
         """Count `count` bytes more, and tell."""
         self.count(count)
         self.tell()
 
-    def count(self, count: int) -> None:
-        """Count `count` bytes more, whatever the listener does."""
+    def count(self, count: int, known: int = 0) -> None:
+        """Count `count` bytes more, of which `known` were not read, whatever the listener does."""
         with self._lock:
             self.done += count
+            self._known += known
+
+    def skip(self, count: int) -> None:
+        """Count `count` bytes more that need not be read, and tell."""
+        self.count(count, count)
+        self.tell()
 
     def tell(self) -> None:
         """Tell the listener, if it is time and there is news; the caller waits for it."""
         with self._telling:
-            now, done = time.monotonic(), self.done
+            with self._lock:
+                done, known = self.done, self._known
+            now = time.monotonic()
             if done != self._said and (now - self._told >= TELL_EVERY or done >= self._total):
                 self._told, self._said = now, done
-                self._listener(Progress(self._phase, self._subject, done, self._total))
+                self._listener(Progress(self._phase, self._subject, done, self._total, known))

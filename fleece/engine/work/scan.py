@@ -58,7 +58,7 @@ def _region(
     count = -(-(end - start) // geometry.leaf_size)
     whole = Extents.of([(start, end)])
     wanted = whole.subtract(known_zeros(disk, whole, geometry.leaf_size))
-    counter.add(end - start - wanted.total)
+    counter.skip(end - start - wanted.total)
     if len(wanted) == 0:
         return Region(first, None, count)
     hashes = geometry.zero_hashes(0, count).copy()
@@ -111,6 +111,7 @@ def disk_root(
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
     geometry: Geometry | None = None,
+    proven: str | None = None,
 ) -> bytes:
     """The root of an open disk.
 
@@ -119,7 +120,9 @@ def disk_root(
         listener: hears `Progress`.
         cancel: stops it.
         geometry: the tree's shape; None: the default shape for the disk's size.
+        proven: the name of the disk of which this proves that it was restored; None: of none.
     """
     shape = geometry or Geometry(disk.size)
-    counter = Counter(listener, events.Phase.ROOT, disk.where, disk.size)
+    phase = events.Phase.ROOT if proven is None else events.Phase.PROOF
+    counter = Counter(listener, phase, proven or disk.where, disk.size)
     return root_of(regions(disk, shape, counter, cancel or CancelToken()), shape)
