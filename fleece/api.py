@@ -26,6 +26,10 @@ from fleece.engine.check.disk_map import MappedExtent, Picture, mapped_extents, 
 from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
 from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.check.verify import Comparison, VerifyResult, compare_image, verify_store
+from fleece.engine.export.address import Doors
+from fleece.engine.export.export import ExportedDisk, Exporting, Told, export
+from fleece.engine.export.options import ExportOptions
+from fleece.engine.export.orders import Order, Orders, order
 from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.guest import GuestOptions, GuestResult, restore_guest
 from fleece.engine.restore.image import RestoreResult, restore
@@ -139,6 +143,7 @@ __all__ = (
     "DeltaWriter",
     "Disk",
     "DiskResult",
+    "Doors",
     "Duration",
     "Entry",
     "Examinable",
@@ -146,6 +151,9 @@ __all__ = (
     "ExaminedDisk",
     "ExitCode",
     "Export",
+    "ExportOptions",
+    "ExportedDisk",
+    "Exporting",
     "Extents",
     "FileEntry",
     "FileKind",
@@ -184,6 +192,8 @@ __all__ = (
     "Mode",
     "ModeWish",
     "Need",
+    "Order",
+    "Orders",
     "ParentRef",
     "Part",
     "PartKind",
@@ -224,6 +234,7 @@ __all__ = (
     "Summary",
     "TargetError",
     "TellsMachine",
+    "Told",
     "Transport",
     "TransportWish",
     "TreeComparison",
@@ -251,6 +262,7 @@ __all__ = (
     "disk_root",
     "drop_segments",
     "examine_host",
+    "export",
     "format_by_name",
     "import_delta",
     "init",
@@ -263,6 +275,7 @@ __all__ = (
     "open_image",
     "open_source",
     "open_store",
+    "order",
     "parts",
     "picture_of",
     "prune",

@@ -114,3 +114,8 @@ class Interrupted(FleeceError):
 
     def __init__(self, what: str = "interrupted") -> None:
         super().__init__(what)
+
+
+def family_of(code: int) -> type[FleeceError]:
+    """The family of errors with an exit code, as another process of fleece's told it."""
+    return next((each for each in FleeceError.__subclasses__() if each.code == code), FleeceError)

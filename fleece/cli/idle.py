@@ -46,6 +46,29 @@ _ALWAYS = (
     _Idle("--quiet", _has("quiet"), ((_TOLD, _has("machine")),)),
 )
 
+_ORDERED = (
+    (
+        "with --commit or --drop: another process holds the point",
+        lambda options: bool(options["commit"] or options["drop"]),
+    ),
+)
+
+_OF_A_NEW_EXPORT = (
+    "since",
+    "full",
+    "keep-bases",
+    "socket",
+    "listen",
+    "tls-x509",
+    "ttl",
+    "scratch",
+    "connect",
+    "scratch-limit",
+    "guest-agent",
+    "freeze",
+    "require-freeze",
+)
+
 _IDLE: dict[str, tuple[_Idle, ...]] = {
     "backing_up:backup": (
         _Idle(
@@ -87,6 +110,12 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
                 ),
             ),
         ),
+    ),
+    "exporting:export": (
+        *(_Idle(f"--{name}", _has(name.replace("-", "_")), _ORDERED) for name in _OF_A_NEW_EXPORT),
+        _Idle("--name", _has("consumer"), _ORDERED),
+        _Idle("--disk", _has("disks"), _ORDERED),
+        _Idle("--drop", _has("drop"), (("with --commit: a point has one end", _has("commit")),)),
     ),
     "copying:serve_store": (
         _Idle(

@@ -70,6 +70,29 @@ class BackupWords(Words):
     stream: str | None
 
 
+class ExportWords(Words):
+    """`fleece export SOURCE`."""
+
+    source: str
+    disks: list[str]
+    consumer: str | None
+    since: str | None
+    full: bool
+    keep_bases: int | None
+    socket: str | None
+    listen: str | None
+    tls_x509: str | None
+    ttl: str | None
+    scratch: str | None
+    connect: str | None
+    scratch_limit: str | None
+    guest_agent: str | None
+    freeze: bool
+    require_freeze: bool
+    commit: str | None
+    drop: str | None
+
+
 class AuditWords(Words):
     """`fleece audit SOURCE STORE`."""
 

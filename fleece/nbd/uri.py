@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 SCHEMES = ("nbd://", "nbds://", "nbd+unix://", "nbds+unix://")
 
@@ -24,3 +24,8 @@ def socket_of(uri: str) -> str | None:
     except ValueError:
         return None
     return found[0] if found else None
+
+
+def export_of(uri: str) -> str:
+    """The name of the export that a URI means; empty: the server's default."""
+    return unquote(urlsplit(uri).path.removeprefix("/"))

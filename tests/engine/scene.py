@@ -107,6 +107,10 @@ class Engine:
         """Start `fleece WORDS`."""
         return self._start("-m", "fleece", *words)
 
+    def talk(self, *words: object) -> Running:
+        """Start `fleece WORDS`, whose standard input is written to by `Running.say`."""
+        return self._start("-m", "fleece", *words, stdin=subprocess.PIPE)
+
     def run(self, *words: object) -> Ran:
         """Run `fleece WORDS` to its end."""
         return self.command(*words).wait()
@@ -199,6 +203,16 @@ class Running:
         finally:
             enough.set()
             thread.join()
+
+    def say(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def hang_up(self) -> None:
+        """Close its standard input."""
+        self._let_go()
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

@@ -18,12 +18,19 @@ from fleece.cli.grammar.options import (
     add_scratch_limit,
     add_verbose,
 )
-from fleece.cli.words import AuditWords, BackupWords, BitmapWords, CleanWords, DoctorWords
+from fleece.cli.words import (
+    AuditWords,
+    BackupWords,
+    BitmapWords,
+    CleanWords,
+    DoctorWords,
+    ExportWords,
+)
 
 
 def source_verbs(verb: AddVerb) -> None:
-    """backup, audit, bitmap, clean, doctor."""
-    for add in (_backup_verb, _audit_verb, _bitmap_verb, _clean_verb, _doctor_verb):
+    """backup, export, audit, bitmap, clean, doctor."""
+    for add in (_backup_verb, _export_verb, _audit_verb, _bitmap_verb, _clean_verb, _doctor_verb):
         add(verb)
 
 
@@ -138,6 +145,73 @@ def _add_checks(backup: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="also read this part (0 to 1) of what the source calls unchanged, chosen at random, "
         "and compare it with the store; default: 0",
+    )
+
+
+def _export_verb(verb: AddVerb) -> None:
+    export = verb(
+        "export",
+        "exporting:export",
+        ExportWords,
+        "hold a point of a guest's disks for another program, which reads it over NBD",
+    )
+    export.add_argument("source", metavar="SOURCE", help=SOURCE)
+    add_disks(export, "export this disk (repeatable); default: all writable ones")
+    export.add_argument(
+        "--name",
+        dest="consumer",
+        metavar="CONSUMER",
+        help="whose points these are: each consumer has bases of its own; default: default",
+    )
+    export.add_argument(
+        "--since",
+        metavar="BASE",
+        help="a point that the consumer has, as its commit printed it: tell what changed since; "
+        "without it all is to be read",
+    )
+    export.add_argument("--full", action="store_true", help="all is to be read")
+    export.add_argument(
+        "--keep-bases",
+        type=int,
+        metavar="N",
+        help="how many committed points can be built on after a commit, this one among them; "
+        "default: 1",
+    )
+    _add_doors(export)
+    export.add_argument(
+        "--ttl",
+        metavar="TIME",
+        help="drop the point after this time, like 90s, 30min, 2h, 3d; default: 2h",
+    )
+    add_scratch(export)
+    add_connect(export)
+    add_scratch_limit(export)
+    _add_freeze(export)
+    for name, text in (("commit", "commit"), ("drop", "drop")):
+        export.add_argument(
+            f"--{name}",
+            metavar="TOKEN",
+            help=f"{text} the point that another 'fleece export SOURCE' holds",
+        )
+
+
+def _add_doors(export: argparse.ArgumentParser) -> None:
+    """Where clients are let in."""
+    export.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="path of the unix socket; default: one in a new folder",
+    )
+    export.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help="listen on TCP instead; beyond this host only with TLS",
+    )
+    export.add_argument(
+        "--tls-x509",
+        metavar="DIR",
+        help="with --listen: TLS, by ca-cert.pem, server-cert.pem and server-key.pem in DIR; "
+        "clients need a certificate of that authority",
     )
 
 

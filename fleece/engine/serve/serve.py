@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fleece.disk.nbd import NbdDisk
 from fleece.engine.serve.plugin_exports import Report, Wish
 from fleece.engine.work.new_file import is_there
 from fleece.environment import server_environment, store_secrets
-from fleece.errors import FleeceError, StoreError, TargetError
+from fleece.errors import TargetError, family_of
 from fleece.nbd.nbdkit import start, wait_for, why_ended
 from fleece.nbd.uri import unix_uri
 from fleece.store.catalogue import StoredPoint
@@ -284,7 +284,7 @@ class _Server:
         self._hearing.join()
         if self._failed is not None:
             said = self._failed
-            raise _family(said.code)(said.what, where=said.where, hint=said.hint)
+            raise family_of(said.code)(said.what, where=said.where, hint=said.hint)
         reason = why_ended(" ".join(self._said), self._process.returncode)
         raise TargetError(f"nbdkit ended: {reason}", where=self._socket)
 
@@ -302,9 +302,3 @@ class _Server:
         self._hearing.join()
         with contextlib.suppress(OSError):
             os.unlink(self._socket)
-
-
-def _family(code: int) -> Callable[..., FleeceError]:
-    """The family of errors with an exit code."""
-    families: list[type[FleeceError]] = [StoreError, *FleeceError.__subclasses__()]
-    return next((family for family in families if family.code == code), StoreError)

@@ -1,0 +1,1 @@
+"""Points for programs of others: taken, held, exported, committed or dropped."""
