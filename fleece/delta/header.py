@@ -15,6 +15,7 @@ from fleece.delta.layout import ENVELOPE, MAX_HEADER, MAX_SIZE, SKIPPABLE_MAGIC,
 from fleece.delta.part import PartKind, is_part
 from fleece.errors import DeltaError, UsageError
 from fleece.hashing import XXH3_128, HashAlgorithm, by_code
+from fleece.jsontext import loads
 from fleece.tree import FAN_OUT, LEAF_SIZE, Geometry
 
 VERSION = 1
@@ -30,9 +31,6 @@ _GREETING = b"fleece delta v1\n"
 _FIXED = struct.Struct("<16sHBBIII")
 _IDENTIFIER = re.compile(r"[0-9a-f]{8,40}")
 _COMPRESSION = "zstd"
-_DEEPEST = 16
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 class Mode(enum.StrEnum):
@@ -227,24 +225,12 @@ def parse(frame: bytes, where: object, hash_key: bytes | None = None) -> Header:
     if len(text) != length:
         raise DeltaError("the header's text has the wrong length", where=where)
     try:
-        header = _from_json(_loads(text), algorithm)
+        header = _from_json(loads(text), algorithm)
         if _features(header) != incompatible:
             raise ValueError("it does not say clearly whether it is salvaged, or a part")
         return header
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeltaError(f"the header is not valid ({error})", where=where) from error
-
-
-def _loads(text: bytes) -> object:
-    """JSON of a bounded depth: the parser recurses, and the stack of C has no safe end."""
-    if text.count(b"[") + text.count(b"{") <= _DEEPEST:
-        return json.loads(text)
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", text)):
-        depth += 1 if bracket.group() in b"[{" else -1
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    return json.loads(text)
 
 
 def _to_json(header: Header) -> dict[str, object]:

@@ -103,6 +103,18 @@ def _nbd(scheme: str) -> Opener:
     return opener
 
 
+def _provider(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+    from fleece.source.provider.source import ProviderSource
+    from fleece.source.provider.text import parse
+    from fleece.source.provider.words import FreezeWish
+
+    _refuse_idle("provider", options, "freeze", "require_freeze")
+    freeze = FreezeWish.TRY if options.freeze else FreezeWish.NO
+    if options.require_freeze:
+        freeze = FreezeWish.MUST
+    return ProviderSource(parse(place), freeze, cancel)
+
+
 def _refuse_idle(scheme: str, options: SourceOptions, *used: str) -> None:
     """Refuse options that have no effect on a kind of source.
 
@@ -125,5 +137,6 @@ _KINDS: dict[str, tuple[str, Opener]] = {
     "nbds": ("//HOST[:PORT]/[EXPORT]", _nbd("nbds")),
     "nbd+unix": ("///[EXPORT]?socket=PATH", _nbd("nbd+unix")),
     "nbds+unix": ("///[EXPORT]?socket=PATH", _nbd("nbds+unix")),
+    "provider": ("PROGRAM [ARGS]", _provider),
 }
 """For each scheme, how the place after it is shown, and what opens it."""

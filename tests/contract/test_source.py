@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -160,6 +161,27 @@ class TestImages(SourceContract):
 
             yield _Guest(opened, write, shown, runs=False)
             assert not [*Path(scratch).iterdir()]
+
+
+class TestProvider(SourceContract):
+    """Images at rest, by a provider."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> _Guest:
+        paths = {name: tmp_path / f"{name}.qcow2" for name in ("d0", "d1")}
+        for seed, path in enumerate(paths.values()):
+            images.random_image(path, 2 * MIB - 512 * seed, seed=seed)
+        shown = {name: _raw(Disk(path, name), tmp_path) for name, path in paths.items()}
+
+        def write(disk: str, offset: int, data: bytes) -> None:
+            piece = tmp_path / "piece"
+            piece.write_bytes(data)
+            words = f"write -s {piece} {offset} {len(data)}"
+            run_checked("qemu-io", "-f", "qcow2", "-c", words, paths[disk])
+
+        words = shlex.join(f"{name}={path}" for name, path in paths.items())
+        text = f"provider:images {words}"
+        return _Guest(lambda _: fleece.open_source(text), write, shown, runs=False)
 
 
 class TestNbd(SourceContract):

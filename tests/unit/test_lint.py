@@ -32,6 +32,7 @@ _FLOORS = (
         "fileblob",
         "folder",
         "handles",
+        "jsontext",
         "naming",
         "pace",
         "plugins",
@@ -49,7 +50,7 @@ _FLOORS = (
     {"nbd"},
     {"disk"},
     {"store"},
-    {"source", "files"},
+    {"source", "files", "providers"},
     {"machine"},
     {"engine"},
     {"api", "__init__", "testing"},
@@ -65,6 +66,7 @@ _KINDS_OF_SOURCES = (
     "fleece.source.libvirt",
     "fleece.source.image",
     "fleece.source.nbd",
+    "fleece.source.provider",
 )
 _KNOW_A_KIND = {
     "fleece/engine/serve/boot.py",
@@ -72,9 +74,13 @@ _KNOW_A_KIND = {
     "fleece/api.py",
     "fleece/machine/hypervisor.py",
     "fleece/machine/libvirt.py",
+    "fleece/testing/provider/__main__.py",
+    "fleece/testing/provider/checks.py",
+    "fleece/testing/provider/subject.py",
 }
 """Boot starts a QEMU of its own; open chooses by scheme, and api names what users may name. What
-puts a guest into libvirt talks to it as its source does, and names checkpoints for that."""
+puts a guest into libvirt talks to it as its source does, and names checkpoints for that. The tests
+of providers talk to one as its source does."""
 
 _DOORS = {
     "source/image": 14,
@@ -84,6 +90,7 @@ _DOORS = {
     "store": 55,
     "source": 76,
     "source/libvirt": 9,
+    "source/nbd": 6,
     "machine": 11,
     "engine/work": 44,
     "files": 8,
@@ -258,9 +265,12 @@ def _started(path: Path) -> Iterator[ast.Call]:
             yield node
 
 
-@pytest.mark.parametrize("path", _FILES, ids=_name)
+@pytest.mark.parametrize("path", [path for path in _FILES if _room(path) != "providers"], ids=_name)
 def test_every_program_is_started_without_the_secrets(path: Path) -> None:
-    """What a child inherits is made by `fleece.programs`, which leaves the secrets out."""
+    """What a child inherits is made by `fleece.environment`, which leaves the secrets out.
+
+    A provider never had them: it is such a child itself.
+    """
     for call in _started(path):
         given = [ast.unparse(word.value) for word in call.keywords if word.arg == "env"]
         makers = [text.partition("(")[0].rpartition(".")[2] for text in given]
@@ -278,9 +288,13 @@ def test_what_is_pure_imports_no_more_than_it_says() -> None:
         assert not {name.partition(".")[0] for name in _imports(path)} & forbidden, _name(path)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in _FILES if _room(path) not in {"cli", "__main__"}], ids=_name
-)
+def _is_program(path: Path) -> bool:
+    """It is run by itself, as a user's, or as a program that comes with fleece."""
+    runs = _room(path) in {"cli", "__main__", "providers"}
+    return runs or _name(path) == "fleece/testing/provider/__main__.py"
+
+
+@pytest.mark.parametrize("path", [path for path in _FILES if not _is_program(path)], ids=_name)
 def test_the_library_parses_no_arguments_prints_nothing_and_takes_no_signals(path: Path) -> None:
     forbidden = {"argparse", "signal", "tqdm"}
     # The reader of file systems is a program of its own, and hears what its library logs.
@@ -292,6 +306,13 @@ def test_the_library_parses_no_arguments_prints_nothing_and_takes_no_signals(pat
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             use = f"{node.value.id}.{node.attr}"
             assert use not in {"sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}, use
+
+
+@pytest.mark.parametrize("path", sorted((_ROOT / "fleece/providers").glob("*.py")), ids=_name)
+def test_a_provider_can_be_taken_for_the_beginning_of_another(path: Path) -> None:
+    """It takes nothing of fleece but what speaks for it, which takes nothing."""
+    taken = {name for name in _imports(path) if name.startswith("fleece")}
+    assert taken <= (set() if path.stem == "speak" else {"fleece.providers.speak"})
 
 
 _WHAT_BACKUP_LOADS = "import sys, fleece; fleece.backup; print(*sys.modules)"

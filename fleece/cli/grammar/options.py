@@ -9,8 +9,9 @@ from collections.abc import Callable
 SOURCE = (
     "libvirt:DOMAIN, the name, UUID or id of a guest of libvirt's; "
     "qmp:SOCKET, the unix socket of a QMP monitor that nobody else uses; "
-    "image:[NAME=]PATH[,...], the images of a guest that is off; or "
-    "nbd://HOST[:PORT]/[EXPORT] (nbds, nbd+unix), an export of a point that somebody else holds"
+    "image:[NAME=]PATH[,...], the images of a guest that is off; "
+    "nbd://HOST[:PORT]/[EXPORT] (nbds, nbd+unix), an export of a point that somebody else holds; "
+    "or provider:PROGRAM [ARGS], a program that begins and ends points"
 )
 STORE = "a store: a folder, or s3://BUCKET/PREFIX; 'fleece init' makes one"
 NEW_STORE = "a folder that is empty or does not exist yet, or s3://BUCKET/PREFIX"

@@ -119,8 +119,8 @@ def _add_freeze(backup: argparse.ArgumentParser) -> None:
     backup.add_argument(
         "--freeze",
         action="store_true",
-        help="of libvirt's guests: freeze the file systems for the moment of the point, by the "
-        "guest's agent",
+        help="of libvirt's guests, and of a provider that can: freeze the file systems for the "
+        "moment of the point, by the guest's agent",
     )
     backup.add_argument(
         "--require-freeze",

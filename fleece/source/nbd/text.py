@@ -70,10 +70,15 @@ def _export_of(uri: str) -> str:
     return unquote(path.removeprefix("/")) or _UNNAMED
 
 
+def is_place(uri: str) -> bool:
+    """Whether a text is the URI of an export: nbd+unix and nbds+unix name a socket, others none."""
+    return is_uri(uri) and uri.partition(":")[0].endswith("+unix") is bool(socket_of(uri))
+
+
 def _check(place: Place) -> None:
     if not is_uri(place.uri):
         raise UsageError("this is no NBD URI", where=place.uri, hint=f"write {_SHOWN}")
-    if place.uri.partition(":")[0].endswith("+unix") is not bool(socket_of(place.uri)):
+    if not is_place(place.uri):
         raise UsageError(
             "nbd+unix and nbds+unix name a socket, and no other scheme does",
             where=place.uri,

@@ -7,7 +7,7 @@ fault, may answer anything, and that is the source's error, not a bug of ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from fleece.errors import SourceError
 
@@ -40,7 +40,7 @@ class Answer:
         self._name = name
         self._where = where
 
-    def bad(self, what: str) -> BadAnswer:
+    def bad(self, what: str) -> SourceError:
         """The error that something is wrong with this part."""
         return BadAnswer(
             f"QEMU's answer is not valid: {self._name} {what}",
@@ -48,7 +48,7 @@ class Answer:
             hint="is it QEMU that listens there?",
         )
 
-    def maybe(self, key: str) -> Answer | None:
+    def maybe(self, key: str) -> Self | None:
         """A member of this object; None: it has none of this name, or a null.
 
         Raises:
@@ -56,9 +56,9 @@ class Answer:
         """
         members: Mapping[str, object] = self._typed(dict, "an object")
         value = members.get(key)
-        return None if value is None else Answer(value, self._within(key), self._where)
+        return None if value is None else type(self)(value, self._within(key), self._where)
 
-    def part(self, key: str) -> Answer:
+    def part(self, key: str) -> Self:
         """A member that this object must have.
 
         Raises:
@@ -69,7 +69,7 @@ class Answer:
             raise self.bad(f"has no {key}")
         return found
 
-    def list(self, key: str | None = None) -> list[Answer]:
+    def list(self, key: str | None = None) -> list[Self]:
         """The elements of this list, or of a member that must be one.
 
         Raises:
@@ -78,7 +78,7 @@ class Answer:
         at = self if key is None else self.part(key)
         elements: list[object] = at._typed(list, "a list")
         return [
-            Answer(element, f"{at._name}[{number}]", at._where)
+            type(self)(element, f"{at._name}[{number}]", at._where)
             for number, element in enumerate(elements)
         ]
 
@@ -132,7 +132,7 @@ class Answer:
             return self._value
         raise self.bad("is neither a text, nor a number, nor true or false")
 
-    def by(self, key: str) -> dict[str, Answer]:
+    def by(self, key: str) -> dict[str, Self]:
         """The elements of this list by a member that is a text in each.
 
         Raises:

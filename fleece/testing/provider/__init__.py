@@ -1,0 +1,1 @@
+"""The tests that every provider of points must pass: `python -m fleece.testing.provider ./mine`."""
