@@ -245,9 +245,7 @@ class DeltaReader(RecordFile):
             raise
         self.cache = page_cache()
         self._key = object()
-        if isinstance(blob, RemembersPages):
-            extra = self.frames.overhead
-            blob.pages_at([(page.position, page.length + extra) for page in self.pages])
+        self._offered = False
 
     def _read_footer(self) -> footer.Footer:
         algorithm = self._geometry.algorithm
@@ -284,8 +282,17 @@ class DeltaReader(RecordFile):
     def _page(self, page: pages.Page) -> Level | pages.IndexRows:
         return self.cache.get((self._key, page.position), lambda: self._loaded(page))
 
+    def offer_pages(self) -> None:
+        """Tell the file where its pages are, should it remember such; the first look does, too."""
+        self._offered = True
+        if isinstance(self._blob, RemembersPages):
+            extra = self.frames.overhead
+            self._blob.pages_at([(page.position, page.length + extra) for page in self.pages])
+
     def _loaded(self, page: pages.Page) -> Level | pages.IndexRows:
         """A page; if what is remembered of it is wrong, by itself."""
+        if not self._offered:
+            self.offer_pages()
         try:
             return self._load(page)
         except DeltaError:

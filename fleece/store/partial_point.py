@@ -160,6 +160,7 @@ class PartialPoint:
         for name in self._names:
             with self._access.read(self._batch.open(name)) as delta:
                 check(delta)
+                delta.offer_pages()
                 entries.append(Entry.of(delta, f"{self._guest}/{self._final}/{name}"))
         outlast(self._access, entries, known)
         self._batch.commit(self._final)

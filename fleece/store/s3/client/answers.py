@@ -92,6 +92,9 @@ class Xml:
     def __init__(self, element: ElementTree.Element, where: str) -> None:
         self._element = element
         self._where = where
+        self._named: dict[str, list[ElementTree.Element]] = {}  # a listing asks each for many
+        for child in element:
+            self._named.setdefault(_bare(child.tag), []).append(child)
 
     @classmethod
     def of(cls, body: bytes, where: str) -> Xml:
@@ -112,9 +115,8 @@ class Xml:
 
     def all(self, name: str) -> Iterator[Xml]:
         """The elements of a name that are right in it, in order."""
-        for child in self._element:
-            if _bare(child.tag) == name:
-                yield Xml(child, self._where)
+        for child in self._named.get(name, ()):
+            yield Xml(child, self._where)
 
     def children(self) -> Iterator[Xml]:
         """All elements that are right in it, in order."""
@@ -127,18 +129,18 @@ class Xml:
         Raises:
             StoreError: there is none, and no default.
         """
-        for found in self.all(name):
-            return (found._element.text or "").strip()
+        if name in self._named:
+            return (self._named[name][0].text or "").strip()
         if default is None:
             raise strange(self._where, f"without {name}")
         return default
 
     def key(self, name: str, *, encoded: bool) -> str:
         """A key, which may have any characters: it is not stripped."""
-        for found in self.all(name):
-            text = found._element.text or ""
-            return unquote_plus(text) if encoded else text
-        raise strange(self._where, f"without {name}")
+        if name not in self._named:
+            raise strange(self._where, f"without {name}")
+        text = self._named[name][0].text or ""
+        return unquote_plus(text) if encoded else text
 
     def number(self, name: str) -> int:
         """A number that is not negative."""
