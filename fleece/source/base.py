@@ -364,7 +364,8 @@ class Source(Protocol):
         A point whose engine lives is left alone.
 
         Args:
-            chain_id: only of this chain; None: of any.
+            chain_id: only of this chain, and what keeps its next point from being taken; None: of
+                any.
 
         Raises:
             SourceError: the guest is not here; or, at the end, something cannot be taken down.

@@ -117,7 +117,7 @@ class Draft(Protocol):
         in its point.
 
         Raises:
-            StoreError: it has not the key; of a new one: something else has.
+            StoreError: it does not have the key then; of a new one: something else has it.
         """
 
     def discard(self) -> None:

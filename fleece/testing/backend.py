@@ -13,17 +13,36 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import unittest
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+from fleece.cancel import CancelToken
 from fleece.delta.blob import Blob
-from fleece.errors import DeltaError, StoreError
-from fleece.store.backend import Backend, Draft, Patience
+from fleece.errors import DeltaError, Interrupted, StoreError, UsageError
+from fleece.store.backend import (
+    Accounts,
+    Backend,
+    BeginsAhead,
+    Draft,
+    Kept,
+    Metered,
+    NewObject,
+    Patience,
+    Retains,
+    Site,
+)
 from fleece.store.errors import Gone
+from fleece.store.open import open_backend
 
 _MARKER = "fleece-store.json"
 _ONE = "web/000001-aa/vda.fleece"
 _TWO = "web/000001-aa/vdb.fleece"
 _NOTE = "web/000001-aa/note.pin.json"
+
+_T = TypeVar("_T")
 
 
 @contextlib.contextmanager
@@ -63,6 +82,25 @@ def _draft(make: Callable[[], Draft], data: bytes) -> Draft:
     return draft
 
 
+def _at_once(deed: Callable[[_T], None], each: Sequence[_T]) -> None:
+    """Do it by as many threads, which begin together."""
+    start = threading.Barrier(len(each))
+
+    def one(given: _T) -> None:
+        start.wait()
+        deed(given)
+
+    with ThreadPoolExecutor(len(each)) as pool:
+        for done in [pool.submit(one, given) for given in each]:
+            done.result()
+
+
+def _takes_no_more(made: NewObject) -> None:
+    """It says so, or what is written then is nowhere."""
+    with contextlib.suppress(StoreError):
+        made.write(b"later")
+
+
 class BackendContract:
     """Each method is one promise, or a few that belong together.
 
@@ -71,6 +109,10 @@ class BackendContract:
     """
 
     resumes = True
+
+    def reopened(self, backend: Backend) -> Backend:
+        """The store by its address. A place that only its own process can reach gives itself."""
+        return open_backend(backend.address)
 
     # ---- the place ---------------------------------------------------------------------------
 
@@ -93,6 +135,60 @@ class BackendContract:
         room = backend.room()
         assert room is None or room >= 0
         assert backend.name(_ONE) != backend.name(_TWO)
+
+    def test_of_several_that_make_a_store_one_does(self, backend: Backend) -> None:
+        """It has the marker of the one that was told so."""
+        made: list[bytes] = []
+
+        def make(marker: bytes) -> None:
+            with contextlib.suppress(StoreError):
+                backend.create(marker)
+                made.append(marker)
+
+        _at_once(make, [b"first", b"second", b"third"])
+        assert made == [backend.get(_MARKER, 100)]
+
+    def test_a_place_that_cannot_be_made_as_asked_stays_empty(self, backend: Backend) -> None:
+        """It is refused before anything is made; then a store can be made there as usual."""
+        for site in (Site(make_bucket=True), Site(lock_days=1)):
+            with contextlib.suppress(UsageError, StoreError):
+                backend.create(b"marker", site)
+                backend.check()
+                return
+            with _refused():
+                backend.check()
+        backend.create(b"marker")
+        backend.check()
+
+    def test_its_address_opens_it(self, backend: Backend) -> None:
+        """With all that is in it."""
+        backend.create(b"marker")
+        _point(backend)
+        again = self.reopened(backend)
+        again.check()
+        assert again.address == backend.address
+        assert again.listing().deltas == [_ONE]
+        assert _read(again, _ONE) == b"content"
+
+    def test_who_shares_it_with_others_sees_the_same(self, backend: Backend) -> None:
+        """And is seen."""
+        backend.create(b"marker")
+        _point(backend)
+        shared = backend.sharing(0o640)
+        assert _read(shared, _ONE) == b"content"
+        _point(shared, "db/000001-aa/vda.fleece")
+        assert len(backend.listing().deltas) == len(shared.listing().deltas) == 2
+
+    def test_what_is_counted_grows_by_what_is_asked(self, backend: Backend) -> None:
+        """Of storages whose requests have a price."""
+        if not isinstance(backend, Metered):
+            raise unittest.SkipTest("its requests have no price")
+        backend.create(b"marker")
+        before = sum(each.requests for each in backend.usage().values())
+        backend.put("note", b"12345")
+        after = backend.usage().values()
+        assert sum(each.requests for each in after) > before
+        assert sum(each.sent for each in after) >= 5
 
     # ---- small objects -----------------------------------------------------------------------
 
@@ -150,6 +246,48 @@ class BackendContract:
         blob.close()
         blob.close()
 
+    def test_an_object_is_read_by_many_at_once(self, backend: Backend) -> None:
+        """Each gets what is at its place."""
+        backend.create(b"marker")
+        data = bytes(range(256)) * 64
+        _point(backend, data=data)
+        blob = backend.open(_ONE)
+
+        def read(first: int) -> None:
+            for start in range(first, len(data), 1000):
+                end = min(start + 500, len(data))
+                assert blob.read_at(start, end - start) == data[start:end]
+
+        _at_once(read, [0, 1, 250, 600])
+        blob.close()
+
+    def test_an_object_is_written_by_many_at_once(self, backend: Backend) -> None:
+        """What one of them writes is in one piece."""
+        backend.create(b"marker")
+        batch = backend.batch("web", "aa")
+        made = batch.create("vda.fleece", 80_000)
+
+        def write(value: int) -> None:
+            for _ in range(20):
+                assert made.write(bytes([value]) * 1000) == 1000
+
+        _at_once(write, [1, 2, 3, 4])
+        batch.seal()
+        batch.commit("000001-aa")
+        data = _read(backend, _ONE)
+        pieces = Counter(data[start : start + 1000] for start in range(0, len(data), 1000))
+        assert pieces == {bytes([value]) * 1000: 20 for value in (1, 2, 3, 4)}
+
+    def test_what_is_forgotten_is_read_anew(self, backend: Backend) -> None:
+        """Once; nothing of the object is lost."""
+        backend.create(b"marker")
+        assert not backend.forget(_ONE)
+        _point(backend)
+        assert _read(backend, _ONE) == b"content"
+        backend.forget(_ONE)
+        assert not backend.forget(_ONE)
+        assert _read(backend, _ONE) == b"content"
+
     def test_an_object_that_is_not_there_is_told(self, backend: Backend) -> None:
         """Opened, or asked for its stamp."""
         backend.create(b"marker")
@@ -158,6 +296,16 @@ class BackendContract:
         with _refused(Gone):
             backend.stamp(_ONE)
         assert not backend.has(_ONE)
+
+    def test_a_point_that_is_not_there_is_told(self, backend: Backend) -> None:
+        """To who would take it away, or replace what is in it."""
+        backend.create(b"marker")
+        _point(backend)
+        backend.drop("web/000001-aa")
+        with _refused(Gone):
+            backend.drop("web/000001-aa")
+        with _refused(Gone):
+            backend.replace(_ONE)
 
     def test_a_stamp_changes_whenever_the_content_does(self, backend: Backend) -> None:
         """And only then."""
@@ -198,6 +346,47 @@ class BackendContract:
         batch.seal()
         assert _content(batch.open("vda.fleece")) == b"first"
         batch.discard()
+
+    def test_what_a_batch_has_not_cannot_be_read(self, backend: Backend) -> None:
+        """It is told as what no delta is."""
+        backend.create(b"marker")
+        batch = backend.batch("web", "aa")
+        assert (batch.name, bool(batch.where)) == ("aa", True)
+        batch.create("vda.fleece").write(b"x")
+        batch.seal()
+        with _refused(DeltaError):
+            batch.open("vdb.fleece").close()
+        batch.discard()
+
+    def test_nothing_is_added_to_what_is_sealed(self, backend: Backend) -> None:
+        """What was proven is what is seen."""
+        backend.create(b"marker")
+        batch = backend.batch("web", "aa")
+        made = batch.create("vda.fleece")
+        made.write(b"whole")
+        batch.seal()
+        _takes_no_more(made)
+        batch.commit("000001-aa")
+        assert _read(backend, _ONE) == b"whole"
+        draft = _draft(lambda: backend.replace(_ONE), b"other")
+        _takes_no_more(draft.sink)
+        draft.place(_ONE)
+        assert _read(backend, _ONE) == b"other"
+
+    def test_points_that_are_begun_ahead_are_seen_in_turn(self, backend: Backend) -> None:
+        """Each by its own commit, of storages where that can be."""
+        if not (isinstance(backend, BeginsAhead) and backend.begins_ahead):
+            raise unittest.SkipTest("a guest's points are begun one after the other")
+        backend.create(b"marker")
+        first, second = backend.batch("web", "aa"), backend.batch("web", "bb")
+        for batch in (second, first):
+            batch.create("vda.fleece").write(batch.name.encode())
+            batch.seal()
+        first.commit("000001-aa")
+        assert backend.listing().deltas == [_ONE]
+        second.commit("000002-bb")
+        assert _read(backend, _ONE) == b"aa"
+        assert _read(backend, "web/000002-bb/vda.fleece") == b"bb"
 
     def test_two_batches_of_one_name_never_mix(self, backend: Backend) -> None:
         """The second one is refused, or is another."""
@@ -277,11 +466,15 @@ class BackendContract:
         _point(backend, more="vdb.fleece")
         _point(backend, "web/000002-bb/vda.fleece")
         backend.put(_NOTE, b"x")
+        opened = backend.open(_ONE)
         assert backend.writable("web")
         assert backend.writable("web/000001-aa")
         assert [*backend.drop("web/000001-aa")] == []
         assert backend.listing().deltas == ["web/000002-bb/vda.fleece"]
         assert not backend.has(_NOTE)
+        with contextlib.suppress(StoreError):
+            assert opened.read_at(0, 7) == b"content"
+        opened.close()
 
     # ---- single objects ----------------------------------------------------------------------
 
@@ -379,3 +572,48 @@ class BackendContract:
         with backend.lock("web", "web", Patience(300)):
             assert release.is_set()
         holder.join()
+
+    def test_waiting_for_a_lock_ends(self, backend: Backend) -> None:
+        """When it was long enough, and when nobody wants it any more."""
+        backend.create(b"marker")
+        cancel = CancelToken()
+        cancel.cancel()
+        with backend.lock("web", "web"):
+            with _refused(Interrupted), backend.lock("web", "web", Patience(300, cancel)):
+                pass
+            with _refused(), backend.lock("web", "web", Patience(0.01)):
+                pass
+
+    # ---- what only some can do ---------------------------------------------------------------
+
+    def test_what_is_held_is_kept_until_that_ends(self, backend: Backend) -> None:
+        """Of storages that can keep objects; the others keep none, and fail nothing."""
+        if not isinstance(backend, Retains):
+            raise unittest.SkipTest("it keeps nothing from anybody")
+        backend.create(b"marker")
+        _point(backend, more="vdb.fleece")
+        backend.retain([_ONE])
+        assert backend.kept([_ONE, _TWO]) == {}
+        backend.hold([_ONE], on=True)
+        held = backend.kept([_ONE, _TWO])
+        assert held in ({}, {_ONE: Kept(held=True)})
+        backend.hold([_ONE], on=False)
+        assert backend.kept([_ONE, _TWO]) == {}
+        if held:
+            _point(backend.retaining(1), "web/000002-bb/vda.fleece")
+            backend.listing()
+            kept = backend.kept([_ONE, "web/000002-bb/vda.fleece"])
+            assert [*kept] == ["web/000002-bb/vda.fleece"]
+            assert kept["web/000002-bb/vda.fleece"].until is not None
+
+    def test_what_engines_did_is_accounted_for(self, backend: Backend) -> None:
+        """Of storages that know what was put into them."""
+        if not isinstance(backend, Accounts):
+            raise unittest.SkipTest("it keeps no accounts")
+        backend.create(b"marker")
+        _point(backend, more="vdb.fleece")
+        _point(backend, "web/000002-bb/vda.fleece")
+        _draft(lambda: backend.replace(_ONE), b"new").place(_ONE)
+        backend.drop("web/000002-bb")
+        backend.listing()
+        assert [*backend.unaccounted()] == []

@@ -13,7 +13,9 @@ its own to each test::
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+import threading
 import unittest
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,12 +29,14 @@ from fleece.engine.backup.run import backup
 from fleece.engine.restore.image import restore
 from fleece.engine.work.part import parts
 from fleece.engine.work.reads import OneReader
-from fleece.errors import PointError, UsageError
+from fleece.errors import PointError, SourceError, UsageError
 from fleece.extents import Extents
 from fleece.source.base import (
     Disk,
     Export,
+    HeldElsewhere,
     KeepsBitmaps,
+    MayLackGuest,
     Request,
     Resumable,
     Since,
@@ -139,8 +143,34 @@ def _committed(source: Source, sequence: int) -> dict[str, bytes]:
     return found
 
 
+def _first(source: Source, sequence: int) -> Request:
+    """The first disk alone, as a whole."""
+    return Request(_CHAIN, sequence, _id(sequence), [Wanted(_disks(source)[0], None)])
+
+
+def _interrupted(guest: ContractGuest, sequence: int) -> None:
+    """A process of its own takes a point of the first disk, and is gone: no context ends."""
+    child = os.fork()
+    if child == 0:
+        try:
+            source = guest.open()
+            with source.take(_first(source, sequence)):
+                os._exit(0)
+        finally:
+            os._exit(1)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ended == 0, "no point could be taken"
+
+
 class SourceContract:
-    """Each method is one promise, or a few that belong together."""
+    """Each method is one promise, or a few that belong together.
+
+    Attributes:
+        one_at_a_time: the point of one chain keeps those of others from being taken. So what is
+            left of it goes, whichever chain is cleaned up.
+    """
+
+    one_at_a_time = False
 
     # ---- what it tells of the guest ----
 
@@ -154,6 +184,17 @@ class SourceContract:
             first.check_ready()
         with guest.open() as second:
             assert (_guest(second), second.identity(), dict(second.producer())) == told
+            if isinstance(second, MayLackGuest) and second.lacks_guest:
+                assert second.identity() is None
+            assert all(second.doubts)
+
+    def test_it_may_be_closed_again(self, guest: ContractGuest) -> None:
+        """And its context ends all the same."""
+        source = guest.open()
+        with source as itself:
+            assert itself is source
+            source.close()
+        source.close()
 
     def test_disks_have_names_of_their_own_and_their_sizes(self, guest: ContractGuest) -> None:
         """As the guest sees them."""
@@ -163,6 +204,10 @@ class SourceContract:
             for disk in _disks(source):
                 assert disk.size == len(guest.content(disk.name))
                 assert not disk.read_only
+            for disk in disks:
+                if disk.read_only:
+                    with _refused(PointError):
+                        source.inventory().choose((disk.name,))
 
     def test_disks_are_chosen_by_name(self, guest: ContractGuest) -> None:
         """In the order asked for; what cannot be is refused."""
@@ -186,6 +231,13 @@ class SourceContract:
             assert all(export.dirty_context is None for export in point.exports)
             assert point.push is None
             assert point.granularity % 512 == 0
+            assert point.stuck is None
+            assert all(point.warnings)
+            point.close()
+            request = Request(_CHAIN, 2, _id(2), [Wanted(disk, None) for disk in disks[::-1]])
+            with source.take(request) as other:
+                named = [export.disk for export in other.exports]
+                assert named == [disk.name for disk in disks[::-1]]
 
     def test_an_export_shows_the_disk_of_the_point(self, guest: ContractGuest) -> None:
         """Whatever the guest writes meanwhile."""
@@ -203,7 +255,11 @@ class SourceContract:
         """And its context ends all the same."""
         with guest.open() as source:
             with source.take(_request(source, 1)) as point:
+                export = point.exports[0]
                 point.close()
+                if not isinstance(source, HeldElsewhere):
+                    with _refused(SourceError):
+                        _read(export)
                 point.close()
             with source.take(_request(source, 2)) as again:
                 again.check()
@@ -214,7 +270,11 @@ class SourceContract:
             export = point.exports[0]
             expected = guest.content(export.disk)
             half = export.size // 2 // _LEAF * _LEAF
-            point.reclaim(export.disk, Extents.of([(0, half)]))
+            given = export.disk, Extents.of([(0, half)])
+            giving = threading.Thread(target=point.reclaim, args=given)  # as a worker of the engine
+            giving.start()
+            giving.join()
+            assert not point.scarce or point.reclaims
             assert _read(export, half) == expected[half:]
             point.check()
 
@@ -244,6 +304,14 @@ class SourceContract:
                 assert isinstance(found, Unknown)
                 assert found.reason
             assert source.highest_sequence(_CHAIN, _disks(source)) == 0
+
+    def test_what_is_not_tracked_is_never_known(self, guest: ContractGuest) -> None:
+        """Of sources whose points others begin and end."""
+        with guest.open() as source:
+            if not isinstance(source, HeldElsewhere) or source.tracked:
+                raise unittest.SkipTest("it may know what was written")
+            _committed(source, 1)
+            assert all(isinstance(_since(source, disk, 1), Unknown) for disk in _disks(source))
 
     def test_what_is_known_is_of_one_chain_and_one_point(self, guest: ContractGuest) -> None:
         """Another chain's, or another point of the same sequence, is unknown."""
@@ -337,6 +405,42 @@ class SourceContract:
             assert _read(point.exports[0]) == expected
             point.check()
 
+    def test_what_an_interrupted_run_left_is_removed(self, guest: ContractGuest) -> None:
+        """All of its chain, and no more: what was known since an older point is known."""
+        with guest.open() as source:
+            before = _committed(source, 1)
+            known = [isinstance(_since(source, disk, 1), Since) for disk in _disks(source)]
+        _interrupted(guest, 2)
+        with guest.open() as source:
+            list(source.release())
+            others = list(source.recover(_OTHER))
+            assert self.one_at_a_time or not others
+            removed = list(source.recover(_CHAIN))
+            assert all(one.kind and one.item for one in removed)
+            assert not list(source.recover())
+            assert known == [isinstance(_since(source, d, 1), Since) for d in _disks(source)]
+            assert _committed(source, 3) == before
+
+    def test_the_point_of_an_interrupted_run_is_resumed(self, guest: ContractGuest) -> None:
+        """It shows the disks of then."""
+        with guest.open() as source:
+            if not isinstance(source, Resumable) or source.unresumable() is not None:
+                raise unittest.SkipTest("it resumes nothing")
+            name = _disks(source)[0].name
+        before = guest.content(name)
+        _interrupted(guest, 1)
+        if guest.runs:
+            guest.write(name, 0, b"later..." * 512)
+        with guest.open() as source:
+            assert isinstance(source, Resumable)
+            with source.adopt(_first(source, 1)) as point:
+                (export,) = point.exports
+                assert (export.disk, _read(export)) == (name, before)
+                point.check()
+                point.close()
+                assert not point.committed()
+            assert not list(source.recover())
+
     def test_a_point_that_is_not_there_is_not_resumed(self, guest: ContractGuest) -> None:
         """Only of sources whose points outlive a run."""
         with guest.open() as source:
@@ -346,6 +450,7 @@ class SourceContract:
             assert reason is None or reason
             with _refused(PointError), source.adopt(_request(source, 1)):
                 pass
+            assert not list(source.recover())
 
     # ---- bitmaps ----
 
@@ -373,6 +478,21 @@ class SourceContract:
                 source.drop_bitmap(bitmap.disk, bitmap.name)
             assert not source.bitmaps()
             assert all(isinstance(_since(source, d, 1), Unknown) for d in _disks(source))
+
+    def test_bitmaps_are_in_order(self, guest: ContractGuest) -> None:
+        """By disk, then the oldest first."""
+        with guest.open() as source:
+            if not isinstance(source, KeepsBitmaps):
+                raise unittest.SkipTest("it keeps no bitmaps")
+            for sequence in (1, 2):
+                with source.take(_request(source, sequence)) as point:
+                    point.close()
+                    assert not point.committed(oldest=1)
+            shown = [(bitmap.disk, bitmap.sequence) for bitmap in source.bitmaps()]
+            assert shown
+            assert shown == [
+                (disk, n) for disk in sorted({disk for disk, _ in shown}) for n in (1, 2)
+            ]
 
     # ---- the machine ----
 
@@ -413,3 +533,22 @@ class SourceContract:
                     restore(store, result.point, name, str(target))
                     assert target.read_bytes() == guest.content(name)
                     guest.write(name, _LEAF, b"more...." * 512)
+
+    def test_what_it_pushes_is_exact(self, guest: ContractGuest) -> None:
+        """All of it, and then what changed; of sources that can push."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = init(Path(folder, "store"))
+            for turn in range(2):
+                with guest.open() as source:
+                    name = _disks(source)[0].name
+                    try:
+                        source.transport(TransportWish.PUSH, _disks(source))
+                    except (UsageError, PointError) as error:
+                        raise unittest.SkipTest(f"it does not push: {error}") from error
+                    options = BackupOptions(guest="contract", transport=TransportWish.PUSH)
+                    result = backup(source, store, options)
+                assert result.transport is Transport.PUSH
+                target = Path(folder, f"{turn}.raw")
+                restore(store, result.point, name, str(target))
+                assert target.read_bytes() == guest.content(name)
+                guest.write(name, _LEAF, b"more...." * 512)

@@ -40,10 +40,13 @@ class Held:
 class _Sink:
     def __init__(self, start: bytes = b"") -> None:
         self.data = bytearray(start)
+        self.sealed = False
         self._lock = threading.Lock()
 
     def write(self, data: Buffer, /) -> int:
         with self._lock:
+            if self.sealed:
+                raise StoreError("is written no more")
             self.data += data
         return memoryview(data).nbytes
 
@@ -61,6 +64,8 @@ class _Batch:
         return [*self._sinks]
 
     def open(self, name: str) -> Blob:
+        if name not in self._sinks:
+            raise DeltaError("is not there", where=f"{self.where}/{name}")
         return Held(bytes(self._sinks[name].data), f"{self.where}/{name}")
 
     def create(self, name: str, most: int | None = None) -> _Sink:
@@ -73,7 +78,8 @@ class _Batch:
         return self._sinks[name]
 
     def seal(self) -> None:
-        pass
+        for sink in self._sinks.values():
+            sink.sealed = True
 
     def commit(self, name: str) -> None:
         prefix = f"{self._guest}/{name}"
@@ -94,7 +100,7 @@ class _Draft:
         backend.drafts[key] = self
 
     def seal(self) -> None:
-        pass
+        self.sink.sealed = True
 
     def open(self) -> Blob:
         return Held(bytes(self.sink.data), self._backend.name(self.key))
@@ -222,6 +228,7 @@ class MemoryBackend:
         return [batch for (whose, _), batch in self.batches.items() if whose == guest]
 
     def replace(self, key: str) -> Draft:
+        self._found(key)
         return _Draft(self, f"{key} (new {next(self._numbers)})", new=False)
 
     @contextlib.contextmanager
@@ -233,6 +240,8 @@ class MemoryBackend:
             draft.discard()
 
     def drop(self, point: str) -> Sequence[str]:
+        if not self.is_point(point):
+            raise Gone("is not there", where=self.name(point))
         for key in [key for key in self._objects if key.startswith(f"{point}/")]:
             del self._objects[key]
         return []

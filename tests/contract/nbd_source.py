@@ -51,9 +51,10 @@ class NbdInventory:
             raise UsageError("a disk is named twice")
         known = {disk.name: disk for disk in self.disks}
         for name in names:
-            if name not in known:
-                raise PointError(f"there is no disk {name}")
-        return tuple(known[name] for name in names) or self.disks
+            if name not in known or known[name].read_only:
+                raise PointError(f"there is no disk {name} that can be written")
+        writable = tuple(disk for disk in self.disks if not disk.read_only)
+        return tuple(known[name] for name in names) or writable
 
 
 class NbdPoint:
@@ -117,6 +118,7 @@ class NbdSource:
     """
 
     doubts: tuple[str, ...] = ()
+    tracked = False
 
     def __init__(self, name: str, uris: Mapping[str, str], machine: Machine | None = None) -> None:
         self.where = name
@@ -141,7 +143,8 @@ class NbdSource:
         for name, uri in self._uris.items():
             with Connection(uri) as connection:
                 found.append(NbdExport(name, uri, connection.size))
-        return NbdInventory(tuple(found))
+        medium = NbdExport("medium", "", 2048, read_only=True)
+        return NbdInventory((*found, medium))
 
     def highest_sequence(self, chain_id: str, disks: Sequence[Disk]) -> int:
         """0: nothing is kept."""

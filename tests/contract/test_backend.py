@@ -40,7 +40,19 @@ class TestMemory(BackendContract):
     def backend(self) -> Backend:
         return MemoryBackend()
 
+    def reopened(self, backend: Backend) -> Backend:
+        """It is gone with its process."""
+        return backend
 
+
+@pytest.fixture
+def environment(seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server, where users name it."""
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("environment")
 class TestBucket(BackendContract):
     """A bucket."""
 
@@ -51,6 +63,7 @@ class TestBucket(BackendContract):
         return S3Backend(seaweedfs.bucket())
 
 
+@pytest.mark.usefixtures("environment")
 class TestLockedBucket(BackendContract):
     """A bucket with versions and object lock, which locks nothing by itself."""
 

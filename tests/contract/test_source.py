@@ -121,7 +121,9 @@ def daemon() -> Iterator[Libvirtd]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
 class TestLibvirt(SourceContract):
-    """A guest of libvirt's."""
+    """A guest of libvirt's, which has one backup job at most."""
+
+    one_at_a_time = True
 
     @pytest.fixture
     def guest(self, tmp_path: Path, daemon: Libvirtd) -> Iterator[_Guest]:

@@ -10,6 +10,7 @@ import os
 import time
 from pathlib import Path
 
+from fleece.errors import StoreError
 from fleece.folder import set_mode
 from fleece.hashing import Buffer
 from fleece.store.errors import store_error, store_errors
@@ -45,6 +46,8 @@ class DeltaFile:
 
     def write(self, data: Buffer) -> int:
         """Write `data`; gives how much."""
+        if self._file.closed:
+            raise StoreError("is written no more", where=self.path)
         try:
             taken = self._file.write(data)
             if time.monotonic() > self._flushed + GATHERED_FOR:
