@@ -95,8 +95,8 @@ from fleece.source.base import (
 )
 from fleece.source.image.inventory import Image, ImageDisk
 from fleece.source.image.source import ImageSource
-from fleece.source.open import open_source
-from fleece.source.options import Fleecing, SourceOptions
+from fleece.source.open import guests_of, open_source
+from fleece.source.options import Fleecing, FoundGuest, SourceOptions
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.inventory import GuestDisk
 from fleece.source.qemu.source import QemuSource
@@ -160,6 +160,7 @@ __all__ = (
     "FilesError",
     "FleeceError",
     "Fleecing",
+    "FoundGuest",
     "Geometry",
     "GuestAgent",
     "GuestDisk",
@@ -264,6 +265,7 @@ __all__ = (
     "examine_host",
     "export",
     "format_by_name",
+    "guests_of",
     "import_delta",
     "init",
     "likeness",

@@ -30,6 +30,7 @@ class FleeceError(Exception):
         what: what went wrong, in one clause.
         where: the file, socket, disk or command that it happened at.
         hint: what the user can do about it.
+        busy: somebody else holds what is needed, so the same may succeed later.
 
     Attributes:
         fields: what machine output adds to the failed result.
@@ -37,10 +38,18 @@ class FleeceError(Exception):
 
     code = ExitCode.INTERNAL
 
-    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        hint: str | None = None,
+        busy: bool = False,
+    ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
         self.hint = hint
+        self.busy = busy
         self.fields: dict[str, object] = {}
         super().__init__(what)
 

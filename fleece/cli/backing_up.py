@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 
 import fleece
 from fleece import events
+from fleece.amounts import bytes_of
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
-from fleece.cli.sources import bytes_of, source_options, split_disks
+from fleece.cli.sources import source_options, split_disks
 from fleece.cli.stream import data_output
 from fleece.cli.words import BackupWords, CleanWords
 from fleece.errors import UsageError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import fleece
+from fleece.amounts import fraction_of
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
@@ -61,7 +61,7 @@ def _scrub(
 ) -> None:
     rules = fleece.ScrubRules(
         None if words.max_age is None else fleece.Duration.parse(words.max_age),
-        1.0 if words.fraction is None else _fraction(words.fraction),
+        1.0 if words.fraction is None else fraction_of("--fraction", words.fraction),
         words.guest,
     )
     result = fleece.scrub(catalogue, rules, output.listen, cancel)
@@ -78,14 +78,6 @@ def _scrub(
         ],
         **fields,
     )
-
-
-def _fraction(text: str) -> float:
-    """A part of a whole: `10%` or `0.1`."""
-    found = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)(%?)", text)
-    if found is None:
-        raise UsageError("--fraction takes a part like 10% or 0.1", where=text)
-    return float(found[1]) / (100 if found[2] else 1)
 
 
 def _verify_image(

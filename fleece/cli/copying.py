@@ -7,10 +7,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 import fleece
+from fleece.amounts import bytes_of
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
-from fleece.cli.sources import bytes_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import CopyWords, ServeStoreWords
 from fleece.errors import StoreError, UsageError, WrongKey

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import fleece
-from fleece.errors import UsageError
+from fleece.amounts import bytes_of
 
 
 def source_options(
@@ -34,11 +33,3 @@ def split_disks(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[tuple[str,
         return (), places
     found = zip(words, pairs, placed, strict=True)
     return tuple(pair[0] if one else text for text, pair, one in found), places
-
-
-def bytes_of(option: str, text: str) -> int:
-    """A number of bytes, with K, M, G or T for powers of 1024."""
-    found = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text)
-    if found is None:
-        raise UsageError(f"{option} takes a number of bytes, like 500M or 20G", where=text)
-    return int(found[1]) << (10 * " KMGT".index(found[2] or " "))

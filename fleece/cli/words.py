@@ -381,3 +381,20 @@ class PinWords(Words):
     point: str
     guest: str | None
     secret: fleece.Secret | None
+
+
+class RunWords(Words):
+    """`fleece run [GUEST]...`."""
+
+    guests: list[str]
+    config: str | None
+    only: list[str]
+    dry_run: bool
+    wait: float
+
+
+class ConfigWords(Words):
+    """`fleece config ACTION`."""
+
+    action: str
+    config: str | None

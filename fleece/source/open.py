@@ -9,7 +9,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import UsageError
 from fleece.plugins import SOURCES, installed
 from fleece.source.base import Source
-from fleece.source.options import SourceOptions
+from fleece.source.options import FoundGuest, SourceOptions
 
 Opener = Callable[[str, SourceOptions, CancelToken | None], Source]
 """Opens a source of one kind: by its place, the options and the run's token."""
@@ -41,6 +41,27 @@ def open_source(
     if options.require_freeze and options.guest_agent is None and not options.freeze:
         raise UsageError("a freeze is required, but none is asked for", where=text)
     return opener(place, options, cancel)
+
+
+def guests_of(
+    scheme: str, connect: str | None = None, cancel: CancelToken | None = None
+) -> list[FoundGuest]:
+    """All guests that there are of a kind of source, by name.
+
+    Args:
+        scheme: of the sources, like libvirt.
+        connect: URI of the libvirt that has them; None: libvirt's own default.
+        cancel: of the run that asks.
+
+    Raises:
+        UsageError: of this kind nobody knows which there are.
+        SourceError: whoever has them cannot be asked.
+    """
+    if scheme != "libvirt":
+        raise UsageError("nobody has a list of such guests: name each one", where=f"{scheme}:")
+    from fleece.source.libvirt.open import known_guests
+
+    return known_guests(connect, cancel)
 
 
 def _opener(scheme: str) -> Opener | None:

@@ -47,3 +47,16 @@ class SourceOptions:
     places: tuple[tuple[str, str], ...] = field(default=(), metadata={"option": "--disk NAME=URI"})
     bitmap: tuple[str, ...] = ()
     since: str | None = None
+
+
+@dataclass(frozen=True)
+class FoundGuest:
+    """A guest that somebody has.
+
+    Attributes:
+        name: its own.
+        source: what it is opened by, whatever it is called.
+    """
+
+    name: str
+    source: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fleece.cli.grammar.copying import copy_verbs
 from fleece.cli.grammar.files import files_verbs
+from fleece.cli.grammar.fleet import fleet_verbs
 from fleece.cli.grammar.keep import keep_verbs
 from fleece.cli.grammar.options import add_quiet, filled
 from fleece.cli.grammar.points import point_verbs
@@ -81,6 +82,14 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(verb=function, words=words)
         return made
 
-    for add in (source_verbs, store_verbs, point_verbs, files_verbs, keep_verbs, copy_verbs):
+    for add in (
+        source_verbs,
+        store_verbs,
+        point_verbs,
+        files_verbs,
+        keep_verbs,
+        copy_verbs,
+        fleet_verbs,
+    ):
         add(verb)
     return top

@@ -61,6 +61,29 @@ class Busy:
     operation: str
 
 
+def reached(uri: str | None, where: str, cancel: CancelToken) -> Libvirt:
+    """A connection to a libvirt.
+
+    Args:
+        uri: of it; None: libvirt's own default.
+        where: for messages.
+        cancel: of the run.
+
+    Raises:
+        SourceError: it cannot be reached.
+        UsageError: libvirt's Python bindings are missing.
+    """
+    try:
+        return Libvirt(uri, where, cancel)
+    except Refused as error:
+        shown = uri or "its default URI"
+        raise SourceError(
+            f"libvirt cannot be reached at {shown}: {error.reason}",
+            where=where,
+            hint="is libvirtd running, and may this user use it? --connect names another one",
+        ) from error
+
+
 class Domain:
     """A guest, found by id, UUID or name, as virsh finds it.
 
@@ -80,7 +103,7 @@ class Domain:
 
     def __init__(self, place: str, uri: str | None, cancel: CancelToken | None = None) -> None:
         self.where = f"libvirt:{place}"
-        self._libvirt = self._open(uri, cancel or CancelToken())
+        self._libvirt = reached(uri, self.where, cancel or CancelToken())
         self._lib, self._connection = self._libvirt.lib, self._libvirt.connection
         self._calls = self._libvirt.calls
         self.cancel = self._calls.cancel
@@ -95,17 +118,6 @@ class Domain:
     def close(self) -> None:
         """Let go of it. Safe to repeat."""
         self._libvirt.close()
-
-    def _open(self, uri: str | None, cancel: CancelToken) -> Libvirt:
-        try:
-            return Libvirt(uri, self.where, cancel)
-        except Refused as error:
-            shown = uri or "its default URI"
-            raise SourceError(
-                f"libvirt cannot be reached at {shown}: {error.reason}",
-                where=self.where,
-                hint="is libvirtd running, and may this user use it? --connect names another one",
-            ) from error
 
     def _look_up(self, place: str) -> Any:
         ways: list[Callable[[], Any]] = [lambda: self._connection.lookupByName(place)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from pathlib import Path
 
 from fleece.cancel import CancelToken
 from fleece.source.libvirt.at_rest import RestingSource
-from fleece.source.libvirt.domain import Domain
+from fleece.source.libvirt.domain import Domain, reached
 from fleece.source.libvirt.freeze import Freezer
 from fleece.source.libvirt.source import LibvirtSource
+from fleece.source.options import FoundGuest
 
 
 class FreezeWish(enum.Enum):
@@ -55,3 +57,20 @@ def open_guest(
     except BaseException:
         domain.close()
         raise
+
+
+def known_guests(uri: str | None = None, cancel: CancelToken | None = None) -> list[FoundGuest]:
+    """All guests that a libvirt has, on or off, by name.
+
+    Args:
+        uri: of the libvirt; None: libvirt's own default.
+        cancel: of the run that asks.
+
+    Raises:
+        SourceError: libvirt cannot be reached.
+        UsageError: libvirt's Python bindings are missing.
+    """
+    with contextlib.closing(reached(uri, "libvirt:", cancel or CancelToken())) as libvirt:
+        domains = libvirt.calls("the guests", lambda: libvirt.connection.listAllDomains(0))
+        found = libvirt.calls("their names", lambda: [(d.name(), d.UUIDString()) for d in domains])
+    return [FoundGuest(name, f"libvirt:{uuid}") for name, uuid in sorted(found)]

@@ -145,6 +145,7 @@ class LibvirtSource(Closing):
                 f"the guest is {state.value}",
                 where=self.where,
                 hint="try again when that has ended",
+                busy=True,
             )
 
     def check_ready(self) -> None:
@@ -160,12 +161,14 @@ class LibvirtSource(Closing):
                 f"{found.operation} has the guest",
                 where=self.where,
                 hint="try again when that has ended",
+                busy=True,
             )
         if found is not None and folder_of(found) is None:
             raise SourceError(
                 "a backup that is not fleece's has the guest (virsh backup-dumpxml shows it)",
                 where=self.where,
                 hint="wait for its end; if its program died, virsh domjobabort ends it",
+                busy=True,
             )
 
     def check_needs(self) -> None:
@@ -357,6 +360,7 @@ class LibvirtSource(Closing):
                 "another backup by fleece has the guest, and libvirt takes one at a time",
                 where=self.where,
                 hint="wait for its end",
+                busy=True,
             )
         unsafe = self._unsafe([want.disk for want in request.wanted])
         kind = LibvirtPoint if unsafe is None else PushedPoint

@@ -267,6 +267,7 @@ class Monitor(Closing):
                 where=self.path,
                 hint="another client holds it, or it is not a QMP socket; give "
                 "fleece a monitor of its own",
+                busy=True,
             )
         reason = _one_line(str(error).partition("\n")[0])
         return SourceError(f"this is not a QMP monitor ({reason})", where=self.path)

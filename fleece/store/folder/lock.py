@@ -114,6 +114,7 @@ def _lock(store: str, descriptor: int, guest: str, patience: Patience) -> None:
                     f"another backup of {guest} into this store is running "
                     f"(process {_holder(descriptor)})",
                     where=store,
+                    busy=True,
                 ) from error
             patience.cancel.check()
             time.sleep(0.1)

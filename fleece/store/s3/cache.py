@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import xxhash
 
-from fleece.store.s3.private import private_folder
+from fleece.private import private_folder
 
 Identity: TypeAlias = tuple[str, str, int]
 """An object's key, ETag and length."""

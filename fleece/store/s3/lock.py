@@ -13,26 +13,16 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 from fleece.folder import PRIVATE_FILE, Folder
+from fleece.private import private_folder, runtime_folder
 from fleece.store.backend import Patience
 from fleece.store.errors import store_errors
 from fleece.store.folder.lock import held
-from fleece.store.s3.private import private_folder
 
 _WRITER = "writer"
 _LIVING = "writes-"
 _DIGITS = 8
-
-
-def place() -> Path:
-    """The folder of this user's locks, which the end of the system's run takes away."""
-    user = os.geteuid()
-    if user == 0:
-        return Path("/run/fleece")
-    own = Path(f"/run/user/{user}")  # of all this user's sessions, and of cron's
-    return own / "fleece" if own.is_dir() else Path(f"/tmp/fleece-{user}")
 
 
 def opened() -> contextlib.AbstractContextManager[Folder]:
@@ -41,7 +31,7 @@ def opened() -> contextlib.AbstractContextManager[Folder]:
     Raises:
         OSError: it cannot be made, or it is somebody else's.
     """
-    return private_folder(place())
+    return private_folder(runtime_folder())
 
 
 def writer() -> str:
@@ -53,7 +43,7 @@ def writer() -> str:
     Raises:
         StoreError: the folder cannot be used.
     """
-    with store_errors(place()), opened() as folder:
+    with store_errors(runtime_folder()), opened() as folder:
         with contextlib.suppress(FileExistsError):
             if not folder.has(_WRITER):
                 name = f".{_WRITER}-{secrets.token_hex(8)}"
@@ -85,7 +75,7 @@ def locked(store: str, guest: str, name: str, patience: Patience) -> Iterator[No
     """
     own = hashlib.sha256(f"{store}\0{guest}".encode()).hexdigest()[:32]
     with contextlib.ExitStack() as stack:
-        with store_errors(place()):
+        with store_errors(runtime_folder()):
             folder = stack.enter_context(opened())
             with contextlib.suppress(FileExistsError):
                 folder.make_folder(own).close()
@@ -97,7 +87,7 @@ def locked(store: str, guest: str, name: str, patience: Patience) -> Iterator[No
 @contextlib.contextmanager
 def living(name: str) -> Iterator[None]:
     """Show to the other engines of this host that this process lives, and writes something."""
-    with store_errors(place()), opened() as folder:
+    with store_errors(runtime_folder()), opened() as folder:
         descriptor = folder.new_file(f"{_LIVING}{name}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +104,7 @@ def living(name: str) -> Iterator[None]:
 
 def lives(name: str) -> bool:
     """Whether a process does that writes something; if not, nothing tells of it any more."""
-    with store_errors(place()), opened() as folder:
+    with store_errors(runtime_folder()), opened() as folder:
         try:
             descriptor = folder.file(f"{_LIVING}{name}")
         except FileNotFoundError:

@@ -25,3 +25,12 @@ def private_folder(path: Path) -> Iterator[Folder]:
             if found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise PermissionError(1, "is not this user's alone", str(path))
             yield folder
+
+
+def runtime_folder() -> Path:
+    """The folder of what this user's processes share until the end of the system's run."""
+    user = os.geteuid()
+    if user == 0:
+        return Path("/run/fleece")
+    own = Path(f"/run/user/{user}")  # of all this user's sessions, and of cron's
+    return own / "fleece" if own.is_dir() else Path(f"/tmp/fleece-{user}")

@@ -1,0 +1,200 @@
+"""The verbs that look after many guests by one file: `run` and `config`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import fleece
+from fleece import events
+from fleece.cancel import CancelToken
+from fleece.cli.output import Output, human, span
+from fleece.cli.secret import secret_of
+from fleece.cli.table import Column, table
+from fleece.cli.words import ConfigWords, RunWords
+from fleece.errors import FleeceError
+from fleece.fleet import document, example
+from fleece.fleet.alone import alone
+from fleece.fleet.config import Config, load
+from fleece.fleet.plan import Plan, PlannedGuest, plan
+from fleece.fleet.run import run as run_all
+from fleece.fleet.steps import GuestResult, Step, Work
+from fleece.terminal import counted
+
+_DEFAULT = "/etc/fleece/fleece.toml"
+
+_RESULTS = (
+    Column("GUEST", gives_way=True),
+    Column("STORE"),
+    Column("MODE"),
+    Column("READ", right=True),
+    Column("STORED", right=True),
+    Column("TOOK", right=True),
+    Column("WHAT", gives_way=True),
+)
+_PLAN = (
+    Column("GUEST", gives_way=True),
+    Column("SOURCE", gives_way=True),
+    Column("HOST"),
+    Column("STORE"),
+    Column("COPIES"),
+    Column("KEEP"),
+)
+
+
+def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
+    """`fleece run [GUEST]...`."""
+    path = _path(words.config)
+    config = load(path)
+    steps = [Step(word) for word in words.only] or [*Step]
+    with alone(path, words.wait, cancel):
+        planned = plan(config, words.guests, cancel)
+        for host, error in planned.unknown.items():
+            output.listen(events.Warned(f"the guests of host '{host}' are unknown: {error}"))
+        work = Work(
+            config,
+            steps,
+            _secrets(config, planned, cancel),
+            lambda guest, event: _hear(output, guest, event),
+            cancel,
+            words.dry_run,
+        )
+        result = run_all(planned, work, lambda one: _tell(output, one))
+    if not output.machine and result.guests:
+        output.listing(table(_RESULTS, [*map(_row, result.guests)], output.width()))
+    failed = sum(guest.error is not None for guest in result.guests)
+    fields: dict[str, object] = {
+        "guests": len(result.guests),
+        "failed": failed,
+        "dry_run": words.dry_run,
+    }
+    if result.error is not None:
+        raise _failure(result.error, failed, len(result.guests), fields)
+    output.succeed(f"{counted(len(result.guests), 'guest')}, all well", **fields)
+
+
+def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
+    """`fleece config check|example|schema`."""
+    if words.action == "schema":
+        output.listing(json.dumps(document.schema(), indent=2).split("\n"))
+        return
+    if words.action == "example":
+        output.listing(example.commented(document.schema()))
+        return
+    path = _path(words.config)
+    planned = plan(load(path), (), cancel)
+    for error in planned.unknown.values():
+        raise error
+    if output.machine:
+        for guest in planned.guests:
+            output.row("guest", "", guest=guest.name, source=guest.source, store=_store(guest))
+    else:
+        output.listing(table(_PLAN, [*map(_planned, planned.guests)], output.width()))
+    output.succeed(f"{path}: {counted(len(planned.guests), 'guest')}", guests=len(planned.guests))
+
+
+def _path(given: str | None) -> Path:
+    return Path(given or os.environ.get("FLEECE_CONFIG") or _DEFAULT)
+
+
+def _store(guest: PlannedGuest) -> str:
+    return guest.config.store.name
+
+
+def _planned(guest: PlannedGuest) -> tuple[str, ...]:
+    config = guest.config
+    keep = {} if config.keep is None else asdict(config.keep)
+    rules = [f"{name} {count}" for name, count in keep.items() if isinstance(count, int) and count]
+    if config.keep is not None and config.keep.within is not None:
+        rules.append("within")
+    store, host = config.store, config.host
+    return (
+        guest.name,
+        guest.source,
+        host.name if guest.source.startswith("libvirt:") else "",
+        store.name,
+        ", ".join(store.copy_to),
+        ", ".join(rules) or "all",
+    )
+
+
+def _secrets(config: Config, planned: Plan, cancel: CancelToken) -> dict[str, fleece.Secret]:
+    """The keys of the stores that the planned guests need."""
+    needed = {guest.config.store.name for guest in planned.guests}
+    needed |= {name for store in [*needed] for name in config.stores[store].copy_to}
+    found = {}
+    for name in sorted(needed):
+        store = config.stores[name]
+        secret = secret_of(store.key_file, store.passphrase_file, {}, cancel)
+        if secret is not None:
+            found[name] = secret
+    return found
+
+
+def _hear(output: Output, guest: str, event: events.Event) -> None:
+    """Tell of what happens: to programs all of it, to people what they should know."""
+    if output.machine:
+        if not isinstance(event, events.Progress):
+            output.emit(event.to_json() | {"guest": guest})
+    elif isinstance(event, events.Warned):
+        output.say(f"{guest}: warning: {event.what}")
+    elif isinstance(event, events.Problem):
+        output.say(f"{guest}: PROBLEM: {event.where}: {event.what}")
+
+
+def _tell(output: Output, result: GuestResult) -> None:
+    """Tell of a guest that is done."""
+    if output.machine:
+        output.emit(_fields(result))
+    elif result.error is not None:
+        output.say(f"{result.guest}: {_step(result)} failed: {result.error}")
+
+
+def _step(result: GuestResult) -> str:
+    return result.steps[-1].step
+
+
+def _fields(result: GuestResult) -> dict[str, object]:
+    steps = [
+        {
+            "step": step.step,
+            "ok": step.error is None,
+            "seconds": round(step.seconds, 3),
+            "said": step.said,
+            "error": None if step.error is None else str(step.error),
+            "exit_code": 0 if step.error is None else int(step.error.code),
+            "point": None if step.backup is None else step.backup.point,
+        }
+        for step in result.steps
+    ]
+    return {"event": "guest", "guest": result.guest, "store": result.store, "steps": steps}
+
+
+def _row(result: GuestResult) -> tuple[str, ...]:
+    backup, error = result.backup, result.error
+    said = [step.said for step in result.steps if step.said and step.backup is None]
+    what = f"{_step(result)} FAILED: {error}" if error is not None else "; ".join(said)
+    return (
+        result.guest,
+        result.store,
+        "" if backup is None else backup.mode,
+        "" if backup is None else human(sum(disk.read_bytes for disk in backup.disks)),
+        "" if backup is None else human(sum(disk.stored_bytes for disk in backup.disks)),
+        span(sum(step.seconds for step in result.steps)),
+        what,
+    )
+
+
+def _failure(
+    worst: FleeceError, failed: int, guests: int, fields: dict[str, object]
+) -> FleeceError:
+    """The run's own error, of the worst one's family."""
+    if failed == 0:
+        error = worst
+    else:
+        error = FleeceError(f"{failed} of {counted(guests, 'guest')} failed; the worst: {worst}")
+        error.code = worst.code
+    error.fields = fields
+    return error
