@@ -10,7 +10,7 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.cli.output import Output, human, span
+from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import ConfigWords, RunWords
@@ -21,7 +21,7 @@ from fleece.fleet.config import Config, load
 from fleece.fleet.plan import Plan, PlannedGuest, plan
 from fleece.fleet.run import run as run_all
 from fleece.fleet.steps import GuestResult, Step, Work
-from fleece.terminal import counted
+from fleece.terminal import counted, human, span
 
 _DEFAULT = "/etc/fleece/fleece.toml"
 
@@ -57,22 +57,19 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
             config,
             steps,
             _secrets(config, planned, cancel),
-            lambda guest, event: _hear(output, guest, event),
+            output.listen_of,
             cancel,
             words.dry_run,
         )
         result = run_all(planned, work, lambda one: _tell(output, one))
-    if not output.machine and result.guests:
-        output.listing(table(_RESULTS, [*map(_row, result.guests)], output.width()))
+    lines = [*table(_RESULTS, [*map(_row, result.guests)], output.width())]
     failed = sum(guest.error is not None for guest in result.guests)
-    fields: dict[str, object] = {
-        "guests": len(result.guests),
-        "failed": failed,
-        "dry_run": words.dry_run,
-    }
+    fields: dict[str, object] = {"guests": len(result.guests), "failed": failed}
+    fields["dry_run"] = words.dry_run
     if result.error is not None:
+        output.answer(lines)
         raise _failure(result.error, failed, len(result.guests), fields)
-    output.succeed(f"{counted(len(result.guests), 'guest')}, all well", **fields)
+    output.succeed([*lines, f"{counted(len(result.guests), 'guest')}, all well"], **fields)
 
 
 def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
@@ -90,8 +87,7 @@ def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
     if output.machine:
         for guest in planned.guests:
             output.row("guest", "", guest=guest.name, source=guest.source, store=_store(guest))
-    else:
-        output.listing(table(_PLAN, [*map(_planned, planned.guests)], output.width()))
+    output.answer(table(_PLAN, [*map(_planned, planned.guests)], output.width()))
     output.succeed(f"{path}: {counted(len(planned.guests), 'guest')}", guests=len(planned.guests))
 
 
@@ -131,17 +127,6 @@ def _secrets(config: Config, planned: Plan, cancel: CancelToken) -> dict[str, fl
         if secret is not None:
             found[name] = secret
     return found
-
-
-def _hear(output: Output, guest: str, event: events.Event) -> None:
-    """Tell of what happens: to programs all of it, to people what they should know."""
-    if output.machine:
-        if not isinstance(event, events.Progress):
-            output.emit(event.to_json() | {"guest": guest})
-    elif isinstance(event, events.Warned):
-        output.say(f"{guest}: warning: {event.what}")
-    elif isinstance(event, events.Problem):
-        output.say(f"{guest}: PROBLEM: {event.where}: {event.what}")
 
 
 def _tell(output: Output, result: GuestResult) -> None:

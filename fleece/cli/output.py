@@ -179,6 +179,17 @@ class Output:
         elif self._is_told(event) and (text := text_of(event)) is not None:
             self.say(text)
 
+    def listen_of(self, guest: str, event: events.Event) -> None:
+        """A listener for one of several guests: people hear of trouble, or of all they ask for."""
+        if isinstance(event, events.Progress):
+            return
+        if self.machine:
+            self.emit(event.to_json() | {"guest": guest})
+            return
+        wanted = self._tone is Tone.VERBOSE or isinstance(event, _TROUBLE)
+        if wanted and (text := text_of(event)) is not None:
+            self.say(f"{guest}: {text}")
+
     def _is_told(self, event: events.Event) -> bool:
         if self._tone is Tone.QUIET:
             return isinstance(event, _TROUBLE)

@@ -141,6 +141,10 @@ def test_people_see_a_table_and_what_failed(fleet: Fleet) -> None:
     assert "backup FAILED: " in lines[2]
     assert "b: backup failed: " in ran.err
     ran.failed(fleece.ExitCode.SOURCE, "1 of 3 guests failed")
+    ran = INTACT.run("run", "--config", fleet.file, "-q", "a", "c").succeeded()
+    assert (ran.out, ran.err) == ("", "")
+    ran = INTACT.run("run", "--config", fleet.file, "-v", "a").succeeded()
+    assert "a: point " in ran.err
 
 
 def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import AddVerb
+from fleece.cli.grammar.options import AddVerb, add_verbose
 from fleece.cli.words import ConfigWords, RunWords
 
 
@@ -40,6 +40,7 @@ def _run_verb(verb: AddVerb) -> None:
         metavar="SECONDS",
         help="wait so long for the end of another run of the same configuration; default: 0",
     )
+    add_verbose(run)
 
 
 def _config_verb(verb: AddVerb) -> None:
