@@ -141,6 +141,10 @@ class Images:
             "bitmaps": bitmaps,
         }
 
+    def changes(self, disk: str, offset: int) -> Said:
+        """The bitmaps tell it."""
+        raise Refused("bitmaps tell what changed")
+
     def check(self) -> None:
         """Refuse if an image is not held any more."""
         if not self._served:

@@ -33,6 +33,9 @@ class Provider(Protocol):
     def begin(self, request: Said) -> Said:
         """Take a point; gives `disks`."""
 
+    def changes(self, disk: str, offset: int) -> Said:
+        """What was written since the base, from there on: `extents` and `next`."""
+
     def check(self) -> None:
         """Refuse if the exports do not show the point any more."""
 
@@ -54,6 +57,7 @@ def run(provider: Provider) -> None:
         "hello": lambda request: _hello(provider, request),
         "describe": lambda request: provider.describe(),
         "begin": provider.begin,
+        "changes": lambda request: provider.changes(request["disk"], request["from"]),
         "check": lambda request: provider.check(),
         "commit": lambda request: provider.commit(),
         "drop": lambda request: provider.drop(),

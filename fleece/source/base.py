@@ -161,6 +161,8 @@ class Export:
             believed: the server would show what the disk holds now. None: any request is right.
         also_dirty: more such meta contexts: what any of them calls dirty has changed.
         partial: only what is dirty is what the disk held; the rest must not be read.
+        changed: what changed, in bytes of disk, where no context tells it; None: `dirty_context`
+            says it.
     """
 
     disk: str
@@ -171,6 +173,7 @@ class Export:
     unit: int | None = None
     also_dirty: tuple[str, ...] = ()
     partial: bool = False
+    changed: Extents | None = None
 
 
 class PushFeed(Protocol):

@@ -1,4 +1,7 @@
-"""A provider of images that is true to the protocol but for one fault: `LIE IMAGE`."""
+"""A provider of images that is true to the protocol but for one fault: `LIE IMAGE`.
+
+"lists" is no fault: it tells what changed by itself, a block in each answer, and not by bitmaps.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fleece.disk.nbd import NbdDisk
+from fleece.extents import Extents
+from fleece.nbd.connection import DIRTY_BITMAP
 from fleece.providers.images import Images
 from fleece.providers.speak import Refused, run
 
 Said = dict[str, Any]
+
+_BLOCK = 64 * 1024
 
 
 def _all_disks(change: Callable[[Said], object]) -> Callable[[Said], None]:
@@ -29,6 +37,7 @@ def _all_disks(change: Callable[[Said], object]) -> Callable[[Said], None]:
 _ANSWERS: dict[str, tuple[str, Callable[[Said], object]]] = {
     "version": ("hello", lambda a: a.update(protocol=2)),
     "nameless": ("hello", lambda a: a.pop("name")),
+    "freezes": ("hello", lambda a: a.update(freezes=True)),
     "two alike": ("describe", lambda a: a["disks"].append(a["disks"][0])),
     "size zero": ("describe", _all_disks(lambda d: d.update(size=0))),
     "size text": ("describe", _all_disks(lambda d: d.update(size="much"))),
@@ -62,6 +71,7 @@ class Liar(Images):
         super().__init__({"disk": image})
         self._lie = lie
         self._stays = lie == "stays"
+        self._dirty: list[int] = []
 
     def hello(self) -> Said:
         """As it says."""
@@ -82,15 +92,33 @@ class Liar(Images):
                 return super().begin(request)
             finally:
                 self._served = [*held, *self._served]
+        if request["freeze"] == "try":
+            return super().begin(request) | {"frozen": True, "warnings": ["cold\x07"]}
         return self._true("begin", lambda: Images.begin(self, request))
 
     def _serve(self, disk: Said, wanted: Said) -> Said:
         """With the bitmap of the new point in place of the old one's, in the old one's name."""
         base = wanted["base"]
+        if self._lie == "lists":
+            told = super()._serve(disk, wanted)
+            export = NbdDisk(told["uri"])
+            for bitmap in told.pop("bitmaps"):
+                context, whole = f"{DIRTY_BITMAP}{bitmap}", Extents.whole(export.size)
+                dirty = export.dirty_extents(context, whole) or Extents.empty()
+                self._dirty = [at for start, end in dirty for at in range(start, end, _BLOCK)]
+            return told | {"changes": base is not None}
         if self._lie != "blind" or base is None or not self._begun:
             return super()._serve(disk, wanted)
         told = super()._serve(disk, wanted | {"base": self._begun[0][1].partition(".")[0]})
         return told | {"base": base}
+
+    def changes(self, disk: str, offset: int) -> Said:
+        """What the bitmap tells, a block at a time."""
+        found = next((each for each in self._dirty if each >= offset), None)
+        if found is None:
+            return {"extents": []}
+        later = any(each > found for each in self._dirty)
+        return {"extents": [[found, _BLOCK]], "next": found + _BLOCK if later else None}
 
     def check(self) -> None:
         """As it says."""
@@ -113,7 +141,8 @@ class Liar(Images):
             time.sleep(60)
         if self._lie == "leaves":
             self._lie = ""
-            subprocess.Popen(["sleep", "600"])
+            stays = [sys.executable, "-c", "import time; time.sleep(600)", self._images["disk"]]
+            subprocess.Popen(stays)
         super().drop()
 
     def forget(self, bases: list[Said]) -> None:

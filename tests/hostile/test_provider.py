@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece import Unknown
+from fleece.cli.main import main
 from fleece.source.provider import program
+from fleece.source.provider.answers import Said, changes
 from fleece.source.provider.text import parse
 from fleece.source.provider.words import LIMITS, Word
 from fleece.testing.provider.checks import CHECKS, verdicts
@@ -117,7 +120,7 @@ _LIES = {
     "other disk": (_S, "has other, where disk was asked for"),
     "other base": (_S, "is since fleece-0, where fleece-"),
     "no base": (_S, "is since no base, where fleece-"),
-    "no bitmap": (_S, "has a base and no bitmap"),
+    "no bitmap": (_S, "has a base, and neither bitmaps nor changes"),
     "lacks bitmap": (_S, "that its export lacks: none"),
     "babbles at describe": (_S, "answered 'describe' by what is no JSON"),
     "never ends a line at describe": (_S, "by a line of more than 1048576 bytes"),
@@ -142,7 +145,7 @@ def test_a_lie_is_one_error_and_nothing_is_left(owner: Owner, lie: str) -> None:
     assert str(caught.value).isprintable()
     assert owner.points() == points
     assert set(bitmaps) <= set(owner.bitmaps())
-    assert owner.nobody_runs()
+    wait_until(owner.nobody_runs, "the end of all that it started")
 
 
 def test_after_all_of_them_the_next_point_is_incremental_and_exact(owner: Owner) -> None:
@@ -170,11 +173,16 @@ def test_a_commit_that_fails_costs_an_older_base_and_no_point(owner: Owner, lie:
         made = fleece.backup(source, fleece.open_store(owner.store), options, hear)
     assert owner.points() == [*before, made.point]
     assert any("may not be kept" in text for text in heard) == (lie != "no keep")
-    assert owner.nobody_runs()
+    wait_until(owner.nobody_runs, "the end of all that it started")
     owner.write()
     if lie == "no keep":  # it let go of the older one all the same
         assert owner.backup("").mode == "rescan"
     owner.check_exact()
+
+
+def test_what_it_leaves_running_is_killed(owner: Owner) -> None:
+    owner.backup("leaves")
+    wait_until(owner.nobody_runs, "the end of all that it started")
 
 
 @pytest.mark.parametrize("word", ["hello", "begin", "commit"])
@@ -188,7 +196,7 @@ def test_one_that_hangs_is_killed_with_all_that_it_started(
     else:
         with pytest.raises(fleece.FleeceError, match=f"did not answer '{word}' in time"):
             owner.backup(f"hangs at {word}")
-    assert owner.nobody_runs()
+    wait_until(owner.nobody_runs, "the end of all that it started")
 
 
 def test_a_run_that_is_interrupted_waits_for_no_provider(
@@ -207,7 +215,82 @@ def test_a_run_that_is_interrupted_waits_for_no_provider(
     with pytest.raises(fleece.Interrupted, match="the point was ended"):
         owner.backup("hangs at begin", cancel)
     thread.join()
-    assert owner.nobody_runs()
+    wait_until(owner.nobody_runs, "the end of all that it started")
+
+
+def test_one_that_can_is_asked_to_freeze_the_guest(owner: Owner) -> None:
+    tried = fleece.SourceOptions(freeze=True)
+    with pytest.raises(fleece.UsageError, match="this provider freezes no guest"):
+        fleece.open_source(owner.provider(""), tried)
+    heard: list[str] = []
+
+    def hear(event: fleece.events.Event) -> None:
+        if isinstance(event, fleece.events.Warned):
+            heard.append(event.what)
+
+    store, options = fleece.open_store(owner.store), fleece.BackupOptions(guest="g")
+    with fleece.open_source(owner.provider("freezes"), tried) as source:
+        assert fleece.backup(source, store, options, hear).frozen
+    assert heard == [r"cold\x07"]
+    must = fleece.SourceOptions(freeze=True, require_freeze=True)
+    with (
+        fleece.open_source(owner.provider("freezes"), must) as source,
+        pytest.raises(fleece.PointError, match="was not frozen"),
+    ):
+        fleece.backup(source, store, options)
+    assert len(owner.bitmaps()) == 1
+
+
+def test_a_base_is_of_its_disk_and_not_of_its_image(owner: Owner) -> None:
+    with fleece.open_source(f"provider:images other={owner.image}") as source:
+        assert source.known_since(source.inventory().choose(())[0], *_newest(owner)) == Unknown(
+            f"the provider does not know what was written since point {_newest(owner)[2]}"
+        )
+
+
+def _newest(owner: Owner) -> tuple[str, int, str]:
+    point = fleece.open_store(owner.store).catalogue().points[-1]
+    return point.chain, point.sequence, point.id
+
+
+def test_what_verbs_make_of_it(owner: Owner, capsys: pytest.CaptureFixture[str]) -> None:
+    chain, sequence, point = _newest(owner)
+    assert main(["doctor", owner.provider(""), "--json"]) == 0
+    assert f"fleece-{chain}-{sequence:06d}-{point}" in capsys.readouterr().out
+    assert main(["audit", owner.provider(""), str(owner.store), "--guest", "g"]) == 0
+    for words in (["clean", owner.provider("")], ["doctor", "provider:none"]):
+        assert main(words) == 2
+    assert "no provider of this name comes with fleece" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "has no extents"),
+        ({"extents": [[0]]}, "is no offset and length"),
+        ({"extents": [[0, 0]]}, "is out of order, or not on the disk"),
+        ({"extents": [[0, 512], [0, 512]]}, "is out of order"),
+        ({"extents": [[1 << 62, 512]]}, "is a number that cannot be"),
+        ({"extents": [[512, images.MIB]]}, "not on the disk"),
+        ({"extents": [], "next": 512}, "goes on where it cannot"),
+        ({"extents": [[0, 512]], "next": 0}, "goes on where it cannot"),
+        ({"extents": [[0, 512]], "next": images.MIB}, "goes on where it cannot"),
+    ],
+)
+def test_changes_that_cannot_be_are_no_answer(said: object, words: str) -> None:
+    with pytest.raises(fleece.SourceError, match=words):
+        changes(Said(said, "changes", "mine"), 0, images.MIB)
+
+
+def test_changes_come_in_pages(owner: Owner) -> None:
+    """All of them are read: what a liar leaves out, no backup has."""
+    owner.backup("")
+    owner.write()
+    owner.write()
+    found = owner.backup("lists")
+    assert found.mode == "incremental"
+    assert found.disks[0].read_bytes == 2 * KIB64
+    owner.check_exact()
 
 
 _ASKED = "fleece.source.provider.program"

@@ -86,17 +86,18 @@ def dirty_leaves(export: Export, disk: NbdDisk, more: Extents | None = None) -> 
     """The whole leaves that a delta of this export must hold.
 
     Args:
-        export: says by which meta contexts, or that all is dirty.
+        export: says what, or by which meta contexts, or that all is dirty.
         disk: the export, open.
         more: ranges that count as dirty too.
 
     Raises:
         PointError: the export lacks a dirty context.
     """
-    if export.dirty_context is None:
+    contexts = [export.dirty_context, *export.also_dirty] if export.dirty_context else []
+    if export.changed is None and not contexts:
         return Extents.whole(disk.size)
-    dirty = more or Extents.empty()
-    for context in (export.dirty_context, *export.also_dirty):
+    dirty = (more or Extents.empty()).union(export.changed or Extents.empty())
+    for context in contexts:
         found = disk.dirty_extents(context, Extents.whole(disk.size))
         if found is None:
             raise PointError(f"the export has no meta context {context}", where=export.uri)

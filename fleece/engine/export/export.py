@@ -243,8 +243,8 @@ def _shown(
     It asks for one context. If only several together tell what changed, it has to read all.
     """
     context, reason = made.dirty_context, planned.reason
-    if made.also_dirty:
-        context, reason = None, "what changed is told by several bitmaps, and a client asks for one"
+    if made.also_dirty or made.changed is not None:
+        context, reason = None, "what changed is not told by one bitmap, and a client asks for one"
     dirty = made.size
     with reads_of(living):
         disk, changed = open_dirty(made, cancel=cancel)

@@ -127,12 +127,14 @@ class BegunDisk:
         place: its export.
         size: in bytes, as the provider says.
         bitmaps: those whose union is what was written since the base that was asked for; None: no
-            base was asked for, and all is read.
+            base was asked for, and all is read; or it is `listed`.
+        listed: the provider itself tells what was written since the base (`Word.CHANGES`).
     """
 
     place: Place
     size: int
     bitmaps: tuple[str, ...] | None
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,42 @@ def _begun_disk(said: Said, name: str, base: Token | None) -> BegunDisk:
     if used != (None if base is None else str(base)):
         raise said.bad(f"is since {used or 'no base'}, where {base or 'no base'} was asked for")
     bitmaps = tuple(each.text() for each in said.few("bitmaps", MOST_BITMAPS))
-    if (base is None) == bool(bitmaps):
-        raise said.bad("has bitmaps without a base" if bitmaps else "has a base and no bitmap")
-    place = Place(name, uri)
-    return BegunDisk(place, said.number("size", _LARGEST), bitmaps or None)
+    listed = said.sure("changes")
+    if (base is None) == bool(bitmaps or listed) or (bitmaps and listed):
+        raise said.bad(
+            "has a base, and neither bitmaps nor changes, or both"
+            if base is not None
+            else "has bitmaps or changes, and no base"
+        )
+    return BegunDisk(Place(name, uri), said.number("size", _LARGEST), bitmaps or None, listed)
+
+
+def changes(said: Said, offset: int, size: int) -> tuple[list[tuple[int, int]], int | None]:
+    """What a provider says was written on a disk from an offset on.
+
+    Args:
+        said: by it.
+        offset: from which it was asked, in bytes.
+        size: of the disk.
+
+    Returns:
+        Ranges (start, end), and from where on there are more; None: there are none.
+
+    Raises:
+        SourceError: that cannot be.
+    """
+    found, at = [], offset
+    for pair in said.list("extents"):
+        words = pair.list()
+        if len(words) != 2:
+            raise pair.bad("is no offset and length")
+        start, length = (word.number(most=size) for word in words)
+        if start < at or not 0 < length <= size - start:
+            raise pair.bad("is out of order, or not on the disk")
+        at = start + length
+        found.append((start, at))
+    more = said.maybe("next")
+    then = None if more is None else more.number(most=size)
+    if then is not None and not (found and at <= then < size):
+        raise said.bad("goes on where it cannot")
+    return found, then

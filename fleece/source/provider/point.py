@@ -12,9 +12,9 @@ from fleece.extents import Extents
 from fleece.nbd.connection import DIRTY_BITMAP
 from fleece.source.base import Export
 from fleece.source.nbd.held import HeldExports
-from fleece.source.provider.answers import Begun, BegunDisk, ProviderDisk, begun
+from fleece.source.provider.answers import Begun, BegunDisk, ProviderDisk, begun, changes
 from fleece.source.provider.program import Program, Refused
-from fleece.source.provider.words import FreezeWish, Token, Word
+from fleece.source.provider.words import MOST_CHANGES, FreezeWish, Token, Word
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ProviderPoint:
         self.frozen = made.frozen
         heard = [f"{self._program.name}: {line}" for line in self._program.said()]
         self.warnings = (*made.warnings, *heard)
-        self.exports = tuple(_export(each) for each in made.disks)
+        self.exports = tuple(self._export(each) for each in made.disks)
 
     def _look(self, made: Begun) -> None:
         contexts = {each.place: _contexts(each) for each in made.disks}
@@ -106,6 +106,18 @@ class ProviderPoint:
                         where=each.place.uri,
                     )
         self._held = self._exports.of(contexts)
+
+    def _export(self, disk: BegunDisk) -> Export:
+        contexts = _contexts(disk)
+        return Export(
+            disk=disk.place.name,
+            uri=disk.place.uri,
+            size=disk.size,
+            dirty_context=contexts[0] if contexts else None,
+            granularity=None,
+            also_dirty=contexts[1:],
+            changed=listed(self._program, disk) if disk.listed else None,
+        )
 
     def check(self) -> None:
         """Raise `PointError` if the exports or the provider do not hold the point any more."""
@@ -177,20 +189,31 @@ class ProviderPoint:
             raise
 
 
+def listed(program: Program, disk: BegunDisk) -> Extents:
+    """What a provider says was written on a disk of its point since the base.
+
+    Raises:
+        PointError: it cannot say.
+        SourceError: it ended, hangs, or says what cannot be.
+    """
+    found: list[tuple[int, int]] = []
+    offset: int | None = 0
+    while offset is not None:
+        try:
+            said = program.ask(Word.CHANGES, **{"disk": disk.place.name, "from": offset})
+            more, offset = changes(said, offset, disk.size)
+            found += more
+            if len(found) > MOST_CHANGES:
+                raise said.bad(f"is one of more than {MOST_CHANGES} ranges")
+        except Refused as error:
+            raise PointError(error.what, where=error.where, hint=error.hint) from error
+        except SourceError as error:
+            raise program.lied(error) from error
+    return Extents.of(found)
+
+
 def _contexts(disk: BegunDisk) -> tuple[str, ...]:
     return tuple(f"{DIRTY_BITMAP}{name}" for name in disk.bitmaps or ())
-
-
-def _export(disk: BegunDisk) -> Export:
-    contexts = _contexts(disk)
-    return Export(
-        disk=disk.place.name,
-        uri=disk.place.uri,
-        size=disk.size,
-        dirty_context=contexts[0] if contexts else None,
-        granularity=None,
-        also_dirty=contexts[1:],
-    )
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from fleece.source.provider.program import Program
 from fleece.source.provider.text import Command
 from fleece.source.provider.words import PROTOCOL, FreezeWish, Token, Word
 from fleece.source.report import Ability, ExaminedDisk, Report
+from fleece.terminal import counted
 
 
 class ProviderSource(Closing):
@@ -98,7 +99,7 @@ class ProviderSource(Closing):
 
     def producer(self) -> Mapping[str, str]:
         """The provider, as it calls itself."""
-        return {self._hello.name: self._hello.version}
+        return {"provider": f"{self._hello.name} {self._hello.version}"}
 
     def guest(self) -> str:
         """As the provider calls it.
@@ -229,5 +230,6 @@ def _wanted(want: Wanted) -> tuple[ProviderDisk, Token | None]:
 
 
 def _examined(disk: ProviderDisk, where: str) -> ExaminedDisk:
-    bases = ", ".join(map(str, disk.bases)) or "none"
-    return ExaminedDisk(disk.name, disk.size, "raw", where, None, (), {"bases": bases})
+    place = f"{where}, {counted(len(disk.bases), 'base')}"
+    bases = {"bases": ", ".join(map(str, disk.bases))}
+    return ExaminedDisk(disk.name, disk.size, "raw", place, None, (), bases)

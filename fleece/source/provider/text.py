@@ -12,7 +12,10 @@ from pathlib import Path
 from fleece.errors import UsageError
 from fleece.terminal import shown
 
-_SHIPPED = {"images": "fleece.providers.images"}
+_SHIPPED = {
+    "images": "fleece.providers.images",
+    "ovirt-imageio": "fleece.providers.ovirt_imageio",
+}
 """The providers that come with fleece, each a module that is run."""
 
 _PACKAGES = Path(__file__).parents[3]

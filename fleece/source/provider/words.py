@@ -18,6 +18,8 @@ MOST_DISKS = 256
 MOST_BASES = 1000
 MOST_BITMAPS = 64
 MOST_WARNINGS = 32
+MOST_CHANGES = 1 << 22
+"""Ranges that are told of a disk."""
 
 _TOKEN = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9]{{6,18}})-([0-9a-f]{{10}})")
 
@@ -28,6 +30,7 @@ class Word(enum.StrEnum):
     HELLO = "hello"
     DESCRIBE = "describe"
     BEGIN = "begin"
+    CHANGES = "changes"
     CHECK = "check"
     COMMIT = "commit"
     DROP = "drop"
@@ -46,6 +49,7 @@ LIMITS = {
     Word.HELLO: 20.0,
     Word.DESCRIBE: 60.0,
     Word.BEGIN: 300.0,
+    Word.CHANGES: 300.0,
     Word.CHECK: 60.0,
     Word.COMMIT: 300.0,
     Word.DROP: 60.0,

@@ -146,7 +146,7 @@ def a_committed_point_is_a_base(subject: Subject) -> None:
         second = talk.kept(2)
         _check_listed(talk, second.sequence)
         for disk in talk.begin(None, second).disks:
-            if dirty(disk).total == disk.size > _BLOCK:
+            if dirty(talk, disk).total == disk.size > _BLOCK:
                 raise Broken(f"all of disk {disk.place.name} is dirty, and nobody wrote")
         talk.program.ask(Word.DROP)
 
@@ -173,9 +173,9 @@ def what_is_written_since_a_base_is_dirty(subject: Subject) -> None:
         subject.written(disk.name, 0, _BLOCK)
         talk.begin(talk.token(3), second)
         talk.program.ask(Word.DROP)
-        _check_dirty(talk.begin(talk.token(4), second), [0])
+        _check_dirty(talk, talk.begin(talk.token(4), second), [0])
         talk.program.ask(Word.DROP)
-        _check_dirty(talk.begin(None, first), [0, far])
+        _check_dirty(talk, talk.begin(None, first), [0, far])
         talk.program.ask(Word.DROP)
 
 
@@ -272,8 +272,8 @@ def _check_listed(talk: Talk, sequence: int) -> None:
             raise Broken(f"disk {disk.name} does not have it as a base")
 
 
-def _check_dirty(begun: Begun, offsets: Sequence[int]) -> None:
-    found = dirty(begun.disks[0])
+def _check_dirty(talk: Talk, begun: Begun, offsets: Sequence[int]) -> None:
+    found = dirty(talk, begun.disks[0])
     for offset in offsets:
         if found.clip(offset, offset + _BLOCK).total < _BLOCK:
             raise Broken(f"what was written at {offset} is not dirty")

@@ -19,6 +19,7 @@ from fleece.source.provider.answers import Begun, BegunDisk, Described, Hello, P
 from fleece.source.provider.answers import begun as read_begun
 from fleece.source.provider.answers import described as read_described
 from fleece.source.provider.answers import hello as read_hello
+from fleece.source.provider.point import listed
 from fleece.source.provider.program import Program, Refused
 from fleece.source.provider.text import Command
 from fleece.source.provider.words import PROTOCOL, Token, Word
@@ -158,12 +159,14 @@ def content(disk: BegunDisk) -> Iterator[bytes]:
             yield bytes(export.read(start, min(_AT_ONCE, export.size - start)))
 
 
-def dirty(disk: BegunDisk) -> Extents:
-    """What an export's bitmaps call dirty, in bytes of disk.
+def dirty(talk: Talk, disk: BegunDisk) -> Extents:
+    """What was written on a disk of a point since its base, in bytes of disk.
 
     Raises:
-        Broken: it lacks one.
+        Broken: its export lacks a bitmap.
     """
+    if disk.listed:
+        return listed(talk.program, disk)
     export, found = NbdDisk(disk.place.uri), Extents.empty()
     for name in disk.bitmaps or ():
         told = export.dirty_extents(f"{DIRTY_BITMAP}{name}", Extents.whole(export.size))
