@@ -117,6 +117,14 @@ def _known(source: Source, sequence: int) -> tuple[Disk, Since]:
     return disk, known
 
 
+def _still_known(source: Source, sequence: int) -> tuple[Disk, Since]:
+    """As `_known`, of a source that has known something before."""
+    disk = _disks(source)[0]
+    known = _since(source, disk, sequence)
+    assert isinstance(known, Since)
+    return disk, known
+
+
 def _read(export: Export, start: int = 0) -> bytes:
     disk: NbdDisk = open_export(export)
     with contextlib.closing(OneReader()) as one:
@@ -340,7 +348,7 @@ class SourceContract:
             guest.write(disk.name, 0, b"one....." * 512)
             with source.take(_request(source, 2)):
                 pass
-            disk, _ = _known(source, 1)
+            disk, _ = _still_known(source, 1)
             guest.write(disk.name, 4 * _LEAF, b"two....." * 512)
             self._check_dirty(source, 1, before[disk.name], guest.content(disk.name))
 
@@ -352,10 +360,10 @@ class SourceContract:
             with source.take(_request(source, 2)) as point:
                 point.close()
                 assert not point.committed(oldest=1)
-            _known(source, 1)
-            _known(source, 2)
+            _still_known(source, 1)
+            _still_known(source, 2)
             _committed(source, 3)
-            disk, _ = _known(source, 3)
+            disk, _ = _still_known(source, 3)
             assert isinstance(_since(source, disk, 1), Unknown)
 
     def test_a_point_that_is_only_looked_at_changes_nothing(self, guest: ContractGuest) -> None:
@@ -369,7 +377,7 @@ class SourceContract:
             assert all(isinstance(_since(source, d, 2), Unknown) for d in _disks(source))
 
     def _check_dirty(self, source: Source, since: int, before: bytes, now: bytes) -> None:
-        disk, known = _known(source, since)
+        disk, known = _still_known(source, since)
         request = Request(_CHAIN, since + 5, _id(since + 5), [Wanted(disk, known)])
         with source.take(request) as point:
             (export,) = point.exports

@@ -63,7 +63,7 @@ class Owner:
     def write(self) -> None:
         """Write something new."""
         number = next(self.numbers)
-        words = f"write -P {number + 33} {number * KIB64} {KIB64}"
+        words = f"write -P {number + 33} {number % 16 * KIB64} {KIB64}"
         run_checked("qemu-io", "-f", "qcow2", "-c", words, self.image)
 
     def backup(self, lie: str, cancel: fleece.CancelToken | None = None) -> fleece.BackupResult:
