@@ -89,7 +89,7 @@ def _verify_image(
 ) -> None:
     if words.point is None:
         raise UsageError("--against needs a POINT to compare the image with")
-    found = catalogue.find(words.point, words.guest)
+    found = catalogue.find(words.point, words.guest, words.disk, output.listen)
     if words.disk is None and len(found.disks) > 1:
         raise UsageError(
             f"point {found.id} has several disks: {', '.join(sorted(found.disks))}",

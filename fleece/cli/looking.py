@@ -96,7 +96,8 @@ def _other_size(sizes: list[int | None]) -> str:
 def draw(output: Output, cancel: CancelToken, words: MapWords) -> None:
     """`fleece map STORE POINT DISK`."""
     catalogue = fleece.open_store(words.store, words.secret, cancel).catalogue()
-    entry = catalogue.find(words.point, words.guest).disk(words.disk)
+    found = catalogue.find(words.point, words.guest, words.disk, output.listen)
+    entry = found.disk(words.disk)
     title = f"disk {words.disk} of {entry.header.guest} at point {entry.header.point.id}"
     with catalogue.chain(entry) as chain:
         picture = fleece.picture_of(chain, _CELLS)

@@ -14,8 +14,8 @@ from types import CodeType, FrameType
 
 import fleece
 from fleece.cancel import CancelToken
-from fleece.cli.grammar import parser
 from fleece.cli.idle import refuse_idle
+from fleece.cli.leaving_out import parsed
 from fleece.cli.output import Output, OutputError, printing
 from fleece.cli.process import fill_standard_streams, guard_terminal, set_up_process
 from fleece.errors import ExitCode, FleeceError, UsageError, bug
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_process()
     try:
         with printing(sys.stdout):
-            options = vars(parser().parse_args(argv))
+            options = vars(parsed(argv, os.environ))
         output = Output.of_options(options)
         refuse_idle(options)
         for told in ("machine", "quiet", "verbose"):

@@ -54,7 +54,7 @@ def open_files(
     """
     with contextlib.closing(Session(cancel or CancelToken())) as session:
         catalogue = store.catalogue()
-        entry = catalogue.find(point, guest).disk(disk)
+        entry = catalogue.find(point, guest, disk).disk(disk)
         with catalogue.chain(entry) as chain:
             session.open(ChainDisk(chain))
             yield PointFiles(session, entry.header.point.id, disk)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from fleece import events
 from fleece.delta.blob import Blob
 from fleece.delta.chain import Chain
 from fleece.delta.header import Header, ParentRef
@@ -23,11 +24,16 @@ from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
+from fleece.likely import advice, meant
 from fleece.store.backend import Backend
 from fleece.store.names import SUFFIX, safe_name
 from fleece.store.order import moment_of, oldest_first
 
 LATEST = "latest"
+_NAMED = 8
+"""Guests that a message names."""
+_ALMOST = 0.8
+"""How like a point's id a text is of which one digit or two are wrong, or missing."""
 _ALIKE = "'fleece init --like' makes a store that takes the deltas of another"
 
 _File = TypeVar("_File", bound=RecordFile)
@@ -335,7 +341,11 @@ class Catalogue:
         if guest is None:
             return list(self.points)
         if guest not in self._guests:
-            raise StoreError(f"there is no point of guest {guest}", where=self.where)
+            raise StoreError(
+                f"there is no point of guest {guest}",
+                where=self.where,
+                hint=advice(guest, self._guests),
+            )
         return list(self._guests[guest])
 
     def of_guest(self, guest: str) -> list[StoredPoint]:
@@ -346,8 +356,20 @@ class Catalogue:
         """The complete points of one chain of a guest, oldest first."""
         return [point for point in self.of_guest(guest) if point.chain == chain_id]
 
-    def find(self, text: str, guest: str | None = None) -> StoredPoint:
+    def find(
+        self,
+        text: str,
+        guest: str | None = None,
+        disk: str | None = None,
+        listener: events.Listener = events.ignore,
+    ) -> StoredPoint:
         """The point that an id, an unambiguous prefix of one, or `latest` means.
+
+        Args:
+            text: the same.
+            guest: whose; None: the only one's.
+            disk: `latest` is the newest point that has this disk or part, if one has it.
+            listener: hears `Warned` if that is not the guest's newest.
 
         Raises:
             StoreError: there is none, not all of its deltas are there, or `latest` cannot be told
@@ -356,23 +378,14 @@ class Catalogue:
         """
         if not text:  # which any id begins with
             raise UsageError("the name of a point is empty", where=self.where)
-        points = self.points if guest is None else self._guests.get(guest, ())
+        points = self.named(guest)
         if text == LATEST:
-            points = [point for point in points if point.complete]
-            if len({point.guest for point in points}) > 1:
-                raise UsageError(
-                    "the store holds several guests", where=self.where, hint="name one with --guest"
-                )
-            found = points[-1:]
-            for point in found:
-                self._check_newest(point)
+            found = self._latest(points, disk, listener)
         else:
             found = [point for point in points if point.id == text]
             found = found or [point for point in points if point.id.startswith(text)]
         if not found:
-            raise StoreError(
-                f"no such point: {text}", where=self.where, hint="'fleece list' shows what is there"
-            )
+            raise self._no_point(text, points)
         if len(found) > 1:
             raise UsageError(
                 f"'{text}' matches {len(found)} points", where=self.where, hint="give more digits"
@@ -383,6 +396,43 @@ class Catalogue:
                 where=self.where,
             )
         return found[0]
+
+    def _no_point(self, text: str, points: Sequence[StoredPoint]) -> StoreError:
+        begun = {point.id[: len(text)]: point.id for point in points} | {LATEST: LATEST}
+        likely = meant(text, begun, _ALMOST)
+        return StoreError(
+            f"no such point: {text}",
+            where=self.where,
+            hint="'fleece list' shows what is there"
+            if likely is None
+            else f"did you mean {begun[likely]}?",
+        )
+
+    def _latest(
+        self, points: Sequence[StoredPoint], disk: str | None, listener: events.Listener
+    ) -> list[StoredPoint]:
+        """The newest of some points, that has a disk if one is named; none, if there are none."""
+        whole = [point for point in points if point.complete]
+        having = [point for point in whole if disk in point.deltas] or whole
+        guests = sorted({point.guest for point in having})
+        if len(guests) > 1:
+            names = ", ".join(guests[:_NAMED]) + (", …" if len(guests) > _NAMED else "")
+            raise UsageError(
+                "the store holds several guests",
+                where=self.where,
+                hint=f"name one with --guest: {names}",
+            )
+        for point in having[-1:]:
+            self._check_newest(point)
+            newest = self.of_guest(point.guest)[-1]
+            if newest != point:
+                listener(
+                    events.Warned(
+                        f"the newest point, {newest.id}, has no disk {disk}: point {point.id} of "
+                        f"{point.time} is the newest that has it"
+                    )
+                )
+        return having[-1:]
 
     def _check_newest(self, point: StoredPoint) -> None:
         """Refuse to guess: a damaged file may be of a newer point."""

@@ -721,7 +721,7 @@ def test_points_that_are_asked_for_wrongly(scene: Scene) -> None:
         store.catalogue().find("")
     with pytest.raises(fleece.UsageError, match="name of a point is empty"):
         fleece.restore_partial(store, "", "d0", str(out))
-    restore("latest", "d0", out, "--guest", "other", code=5, text="no such point")
+    restore("latest", "d0", out, "--guest", "other", code=5, text="no point of guest other")
 
 
 @pytest.mark.parametrize("name", ["../../evil", ".hidden", "a/b", "ö ü", "x" * 300, "%41"])

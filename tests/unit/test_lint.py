@@ -34,6 +34,7 @@ _FLOORS = (
         "folder",
         "handles",
         "jsontext",
+        "likely",
         "naming",
         "pace",
         "plugins",

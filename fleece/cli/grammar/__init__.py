@@ -15,10 +15,18 @@ from fleece.cli.grammar.points import point_verbs
 from fleece.cli.grammar.source import source_verbs
 from fleece.cli.grammar.store import store_verbs
 from fleece.errors import UsageError
+from fleece.likely import meant
 from fleece.version import VERSION
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+
+_MISSING = "the following arguments are required"
+
+
+class MissingWords(UsageError):
+    """A command line has fewer words than its verb takes."""
 
 
 class _Once(argparse.Action):
@@ -47,7 +55,28 @@ class _Parser(argparse.ArgumentParser):
         self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"see '{self.prog} --help'")
+        kind = MissingWords if message.startswith(_MISSING) else UsageError
+        raise kind(message, hint=f"see '{self.prog} --help'")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is not known here, where it is known what is similar."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            text = f"unrecognized arguments: {' '.join(unknown)}"
+            option = unknown[0].partition("=")[0]
+            likely = meant(option, self._option_string_actions) if option[0] == "-" else None
+            self.error(text if likely is None else f"{text}; did you mean {likely}?")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            likely = meant(str(value), map(str, action.choices or ()))
+            if likely is None:
+                raise
+            text = f"invalid choice: '{value}'; did you mean {likely}?"
+            raise argparse.ArgumentError(action, text) from None
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         # That of Python 3.12 and later swallows the error of an output that is full.

@@ -13,7 +13,10 @@ SOURCE = (
     "nbd://HOST[:PORT]/[EXPORT] (nbds, nbd+unix), an export of a point that somebody else holds; "
     "or provider:PROGRAM [ARGS], a program that begins and ends points"
 )
-STORE = "a store: a folder, or s3://BUCKET/PREFIX; 'fleece init' makes one"
+STORE = (
+    "a store: a folder, s3://BUCKET/PREFIX or ssh://HOST/PATH; 'fleece init' makes one; it can be "
+    "left out if $FLEECE_STORE names it"
+)
 NEW_STORE = "a folder that is empty or does not exist yet, or s3://BUCKET/PREFIX"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 

@@ -102,7 +102,7 @@ def restore(
     options = options or RestoreOptions()
     _refuse_idle(target, options)
     catalogue = store.catalogue()
-    entry = catalogue.find(point, options.guest).delta(disk)
+    entry = catalogue.find(point, options.guest, disk, listener).delta(disk)
     if entry.header.part is not None and options.target_format is ImageFormat.QCOW2:
         raise UsageError("a part of the machine is a file, and no image: it is raw", where=target)
     standing = options.in_place or stands(target)

@@ -78,7 +78,7 @@ def restore_as_chain(
     if options != RestoreOptions(guest, mode=mode):
         raise UsageError("a chain is a new folder of qcow2 images", where=target)
     catalogue = store.catalogue()
-    entry = catalogue.find(point, guest).disk(disk)
+    entry = catalogue.find(point, guest, disk, listener).disk(disk)
     with catalogue.chain(entry) as chain, _new_folder(Path(target), mode) as folder:
         first = min(len(chain.deltas), MOST_IMAGES) - 1
         if first < len(chain.deltas) - 1:

@@ -54,7 +54,7 @@ def restore_stream(
     """
     cancel = cancel or CancelToken()
     catalogue = store.catalogue()
-    entry = catalogue.find(point, guest).delta(disk)
+    entry = catalogue.find(point, guest, disk, listener).delta(disk)
     with catalogue.chain(entry) as chain:
         source, shape = ChainDisk(chain), chain.geometry
         counter = Counter(listener, events.Phase.RESTORE, disk, shape.size)
