@@ -48,6 +48,7 @@ from fleece.engine.upkeep.import_delta import ImportResult, import_delta
 from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
 from fleece.engine.upkeep.retention import KeepRules
+from fleece.engine.upkeep.tags import set_tags
 from fleece.engine.work.needs import Need, examine_host
 from fleece.engine.work.part import parts
 from fleece.engine.work.scan import disk_root
@@ -107,6 +108,7 @@ from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
+from fleece.store.marks import Marks, marks
 from fleece.store.open import open_store
 from fleece.store.remote.server import serve_store
 from fleece.store.store import Store
@@ -188,6 +190,7 @@ __all__ = (
     "LostExtent",
     "Machine",
     "MappedExtent",
+    "Marks",
     "MergeResult",
     "MergedDisk",
     "Mode",
@@ -270,6 +273,7 @@ __all__ = (
     "init",
     "likeness",
     "mapped_extents",
+    "marks",
     "merge",
     "open_delta",
     "open_export",
@@ -293,6 +297,7 @@ __all__ = (
     "serve",
     "serve_store",
     "set_pin",
+    "set_tags",
     "shown",
     "status",
     "verify_store",

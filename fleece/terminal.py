@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 def shown(text: str) -> str:
@@ -75,6 +78,11 @@ def local_time(moment: str) -> str:
 def is_plain() -> bool:
     """Whether the terminal says of itself that it can do no more than print lines."""
     return os.environ.get("TERM") in ("dumb", "unknown")
+
+
+def local_times(text: str) -> str:
+    """A text with its times, as RFC 3339 has them in UTC, for people (`local_time`)."""
+    return _MOMENT.sub(lambda found: local_time(found[0]), text)
 
 
 def _escaped(char: str) -> str:

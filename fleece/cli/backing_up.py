@@ -62,6 +62,7 @@ def _options(words: BackupWords, disks: tuple[str, ...]) -> fleece.BackupOptions
         transport=fleece.TransportWish(words.transport),
         rate=None if words.rate is None else bytes_of("--rate", words.rate),
         adopt=words.adopt,
+        tags=tuple(sorted({tag for tags in words.tags for tag in tags})),
     )
     if words.jobs is not None:
         options = replace(options, workers=words.jobs)

@@ -8,8 +8,8 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
-from fleece.cli.words import MergeWords, PinWords, PruneWords
-from fleece.terminal import counted, human, local_time
+from fleece.cli.words import MergeWords, PinWords, PruneWords, TagWords
+from fleece.terminal import counted, human, local_time, local_times
 
 _MERGING = {"auto": None, "always": True, "never": False}
 
@@ -45,6 +45,8 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         monthly=words.monthly,
         yearly=words.yearly,
         within=None if words.within is None else fleece.Duration.parse(words.within),
+        tags=tuple(words.keep_tags),
+        only=tuple(words.tags),
     )
     place = fleece.open_store(words.store, words.secret, cancel)
     output.charge(place.usage)
@@ -82,7 +84,8 @@ _PLANNED = (
 
 
 def _planned(point: fleece.PlannedPoint) -> tuple[str, ...]:
-    verdict = f"kept: {', '.join(point.reasons)}" if point.reasons else "removed"
+    reasons = ", ".join(map(local_times, point.reasons))
+    verdict = f"kept: {reasons}" if reasons else "removed"
     merged = "".join(f"; {disk} takes in {n - 1}" for disk, n in sorted(point.merges.items()))
     stored = human(point.stored_bytes)
     return point.guest, point.point, local_time(point.time), stored, verdict + merged
@@ -102,3 +105,21 @@ def unpin(output: Output, cancel: CancelToken, words: PinWords) -> None:
     )
     text = f"point {found.id} is not pinned"
     output.succeed(text, point=found.id, guest=found.guest, pinned=False)
+
+
+def tag(output: Output, cancel: CancelToken, words: TagWords) -> None:
+    """`fleece tag STORE POINT --add TAG --remove TAG`."""
+    found, tags = fleece.set_tags(
+        fleece.open_store(words.store, words.secret, cancel),
+        words.point,
+        words.guest,
+        add=_each(words.add_tags),
+        remove=_each(words.remove_tags),
+        only=_each(words.set_tags) if words.set_tags else None,
+    )
+    named = f"the {'tag' if len(tags) == 1 else 'tags'} {', '.join(tags)}" if tags else "no tags"
+    output.succeed(f"point {found.id} has {named}", point=found.id, guest=found.guest, tags=tags)
+
+
+def _each(lists: list[tuple[str, ...]]) -> list[str]:
+    return [tag for tags in lists for tag in tags]

@@ -19,7 +19,18 @@ VARIABLE = "FLEECE_STORE"
 _LAST = ("backup", "audit")
 """Verbs whose STORE comes last; of the others it comes first."""
 
-_WITHOUT = ("bitmap", "clean", "doctor", "info", "root", "salvage", "serve-store")
+_WITHOUT = (
+    "bitmap",
+    "clean",
+    "config",
+    "doctor",
+    "export",
+    "info",
+    "root",
+    "run",
+    "salvage",
+    "serve-store",
+)
 """Verbs that need none, and the one that others call: it serves nobody something else."""
 
 _POINT = re.compile("latest|[0-9a-f]{4,40}")

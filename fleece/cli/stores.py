@@ -11,7 +11,7 @@ from fleece.cli import salvage
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import InfoWords, InitWords, ListWords
-from fleece.terminal import counted, human, local_time
+from fleece.terminal import counted, human, local_time, local_times
 
 
 def init(output: Output, cancel: CancelToken, words: InitWords) -> None:
@@ -52,20 +52,26 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     output.charge(place.usage)
     catalogue = place.catalogue()
     points = catalogue.named(words.guest)
+    said = fleece.marks(catalogue, points, locks=words.long)
+    if words.tags:
+        # One whose tags are unknown may be meant, and is told as damaged below.
+        points = [p for p in points if said[p.id].trouble or said[p.id].meant(words.tags)]
     if output.machine:
         for point, entry in _deltas(points):
-            _tell_delta(output, point, entry)
+            _tell_delta(output, point, entry, said[point.id])
     elif points and words.long:
-        rows = [_long_row(point, entry) for point, entry in _deltas(points)]
+        rows = [_long_row(point, entry, said[point.id]) for point, entry in _deltas(points)]
         output.listing(table(_LONG, rows, output.width()))
     elif points:
-        output.listing(table(_SHORT, [*map(_short_row, points)], output.width()))
-    for trouble in catalogue.damaged:
-        error = trouble.error
+        rows = [_short_row(point, said[point.id]) for point in points]
+        output.listing(table(_SHORT, rows, output.width()))
+    damage: list[fleece.StoreError] = [file.error for file in catalogue.damaged]
+    damage += [mark.trouble for mark in said.values() if mark.trouble is not None]
+    for error in damage:
         output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
-    if catalogue.damaged:
+    if damage:
         raise fleece.StoreError(
-            f"{counted(len(catalogue.damaged), 'damaged file')}",
+            f"{counted(len(damage), 'damaged file')}",
             where=words.store,
             hint="'fleece verify' tells which points need them",
         )
@@ -81,6 +87,7 @@ _SHORT = (
     Column("SIZE", right=True),
     Column("STORED", right=True),
     Column("DISKS", gives_way=True),
+    Column("TAGS", gives_way=True),
     Column("NOTE"),
 )
 
@@ -93,11 +100,12 @@ _LONG = (
     Column("SIZE", right=True),
     Column("STORED", right=True),
     Column("ROOT"),
+    Column("TAGS", gives_way=True),
     Column("NOTE"),
 )
 
 
-def _short_row(point: fleece.StoredPoint) -> tuple[str, ...]:
+def _short_row(point: fleece.StoredPoint, said: fleece.Marks) -> tuple[str, ...]:
     heads = [entry.header for entry in point.disks.values()]
     disks = ", ".join(sorted(point.disks))
     if point.parts:
@@ -110,11 +118,14 @@ def _short_row(point: fleece.StoredPoint) -> tuple[str, ...]:
         human(sum(head.size for head in heads)),
         human(_stored(point)),
         disks,
-        _note(point, heads[0] if heads else None),
+        ", ".join(said.tags),
+        _note(point, heads[0] if heads else None, said),
     )
 
 
-def _long_row(point: fleece.StoredPoint, entry: fleece.Entry) -> tuple[str, ...]:
+def _long_row(
+    point: fleece.StoredPoint, entry: fleece.Entry, said: fleece.Marks
+) -> tuple[str, ...]:
     head = entry.header
     return (
         point.guest,
@@ -125,12 +136,19 @@ def _long_row(point: fleece.StoredPoint, entry: fleece.Entry) -> tuple[str, ...]
         human(head.size),
         human(entry.stored_bytes),
         entry.root,
-        _note(point, head if head.part is None else None),
+        ", ".join(said.tags),
+        _note(point, head if head.part is None else None, said),
     )
 
 
-def _note(point: fleece.StoredPoint, head: fleece.Header | None) -> str:
+def _note(point: fleece.StoredPoint, head: fleece.Header | None, said: fleece.Marks) -> str:
     notes = [] if point.complete else [f"INCOMPLETE: lacks {', '.join(point.missing)}"]
+    if said.trouble is not None:
+        notes.append("TAGS UNKNOWN")
+    if said.pinned:
+        notes.append("pinned")
+    if said.kept is not None:
+        notes.append(local_times(str(said.kept)))
     if head is not None and head.gone:
         notes.append(f"gone: {', '.join(head.gone)}")
     return "; ".join(notes)
@@ -146,7 +164,9 @@ def _stored(point: fleece.StoredPoint) -> int:
     return sum(entry.stored_bytes for entry in point.deltas.values())
 
 
-def _tell_delta(output: Output, point: fleece.StoredPoint, entry: fleece.Entry) -> None:
+def _tell_delta(
+    output: Output, point: fleece.StoredPoint, entry: fleece.Entry, said: fleece.Marks
+) -> None:
     """Tell a program of one disk or part of a point."""
     head = entry.header
     fields: dict[str, object] = {"disk": head.disk}
@@ -168,6 +188,8 @@ def _tell_delta(output: Output, point: fleece.StoredPoint, entry: fleece.Entry) 
         root=entry.root,
         stored_bytes=entry.stored_bytes,
         complete=point.complete,
+        tags=said.tags,
+        pinned=said.pinned,
         path=entry.where,
     )
 
@@ -202,6 +224,7 @@ def info(output: Output, cancel: CancelToken, words: InfoWords) -> None:
             "part": head.part,
             "parts": [*head.parts],
             "gone": [*head.gone],
+            "tags": [*head.tags],
             "identity": _identity(head.identity),
             "hash": head.algorithm.name,
             "encrypted": delta.protection is not None and delta.protection.encrypted,

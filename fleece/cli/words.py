@@ -49,6 +49,7 @@ class BackupWords(Words):
     store: str
     mode: str
     guest: str | None
+    tags: list[tuple[str, ...]]
     adopt: bool
     disks: list[str]
     scratch: str | None
@@ -142,6 +143,7 @@ class ListWords(Words):
 
     store: str
     guest: str | None
+    tags: list[tuple[str, ...]]
     long: bool
     secret: fleece.Secret | None
 
@@ -337,6 +339,8 @@ class PruneWords(Words):
 
     store: str
     guest: str | None
+    tags: list[tuple[str, ...]]
+    keep_tags: list[tuple[str, ...]]
     dry_run: bool
     merge: str
     within: str | None
@@ -355,6 +359,7 @@ class CopyWords(Words):
     store: str
     to: str
     guests: list[str]
+    tags: list[tuple[str, ...]]
     last: int | None
     since: str | None
     newer: bool
@@ -379,6 +384,18 @@ class PinWords(Words):
 
     store: str
     point: str
+    guest: str | None
+    secret: fleece.Secret | None
+
+
+class TagWords(Words):
+    """`fleece tag STORE POINT`."""
+
+    store: str
+    point: str
+    add_tags: list[tuple[str, ...]]
+    remove_tags: list[tuple[str, ...]]
+    set_tags: list[tuple[str, ...]]
     guest: str | None
     secret: fleece.Secret | None
 

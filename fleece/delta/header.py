@@ -104,6 +104,7 @@ class Header:
         salvaged: None: an ordinary delta. Else it is no delta, only what was left of one.
         part: what of the machine it holds; None: a disk.
         parts: the names of all parts of the point; of a part's delta, its own is among them.
+        tags: that the backup was told to give the point; for people.
     """
 
     file_id: uuid.UUID
@@ -126,6 +127,7 @@ class Header:
     identity: GuestIdentity | None = None
     part: PartKind | None = None
     parts: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -248,6 +250,8 @@ def _to_json(header: Header) -> dict[str, object]:
         added["part"] = header.part.value
     if header.parts:
         added["parts"] = list(header.parts)
+    if header.tags:
+        added["tags"] = list(header.tags)
     return {
         "format": "fleece delta",
         "file": str(header.file_id),
@@ -302,6 +306,7 @@ def _from_json(raw: object, algorithm: HashAlgorithm) -> Header:
         identity=_identity(top["identity"]) if "identity" in top else None,
         part=PartKind(_text(top["part"])) if "part" in top else None,
         parts=_names(top["parts"]) if "parts" in top else (),
+        tags=_names(top["tags"]) if "tags" in top else (),
     )
     _check_names(header)
     if (header.parent is None) != (header.mode == Mode.FULL):

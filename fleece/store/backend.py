@@ -27,10 +27,12 @@ class Listing:
     Attributes:
         deltas: keys of the objects that are deltas by their names, damaged or not.
         foreign: what is not fleece's, by its names in messages.
+        marks: keys of the pins and tags beside deltas.
     """
 
     deltas: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

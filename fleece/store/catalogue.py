@@ -236,6 +236,11 @@ class StoredPoint:
         return not self.missing
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """Those that its backup gave it; `fleece.store.marks` knows what was made of them since."""
+        return _head(self).tags
+
+    @property
     def moment(self) -> datetime:
         """When it was taken, by its own words, in UTC.
 
@@ -299,6 +304,7 @@ class Catalogue:
         where: the store's name in messages.
         access: what the deltas are opened with.
         foreign: names of what is not fleece's.
+        notes: keys of the pins and tags beside deltas.
     """
 
     def __init__(
@@ -308,8 +314,10 @@ class Catalogue:
         where: str,
         access: Access,
         foreign: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.access = access
+        self.notes = frozenset(notes)
         self.foreign = tuple(foreign)
         self.entries = tuple(entries)
         self.damaged = tuple(damaged)

@@ -29,6 +29,7 @@ SUFFIX = ".fleece"
 MERGING = ".merging"
 VERIFIED = ".verified.json"
 PIN = ".pin.json"
+TAGS = ".tags.json"
 
 _LONGEST_NAME = 200
 STEM = 50
@@ -97,13 +98,18 @@ def of_point(found: Found) -> bool:
         return False
     if is_hidden(found.name):
         return is_unfinished(found)
-    return found.name.endswith((SUFFIX, f"{SUFFIX}{VERIFIED}", PIN))
+    return found.name.endswith((SUFFIX, f"{SUFFIX}{VERIFIED}", PIN, TAGS))
 
 
 def is_unfinished(found: Found) -> bool:
     """Whether a file beside a delta is one that a killed run did not finish."""
     named = _MERGING.fullmatch(found.name) or _UNFINISHED.fullmatch(found.name)
     return found.kind is not Kind.FOLDER and named is not None
+
+
+def is_mark(name: str) -> bool:
+    """Whether something beside deltas is a pin or tags, by its key or its name."""
+    return name.endswith((PIN, TAGS)) and not is_hidden(name.rpartition("/")[2])
 
 
 def is_dropping(found: Found) -> bool:

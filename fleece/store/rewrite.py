@@ -14,6 +14,7 @@ from fleece.store import keeping
 from fleece.store.backend import Backend
 from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint, point_key
 from fleece.store.envelope import wrap
+from fleece.store.marks import note_keys
 from fleece.store.names import PIN
 
 
@@ -103,7 +104,7 @@ def tidy(catalogue: Catalogue, guest: str) -> Sequence[str]:
 def pin(catalogue: Catalogue, point: StoredPoint) -> None:
     """Protect a point, durably. Pinning twice is once."""
     said = json.dumps({"format": "fleece pin", "version": 1, "point": point.id})
-    access, marker = catalogue.access, _pins(catalogue, point)[0]
+    access, marker = catalogue.access, note_keys(catalogue, point, PIN)[0]
     keeping.hold(catalogue, point)
     access.backend.put(marker, wrap(access.protection, "pin", said))
 
@@ -111,7 +112,7 @@ def pin(catalogue: Catalogue, point: StoredPoint) -> None:
 def unpin(catalogue: Catalogue, point: StoredPoint) -> bool:
     """End the protection; gives whether there was any."""
     backend = catalogue.access.backend
-    found = [marker for marker in _pins(catalogue, point) if backend.has(marker)]
+    found = [marker for marker in note_keys(catalogue, point, PIN) if backend.has(marker)]
     for marker in found:
         backend.delete(marker)
     same = catalogue.of_guest(point.guest)
@@ -126,9 +127,4 @@ def is_pinned(catalogue: Catalogue, point: StoredPoint) -> bool:
     Raises:
         StoreError: that cannot be told.
     """
-    return any(map(catalogue.access.backend.has, _pins(catalogue, point)))
-
-
-def _pins(catalogue: Catalogue, point: StoredPoint) -> list[str]:
-    name = catalogue.access.point_name(point.id)
-    return sorted({f"{point_key(copy)}/{name}{PIN}" for copy in _copies(catalogue, point)})
+    return any(map(catalogue.access.backend.has, note_keys(catalogue, point, PIN)))

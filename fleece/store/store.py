@@ -74,7 +74,7 @@ class Store:
             except DeltaError as error:
                 if self.backend.has(key):  # else somebody removed it meanwhile
                     damaged.append(Damaged(key, error))
-        return Catalogue(entries, damaged, self.where, self.access, found.foreign)
+        return Catalogue(entries, damaged, self.where, self.access, found.foreign, found.marks)
 
     def _read_entry(self, key: str) -> Entry:
         """Describe a delta; if what is remembered of it is wrong, by itself."""

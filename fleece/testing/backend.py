@@ -41,6 +41,7 @@ _MARKER = "fleece-store.json"
 _ONE = "web/000001-aa/vda.fleece"
 _TWO = "web/000001-aa/vdb.fleece"
 _NOTE = "web/000001-aa/note.pin.json"
+_TAGS = "web/000001-aa/note.tags.json"
 
 _T = TypeVar("_T")
 
@@ -222,6 +223,20 @@ class BackendContract:
         with _refused(Gone):
             backend.put(_NOTE, b"x")
         assert not backend.has(_NOTE)
+
+    def test_the_listing_names_pins_and_tags(self, backend: Backend) -> None:
+        """So nobody has to ask for those of each point."""
+        backend.create(b"marker")
+        _point(backend)
+        assert backend.listing().marks == []
+        backend.put(_NOTE, b"x")
+        backend.put(_TAGS, b"x")
+        backend.put(f"{_ONE}.verified.json", b"x")
+        assert sorted(backend.listing().marks) == [_NOTE, _TAGS]
+        backend.delete(_NOTE)
+        assert backend.listing().marks == [_TAGS]
+        backend.drop(_ONE.rpartition("/")[0])
+        assert backend.listing().marks == []
 
     def test_sweeping_leaves_the_object(self, backend: Backend) -> None:
         """Only what killed writers left goes."""

@@ -14,6 +14,7 @@ from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.hashing import Buffer
 from fleece.store.backend import Batch, Draft, Listing, Patience, Site
 from fleece.store.errors import Gone
+from fleece.store.names import is_mark
 
 _MARKER = "fleece-store.json"
 
@@ -171,7 +172,9 @@ class MemoryBackend:
         return f"{self.where}: {key}"
 
     def listing(self) -> Listing:
-        return Listing([key for key in self._objects if key.endswith(".fleece")])
+        keys = list(self._objects)
+        deltas = [key for key in keys if key.endswith(".fleece")]
+        return Listing(deltas, marks=[key for key in keys if is_mark(key)])
 
     def open(self, key: str) -> Blob:
         if key not in self._objects:

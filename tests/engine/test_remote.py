@@ -87,6 +87,8 @@ def test_points_are_copied_to_another_host_and_nothing_there_is_taken_back(
         fleece.merge(target, "latest")
     fleece.set_pin(target, first)  # adds
     with pytest.raises(StoreError, match="append-only"):
+        fleece.set_tags(target, first, add=["a"])
+    with pytest.raises(StoreError, match="append-only"):
         fleece.set_pin(target, first, pinned=False)
     assert fleece.verify_store(target.catalogue(), record=True).errors == ()
     opened = target.backend

@@ -436,6 +436,7 @@ def test_a_point_that_cannot_be_built_on_is_given_up(
         (("--mode", "differential"), "differential is asked for"),
         (("--disk", "d0", "--disk", "d1"), None),
         (("--disk", "d1"), "other disks"),
+        (("--tag", "a"), "other tags"),
         (("--transport", "push"), "a backup with push always takes"),
     ],
 )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import STORE, AddVerb, add_key, add_verbose
+from fleece.cli.grammar.options import (
+    ONLY_TAGGED,
+    STORE,
+    AddVerb,
+    add_key,
+    add_tags,
+    add_verbose,
+)
 from fleece.cli.words import CopyWords, ServeStoreWords
 
 
@@ -66,6 +73,7 @@ def _add_choice(copy: argparse.ArgumentParser) -> None:
         metavar="GUEST",
         help="only the points of this guest; may be given several times; default: all",
     )
+    add_tags(copy, ONLY_TAGGED + ", and what they build on")
     copy.add_argument(
         "--last",
         type=int,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from fleece.cli.grammar.options import (
+    ONLY_TAGGED,
     POINT,
     STORE,
     AddVerb,
     add_guest,
     add_key,
+    add_tags,
     add_verbose,
+    tag_list,
 )
-from fleece.cli.words import MergeWords, PinWords, PruneWords
+from fleece.cli.words import MergeWords, PinWords, PruneWords, TagWords
 
 _UNITS = {
     "hourly": "hours",
@@ -22,10 +25,11 @@ _UNITS = {
 
 
 def keep_verbs(verb: AddVerb) -> None:
-    """merge, prune, pin, unpin."""
+    """merge, prune, pin, unpin, tag."""
     _merge_verb(verb)
     _prune_verb(verb)
     _pin_verbs(verb)
+    _tag_verb(verb)
 
 
 def _merge_verb(verb: AddVerb) -> None:
@@ -74,6 +78,8 @@ def _prune_verb(verb: AddVerb) -> None:
         metavar="DURATION",
         help="points younger than this, seen from the newest: 2y5m7d3h",
     )
+    add_tags(prune, "points that have all these tags (repeatable: or all those)", "--keep-tag")
+    add_tags(prune, "the rules are for " + ONLY_TAGGED + "; the others stay")
     prune.add_argument(
         "--dry-run", action="store_true", help="only say what would be done, and change nothing"
     )
@@ -101,3 +107,25 @@ def _pin_verbs(verb: AddVerb) -> None:
         made.add_argument("point", metavar="POINT", help=POINT)
         add_guest(made)
         add_key(made)
+
+
+def _tag_verb(verb: AddVerb) -> None:
+    tag = verb("tag", "keep:tag", TagWords, "give a point tags, or take some from it")
+    tag.add_argument("store", metavar="STORE", help=STORE)
+    tag.add_argument("point", metavar="POINT", help=POINT)
+    for name, text in (
+        ("add", "give the point these tags (repeatable)"),
+        ("remove", "take these tags from the point (repeatable)"),
+        ("set", "have the point have these tags and no others (repeatable)"),
+    ):
+        tag.add_argument(
+            f"--{name}",
+            action="append",
+            type=tag_list,
+            default=[],
+            dest=f"{name}_tags",
+            metavar="TAG[,TAG]",
+            help=text,
+        )
+    add_guest(tag)
+    add_key(tag)

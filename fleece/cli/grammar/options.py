@@ -17,6 +17,7 @@ STORE = (
     "a store: a folder, s3://BUCKET/PREFIX or ssh://HOST/PATH; 'fleece init' makes one; it can be "
     "left out if $FLEECE_STORE names it"
 )
+ONLY_TAGGED = "only points that have all these tags (repeatable: or all those)"
 NEW_STORE = "a folder that is empty or does not exist yet, or s3://BUCKET/PREFIX"
 POINT = "a point's id, an unambiguous beginning of one, or 'latest'"
 
@@ -102,6 +103,27 @@ def add_fleecing(made: argparse.ArgumentParser) -> None:
         default="classic",
         help="how the point is held: classic (default), by backup jobs, never stopping the guest; "
         "filter, by filters that give the point up rather than keep the guest waiting",
+    )
+
+
+def tag_list(text: str) -> tuple[str, ...]:
+    """The type of tags, with commas between them."""
+    tags = tuple(tag.strip() for tag in text.split(","))
+    if not all(tags):
+        raise argparse.ArgumentTypeError("has an empty tag")
+    return tags
+
+
+def add_tags(made: argparse.ArgumentParser, text: str, option: str = "--tag") -> None:
+    """Add an option for tags, any number of times; its help says what becomes of them."""
+    made.add_argument(
+        option,
+        action="append",
+        type=tag_list,
+        default=[],
+        dest="keep_tags" if option == "--keep-tag" else "tags",
+        metavar="TAG[,TAG]",
+        help=text,
     )
 
 

@@ -16,6 +16,7 @@ from fleece.cli.grammar.options import (
     add_nice,
     add_scratch,
     add_scratch_limit,
+    add_tags,
     add_verbose,
 )
 from fleece.cli.words import (
@@ -74,6 +75,7 @@ def _backup_verb(verb: AddVerb) -> None:
         "back up this disk (repeatable); default: all writable ones. Of nbd: sources NAME=URI adds "
         "a disk",
     )
+    add_tags(backup, "give the point these tags (repeatable)")
     _add_ways(backup)
     _add_freeze(backup)
     _add_checks(backup)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fleece.cli.grammar.options import (
     NEW_STORE,
+    ONLY_TAGGED,
     POINT,
     STORE,
     AddVerb,
@@ -11,6 +12,7 @@ from fleece.cli.grammar.options import (
     add_image_format,
     add_key,
     add_mode,
+    add_tags,
     add_verbose,
     file_to_make,
     permissions,
@@ -77,8 +79,11 @@ def _listing_verb(verb: AddVerb) -> None:
     listing = verb("list", "stores:list_points", ListWords, "list the points of a store")
     listing.add_argument("store", metavar="STORE", help=STORE)
     listing.add_argument("--guest", help="only the points of this guest")
+    add_tags(listing, ONLY_TAGGED)
     listing.add_argument(
-        "--long", action="store_true", help="a line for each disk and part, with its root"
+        "--long",
+        action="store_true",
+        help="a line for each disk and part, with its root and what locks it",
     )
     add_key(listing)
 

@@ -150,6 +150,7 @@ class Filling:
             gone=taken.gone,
             identity=task.bond.identity,
             parts=taken.part_names,
+            tags=task.options.tags,
         )
 
     def finish(

@@ -11,6 +11,7 @@ from fleece.engine.backup.decide import ModeWish
 from fleece.engine.work.pool import WORKERS
 from fleece.errors import UsageError
 from fleece.source.base import Transport, TransportWish
+from fleece.store.marks import checked
 
 DEFAULT_LEVEL = 1
 """The zstd level (docs/benchmarks.rst tells why)."""
@@ -32,6 +33,7 @@ class BackupOptions:
         transport: whether a new point is pulled or pushed.
         rate: the most bytes that are read of the source in a second; None: as many as it gives.
         adopt: the chain is another guest's; from this point on it is this one's. All is read.
+        tags: that the point gets. A point that was begun with others is not resumed.
     """
 
     mode: ModeWish = ModeWish.AUTO
@@ -44,9 +46,12 @@ class BackupOptions:
     transport: TransportWish = TransportWish.AUTO
     rate: int | None = None
     adopt: bool = False
+    tags: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise `UsageError` if no backup can be made so."""
+        if checked(self.tags) != self.tags:
+            raise UsageError("tags are given once each, in the order of the alphabet")
         if not 0 <= self.audit <= 1:
             raise UsageError("the part to audit must be from 0 to 1", where=self.audit)
         if self.workers < 1 or (self.rate is not None and self.rate < 1):

@@ -97,6 +97,8 @@ def _decisions(left: UnfinishedPoint, task: Task) -> tuple[Decision, ...]:
         raise PointError("it is of another chain")
     if any(head.identity != task.bond.identity for head in left.heads):
         raise PointError("it is of another guest")
+    if any(head.tags != task.options.tags for head in left.heads):
+        raise PointError("it has other tags than are asked for")
     points = lineage.catalogue.points
     stored = [point.sequence for point in points if point.guest == lineage.guest]
     if left.ref.sequence <= max([0, *stored]):

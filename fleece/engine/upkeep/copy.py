@@ -29,6 +29,7 @@ from fleece.errors import FleeceError, Interrupted, StoreError, UsageError
 from fleece.pace import Pace
 from fleece.store.backend import Patience
 from fleece.store.catalogue import Catalogue, StoredPoint
+from fleece.store.marks import note_tags, noted_tags
 from fleece.store.store import Store
 
 _PATIENCE = 60.0
@@ -210,16 +211,21 @@ class _Copy:
         options = self._options
         for error in damage(catalogue, options.guests):
             self._problem(error)
-        plans = plan(catalogue, self._target.catalogue(), options, passed)
+        known = self._target.catalogue()
+        plans = plan(catalogue, known, options, passed)
         if options.dry_run or not any(one.points for one in plans):
             self._note(plans)
             self._sent += [point for one in plans for point in one.points]
+            if not options.dry_run:
+                self._carry_tags(catalogue, known, plans)
             return False
         with self._locked(sorted(one.guest for one in plans if one.points)):
             known = self._target.catalogue()
             plans = plan(catalogue, known, options, passed)
             self._note(plans)
-            return self._send(plans, known)
+            changed = self._send(plans, known)
+        self._carry_tags(catalogue, known, plans)
+        return changed
 
     def _send(self, plans: Sequence[GuestPlan], known: Catalogue) -> bool:
         points = [point for one in plans for point in one.points]
@@ -244,6 +250,35 @@ class _Copy:
             for error in transit.problems:
                 self._errors.setdefault(str(error))
         return bool(transit.changed)
+
+    def _carry_tags(
+        self, catalogue: Catalogue, known: Catalogue, plans: Sequence[GuestPlan]
+    ) -> None:
+        """Note in the target what was made of points' tags in the source since their backups.
+
+        What the target has noted itself stays. So a copy that was killed before this is made up
+        for by the next one.
+        """
+        chosen = {name_of(point) for one in plans for point in one.points}
+        chosen |= {name for one in plans for name in one.had}
+        points = [point for point in catalogue.points if name_of(point) in chosen]
+        there = {name_of(point): point for point in known.points}
+        for point in points:
+            try:
+                tags = noted_tags(catalogue, point)
+                if tags is None or (
+                    name_of(point) in there and noted_tags(known, there[name_of(point)]) is not None
+                ):
+                    continue
+                with self._locked([point.guest]):
+                    known = self._target.catalogue()
+                    there = {name_of(each): each for each in known.points}
+                    mine = there.get(name_of(point))
+                    if mine is not None and noted_tags(known, mine) is None:
+                        note_tags(known, mine, tags)
+            except StoreError as error:
+                text = f"the tags of point {point.id} were not copied: {error}"
+                self._listener(events.Warned(text))
 
     @contextlib.contextmanager
     def _locked(self, guests: Sequence[str]) -> Iterator[None]:

@@ -11,6 +11,7 @@ from fleece.engine.backup.identity import check_taken_in
 from fleece.engine.work.pool import WORKERS
 from fleece.errors import FleeceError, PointError, StoreError, UsageError
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.marks import TagLists, tagged
 from fleece.store.order import moment_of
 
 PointName: TypeAlias = tuple[str, str, str]
@@ -25,6 +26,7 @@ class CopyOptions:
 
     Attributes:
         guests: whose points; none: everybody's.
+        tags: those that have all tags of any of these lists; none: all.
         last: the newest so many of each guest; None: all.
         since: those that were taken at this time or later; None: all.
         newer: of a chain of which the target has points, only those after its newest: what the
@@ -37,6 +39,7 @@ class CopyOptions:
     """
 
     guests: tuple[str, ...] = ()
+    tags: TagLists = ()
     last: int | None = None
     since: datetime | None = None
     newer: bool = False
@@ -117,7 +120,8 @@ def _guest_plan(
     points = source.named(guest)
     there = target.of_guest(guest)
     whole = {name_of(point) for point in there}
-    chosen = {name_of(p) for p in _chosen(points, there, options)}.difference(passed)
+    meant = tagged(source, points, options.tags)
+    chosen = {name_of(p) for p in _chosen(meant, there, options)}.difference(passed)
     needed = set(chosen)
     # A parent comes before its child: backwards, what a point needs is known before it is met.
     for point in reversed(points):

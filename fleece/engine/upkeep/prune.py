@@ -24,9 +24,12 @@ from fleece.errors import StoreError
 from fleece.store import keeping, rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, point_key
 from fleece.store.lines import OpenLines
+from fleece.store.marks import tagged
 from fleece.store.store import Store
 
 PINNED = "pinned"
+TAGGED = "tag"
+OTHER_TAGS = "not of these tags"
 SHARED = "several points build on it"
 NEEDED = "a kept point builds on it"
 
@@ -136,10 +139,7 @@ def prune(
 def _plan(catalogue: Catalogue, guest: str, rules: KeepRules, *, merging: bool) -> _GuestPlan:
     _all_is_there(catalogue, guest)
     points = catalogue.of_guest(guest)
-    kept = choose(points, rules, datetime.now(UTC))
-    for point in points:
-        if rewrite.is_pinned(catalogue, point):
-            kept[point.id] = (*kept.get(point.id, ()), PINNED)
+    kept = _kept_by_rules(catalogue, points, rules)
     _keep_locked(catalogue, points if merging else _others(points, kept), kept)
     if merging:
         _keep_shared(catalogue, points, kept)
@@ -177,6 +177,27 @@ def _plan(catalogue: Catalogue, guest: str, rules: KeepRules, *, merging: bool) 
     plan = _GuestPlan(guest, planned, tuple(reversed(merges.values())), drops)
     _can_be_done(catalogue, plan)
     return plan
+
+
+def _kept_by_rules(
+    catalogue: Catalogue, points: Sequence[StoredPoint], rules: KeepRules
+) -> dict[str, tuple[str, ...]]:
+    """Why the rules and people keep points, by id.
+
+    Raises:
+        StoreError: the tags or the pin of one cannot be told.
+    """
+    meant = tagged(catalogue, points, rules.only)
+    kept = choose(meant, rules, datetime.now(UTC))
+    wanted = {point.id for point in tagged(catalogue, meant, rules.tags)} if rules.tags else set()
+    names = {point.id for point in meant}
+    for point in points:
+        reasons = [] if point.id in names else [OTHER_TAGS]
+        reasons += [TAGGED] if point.id in wanted else []
+        reasons += [PINNED] if rewrite.is_pinned(catalogue, point) else []
+        if reasons:
+            kept[point.id] = (*kept.get(point.id, ()), *reasons)
+    return kept
 
 
 def _others(

@@ -9,6 +9,7 @@ from datetime import datetime
 from fleece.durations import Duration
 from fleece.errors import UsageError
 from fleece.store.catalogue import StoredPoint
+from fleece.store.marks import TagLists
 
 ALL = -1
 """As the count of a rule: keep one of every bucket, however many there are."""
@@ -24,6 +25,8 @@ class KeepRules:
             hours (days, ...) that have one, by UTC; weeks are those of ISO 8601. While a rule has
             counts left, it also keeps the oldest point.
         within: every point that is younger than this, seen from the newest one.
+        tags: every point that has all tags of any of these lists.
+        only: the others are for points that have all tags of any of these lists; the rest stays.
 
     The counts may be `ALL`.
     """
@@ -35,6 +38,8 @@ class KeepRules:
     monthly: int = 0
     yearly: int = 0
     within: Duration | None = None
+    tags: TagLists = ()
+    only: TagLists = ()
 
     def check(self) -> None:
         """Refuse rules that would keep nothing, or make no sense.
@@ -42,7 +47,7 @@ class KeepRules:
         Raises:
             UsageError: they do.
         """
-        if self == KeepRules():
+        if self == KeepRules(only=self.only):
             raise UsageError("no rule says what to keep", hint="give --keep-last 7, for example")
         if min(count for count, _, _ in self._buckets()) < ALL:
             raise UsageError("a --keep-* count must be a number of 0 or more, or -1 for all")

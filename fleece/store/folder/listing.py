@@ -5,7 +5,15 @@ from __future__ import annotations
 from fleece.folder import Folder, Found, Kind
 from fleece.store.backend import Listing
 from fleece.store.folder.place import Place
-from fleece.store.names import is_delta, is_furniture, is_hidden, of_guest, of_point, of_store
+from fleece.store.names import (
+    is_delta,
+    is_furniture,
+    is_hidden,
+    is_mark,
+    of_guest,
+    of_point,
+    of_store,
+)
 
 
 def look(place: Place) -> Listing:
@@ -72,6 +80,7 @@ def _guest(found: Listing, parent: Folder, name: str) -> bool:
     if mine:
         found.deltas += inside.deltas
         found.foreign += inside.foreign
+        found.marks += inside.marks
     return mine
 
 
@@ -87,6 +96,8 @@ def _point(found: Listing, parent: Folder, name: str) -> bool:
             found.deltas.append(f"{parent.path.name}/{name}/{item.name}")
         elif not _is_ours(item):
             found.foreign.append(str(parent.path / name / item.name))
+        elif is_mark(item.name):
+            found.marks.append(f"{parent.path.name}/{name}/{item.name}")
     return True
 
 

@@ -166,6 +166,7 @@ class RemoteBackend:
             more = page.flag("more")
             made.deltas += page.names("deltas")
             made.foreign += page.names("foreign")
+            made.marks += page.names("marks")
         return made
 
     def open(self, key: str) -> Blob:

@@ -20,6 +20,7 @@ from fleece.delta.blob import Blob
 from fleece.errors import FleeceError, StoreError, bug
 from fleece.store.backend import Backend, Batch, BeginsAhead, Draft, NewObject, Patience
 from fleece.store.errors import store_error
+from fleece.store.names import TAGS
 from fleece.store.open import open_backend
 from fleece.store.remote.wire import (
     GREETING,
@@ -268,11 +269,12 @@ class _Served:
         found = self._backend(request).listing()
         lines = [("deltas", key) for key in found.deltas]
         lines += [("foreign", name) for name in found.foreign]
+        lines += [("marks", key) for key in found.marks]
         return Message({"handle": self._hold(_Lines(lines))})
 
     def _do_lines(self, request: Message) -> Message:
         lines = self._held(request, "handle", "page").page()
-        kinds: dict[str, list[str]] = {"deltas": [], "foreign": []}
+        kinds: dict[str, list[str]] = {"deltas": [], "foreign": [], "marks": []}
         for kind, name in lines:
             kinds[kind].append(name)
         if not lines:
@@ -319,6 +321,8 @@ class _Served:
 
     def _do_put(self, request: Message) -> Message:
         backend, key = self._backend(request), _key(request.text("key"))
+        if self._append_only and key.endswith(TAGS):
+            self._only_added("to change tags")  # prune keeps points by them
         if self._append_only and backend.has(key):
             self._only_added("to replace a note")
         backend.put(key, request.data)

@@ -16,7 +16,7 @@ from fleece.errors import DeltaError, StoreError, UsageError
 from fleece.folder import PRIVATE_FILE
 from fleece.store.backend import Batch, Draft, Kept, Listing, Patience, Site, Usage
 from fleece.store.errors import Gone
-from fleece.store.names import MARKER, PIN, SUFFIX
+from fleece.store.names import MARKER, SUFFIX, is_mark
 from fleece.store.s3 import lock
 from fleece.store.s3.account import unaccounted
 from fleece.store.s3.batch import LeftBatch, ObjectBatch, remove_left
@@ -188,7 +188,9 @@ class S3Backend:
             if name.endswith(SUFFIX)
         ]
         self._reading.expect(map(self._object, deltas))
-        return Listing(deltas, [self._ledger.name(key) for key in foreign])
+        views = self._ledger.views.values()
+        marks = [key for view in views for key in view.notes if is_mark(key)]
+        return Listing(deltas, [self._ledger.name(key) for key in foreign], marks)
 
     def open(self, key: str) -> Blob:
         """The object that a change names so."""
@@ -238,15 +240,15 @@ class S3Backend:
     def put(self, key: str, data: bytes) -> None:
         """Put a small object over what has its key.
 
-        After a pin a change is made that only takes its number: so a prune elsewhere that has not
-        seen the pin gives up.
+        After a pin, or tags, a change is made that only takes its number: so a prune elsewhere that
+        has not seen them gives up.
         """
         found = self._object(key)
         etag = self._bucket.put(self._key(found), data)
         if self._noted(key) is not None:
             item = Listed(found, len(data), etag, datetime.now(UTC))
             self._ledger.view(key.partition("/")[0]).notes[key] = item
-        if key.endswith(PIN):
+        if is_mark(key):
             self._ledger.append(key.partition("/")[0], Change())
 
     def delete(self, key: str) -> None:
