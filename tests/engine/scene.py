@@ -111,6 +111,11 @@ class Engine:
         """Start `fleece WORDS`, whose standard input is written to by `Running.say`."""
         return self._start("-m", "fleece", *words, stdin=subprocess.PIPE)
 
+    def dying(self, moment: Moment, *words: object) -> Running:
+        """Start `fleece WORDS`, killed by SIGKILL at a moment; standard input as in `talk`."""
+        place = moment.module, moment.function, moment.when, moment.nth
+        return self._start("-c", _DIE, *place, *words, stdin=subprocess.PIPE)
+
     def run(self, *words: object) -> Ran:
         """Run `fleece WORDS` to its end."""
         return self.command(*words).wait()

@@ -18,8 +18,9 @@ import pytest
 
 import fleece
 from fleece.nbd.uri import socket_of
-from tests.engine.scene import INTACT, KIB64, MIB, Json, MachineScene, Ran, Running
+from tests.engine.scene import INTACT, KIB64, MIB, Json, MachineScene, Moment, Ran, Running
 from tests.rig import images
+from tests.rig.certificates import certificates
 from tests.rig.disk import Disk
 from tests.rig.machine import Machine
 from tests.rig.process import run, run_checked
@@ -320,4 +321,152 @@ def test_what_else_qemu_serves_is_not_shown(guest: Guest) -> None:
     held.say("drop")
     held.wait().succeeded()
     assert other.base is None
+    running(guest)
+
+
+def test_a_holder_that_is_killed_in_the_commit_costs_at_most_a_full(guest: Guest) -> None:
+    mine = guest.consumer("killed")
+    mine.take("--disk", "vd-d0")
+    base, copy = mine.base, mine.copy("vd-d0")
+    moments = [
+        Moment("before the check", "fleece.source.qemu.point", "QemuPoint.check", "before"),
+        Moment("when the point is down", "fleece.source.qemu.point", "QemuPoint.close"),
+        Moment("when older segments are gone", "fleece.source.qemu.point", "QemuPoint.committed"),
+    ]
+    modes = []
+    for number, moment in enumerate(moments):
+        guest.write(number * MIB)
+        words = ("export", guest.source, "--scratch", guest.scratch, "--name", mine.name)
+        dying = INTACT.dying(moment, *words, "--since", base, "--disk", "vd-d0", "--json")
+        assert dying.wait_event("exported")["base"] == base
+        dying.say("commit")
+        ran = dying.wait()
+        assert ran.code == -signal.SIGKILL
+        assert "committed" not in ran.out
+        held, told = mine.begin("--disk", "vd-d0")
+        modes.append(told["mode"])
+        mine.read(told)
+        guest.same_as_live("d0", copy)
+        held.say("drop")
+        held.wait().succeeded()
+    assert modes == ["incremental", "incremental", "full"]
+    running(guest)
+
+
+def test_a_scratch_that_fills_up_gives_the_point_up_and_not_the_guest(guest: Guest) -> None:
+    def fill(source: fleece.Source, *, look: bool) -> None:
+        with fleece.export(source, fleece.ExportOptions("scratch")) as held:
+            for number in range(128):
+                guest.write(number * KIB64)
+                if look:
+                    held.check()
+            held.commit()
+
+    way = fleece.SourceOptions(scratch=guest.scratch, scratch_limit=2 * MIB)
+    with fleece.open_source(guest.source, way) as source:
+        for look in (True, False):  # whether or not it is seen before the commit
+            with pytest.raises(fleece.PointError, match="--scratch-limit"):
+                fill(source, look=look)
+            running(guest)
+
+
+def test_a_disk_that_was_resized_is_a_full(guest: Guest) -> None:
+    mine = guest.consumer("resized")
+    mine.take("--disk", "vd-d0")
+    guest.qemu.control.command("block_resize", {"node-name": "d0", "size": 9 * MIB})
+    told = mine.take("--disk", "vd-d0")
+    assert (told["mode"], told["disks"][0]["size"]) == ("full", 9 * MIB)
+    assert "another size" in told["reason"]
+    guest.same(mine, "d0")
+
+
+def test_tcp_is_for_this_host_or_by_tls(guest: Guest, tmp_path: Path) -> None:
+    for address in ("0.0.0.0:0", "[::]:0"):
+        wish = fleece.ExportOptions(doors=fleece.Doors(listen=address))
+        with pytest.raises(fleece.UsageError, match="without TLS"), guest.exported(wish):
+            pass
+    local = fleece.ExportOptions("tcp", ("vd-d0",), doors=fleece.Doors(listen="127.0.0.1:0"))
+    with guest.exported(local) as held:
+        (disk,) = held.told.disks
+        assert disk.uri.startswith("nbd://127.0.0.1:")
+        assert int(run_checked("nbdinfo", "--size", disk.uri)) == disk.size
+    for folder in ("ours", "theirs"):
+        certificates(tmp_path / folder)
+    doors = fleece.Doors(listen="localhost:0", tls=tmp_path / "ours")
+    with guest.exported(replace(local, doors=doors)) as held:
+        (disk,) = held.told.disks
+        port = int(disk.uri.rpartition(":")[2].partition("/")[0])
+        silent, half = (socket.create_connection(("localhost", port)) for _ in range(2))
+        half.sendall(_FLAGS + b"IHAVEOPT" + struct.pack(">II", 5, 0) + b"no TLS at all")
+        told = {
+            name: run(
+                "nbdcopy", f"{disk.uri}?tls-certificates={tmp_path / name}", tmp_path / name / "d"
+            )
+            for name in ("ours", "theirs")
+        }
+        assert (told["ours"].returncode, told["theirs"].returncode) == (0, 1)
+        assert run("nbdinfo", disk.uri).returncode == 1
+        assert run("nbdinfo", disk.uri.replace("nbds:", "nbd:")).returncode == 1
+        listed = run("nbdinfo", "--list", disk.uri.replace("nbds:", "nbd:"))
+        assert "vd-d0" not in listed.stdout
+        held.commit()
+        for end in (silent, half):
+            assert Stranger(end).closed()
+    guest.same_as_live("d0", tmp_path / "ours" / "d")
+    running(guest)
+
+
+_BASE = "base-01234567-000001-0123456789abcdef-0123456789abcdef"
+_NO_OPTIONS = {
+    "this is no base": fleece.ExportOptions(since="x"),
+    "no base of the consumer default": fleece.ExportOptions(since=_BASE),
+    "a full builds on no base": fleece.ExportOptions(since=_BASE, full=True),
+    "must be positive": fleece.ExportOptions(keep_bases=0),
+    "no effect on a unix socket": fleece.ExportOptions(doors=fleece.Doors(tls=Path("/none"))),
+    "ADDRESS:PORT": fleece.ExportOptions(doors=fleece.Doors(listen="127.0.0.1")),
+    "the certificates cannot": fleece.ExportOptions(
+        doors=fleece.Doors(listen="127.0.0.1:0", tls=Path("/none"))
+    ),
+    "two places": fleece.ExportOptions(doors=fleece.Doors("s", "127.0.0.1:0")),
+    "must be printable": fleece.ExportOptions("\n"),
+}
+_NO_WORDS = {
+    "--ttl 5m": "--ttl takes a time",
+    "--commit x": "not the token",
+    "--commit 01234567-000001-0123456789 --ttl 2h": "--ttl has no effect",
+    "--commit 01234567-000001-0123456789 --drop x": "--drop has no effect",
+}
+
+
+def test_what_makes_no_sense_is_refused_before_anything_is_done(
+    guest: Guest, tmp_path: Path
+) -> None:
+    for said, options in _NO_OPTIONS.items():
+        with pytest.raises(fleece.UsageError, match=said), guest.exported(options):
+            pass
+    for words, said in _NO_WORDS.items():
+        INTACT.run("export", guest.source, *words.split()).failed(2, said)
+    taken = tmp_path / "taken"
+    taken.touch()
+    INTACT.run("export", guest.source, "--socket", taken).failed(7, "exists already")
+    assert taken.exists()
+    running(guest)
+
+
+def test_another_process_must_name_the_source_as_it_was_named(guest: Guest) -> None:
+    with guest.exported(fleece.ExportOptions("orders")) as held, fleece.Orders(held, "a") as orders:
+        token, failed = held.told.token, list[fleece.FleeceError]()
+
+        def tell() -> None:
+            try:
+                fleece.order("b", token, fleece.Order.COMMIT)
+            except fleece.PointError as error:
+                failed.append(error)
+            fleece.order("a", token, fleece.Order.DROP)
+
+        thread = threading.Thread(target=tell)
+        thread.start()
+        assert orders.obey(fleece.CancelToken()) is None
+        thread.join()
+        assert "point of a" in str(failed[0])
     running(guest)

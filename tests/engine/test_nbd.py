@@ -33,6 +33,7 @@ from tests.engine.scene import (
     wait_until,
 )
 from tests.rig import images
+from tests.rig.certificates import certificates
 from tests.rig.process import LIMIT, find_tool, run, run_checked
 
 
@@ -497,27 +498,6 @@ def test_an_empty_export_is_no_disk(owner: Owner) -> None:
         owner.backup().failed(3, "0 bytes")
 
 
-def _certificates(folder: Path) -> None:
-    """A certificate authority, a server localhost and a client, as libnbd and nbdkit name them."""
-    for name in ("ca", "server", "client"):
-        key = run_checked("certtool", "--generate-privkey", "--key-type", "ecdsa")
-        (folder / f"{name}-key.pem").write_text(key)
-        more = {"ca": "ca\ncert_signing_key", "server": "tls_www_server\ndns_name = localhost"}
-        told = more.get(name, "tls_www_client")
-        (folder / "template").write_text(f"cn = {name}\nexpiration_days = 9\n{told}\n")
-        words: list[str | Path] = [
-            "--template",
-            folder / "template",
-            "--load-privkey",
-            folder / f"{name}-key.pem",
-        ]
-        signer: list[str | Path] = ["--load-ca-privkey", folder / "ca-key.pem"]
-        signer += ["--load-ca-certificate", folder / "ca-cert.pem"]
-        way = ["--generate-self-signed"] if name == "ca" else ["--generate-certificate", *signer]
-        made = folder / f"{name}-cert.pem"
-        run_checked("certtool", *way, *words, "--outfile", made)
-
-
 def test_an_export_is_read_over_tls_by_a_key(owner: Owner) -> None:
     for name in ("right", "wrong"):
         run_checked("psktool", "-u", "web1", "-p", owner.place / name)
@@ -537,8 +517,7 @@ def test_an_export_is_read_over_tls_by_certificates(owner: Owner) -> None:
     pki = owner.folder / "pki"
     strangers = owner.folder / "strangers"
     for folder in (pki, strangers):
-        folder.mkdir()
-        _certificates(folder)
+        certificates(folder)
     raw = images.to_raw(owner.image, owner.folder / "disk.raw")
     with socket.socket() as free:
         free.bind(("localhost", 0))

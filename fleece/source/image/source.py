@@ -126,11 +126,12 @@ class ImageSource(Closing):
         found = written_since(image, chain_id, sequence, point, others)
         if isinstance(found, Unknown):
             return found
+        parts = _until_one_records(image, found.parts)
         # If this run is killed the next one finds what is left, by the chain's name.
         name = folder_name(chain_id, secrets.token_hex(5))
         with workplace(self.scratch, name, self._holder) as folder:
-            changed = dirty_bytes(image, found.parts, folder, self._cancel)
-        return dataclasses.replace(found, changed=changed)
+            changed = dirty_bytes(image, parts, folder, self._cancel)
+        return Since(parts, changed)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
         """Always pulled.
@@ -263,6 +264,13 @@ class ImageSource(Closing):
     def examine(self) -> Report:
         """What the images are, and who uses them."""
         return examine(self.inventory(), self._guest, self._identity, _version(), self._cancel)
+
+
+def _until_one_records(disk: ImageDisk, line: Sequence[str]) -> tuple[str, ...]:
+    """The bitmaps of a line up to the first that still records: it has what the later ones have."""
+    recording = {bitmap.name for bitmap in disk.bitmaps if bitmap.recording}
+    end = next(number for number, name in enumerate(line, 1) if name in recording)
+    return tuple(line[:end])
 
 
 def _planned(want: Wanted, request: Request) -> PlannedImage:
