@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleece.engine.export.options import ExportOptions
 from fleece.engine.export.token import Base, chain_of
-from fleece.errors import UsageError
+from fleece.errors import PointError, UsageError
 from fleece.source.base import (
     Disk,
     HeldElsewhere,
@@ -90,7 +91,7 @@ def plan_export(source: Source, options: ExportOptions) -> Plan:
             hint="--name is who has the point of --since",
         )
     disks = source.inventory().choose(options.disks)
-    source.transport(TransportWish.PULL, disks)
+    _check_pull(source, disks)
     planned = tuple(_planned(source, disk, base, options) for disk in disks)
     sequence = source.highest_sequence(chain, disks) + 1
     if base is not None:
@@ -99,6 +100,20 @@ def plan_export(source: Source, options: ExportOptions) -> Plan:
     built = base if any(each.since is not None for each in planned) else None
     oldest = _oldest(source, chain, base, options.keep_bases)
     return Plan(made, built, planned, oldest, options.ttl)
+
+
+def _check_pull(source: Source, disks: Sequence[Disk]) -> None:
+    """Refuse what cannot be served to anybody.
+
+    Raises:
+        PointError: a disk cannot.
+    """
+    try:
+        source.transport(TransportWish.PULL, disks)
+    except PointError as error:
+        raise PointError(
+            error.what, where=error.where, hint="'fleece backup' can back it up all the same"
+        ) from error
 
 
 def _planned(source: Source, disk: Disk, base: Base | None, options: ExportOptions) -> Planned:
