@@ -16,7 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tools.benchmark import checkouts, dense, fulls, growth, looks, peer, restores, scale, verbs
+from tools.benchmark import (
+    buckets,
+    checkouts,
+    dense,
+    fulls,
+    growth,
+    looks,
+    peer,
+    restores,
+    scale,
+    verbs,
+)
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
 from tools.benchmark.timing import BenchError, Usage, warm
 
@@ -29,7 +40,9 @@ _CASES = {
     **CASES,
     "restore-deep": restores.deep,
 }
-LOOKS = looks.LOOKS | scale.LOOKS | verbs.LOOKS | growth.LOOKS | {"dense": dense.dense}
+LOOKS = (
+    looks.LOOKS | scale.LOOKS | verbs.LOOKS | growth.LOOKS | buckets.LOOKS | {"dense": dense.dense}
+)
 
 NAMES = ("phases", *SWEEPS, *LOOKS, *_CASES)
 """All that can be measured, in the order in which it is: the last ones change the disk."""
