@@ -24,6 +24,7 @@ from fleece.engine.backup.run import backup
 from fleece.engine.check.diff import compare_points
 from fleece.engine.check.disk_map import MappedExtent, Picture, mapped_extents, picture_of
 from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
+from fleece.engine.check.stats import GuestStats, stats
 from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
 from fleece.engine.check.verify import Comparison, VerifyResult, compare_image, verify_store
 from fleece.engine.export.address import Doors
@@ -169,6 +170,7 @@ __all__ = (
     "GuestIdentity",
     "GuestOptions",
     "GuestResult",
+    "GuestStats",
     "GuestStatus",
     "HashAlgorithm",
     "HashChoice",
@@ -299,6 +301,7 @@ __all__ = (
     "set_pin",
     "set_tags",
     "shown",
+    "stats",
     "status",
     "verify_store",
     "write_delta",

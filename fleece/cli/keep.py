@@ -8,7 +8,7 @@ import fleece
 from fleece.cancel import CancelToken
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
-from fleece.cli.words import MergeWords, PinWords, PruneWords, TagWords
+from fleece.cli.words import MergeWords, PinWords, PruneWords, StatsWords, TagWords
 from fleece.terminal import counted, human, local_time, local_times
 
 _MERGING = {"auto": None, "always": True, "never": False}
@@ -35,9 +35,9 @@ def merge(output: Output, cancel: CancelToken, words: MergeWords) -> None:
     output.succeed([*lines, f"point {result.point} is merged"], **asdict(result))
 
 
-def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
-    """`fleece prune STORE --keep-...`."""
-    rules = fleece.KeepRules(
+def rules_of(words: PruneWords | StatsWords) -> fleece.KeepRules:
+    """What a command line says is to be kept."""
+    return fleece.KeepRules(
         last=words.last,
         hourly=words.hourly,
         daily=words.daily,
@@ -48,6 +48,11 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
         tags=tuple(words.keep_tags),
         only=tuple(words.tags),
     )
+
+
+def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
+    """`fleece prune STORE --keep-...`."""
+    rules = rules_of(words)
     place = fleece.open_store(words.store, words.secret, cancel)
     output.charge(place.usage)
     result = fleece.prune(

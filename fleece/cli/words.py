@@ -353,6 +353,23 @@ class PruneWords(Words):
     yearly: int
 
 
+class StatsWords(Words):
+    """`fleece stats STORE`."""
+
+    store: str
+    guest: str | None
+    tags: list[tuple[str, ...]]
+    keep_tags: list[tuple[str, ...]]
+    within: str | None
+    secret: fleece.Secret | None
+    last: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
+
+
 class CopyWords(Words):
     """`fleece copy FROM TO`."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from fleece.cli.grammar.options import (
     ONLY_TAGGED,
     POINT,
@@ -13,7 +15,7 @@ from fleece.cli.grammar.options import (
     add_verbose,
     tag_list,
 )
-from fleece.cli.words import MergeWords, PinWords, PruneWords, TagWords
+from fleece.cli.words import MergeWords, PinWords, PruneWords, StatsWords, TagWords
 
 _UNITS = {
     "hourly": "hours",
@@ -25,11 +27,12 @@ _UNITS = {
 
 
 def keep_verbs(verb: AddVerb) -> None:
-    """merge, prune, pin, unpin, tag."""
+    """merge, prune, pin, unpin, tag, stats."""
     _merge_verb(verb)
     _prune_verb(verb)
     _pin_verbs(verb)
     _tag_verb(verb)
+    _stats_verb(verb)
 
 
 def _merge_verb(verb: AddVerb) -> None:
@@ -60,26 +63,7 @@ def _prune_verb(verb: AddVerb) -> None:
         "drop the points that no rule keeps; the others stay whole",
     )
     prune.add_argument("store", metavar="STORE", help=STORE)
-    prune.add_argument(
-        "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
-    )
-    for rule, unit in _UNITS.items():
-        prune.add_argument(
-            f"--keep-{rule}",
-            dest=rule,
-            type=int,
-            default=0,
-            metavar="N",
-            help=f"the newest point of each of the newest N {unit} that have one; -1: of all",
-        )
-    prune.add_argument(
-        "--keep-within",
-        dest="within",
-        metavar="DURATION",
-        help="points younger than this, seen from the newest: 2y5m7d3h",
-    )
-    add_tags(prune, "points that have all these tags (repeatable: or all those)", "--keep-tag")
-    add_tags(prune, "the rules are for " + ONLY_TAGGED + "; the others stay")
+    _add_rules(prune)
     prune.add_argument(
         "--dry-run", action="store_true", help="only say what would be done, and change nothing"
     )
@@ -95,6 +79,43 @@ def _prune_verb(verb: AddVerb) -> None:
     )
     add_verbose(prune)
     add_key(prune)
+
+
+def _add_rules(made: argparse.ArgumentParser) -> None:
+    """Add the options that say which points stay."""
+    made.add_argument(
+        "--keep-last", dest="last", type=int, default=0, metavar="N", help="the N newest points"
+    )
+    for rule, unit in _UNITS.items():
+        made.add_argument(
+            f"--keep-{rule}",
+            dest=rule,
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"the newest point of each of the newest N {unit} that have one; -1: of all",
+        )
+    made.add_argument(
+        "--keep-within",
+        dest="within",
+        metavar="DURATION",
+        help="points younger than this, seen from the newest: 2y5m7d3h",
+    )
+    add_tags(made, "points that have all these tags (repeatable: or all those)", "--keep-tag")
+    add_tags(made, "the rules are for " + ONLY_TAGGED + "; the others stay")
+
+
+def _stats_verb(verb: AddVerb) -> None:
+    stats = verb(
+        "stats",
+        "stats:stats",
+        StatsWords,
+        "show what is stored of each guest, and what prune would free",
+    )
+    stats.add_argument("store", metavar="STORE", help=STORE)
+    _add_rules(stats)
+    stats.add_argument("--guest", help="only this guest")
+    add_key(stats)
 
 
 def _pin_verbs(verb: AddVerb) -> None:
