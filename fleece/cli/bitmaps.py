@@ -29,11 +29,12 @@ def bitmap(output: Output, cancel: CancelToken, words: BitmapWords) -> None:
 def _row(output: Output, kept: fleece.KeptSegment, *, dropped: bool) -> None:
     held = kept.bitmap
     needed = f"needed by {', '.join(kept.stores)}" if kept.stores else "needed by no STORE given"
+    dirty = "" if held.changed is None else f", {human(held.changed)} dirty"
     whose = "" if held.own else "begun for another disk, so the next backup reads all  "
     output.row(
         "segment",
-        f"{held.disk}  chain {held.chain_id}  since point {held.point}  {held.state}, "
-        f"{human(held.changed)} dirty  {whose}{'dropped' if dropped else needed}",
+        f"{held.disk}  chain {held.chain_id}  since point {held.point}  {held.state}"
+        f"{dirty}  {whose}{'dropped' if dropped else needed}",
         disk=held.disk,
         chain=held.chain_id,
         point=held.point,

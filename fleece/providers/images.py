@@ -111,8 +111,8 @@ class Images:
 
     def begin(self, request: Said) -> Said:
         """Hold the images."""
-        if self._served:
-            raise Refused("a point is held already")
+        if self._served or self._begun:
+            raise Refused("there is a point already")
         shown = {each["name"]: self._disk(each["name"]) for each in request["disks"]}
         for each in request["disks"]:
             if each["base"] and {"token": each["base"]} not in shown[each["name"]]["bases"]:
@@ -152,30 +152,32 @@ class Images:
         for served in self._served:
             served.check()
 
-    def commit(self) -> None:
-        """Keep the bitmaps that were begun."""
-        if not self._served:
-            raise Refused("no point is held")
-        if not self._begun:
-            raise Refused("the point was begun without a token")
-        self._begun = []
-        self.drop()
-
-    def drop(self) -> None:
-        """Let go of the images, and of the bitmaps that were begun."""
+    def close(self) -> None:
+        """Let go of the images."""
         for served in self._served:
             served.end()
         self._served = []
         for socket in Path(self._place.name).iterdir():
             socket.unlink()
+
+    def commit(self) -> None:
+        """Keep the bitmaps that were begun."""
+        if not self._begun:
+            raise Refused("there is no point, or it was begun without a token")
+        self.close()
+        self._begun = []
+
+    def drop(self) -> None:
+        """Let go of the images, and of the bitmaps that were begun."""
+        self.close()
         for name, bitmap in self._begun:
             _qemu_img("bitmap", "-f", "qcow2", "--remove", self._path(name), bitmap)
         self._begun = []
 
     def forget(self, bases: list[Said]) -> None:
         """Remove bitmaps."""
-        if self._served:
-            raise Refused("a point is held")
+        if self._served or self._begun:
+            raise Refused("there is a point")
         for each in bases:
             if {"token": each["token"]} in self._disk(each["disk"])["bases"]:
                 bitmap = f"{each['token']}.{each['disk']}"

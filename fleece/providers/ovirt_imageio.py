@@ -117,8 +117,8 @@ class Transfers:
 
     def begin(self, request: Said) -> Said:
         """Serve the transfers; the point is the engine's."""
-        if self._servers:
-            raise Refused("a point is held already")
+        if self._servers or self._token:
+            raise Refused("there is a point already")
         known = {disk["name"]: disk for disk in self.describe()["disks"]}
         for each in request["disks"]:
             if each["name"] not in known:
@@ -172,20 +172,23 @@ class Transfers:
 
     def commit(self) -> None:
         """Note the checkpoint."""
-        if not self._servers:
-            raise Refused("no point is held")
         if self._token is None:
-            raise Refused("the point was begun without a token")
+            raise Refused("there is no point, or it was begun without a token")
         base = {"token": self._token, "disks": self._disks}
         self._keep(self._state() | {self._given.checkpoint: base})
         self.drop()
 
     def drop(self) -> None:
+        """Note nothing."""
+        self.close()
+        self._token = None
+
+    def close(self) -> None:
         """End the servers."""
         for server in self._servers:
             server.kill()
             server.wait()
-        self._servers, self._token = [], None
+        self._servers = []
         with contextlib.suppress(FileNotFoundError):
             for place in Path(self._place.name).iterdir():
                 place.unlink()

@@ -39,6 +39,9 @@ class Provider(Protocol):
     def check(self) -> None:
         """Refuse if the exports do not show the point any more."""
 
+    def close(self) -> None:
+        """End the exports; `commit` or `drop` comes later."""
+
     def commit(self) -> None:
         """End the point, and keep it as a base."""
 
@@ -59,6 +62,7 @@ def run(provider: Provider) -> None:
         "begin": provider.begin,
         "changes": lambda request: provider.changes(request["disk"], request["from"]),
         "check": lambda request: provider.check(),
+        "close": lambda request: provider.close(),
         "commit": lambda request: provider.commit(),
         "drop": lambda request: provider.drop(),
         "forget": lambda request: provider.forget(request["bases"]),

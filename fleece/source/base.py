@@ -475,8 +475,8 @@ class KeptBitmap:
         chain_id, sequence, point: of the point.
         name: the bitmap's own.
         state: one word for people.
-        changed: what was written since, in bytes of disk.
-        granularity: bytes of disk per bit.
+        changed: what was written since, in bytes of disk; None: its source does not tell.
+        granularity: bytes of disk per bit; None: likewise.
         own: it was begun for this disk; else what it tells is another's.
     """
 
@@ -486,8 +486,8 @@ class KeptBitmap:
     point: str
     name: str
     state: str
-    changed: int
-    granularity: int
+    changed: int | None
+    granularity: int | None
     own: bool
 
 

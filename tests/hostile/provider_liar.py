@@ -137,6 +137,7 @@ class Liar(Images):
         """As it says; also called at the end of its input."""
         if self._lie == "serves on" and self._served:
             self._served = []
+            return
         while self._stays:
             time.sleep(60)
         if self._lie == "leaves":

@@ -258,8 +258,12 @@ def test_what_verbs_make_of_it(owner: Owner, capsys: pytest.CaptureFixture[str])
     assert main(["doctor", owner.provider(""), "--json"]) == 0
     assert f"fleece-{chain}-{sequence:06d}-{point}" in capsys.readouterr().out
     assert main(["audit", owner.provider(""), str(owner.store), "--guest", "g"]) == 0
-    for words in (["clean", owner.provider("")], ["doctor", "provider:none"]):
-        assert main(words) == 2
+    assert main(["clean", owner.provider("")]) == 0
+    assert main(["bitmap", owner.provider("")]) == 0
+    assert f"chain {chain}  since point {point}  kept  needed by no" in capsys.readouterr().out
+    assert main(["doctor", "provider:none"]) == 2
+    words = ["backup", owner.provider(""), str(owner.store), "--guest", "g", "--no-resume"]
+    assert main(words) == 2
     assert "no provider of this name comes with fleece" in capsys.readouterr().err
 
 

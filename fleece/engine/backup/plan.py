@@ -14,7 +14,7 @@ from fleece.engine.backup.decide import Decision, decide
 from fleece.engine.backup.task import Task
 from fleece.engine.work.needs import check_backup_needs, room_in
 from fleece.errors import UsageError
-from fleece.source.base import Disk, HeldElsewhere, Transport
+from fleece.source.base import Disk, HeldElsewhere, Resumable, Transport
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,19 @@ def check_needs(task: Task) -> None:
 
 
 def _refuse_idle(task: Task) -> None:
-    """Refuse what has no effect on points that others hold.
+    """Refuse what has no effect on points that others hold, or that end with their run.
 
     Raises:
         UsageError: it is asked for.
     """
     source = task.source
-    if not isinstance(source, HeldElsewhere):
-        return
-    if not task.options.resume:
+    if not (task.options.resume or isinstance(source, Resumable)):
         raise UsageError(
             "no point of this kind of source is ever resumed",
             where=source.where,
             hint="leave --no-resume out",
         )
-    if task.options.audit and not source.tracked:
+    if isinstance(source, HeldElsewhere) and task.options.audit and not source.tracked:
         raise UsageError(
             "an audit reads what is said to be unchanged, and no bitmap says it of this source",
             where=source.where,

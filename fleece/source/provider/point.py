@@ -48,6 +48,7 @@ class ProviderPoint:
         self._plan = plan
         self._program = program
         self._cancel = cancel
+        self._begun = False
         self._ended = False
         self._exports = HeldExports({}, cancel)
 
@@ -69,6 +70,7 @@ class ProviderPoint:
         except Refused as error:
             self._ended = True
             raise PointError(error.what, where=error.where, hint=error.hint) from error
+        self._begun = True
         try:
             made = begun(said, plan.disks)
             self._look(made)
@@ -141,8 +143,20 @@ class ProviderPoint:
         """What is copied for the point is the provider's."""
 
     def close(self) -> None:
-        """Let go of the exports. The provider serves them until the point is committed or ends."""
+        """Have the exports ended. Whether the point is kept as a base is decided later.
+
+        Raises:
+            SourceError: the provider does not.
+        """
         self._exports.close()
+        if self.held:
+            self._begun = False
+            self._program.ask(Word.CLOSE)
+
+    @property
+    def held(self) -> bool:
+        """It has exports."""
+        return self._begun and not self._ended
 
     def committed(self, oldest: int | None = None) -> tuple[str, ...]:
         """Have the point kept as a base, and older ones of its chain forgotten.
@@ -153,11 +167,11 @@ class ProviderPoint:
         Returns:
             What the provider did not do, a line each: it costs a longer backup and no data.
         """
-        self.close()
         token = self._plan.token
-        if token is None or self._ended:
+        if token is None:
             return ()
-        self._ended = True
+        if self._ended:
+            return ("a later point was begun before this one was kept: the next backup reads more",)
         below = token.sequence if oldest is None else oldest
         old = [
             {"disk": disk.name, "token": str(base)}
@@ -166,6 +180,8 @@ class ProviderPoint:
             if number < below
         ]
         try:
+            self.close()
+            self._ended = True
             self._program.ask(Word.COMMIT)
             if old:
                 self._program.ask(Word.FORGET, bases=old)

@@ -21,6 +21,7 @@ from fleece.source.provider.answers import Said
 from fleece.source.provider.pipes import Closed, Errors, Lines, Overdue, TooLong
 from fleece.source.provider.text import Command
 from fleece.source.provider.words import ENDING, LIMITS, LONGEST, Word
+from fleece.temporary import temporary_folder
 
 SIGKILL = 9
 """By its number (signal(7)): nothing here handles a signal."""
@@ -41,6 +42,8 @@ class Refused(SourceError):
 class Program(Closing):
     """A program that was started, in a session of its own, and speaks by lines.
 
+    Its temporary files are in a folder that is removed when it is closed, or by a later run.
+
     Args:
         command: how it is started.
         cancel: of the run: it ends every wait, but those for what ends a point soon.
@@ -55,16 +58,19 @@ class Program(Closing):
         self._cancel = cancel
         self._numbers = itertools.count(1)
         self._over: SourceError | None = None
-        with using(command.words):
+        with contextlib.ExitStack() as stack:
+            place = stack.enter_context(temporary_folder())
+            stack.enter_context(using(command.words))
             self._process = subprocess.Popen(
                 command.words,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=child_environment(**command.environment),
+                env=child_environment(**command.environment, TMPDIR=str(place)),
                 start_new_session=True,  # Ctrl-C is for this process
                 bufsize=0,
             )
+            self._left = stack.pop_all()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -196,6 +202,7 @@ class Program(Closing):
             self._process.wait(_KILL_LIMIT)
         self._pipes[1].close()
         os.close(self._pid)
+        self._left.close()
         self._errors.wait(1)
 
     def _waited(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
@@ -12,6 +13,7 @@ from fleece.errors import PointError, SourceError, UsageError
 from fleece.source.base import (
     Chosen,
     Disk,
+    KeptBitmap,
     Removed,
     Request,
     Since,
@@ -55,6 +57,8 @@ class ProviderSource(Closing):
         self.where = command.name
         self._cancel = cancel or CancelToken()
         self._freeze = freeze
+        self._point: ProviderPoint | None = None
+        self._chain: str | None = None
         self._program = Program(command, self._cancel)
         try:
             self._hello = self._asked_hello()
@@ -82,11 +86,6 @@ class ProviderSource(Closing):
             return described(said, self._hello.bases)
         except SourceError as error:
             raise self._program.lied(error) from error
-
-    @property
-    def tracked(self) -> bool:
-        """The provider can tell what was written since a point."""
-        return self._hello.bases
 
     @property
     def lacks_guest(self) -> bool:
@@ -178,7 +177,12 @@ class ProviderSource(Closing):
         yield from ()
 
     def recover(self, chain_id: str | None = None) -> Iterator[Removed]:
-        """A provider takes down itself what its own earlier runs left, when it begins a point."""
+        """Have the provider take down what its own earlier runs left; it does not say what.
+
+        Raises:
+            SourceError: it cannot.
+        """
+        self._program.ask(Word.DROP)
         yield from ()
 
     def take(self, request: Request) -> AbstractContextManager[ProviderPoint]:
@@ -192,7 +196,54 @@ class ProviderSource(Closing):
         keeps = request.rotate and self._hello.bases
         disks = [_wanted(want) for want in request.wanted]
         plan = ProviderPlan(token if keeps else None, disks, self._freeze)
-        return living_point(plan, self._program, self._cancel)
+        return self._living(plan, request.chain_id)
+
+    @contextlib.contextmanager
+    def _living(self, plan: ProviderPlan, chain_id: str) -> Iterator[ProviderPoint]:
+        if self._point is not None and not self._point.held:
+            self._point.abandon()  # a provider has one point at a time
+        with living_point(plan, self._program, self._cancel) as point:
+            before = self._point, self._chain
+            self._point, self._chain = point, chain_id
+            try:
+                yield point
+            finally:
+                self._point, self._chain = before
+
+    def bitmaps(self) -> list[KeptBitmap]:
+        """The bases of all disks, by disk, chain and age."""
+        found = [
+            KeptBitmap(
+                disk.name,
+                base.chain,
+                base.sequence,
+                base.point,
+                str(base),
+                "kept",
+                changed=None,
+                granularity=None,
+                own=True,
+            )
+            for disk in self.inventory().disks
+            for base in disk.bases
+        ]
+        return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
+
+    def has_point(self, chain_id: str) -> bool:
+        """Whether this run holds a point of this chain: of others the provider does not tell."""
+        return self._chain == chain_id
+
+    def drop_bitmap(self, disk: str, name: str) -> None:
+        """Have a base forgotten; one that is gone already is fine.
+
+        Raises:
+            SourceError: the provider does not.
+        """
+        self._program.ask(Word.FORGET, bases=[{"disk": disk, "token": name}])
+
+    def check_present(self) -> None:
+        """As `check_ready`."""
+        self.check_ready()
 
     def examine(self) -> Report:
         """What the provider says of itself and of the disks."""

@@ -32,6 +32,7 @@ class Word(enum.StrEnum):
     BEGIN = "begin"
     CHANGES = "changes"
     CHECK = "check"
+    CLOSE = "close"
     COMMIT = "commit"
     DROP = "drop"
     FORGET = "forget"
@@ -51,6 +52,7 @@ LIMITS = {
     Word.BEGIN: 300.0,
     Word.CHANGES: 300.0,
     Word.CHECK: 60.0,
+    Word.CLOSE: 60.0,
     Word.COMMIT: 300.0,
     Word.DROP: 60.0,
     Word.FORGET: 300.0,
@@ -60,7 +62,7 @@ LIMITS = {
 LONGEST_LIMIT = 3600
 """Seconds that it may ask for at most."""
 
-ENDING = (Word.COMMIT, Word.DROP, Word.FORGET)
+ENDING = (Word.CLOSE, Word.COMMIT, Word.DROP, Word.FORGET)
 """What is asked although the run is interrupted."""
 
 

@@ -74,11 +74,12 @@ def a_point_shows_all_disks(subject: Subject) -> None:
 
 
 def a_dropped_point_is_gone(subject: Subject) -> None:
-    """Its exports are, and another one can be begun."""
+    """Its exports are, dropping none is fine, and another one can be begun."""
     with subject.started() as talk:
         begun = talk.begin(talk.token(1) if talk.hello.bases else None)
         talk.program.ask(Word.DROP)
         check_gone(begun, "after 'drop'")
+        talk.program.ask(Word.DROP)
         talk.refuses("the check of a point that was dropped", Word.CHECK)
         talk.begin(None)
         talk.program.ask(Word.DROP)
@@ -137,11 +138,14 @@ def a_committed_point_is_a_base(subject: Subject) -> None:
     with subject.with_bases() as talk:
         token = talk.token(1)
         begun = talk.begin(token)
+        talk.program.ask(Word.CLOSE)
+        check_gone(begun, "after 'close'")
         talk.program.ask(Word.COMMIT)
-        check_gone(begun, "after 'commit'")
         _check_listed(talk, token.sequence)
     with subject.with_bases() as talk:
-        token = talk.kept(1)
+        begun = talk.begin(talk.token(1))
+        talk.program.ask(Word.COMMIT)
+        check_gone(begun, "after 'commit'")
     with subject.with_bases() as talk:
         second = talk.kept(2)
         _check_listed(talk, second.sequence)
