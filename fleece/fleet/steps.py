@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import fleece
@@ -92,6 +93,7 @@ class Work:
         listener: hears what happens.
         cancel: stops it.
         dry_run: nothing is changed; what would be done is told.
+        described: what was read of the deltas of each store (`Store.described`).
     """
 
     config: Config
@@ -100,6 +102,9 @@ class Work:
     listener: Listener
     cancel: CancelToken
     dry_run: bool = False
+    described: Mapping[str, dict[str, tuple[str, fleece.Entry]]] = field(
+        default_factory=lambda: collections.defaultdict(dict)
+    )
 
 
 def look_after(guest: PlannedGuest, work: Work) -> GuestResult:
@@ -166,7 +171,13 @@ def _wait(seconds: float, cancel: CancelToken) -> None:
 
 
 def _opened(store: StoreConfig, work: Work) -> fleece.Store:
-    return fleece.open_store(store.place, work.secrets.get(store.name), work.cancel)
+    """A store, which knows what this run has read of it before.
+
+    An object of its own for each step: not every storage can be asked by several threads at once.
+    """
+    opened = fleece.open_store(store.place, work.secrets.get(store.name), work.cancel)
+    opened.described = work.described[store.name]
+    return opened
 
 
 def _backup(guest: PlannedGuest, work: Work) -> _Done:

@@ -28,11 +28,13 @@ class Listing:
         deltas: keys of the objects that are deltas by their names, damaged or not.
         foreign: what is not fleece's, by its names in messages.
         marks: keys of the pins and tags beside deltas.
+        stamps: of the deltas (`Backend.stamp`), by their keys, where they cost nothing more.
     """
 
     deltas: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    stamps: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Store:
         algorithm: the hash of its deltas.
         backend: where it is.
         access: how its deltas are opened.
+        described: what was read of deltas, by their keys, with the stamps that they had. Objects of
+            one store may share it.
 
     Raises:
         StoreError: it is not there, or it is not a store.
@@ -54,6 +56,7 @@ class Store:
         self.algorithm = self.marker.algorithm(self.protection)
         self.backend = _opened(backend, self.marker)
         self.access = Access(self.backend, secret, self.protection, self.algorithm.name)
+        self.described: dict[str, tuple[str, Entry]] = {}
 
     def usage(self) -> Mapping[str, Usage]:
         """What was asked of its storage so far, by kind; empty: nobody counts."""
@@ -70,11 +73,21 @@ class Store:
         found = self.backend.listing()
         for key in found.deltas:
             try:
-                entries.append(self._read_entry(key))
+                entries.append(self._described(key, found.stamps.get(key)))
             except DeltaError as error:
                 if self.backend.has(key):  # else somebody removed it meanwhile
                     damaged.append(Damaged(key, error))
         return Catalogue(entries, damaged, self.where, self.access, found.foreign, found.marks)
+
+    def _described(self, key: str, stamp: str | None) -> Entry:
+        """Describe a delta that has a stamp, once for as long as it has that."""
+        known = self.described.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        entry = self._read_entry(key)
+        if stamp is not None:
+            self.described[key] = stamp, entry
+        return entry
 
     def _read_entry(self, key: str) -> Entry:
         """Describe a delta; if what is remembered of it is wrong, by itself."""

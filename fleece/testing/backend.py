@@ -331,6 +331,15 @@ class BackendContract:
         _draft(lambda: backend.replace(_ONE), b"CONTENT").place(_ONE)
         assert backend.stamp(_ONE) != before
 
+    def test_a_stamp_in_a_listing_is_that_of_the_object(self, backend: Backend) -> None:
+        """Of each that has one there."""
+        backend.create(b"marker")
+        _point(backend)
+        _draft(lambda: backend.replace(_ONE), b"CONTENT").place(_ONE)
+        found = backend.listing()
+        assert found.stamps.keys() <= {*found.deltas}
+        assert {key: backend.stamp(key) for key in found.stamps} == found.stamps
+
     # ---- points ------------------------------------------------------------------------------
 
     def test_a_batch_is_seen_at_once_or_not_at_all(self, backend: Backend) -> None:

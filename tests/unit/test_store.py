@@ -29,7 +29,7 @@ from fleece.engine.upkeep.prune import set_pin
 from fleece.errors import StoreError, UsageError
 from fleece.extents import Extents
 from fleece.keys import Secret
-from fleece.store.catalogue import Catalogue, Entry
+from fleece.store.catalogue import Access, Catalogue, Entry
 from fleece.store.folder import sink as store_sink
 from fleece.store.init import init
 from fleece.store.marker import StoreWishes
@@ -95,6 +95,37 @@ def _fill(store: Store, count: int, guest: str = "web") -> list[Entry]:
             _add(store, sequence, made[-1] if made else None, guest=guest)
             made = [point.disks["vda"] for point in store.catalogue().of_guest(guest)]
     return made
+
+
+def test_a_delta_is_described_once_for_as_long_as_it_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replaced one is read again, a damaged one each time."""
+    store, other = init(tmp_path / "store"), init(tmp_path / "other")
+    _fill(store, 3)
+    _fill(other, 2)
+    read: list[str] = []
+    whole = Access.read_entry
+
+    def noted(access: Access, key: str) -> Entry:
+        read.append(key)
+        return whole(access, key)
+
+    monkeypatch.setattr(Access, "read_entry", noted)
+    keys = [entry.key for entry in store.catalogue().entries]
+    read.clear()
+    assert [entry.key for entry in store.catalogue().entries] == keys
+    assert read == []
+    (path,) = (tmp_path / "store" / "web").glob("000002-*/vda.fleece")
+    (another,) = (tmp_path / "other" / "web").glob("000002-*/vda.fleece")
+    another.rename(path)
+    assert len(store.catalogue().entries) == 3
+    assert read == [keys[1]]
+    path.write_bytes(path.read_bytes()[:-1])
+    for _ in range(2):
+        read.clear()
+        assert len(store.catalogue().damaged) == 1
+        assert {*read} == {keys[1]}
 
 
 def _problems(store: Store) -> tuple[str, ...]:

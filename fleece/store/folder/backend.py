@@ -24,7 +24,7 @@ from fleece.store.errors import store_errors
 from fleece.store.folder.batch import FolderBatch, partials
 from fleece.store.folder.create import create
 from fleece.store.folder.draft import Replacement, spooled
-from fleece.store.folder.listing import look
+from fleece.store.folder.listing import look, stamp_of
 from fleece.store.folder.lock import held
 from fleece.store.folder.place import Place
 from fleece.store.folder.removal import remove_folder
@@ -129,8 +129,7 @@ class FolderBackend:
     def stamp(self, key: str) -> str:
         """A file's inode, length, and nanoseconds since 1970 when its content last changed."""
         with store_errors(self.name(key)), self._place.holding(key) as (folder, name):
-            found = folder.stat(name)
-        return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+            return stamp_of(folder.stat(name))
 
     def get(self, key: str, most: int) -> bytes:
         """A small file's content."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 from fleece.folder import Folder, Found, Kind
 from fleece.store.backend import Listing
 from fleece.store.folder.place import Place
@@ -81,24 +84,41 @@ def _guest(found: Listing, parent: Folder, name: str) -> bool:
         found.deltas += inside.deltas
         found.foreign += inside.foreign
         found.marks += inside.marks
+        found.stamps |= inside.stamps
     return mine
 
 
 def _point(found: Listing, parent: Folder, name: str) -> bool:
     """Look through what may be a point's folder; gives whether it is one."""
-    items = _items(parent, name)
-    if items is None:
+    try:
+        point = parent.folder(name)
+    except FileNotFoundError:
         return True
-    if not any(map(is_delta, items)):
-        return False
-    for item in items:
-        if is_delta(item):
-            found.deltas.append(f"{parent.path.name}/{name}/{item.name}")
-        elif not _is_ours(item):
-            found.foreign.append(str(parent.path / name / item.name))
-        elif is_mark(item.name):
-            found.marks.append(f"{parent.path.name}/{name}/{item.name}")
+    with point:
+        items = point.entries()
+        if not any(map(is_delta, items)):
+            return False
+        for item in items:
+            key = f"{parent.path.name}/{name}/{item.name}"
+            if is_delta(item):
+                _delta(found, point, key)
+            elif not _is_ours(item):
+                found.foreign.append(str(parent.path / name / item.name))
+            elif is_mark(item.name):
+                found.marks.append(key)
     return True
+
+
+def _delta(found: Listing, point: Folder, key: str) -> None:
+    """Note a delta, and how it is by now; if it is gone already, whoever opens it finds out."""
+    found.deltas.append(key)
+    with contextlib.suppress(FileNotFoundError):
+        found.stamps[key] = stamp_of(point.stat(key.rpartition("/")[2]))
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """A file's inode, length, and nanoseconds since 1970 when its content last changed."""
+    return f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def _leftover(found: Listing, parent: Folder, name: str) -> None:
