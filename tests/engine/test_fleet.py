@@ -221,7 +221,11 @@ def test_another_run_of_the_same_file_waits_or_leaves(fleet: Fleet) -> None:
 
 
 def _has_open(pid: int, part: str) -> bool:
-    return any(part in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if part in os.readlink(link):
+                return True
+    return False
 
 
 def test_a_signal_takes_down_what_is_underway_and_begins_nothing_else(fleet: Fleet) -> None:
