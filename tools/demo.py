@@ -5,10 +5,12 @@ writer in it writes all the time. Three points are taken by the command line:
 
 1. full, while the guest writes;
 2. incremental, while the guest writes;
-3. incremental, while the guest is paused. QEMU's own tools then copy its disks: the exact judge.
+3. incremental, while the guest is paused; and a full of the same moment into a bucket of an object
+   store (SeaweedFS). QEMU's own tools then copy its disks: the exact judge.
 
 All points are restored. Points 1 and 2 are judged by the records that they hold
-(tests/rig/consistency.py), point 3 must equal the copies byte by byte, and a guest boots from it.
+(tests/rig/consistency.py), those of point 3 must equal the copies byte by byte, and a guest boots
+from it.
 Exits with 0 only if everything held.
 """
 
@@ -32,9 +34,11 @@ from tests.rig.disk import Disk
 from tests.rig.initramfs import GuestFiles, guest_files
 from tests.rig.machine import GuestMachine, boot_check
 from tests.rig.process import run, run_checked
+from tests.rig.s3 import SeaweedFs
 
 MIB = images.MIB
 GUEST = "demo"
+BUCKET = "s3://demo/guests"
 DISKS = (("a", 1024 * MIB, "qcow2"), ("b", 512 * MIB, "raw"))
 _START = time.monotonic()
 
@@ -95,7 +99,7 @@ def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     return "\n".join([*last.get("errors", []), str(last.get("error", ""))]) + done.stderr
 
 
-def backup(machine: GuestMachine, store: Path, name: str) -> Point:
+def backup(machine: GuestMachine, store: str | Path, name: str) -> Point:
     """Take a point of the machine and tell of it."""
     before, start = machine.acked, time.monotonic()
     result = fleece("backup", f"qmp:{machine.qmp_socket}", store, "--guest", GUEST)
@@ -133,8 +137,11 @@ def paused(machine: GuestMachine) -> Iterator[None]:
 
 def take_points(
     files: GuestFiles, disks: Sequence[Disk], folder: Path, store: Path
-) -> tuple[list[Point], dict[str, Path]]:
-    """Run the guest and back it up; gives the points, and qemu-img's copies of the last one."""
+) -> tuple[list[Point], Point, dict[str, Path]]:
+    """Run the guest and back it up.
+
+    Gives the points, that in the bucket, and qemu-img's copies of it, which is the last one, too.
+    """
     copies = {disk.device: folder / f"copied-{disk.device}.raw" for disk in disks}
     with GuestMachine(files, disks, append="rig.delay=2000") as machine:
         machine.wait_ready()
@@ -155,6 +162,7 @@ def take_points(
         machine.wait_acked(machine.acked + 50)
         with paused(machine):
             points.append(backup(machine, store, "incremental of the paused guest"))
+            away = backup(machine, BUCKET, "full of the paused guest, into a bucket")
             for disk in disks:
                 words = ["convert", "-U", "-f", disk.fmt, "-O", "raw"]
                 run_checked("qemu-img", *words, disk.path, copies[disk.device])
@@ -162,10 +170,10 @@ def take_points(
         at = machine.acked
         machine.wait_acked(at + 20)
         say(f"the guest goes on: its writer is at {machine.acked}")
-    return points, copies
+    return points, away, copies
 
 
-def restore(store: Path, points: Sequence[Point], folder: Path) -> None:
+def restore(store: str | Path, points: Sequence[Point], folder: Path) -> None:
     """Restore every disk of every point to a raw image, and have its root computed again."""
     for number, point in enumerate(points, 1):
         for disk, expected in point.roots.items():
@@ -205,6 +213,20 @@ def judge_exactly(store: Path, point: Point, copies: Mapping[str, Path], folder:
             say(f"    qemu-img compare {copy.name} {image.name}: identical")
 
 
+def judge_bucket(point: Point, copies: Mapping[str, Path], folder: Path) -> None:
+    """Restore the point that is in the bucket, and compare it with the same copies.
+
+    Raises:
+        Failed, AssertionError: they differ.
+    """
+    folder.mkdir()
+    restore(BUCKET, [point], folder)
+    for disk, image in point.restored.items():
+        images.compare(copies[disk], image, "raw", "raw")
+        say(f"    qemu-img compare {copies[disk].name} {image.name} from {BUCKET}: identical")
+        image.unlink()
+
+
 def judge_records(points: Sequence[Point]) -> None:
     """Every point must show one moment of all the guest's disks.
 
@@ -233,6 +255,21 @@ def break_something(what: str | None, when: str, file: Path) -> None:
     say(f"BROKEN on purpose: one bit of {file.name} at byte {place}")
 
 
+@contextmanager
+def object_store(folder: Path) -> Iterator[None]:
+    """Run an object store, which the environment tells, with a new store in it."""
+    place = folder / "seaweedfs"
+    place.mkdir()
+    server = SeaweedFs(place)
+    try:
+        os.environ.update(server.environment | {"XDG_CACHE_HOME": str(place)})
+        fleece("init", BUCKET, "--create-bucket")
+        say(f"SeaweedFS runs; {BUCKET} is a store in it")
+        yield
+    finally:
+        server.kill()
+
+
 def demo(folder: Path, broken: str | None) -> None:
     """Run all steps.
 
@@ -246,7 +283,9 @@ def demo(folder: Path, broken: str | None) -> None:
     ]
     store = folder / "store"
     fleece("init", store)
-    points, copies = take_points(files, disks, folder, store)
+    with object_store(folder):
+        points, away, copies = take_points(files, disks, folder, store)
+        judge_bucket(away, copies, folder / "bucket")
     break_something(broken, "delta", max(store.rglob("*vd-a*.fleece"), key=_size))
     checked = fleece("verify", store)
     say(f"fleece verify: {checked['deltas']} deltas, {mib(checked['read_bytes'])}, all sound")
