@@ -52,12 +52,12 @@ def _succeed(output: Output, token: str, base: str | None) -> None:
 
 
 def _options(words: ExportWords) -> fleece.ExportOptions:
-    tls = None if words.tls_x509 is None else Path(words.tls_x509)
+    x509, psk = (None if text is None else Path(text) for text in (words.tls_x509, words.tls_psk))
     options = fleece.ExportOptions(
         disks=tuple(words.disks),
         since=words.since,
         full=words.full,
-        doors=fleece.Doors(words.socket, words.listen, tls),
+        doors=fleece.Doors(words.socket, words.listen, x509, psk),
     )
     if words.consumer is not None:
         options = replace(options, consumer=words.consumer)

@@ -60,6 +60,7 @@ _OF_A_NEW_EXPORT = (
     "socket",
     "listen",
     "tls-x509",
+    "tls-psk",
     "ttl",
     "scratch",
     "connect",

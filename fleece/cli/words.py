@@ -83,6 +83,7 @@ class ExportWords(Words):
     socket: str | None
     listen: str | None
     tls_x509: str | None
+    tls_psk: str | None
     ttl: str | None
     scratch: str | None
     connect: str | None

@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fleece.cancel import CancelToken
 from fleece.environment import server_environment
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
 from fleece.programs import ended, file_name, program, using
-from fleece.temporary import temporary_folder
+from fleece.temporary import temporary_file, temporary_folder
 
 _TICK = 0.2
+_LAST = 4096
+"""Bytes of what qemu-nbd said that are told at most."""
 _START_LIMIT = 20.0
 """Seconds that qemu-nbd may take until it listens."""
 
@@ -105,24 +108,27 @@ def qemu_nbd(
     # It loses a SIGTERM that comes before it is ready. A reader can be killed at any time.
     reads = "--read-only" in words
     ready = False
-    with using(command):
-        process = subprocess.Popen(
-            [*dies_with_parent("KILL" if reads else "TERM"), *command, "--", file_name(image.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=server_environment(),
-        )
-    try:
-        _wait(process, place, image, cancel)
-        ready = True
-        yield process
-    finally:
-        if reads and not ready:
-            process.kill()
-        else:
-            process.terminate()
-        errors = ended(process, cancel)
+    with temporary_file() as said:  # a pipe would be full after some clients that it complains of
+        with using(command):
+            death = dies_with_parent("KILL" if reads else "TERM")
+            process = subprocess.Popen(
+                [*death, *command, "--", file_name(image.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=server_environment(),
+            )
+        try:
+            _wait(process, place, image, cancel, said)
+            ready = True
+            yield process
+        finally:
+            if reads and not ready:
+                process.kill()
+            else:
+                process.terminate()
+            ended(process, cancel)
+            errors = _last(said)
     if process.returncode not in (0, -15):
         raise image.failure(f"qemu-nbd failed: {image.line(errors)}", where=image.where)
 
@@ -142,14 +148,24 @@ def dies_with_parent(death: str = "TERM") -> list[str]:
     return ["setpriv", f"--pdeathsig={death}", "sh", "-c", alive, str(os.getpid())]
 
 
+def _last(said: BinaryIO) -> str:
+    """The end of what a process has written into a file, in one line."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST))
+    return " ".join(said.read().decode(errors="replace").split())
+
+
 def _wait(
-    process: subprocess.Popen[bytes], place: Path, image: ServedImage, cancel: CancelToken
+    process: subprocess.Popen[bytes],
+    place: Path,
+    image: ServedImage,
+    cancel: CancelToken,
+    said: BinaryIO,
 ) -> None:
     limit = time.monotonic() + _START_LIMIT
     while not greets(place, cancel):
         cancel.check()
         if process.poll() is not None:
-            text = image.line(ended(process, cancel))
+            text = image.line(_last(said))
             raise image.failure(f"cannot be opened as an image: {text}", where=image.where)
         if time.monotonic() > limit:
             raise image.failure("qemu-nbd did not start in time", where=image.where)

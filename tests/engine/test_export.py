@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -392,7 +393,7 @@ def test_tcp_is_for_this_host_or_by_tls(guest: Guest, tmp_path: Path) -> None:
         assert int(run_checked("nbdinfo", "--size", disk.uri)) == disk.size
     for folder in ("ours", "theirs"):
         certificates(tmp_path / folder)
-    doors = fleece.Doors(listen="localhost:0", tls=tmp_path / "ours")
+    doors = fleece.Doors(listen="localhost:0", x509=tmp_path / "ours")
     with guest.exported(replace(local, doors=doors)) as held:
         (disk,) = held.told.disks
         port = int(disk.uri.rpartition(":")[2].partition("/")[0])
@@ -416,16 +417,36 @@ def test_tcp_is_for_this_host_or_by_tls(guest: Guest, tmp_path: Path) -> None:
     running(guest)
 
 
+def test_a_key_lets_in_where_python_can(guest: Guest, tmp_path: Path) -> None:
+    for name in ("right", "wrong"):
+        run_checked("psktool", "-u", "web1", "-p", tmp_path / name)
+    doors = fleece.Doors(listen="127.0.0.1:0", psk=tmp_path / "right")
+    wish = fleece.ExportOptions("keys", ("vd-d0",), doors=doors)
+    if sys.version_info < (3, 13):
+        with pytest.raises(fleece.UsageError, match=r"Python 3\.13"), guest.exported(wish):
+            pass
+        return
+    with guest.exported(wish) as held:  # type: ignore[unreachable]
+        (disk,) = held.told.disks
+        keyed = disk.uri.replace("//", "//web1@") + f"?tls-psk-file={tmp_path}/"
+        assert run("nbdcopy", f"{keyed}right", tmp_path / "d").returncode == 0
+        for refused in (f"{keyed}wrong", f"{keyed}right".replace("web1", "eve"), disk.uri):
+            assert run("nbdinfo", refused).returncode != 0
+        held.commit()
+    guest.same_as_live("d0", tmp_path / "d")
+    running(guest)
+
+
 _BASE = "base-01234567-000001-0123456789abcdef-0123456789abcdef"
 _NO_OPTIONS = {
     "this is no base": fleece.ExportOptions(since="x"),
     "no base of the consumer default": fleece.ExportOptions(since=_BASE),
     "a full builds on no base": fleece.ExportOptions(since=_BASE, full=True),
     "must be positive": fleece.ExportOptions(keep_bases=0),
-    "no effect on a unix socket": fleece.ExportOptions(doors=fleece.Doors(tls=Path("/none"))),
+    "no effect on a unix socket": fleece.ExportOptions(doors=fleece.Doors(x509=Path("/none"))),
     "ADDRESS:PORT": fleece.ExportOptions(doors=fleece.Doors(listen="127.0.0.1")),
     "the certificates cannot": fleece.ExportOptions(
-        doors=fleece.Doors(listen="127.0.0.1:0", tls=Path("/none"))
+        doors=fleece.Doors(listen="127.0.0.1:0", x509=Path("/none"))
     ),
     "two places": fleece.ExportOptions(doors=fleece.Doors("s", "127.0.0.1:0")),
     "must be printable": fleece.ExportOptions("\n"),

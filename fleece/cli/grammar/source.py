@@ -215,6 +215,11 @@ def _add_doors(export: argparse.ArgumentParser) -> None:
         help="with --listen: TLS, by ca-cert.pem, server-cert.pem and server-key.pem in DIR; "
         "clients need a certificate of that authority",
     )
+    export.add_argument(
+        "--tls-psk",
+        metavar="FILE",
+        help="with --listen: TLS, by the keys in FILE, a line USER:HEX each; needs Python 3.13",
+    )
 
 
 def _audit_verb(verb: AddVerb) -> None:

@@ -20,6 +20,9 @@ from fleece.temporary import temporary_folder
 
 _ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+)):([0-9]{1,5})")
 _BACKLOG = 32
+_SHORTEST_KEY = 16
+"""Bytes."""
+_CIPHERS = "ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256"
 
 
 @dataclass(frozen=True)
@@ -29,27 +32,37 @@ class Doors:
     Attributes:
         socket: path of the unix socket to make; None: one in a folder of its own.
         listen: ADDRESS:PORT of TCP instead; port 0 is a free one.
-        tls: folder with ca-cert.pem, server-cert.pem and server-key.pem, as QEMU has them: clients
-            must have a certificate of that authority. None: whoever reaches the port is let in.
+        x509: TLS by this folder with ca-cert.pem, server-cert.pem and server-key.pem, as QEMU has
+            them: clients must have a certificate of that authority.
+        psk: TLS by this file of keys, a line USER:HEX each, as psktool writes it. Without either,
+            whoever reaches the port is let in.
     """
 
     socket: str | None = None
     listen: str | None = None
-    tls: Path | None = None
+    x509: Path | None = None
+    psk: Path | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody is asked who he is."""
+        return self.x509 is None and self.psk is None
 
     def check(self) -> None:
         """Raise `UsageError` if nobody, or anybody, could be let in so."""
         if self.listen is None:
-            if self.tls is not None:
+            if not self.open:
                 raise UsageError("TLS has no effect on a unix socket", hint="--listen takes TCP")
             return
+        if self.x509 is not None and self.psk is not None:
+            raise UsageError("certificates and keys are two ways", hint="leave one out")
         if self.socket is not None:
             raise UsageError("--socket and --listen are two places", hint="leave one out")
-        if self.tls is None and not all(_is_local(found) for found in _found(self.listen)):
+        if self.open and not all(_is_local(found) for found in _found(self.listen)):
             raise UsageError(
                 "without TLS whoever reaches this address could read the disks",
                 where=self.listen,
-                hint="add --tls-x509, or listen on 127.0.0.1",
+                hint="add --tls-x509 or --tls-psk, or listen on 127.0.0.1",
             )
 
 
@@ -85,7 +98,7 @@ def listening(doors: Doors) -> Iterator[Listening]:
         UsageError: the certificates cannot be used.
     """
     if doors.listen is not None:
-        tls = None if doors.tls is None else _tls(doors.tls)
+        tls = _tls(doors)
         with _tcp(doors.listen) as made:
             made.setblocking(False)
             host, port = doors.listen.rpartition(":")[0], made.getsockname()[1]
@@ -152,7 +165,13 @@ def _is_local(found: tuple[socket.AddressFamily, int, int, str, tuple[str, int]]
     return ipaddress.ip_address(found[4][0]).is_loopback
 
 
-def _tls(folder: Path) -> ssl.SSLContext:
+def _tls(doors: Doors) -> ssl.SSLContext | None:
+    if doors.x509 is not None:
+        return _by_certificates(doors.x509)
+    return None if doors.psk is None else _by_keys(doors.psk)
+
+
+def _by_certificates(folder: Path) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.verify_mode = ssl.CERT_REQUIRED
     try:
@@ -164,4 +183,24 @@ def _tls(folder: Path) -> ssl.SSLContext:
             where=folder,
             hint="it needs ca-cert.pem, server-cert.pem and server-key.pem, as QEMU does",
         ) from error
+    return made
+
+
+def _by_keys(file: Path) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    take = getattr(made, "set_psk_server_callback", None)
+    if take is None:
+        raise UsageError("TLS by keys needs Python 3.13", hint="--tls-x509 works with any")
+    try:
+        lines = [line.partition(":") for line in file.read_text().splitlines()]
+        keys = {user: bytes.fromhex(key) for user, _, key in lines if user}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the keys cannot be read ({error})", where=file) from error
+    if not all(len(key) >= _SHORTEST_KEY for key in keys.values()) or not keys:
+        raise UsageError("it has no key, or one that is too short", where=file)
+    # Python has keys for TLS 1.2 alone. By default that would be with no forward secrecy, and the
+    # whole family has ciphers that hide nothing.
+    made.maximum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers(_CIPHERS)
+    take(lambda user: keys.get(user or "", b""))
     return made

@@ -95,11 +95,14 @@ class Relay:
     def _relay(self, client: socket.socket, stack: contextlib.ExitStack) -> None:
         peer = Peer(client, self._stop, LIMIT)
         stack.callback(lambda: peer.socket.close())
+        handshake = Handshake(
+            peer, self._ways, lambda path: self._dial(path, stack), self._securing(peer)
+        )
         try:
-            secure = self._securing(peer)
-            server = Handshake(
-                peer, self._ways, lambda path: self._dial(path, stack), secure
-            ).agree()
+            server = handshake.agree()
+        except Gone:
+            handshake.leave()
+            raise
         finally:
             with self._lock:
                 self._haggling -= 1
