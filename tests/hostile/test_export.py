@@ -90,6 +90,26 @@ def test_nonsense_harms_nobody(held: fleece.Exporting, tmp_path: Path) -> None:
     held.commit()
 
 
+def test_who_asks_in_the_old_way_is_answered_and_may_leave_before(
+    held: fleece.Exporting, tmp_path: Path
+) -> None:
+    """QEMU 7.2 crashes when it is left so by who talks to it."""
+    asked = b"IHAVEOPT" + struct.pack(">II3s", 1, 3, b"vda")
+    for flags in (1, 3) * 50:
+        with _connected(held) as client:
+            client.sendall(struct.pack(">I", flags) + asked)
+    shown = images.to_raw(tmp_path / "vda.qcow2", tmp_path / "raw").read_bytes()
+    for flags, zeroes in ((1, bytes(124)), (3, b"")):
+        with _connected(held) as client, client.makefile("rb") as told:
+            client.sendall(struct.pack(">I", flags) + asked + _READ)
+            told.read(18)
+            size, _ = struct.unpack(">QH", told.read(10))
+            assert (size, told.read(len(zeroes))) == (MIB, zeroes)
+            assert told.read(16) == struct.pack(">IIQ", 0x67446698, 0, 1)
+            assert told.read(MIB) == shown
+    held.commit()
+
+
 def test_clients_that_ask_and_leave_do_not_fill_up_what_a_server_says_of_them(
     held: fleece.Exporting, tmp_path: Path
 ) -> None:

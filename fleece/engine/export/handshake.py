@@ -19,17 +19,16 @@ _HELLO, _MAGIC, _REPLY_MAGIC = b"NBDMAGIC", b"IHAVEOPT", 0x3E889045565A9
 _NO_ZEROES = 2
 _FLAGS = 1 | _NO_ZEROES
 """Fixed newstyle, and no zeroes."""
-_EXPORT, _ZEROES = struct.Struct(">QH"), 124
-"""The answer to the old way to name an export: its size and flags, and zeroes."""
+_ZEROES = 124
+"""Bytes at the end of the answer to the old way to name an export, after its size and flags."""
 
 _EXPORT_NAME, _ABORT, _LIST, _STARTTLS, _INFO, _GO = 1, 2, 3, 5, 6, 7
 _STRUCTURED, _LIST_META, _SET_META = 8, 9, 10
 _ACK, _SERVER, _INFORMATION = 1, 2, 3
+_IS_EXPORT, _IS_NAME = b"\0\0", b"\0\1"
+"""What an information is of (NBD_INFO_EXPORT, NBD_INFO_NAME)."""
 _ERROR = 1 << 31
 _UNSUPPORTED, _INVALID, _TLS_FIRST, _UNKNOWN = (_ERROR + number for number in (1, 3, 5, 6))
-
-_DISCONNECT = struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0)
-"""NBD_CMD_DISC: how a client leaves when the haggling is over."""
 
 _LONGEST = 64 * 1024
 """Bytes of an option: names and queries have 4096 at most (proto.md, "String values")."""
@@ -82,8 +81,6 @@ class Handshake:
         self._flags = 0
         self._structured = False
         self._servers: dict[str, Peer] = {}
-        self._greeted: set[str] = set()
-        self._agreed: set[str] = set()
 
     def agree(self) -> Peer:
         """Haggle to the end; gives the server, which from now on answers the client itself.
@@ -100,17 +97,6 @@ class Handshake:
             if server is not None:
                 return server
         raise Gone
-
-    def leave(self) -> None:
-        """Take leave of the servers, as the protocol has it, when the client is gone too soon.
-
-        QEMU 7.2 does not stand being cut off while it haggles: its server can crash (SIGSEGV seen
-        of qemu-nbd, while it answered).
-        """
-        for path, server in self._servers.items():
-            flags = b"" if path in self._greeted else struct.pack(">I", self._flags)
-            agreed = path in self._agreed
-            server.part(_DISCONNECT if agreed else flags + _OPTION.pack(_MAGIC, _ABORT, 0))
 
     def _next(self) -> Option:
         magic, number, length = _OPTION.unpack(self._client.read(_OPTION.size))
@@ -157,16 +143,24 @@ class Handshake:
         self._say(option, _ACK)
 
     def _plainly(self, option: Option) -> Peer:
-        """Pass on the old way to name an export, whose answer is what the export is."""
+        """Answer the old way to name an export, which says what the export is and no more.
+
+        The server is asked in the new way: QEMU 7.2 crashes, and its guest with it, when a client
+        asks in the old one and is gone before the answer (SIGSEGV, of qemu-nbd as of a machine).
+        """
         way = self._way(option.data)
         if way is None:
             raise Gone
-        server = self._server(way.socket)
-        _send(server, option.number, way.name.encode())
-        zeroes = 0 if self._flags & _NO_ZEROES else _ZEROES
-        told = server.read(_EXPORT.size + zeroes)
-        self._agreed.add(way.socket)
-        self._client.write(told)
+        server, name = self._server(way.socket), way.name.encode()
+        _send(server, _GO, struct.pack(">I", len(name)) + name + bytes(2))
+        export, kind, data = b"", 0, b""
+        while kind != _ACK:
+            _, kind, data = _reply(server)
+            if kind & _ERROR:
+                raise Gone
+            if kind == _INFORMATION and data[:2] == _IS_EXPORT:
+                export = data[2:]
+        self._client.write(export + bytes(0 if self._flags & _NO_ZEROES else _ZEROES))
         return server
 
     def _about_export(self, option: Option) -> Peer | None:
@@ -182,8 +176,8 @@ class Handshake:
             return None
         server, name = self._server(way.socket), way.name.encode()
         _send(server, option.number, struct.pack(">I", len(name)) + name + option.data[end:])
-        goes = way.socket if option.number == _GO else None
-        return server if self._pass_replies(server, shown, goes) and goes else None
+        agreed = self._pass_replies(server, shown)
+        return server if agreed and option.number == _GO else None
 
     def _way(self, raw: bytes) -> Way | None:
         """To an export; None: the client asks for what is not shown to it."""
@@ -192,20 +186,17 @@ class Handshake:
             return next(iter(self._ways.values()))
         return self._ways.get(text)
 
-    def _pass_replies(self, server: Peer, shown: bytes, goes: str | None) -> bool:
+    def _pass_replies(self, server: Peer, shown: bytes) -> bool:
         """Pass on a server's replies; gives whether it agreed.
 
         Args:
             server: was asked for something.
             shown: the client's name of the export.
-            goes: the server's socket, if by agreeing it ends the haggling.
         """
         for _ in range(_MOST_REPLIES):
             number, kind, data = _reply(server)
-            if kind == _INFORMATION and data[:2] == b"\0\1":  # the export's name (NBD_INFO_NAME)
+            if kind == _INFORMATION and data[:2] == _IS_NAME:
                 data = data[:2] + shown
-            if kind == _ACK and goes is not None:
-                self._agreed.add(goes)
             self._client.write(_REPLY.pack(_REPLY_MAGIC, number, kind, len(data)) + data)
             if kind == _ACK or kind & _ERROR:
                 return kind == _ACK
@@ -214,16 +205,16 @@ class Handshake:
     def _server(self, path: str) -> Peer:
         """A server, connected to when it is first needed, and told what the client agreed to."""
         if path not in self._servers:
-            server = self._servers[path] = self._dial(path)
+            server = self._dial(path)
             hello, magic, flags = _GREETING.unpack(server.read(_GREETING.size))
             if (hello, magic) != (_HELLO, _MAGIC) or self._flags & ~flags:
                 raise Gone
             server.write(struct.pack(">I", self._flags))
-            self._greeted.add(path)
             if self._structured:
                 _send(server, _STRUCTURED, b"")
                 if _reply(server)[1] != _ACK:
                     raise Gone
+            self._servers[path] = server
         return self._servers[path]
 
     def _say(self, option: Option, kind: int, data: bytes = b"") -> None:

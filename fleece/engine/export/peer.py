@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 _CHUNK = 256 * 1024
-_PARTING = 5.0
-"""Seconds for each thing that is said."""
 
 T = TypeVar("T")
 
@@ -74,14 +72,6 @@ class Peer:
         while view:
             sent = self._patiently(lambda view=view: self.socket.send(view), select.POLLOUT)  # type: ignore[misc]
             view = view[sent:]
-
-    def part(self, word: bytes) -> None:
-        """Say goodbye, and wait until the other side has hung up, whatever else it says."""
-        with contextlib.suppress(OSError):
-            self.socket.settimeout(_PARTING)
-            self.socket.sendall(word)
-            while self.socket.recv(_CHUNK):
-                pass
 
     def _patiently(self, attempt: Callable[[], T], event: int) -> T:
         while True:

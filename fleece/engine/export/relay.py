@@ -100,9 +100,6 @@ class Relay:
         )
         try:
             server = handshake.agree()
-        except Gone:
-            handshake.leave()
-            raise
         finally:
             with self._lock:
                 self._haggling -= 1
