@@ -16,9 +16,10 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fleece.store.folder.create import is_free
 from tests.rig import images
 from tests.rig.daemon import StorageDaemon
 from tests.rig.disk import Disk
+from tests.rig.forks import Fork, Nursery
 from tests.rig.process import LIMIT as LIMIT
 from tests.rig.process import run, run_checked
 from tests.rig.qemu import QemuProcess
@@ -99,22 +101,28 @@ class Engine:
 
     Attributes:
         root: the folder that holds the package.
+        limits: modules, constants in them, and the seconds that these are instead.
     """
 
     root: Path
+    limits: tuple[tuple[str, str, float], ...] = ()
+
+    def limited(self, module: str, constant: str, seconds: float) -> Engine:
+        """The same with another time limit, for a test in which what it waits for never comes."""
+        return replace(self, limits=(*self.limits, (module, constant, seconds)))
 
     def command(self, *words: object) -> Running:
         """Start `fleece WORDS`."""
-        return self._start("-m", "fleece", *words)
+        return self._start(_MAIN, *words)
 
     def talk(self, *words: object) -> Running:
         """Start `fleece WORDS`, whose standard input is written to by `Running.say`."""
-        return self._start("-m", "fleece", *words, stdin=subprocess.PIPE)
+        return self._start(_MAIN, *words, gated=True)
 
     def dying(self, moment: Moment, *words: object) -> Running:
         """Start `fleece WORDS`, killed by SIGKILL at a moment; standard input as in `talk`."""
         place = moment.module, moment.function, moment.when, moment.nth
-        return self._start("-c", _DIE, *place, *words, stdin=subprocess.PIPE)
+        return self._start(_DIE, *place, *words, gated=True)
 
     def run(self, *words: object) -> Ran:
         """Run `fleece WORDS` to its end."""
@@ -122,7 +130,7 @@ class Engine:
 
     def script(self, code: str, *words: object) -> Running:
         """Start a Python program that sees this copy of the package."""
-        return self._start("-c", code, *words)
+        return self._start(code, *words)
 
     def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
         """Start `fleece WORDS`, each call of one function of which takes longer.
@@ -132,15 +140,21 @@ class Engine:
         the host is.
         """
         place = module, function, "before", milliseconds
-        return self._start("-c", _SLOW, *place, *words, stdin=subprocess.PIPE)
+        return self._start(_SLOW, *place, *words, gated=True)
 
-    def _start(self, *words: object, stdin: int = subprocess.DEVNULL) -> Running:
+    def _start(self, program: str, *words: object, gated: bool = False) -> Running:
+        texts = [*map(str, words)]
+        for module, constant, seconds in self.limits:
+            program = f"import {module}; {module}.{constant} = {seconds}\n{program}"
+        environment = os.environ | {"PYTHONPATH": str(self.root)}
+        if self.root == ROOT and (nursery := _nursery()).serves(environment):
+            return Running(nursery.start(program, texts, environment, stdin=gated))
         # The working directory comes first on Python's path: it must be this copy's.
         process = subprocess.Popen(
-            [sys.executable, *map(str, words)],
+            [sys.executable, "-c", program, *texts],
             cwd=self.root,
-            env=os.environ | {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=stdin,
+            env=environment,
+            stdin=subprocess.PIPE if gated else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -148,12 +162,19 @@ class Engine:
         return Running(process)
 
 
+@cache
+def _nursery() -> Nursery:
+    """Of the package as it is; each process that runs tests has one."""
+    return Nursery(ROOT, os.environ | {"PYTHONPATH": str(ROOT)})
+
+
 class Running:
     """A command that runs."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str] | Fork) -> None:
         self._process = process
         self._lines: list[str] = []
+        self._ran: Ran | None = None
 
     @property
     def pid(self) -> int:
@@ -161,14 +182,33 @@ class Running:
         return self._process.pid
 
     def wait(self) -> Ran:
-        """Wait for its end."""
-        try:
-            out, err = self._process.communicate(timeout=LIMIT)
-        except subprocess.TimeoutExpired:
+        """Wait for its end; again, if it was waited for already."""
+        if self._ran is None:
+            self._ran = self._waited_for()
+        return self._ran
+
+    def _waited_for(self) -> Ran:
+        self._let_go()
+        # Popen.communicate would lose what `wait_event` has read ahead.
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        hung = threading.Event()
+
+        def give_up() -> None:
+            hung.set()
             self._process.kill()
-            out, err = self._process.communicate()
+
+        net = threading.Timer(LIMIT, give_up)
+        net.start()
+        with ThreadPoolExecutor(1) as pool, self._process.stdout, self._process.stderr:
+            told = pool.submit(self._process.stderr.read)
+            out = "".join(self._lines) + self._process.stdout.read()
+            err = told.result()
+        code = self._process.wait()
+        net.cancel()
+        if hung.is_set():
             pytest.fail(f"a command hung: {self._process.args!r}\n{out}{err}")
-        return Ran(self._process.returncode, "".join(self._lines) + out, err)
+        return Ran(code, out, err)
 
     def wait_event(self, name: str, *, held: bool = False) -> Json:
         """Wait until a command with --json has printed an event of this name.
@@ -238,8 +278,7 @@ class Running:
         self._let_go()
         assert self._process.stderr is not None
         err = self._process.stderr.read()
-        self._process.wait(LIMIT)
-        return Ran(self._process.returncode, "".join(self._lines), err)
+        return Ran(self._process.wait(), "".join(self._lines), err)
 
     def kill(self) -> Ran:
         """SIGKILL, and wait for its end."""
@@ -271,8 +310,7 @@ class Mutation:
     def engine(self, folder: Path) -> Engine:
         """The package with the fault, in a new folder."""
         root = folder / f"broken-{self.name.replace(' ', '-')}"
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "fleece", root / "fleece", ignore=ignored)
+        shutil.copytree(ROOT / "fleece", root / "fleece")  # compiled as it is
         for file, old, new in self.edits:
             path = root / "fleece" / file
             text = path.read_text()
@@ -306,6 +344,7 @@ setattr(owner, last, wrapper)
 from fleece.cli.main import main
 sys.exit(main(sys.argv[5:]))
 """
+_MAIN = "import sys; from fleece.cli.main import main; sys.exit(main())"
 _DIE = _WRAPPER.replace("{happen}", "number == nth and os.kill(os.getpid(), signal.SIGKILL)")
 _SLOW = _WRAPPER.replace("{happen}", "time.sleep(nth / 1000); os.read(0, 1)")
 

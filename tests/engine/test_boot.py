@@ -154,7 +154,7 @@ def test_what_cannot_be_kept_hides_no_signal(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_kept_hides_no_failure(tmp_path: Path) -> None:
-    ran = started(tmp_path, "--timeout", 20).wait().failed(6, "agent did not come in 20 s")
+    ran = started(tmp_path, "--timeout", 5).wait().failed(6, "agent did not come in 5 s")
     assert len(warnings(ran)) == 2
 
 

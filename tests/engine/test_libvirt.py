@@ -592,16 +592,18 @@ def test_a_libvirtd_that_is_killed_within_a_begin_is_told_with_the_cure(tmp_path
     with libvirtd() as daemon, libvirt_scene(daemon, tmp_path) as scene:
         scene.take("full")
         scene.write()
-        running = scene.engine.command(*scene.words())
+        running = scene.engine.slow(_DOMAIN, "Domain.begin", 0, *scene.words())
         running.wait_event("plan")
-        os.kill(scene.guest.pid, signal.SIGSTOP)  # so that the call is under way
-        time.sleep(1)
+        os.kill(scene.guest.pid, signal.SIGSTOP)
+        running.signal(signal.SIGCONT)
+        time.sleep(1)  # libvirtd tells nobody that the call is under way, until it is done
         daemon.kill()
         os.kill(scene.guest.pid, signal.SIGCONT)
         running.wait().failed(3)
         daemon.start()
         scene.guest.again()
-        scene.backup().failed(3, "shut the guest down, then restart libvirtd")
+        soon = scene.engine.limited(_DOMAIN, "_SETTLE_LIMIT", 3)
+        soon.run(*scene.words()).failed(3, "shut the guest down, then restart libvirtd")
         scene.guest.kill()
         daemon.kill(signal.SIGTERM)
         daemon.start()

@@ -130,6 +130,7 @@ def test_a_signal_ends_a_backup_whose_qemu_hangs(words: tuple[str, ...], scene: 
     function = ("fleece.nbd.connection", "Connection.read")
     if words:
         function = ("fleece.engine.backup.push", "PushJob.take")
+    scene.engine = INTACT.limited("fleece.source.qemu.monitor", "_CANCELLED_LIMIT", 1)
     running = scene.slow(*function, 300, *scene.words("--mode", "full", *words))
     running.wait_event("progress")
     os.kill(scene.qemu.pid, signal.SIGSTOP)
