@@ -22,19 +22,24 @@ from tests.engine.scene import KIB64, MIB, Mutation, Proxy, Scene, daemon
 from tests.rig import images
 from tests.rig.disk import Disk
 
-RANDOM_KILLS = 50
+RANDOM_KILLS = 25
+EVERY_STEP = os.environ.get("FLEECE_EVERY_STEP") == "1"
 
 
-def test_killed_at_every_step_of_the_control_plane(tmp_path: Path) -> None:
+def test_killed_at_steps_of_the_control_plane(tmp_path: Path) -> None:
+    """At half of them; at all with FLEECE_EVERY_STEP=1."""
     with matrix(tmp_path, seed=1) as here:
         steps = control_steps(here.steps())
         assert len(set(steps)) >= 25
+        if not EVERY_STEP:
+            chosen = random.Random(1).sample(range(len(steps)), len(steps) // 2)
+            steps = [steps[number] for number in sorted(chosen)]
         for step in steps:
             ran = here.hit("SIGKILL", step)
             assert ran.code in (-9, 0), f"{step}: {ran}"
     # A few writes may not come: there is less dirt in another run.
     assert here.counts.killed >= len(steps) - 4
-    assert here.counts.resumed >= 10
+    assert here.counts.resumed >= len(steps) // 5
 
 
 def test_killed_at_random_moments_of_the_copy(tmp_path: Path) -> None:

@@ -229,7 +229,8 @@ def test_an_engine_that_is_killed_in_a_push_takes_no_guest_along(
     """At steps of the control plane, and in the stream of requests."""
     iothreads.backup().succeeded()
     for moment in _MOMENTS:
-        iothreads.writer("d0").write(0, os.urandom(30 * MIB))
+        # Enough for so many requests.
+        iothreads.writer("d0").write(0, os.urandom((moment.nth + 5) * MIB))
         with _writing(iothreads.writer("d0"), 32 * MIB):
             iothreads.killed_backup(moment)
         assert iothreads.status == "running", moment

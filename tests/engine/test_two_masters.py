@@ -247,7 +247,7 @@ def test_a_server_that_is_stopped_beside_a_client_is_noticed(tmp_path: Path) -> 
     wait = "_wait_for_clients(monitor.peer.pid, home.socket)"
     edits = (
         ("source/qemu/server.py", wait, "pass"),
-        ("source/qemu/monitor.py", "COMMAND_LIMIT = 120.0", "COMMAND_LIMIT = 5.0"),  # it hangs then
+        ("source/qemu/monitor.py", "COMMAND_LIMIT = 120.0", "COMMAND_LIMIT = 2.0"),  # it hangs then
     )
     fault = Mutation("stops it at once", edits)
     with StorageDaemon([]) as qemu:

@@ -23,10 +23,11 @@ _NURSERY = """
 import atexit, gc, importlib, json, os, pkgutil, select, socket, sys, threading, time
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import fleece, fleece.cli.main
-for module in pkgutil.walk_packages(fleece.__path__, "fleece."):
-    if not any(word in module.name for word in ("plugin", "__main__", ".reader", "kvm_probe")):
-        importlib.import_module(module.name)
-for name in ("nbd", "libvirt", "libvirt_qemu", "botocore.session", "botocore.httpsession"):
+names = [module.name for module in pkgutil.walk_packages(fleece.__path__, "fleece.")]
+programs = "plugin", "__main__", ".reader", "kvm_probe"
+names = [name for name in names if not any(word in name for word in programs)]
+names += "nbd", "libvirt", "libvirt_qemu", "botocore.session", "botocore.httpsession"
+for name in names:
     try:
         importlib.import_module(name)
     except ImportError:
