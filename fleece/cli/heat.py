@@ -7,37 +7,85 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import fleece
 from fleece.errors import TargetError
-from fleece.terminal import counted, human, local_time, shown
+from fleece.terminal import counted, human, is_plain, local_time, shown
 from fleece.there import is_file
 
+CELLS = 1024
+"""That a picture has at most."""
+
 _COLUMNS = 64
+_OFFSET = 12
+"""Cells of a terminal that a row's offset takes."""
 _SHADES = "·░▒▓█"
 _LEGEND = 20
 _NEW, _OLD = (214, 40, 40), (60, 100, 200)
 _CELL = 12
 _LINE = 18
+_MARGIN = 90
+"""Left of the cells of an SVG: their rows' offsets."""
 
 
-def lines(picture: fleece.Picture) -> Iterator[str]:
+@dataclass(frozen=True)
+class Frame:
+    """The room for a picture in lines of text.
+
+    Attributes:
+        columns: cells in a row.
+        rows: of cells, at most.
+        legend: points that are named, at most.
+        width: of a line; None: no matter.
+    """
+
+    columns: int = _COLUMNS
+    rows: int = CELLS // _COLUMNS
+    legend: int = _LEGEND
+    width: int | None = None
+
+    @property
+    def cells(self) -> int:
+        """That the picture may have."""
+        return self.columns * self.rows
+
+    @staticmethod
+    def of(size: os.terminal_size | None) -> Frame:
+        """What a terminal has room for, with a title, a prompt below and no scrolling.
+
+        Args:
+            size: of it; None, or of nothing: there is none.
+        """
+        if size is None or not (size.columns and size.lines):
+            return Frame()
+        columns = 8
+        while 2 * columns <= min(size.columns - _OFFSET, 2 * _COLUMNS):
+            columns *= 2
+        rows = max(2, min(CELLS // columns, size.lines - 7))
+        # Beside rows and legend: title, scale, how many points more, the prompt.
+        return Frame(columns, rows, max(1, min(_LEGEND, size.lines - rows - 4)), size.columns)
+
+
+def lines(picture: fleece.Picture, frame: Frame) -> Iterator[str]:
     """The picture, and which points its data is from."""
-    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ and not is_plain()
     cells = len(picture.data)
-    for first in range(0, cells, _COLUMNS):
-        row = range(first, min(first + _COLUMNS, cells))
+    for first in range(0, cells, frame.columns):
+        row = range(first, min(first + frame.columns, cells))
         offset = human(first * picture.cell)
         yield f"{offset:>11} " + "".join(_cell(picture, number, colours) for number in row)
-    yield f"a cell is {human(picture.cell)}: {_SHADES[0]} zero, {_SHADES[1]} to {_SHADES[-1]} data"
+    scale = f"{_SHADES[0]} zero, {_SHADES[1]} to {_SHADES[-1]} data"
+    yield f"a cell is {human(picture.cell)}: {scale}"[: frame.width]
     visible = _visible(picture)
-    for owner in visible[:_LEGEND]:
+    for owner in visible[: frame.legend]:
         mark = _painted("█ ", _colour(owner, len(picture.points))) if colours else ""
-        yield mark + shown(_described(picture, owner))
-    if (more := len(visible) - _LEGEND) > 0:
-        yield f"and {counted(more, 'more point')}; --json lists all"
+        room = None if frame.width is None else frame.width - (2 if mark else 0)
+        yield mark + shown(_described(picture, owner))[:room]
+    if (more := len(visible) - frame.legend) > 0:
+        yield f"and {counted(more, 'more point')}; --json lists all"[: frame.width]
 
 
 def _visible(picture: fleece.Picture) -> list[int]:
@@ -111,11 +159,15 @@ def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:
     top = 2 * _LINE
     rows = -(-cells // _COLUMNS)
     legend = top + rows * _CELL + _LINE
-    width, height = _COLUMNS * _CELL + 2 * _CELL, legend + (min(len(visible), _LEGEND) + 2) * _LINE
+    width = _MARGIN + _COLUMNS * _CELL + _CELL
+    height = legend + (min(len(visible), _LEGEND) + 2) * _LINE
     yield f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
     yield "<style>text { font: 12px monospace }</style>"
     yield f'<rect width="{width}" height="{height}" fill="#fff"/>'
     yield _text(_LINE, f"{title}, {human(picture.size)}; a cell is {human(picture.cell)}")
+    for row in range(rows):
+        offset = human(row * _COLUMNS * picture.cell)
+        yield _text(top + row * _CELL + _CELL - 2, f"{offset:>10}")
     for number in range(cells):
         yield _rectangle(picture, number, top)
     for place, owner in enumerate(visible[:_LEGEND]):
@@ -130,7 +182,7 @@ def _svg(picture: fleece.Picture, title: str) -> Iterator[str]:
 
 def _rectangle(picture: fleece.Picture, number: int, top: int) -> str:
     """A cell: its colour is how new, its opacity how full; its tooltip says both."""
-    x, y = _CELL + number % _COLUMNS * _CELL, top + number // _COLUMNS * _CELL
+    x, y = _MARGIN + number % _COLUMNS * _CELL, top + number // _COLUMNS * _CELL
     filled = picture.filled(number)
     place = f'x="{x}" y="{y}" width="{_CELL - 1}" height="{_CELL - 1}"'
     what = f"{human(number * picture.cell)}: {filled:.0%} data"

@@ -11,7 +11,6 @@ from fleece.errors import UsageError
 from fleece.terminal import counted, human
 
 _SHOWN = 20
-_CELLS = 1024
 
 
 def diff(output: Output, cancel: CancelToken, words: DiffWords) -> None:
@@ -100,14 +99,17 @@ def draw(output: Output, cancel: CancelToken, words: MapWords) -> None:
     entry = found.disk(words.disk)
     title = f"disk {words.disk} of {entry.header.guest} at point {entry.header.point.id}"
     with catalogue.chain(entry) as chain:
-        picture = fleece.picture_of(chain, _CELLS)
+        picture = fleece.picture_of(chain, heat.CELLS)
         if words.svg is not None:
             heat.write_svg(words.svg, picture, title)
         if output.machine:
             _extent_lines(output, cancel, chain)
         else:
-            output.row("", title)
-            for line in heat.lines(picture):
+            frame = heat.Frame.of(output.size())
+            output.answer(title)
+            fitting = frame.cells == heat.CELLS
+            fit = picture if fitting else fleece.picture_of(chain, frame.cells)
+            for line in heat.lines(fit, frame):
                 output.drawn(line)
     points = [
         {"point": ref.id, "time": ref.time, "data_bytes": data, "zero_bytes": zeros}

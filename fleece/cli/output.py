@@ -165,8 +165,13 @@ class Output:
 
     def width(self) -> int | None:
         """Of the terminal that listings go to, in cells; None: they go elsewhere."""
+        size = self.size()
+        return None if size is None else size.columns or None
+
+    def size(self) -> os.terminal_size | None:
+        """Of the terminal that listings go to; None: they go elsewhere."""
         try:
-            return os.get_terminal_size(self._stream.fileno()).columns or None
+            return os.get_terminal_size(self._stream.fileno())
         except OSError:
             return None
 

@@ -52,21 +52,24 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
     output.charge(place.usage)
     catalogue = place.catalogue()
     points = catalogue.named(words.guest)
-    said = fleece.marks(catalogue, points, locks=words.long)
-    if words.tags:
-        # One whose tags are unknown may be meant, and is told as damaged below.
-        points = [p for p in points if said[p.id].trouble or said[p.id].meant(words.tags)]
+    marks = fleece.marks(catalogue, points, locks=words.long)
+    # One whose tags are unknown may be meant, and is told as damaged below.
+    shown = [
+        (point, mark)
+        for point, mark in zip(points, marks, strict=True)
+        if mark.trouble is not None or mark.meant(words.tags)
+    ]
     if output.machine:
-        for point, entry in _deltas(points):
-            _tell_delta(output, point, entry, said[point.id])
-    elif points and words.long:
-        rows = [_long_row(point, entry, said[point.id]) for point, entry in _deltas(points)]
+        for point, mark in shown:
+            for entry in _deltas(point):
+                _tell_delta(output, point, entry, mark)
+    elif shown and words.long:
+        rows = [_long_row(point, entry, mark) for point, mark in shown for entry in _deltas(point)]
         output.listing(table(_LONG, rows, output.width()))
-    elif points:
-        rows = [_short_row(point, said[point.id]) for point in points]
-        output.listing(table(_SHORT, rows, output.width()))
+    elif shown:
+        output.listing(table(_SHORT, [_short_row(*each) for each in shown], output.width()))
     damage: list[fleece.StoreError] = [file.error for file in catalogue.damaged]
-    damage += [mark.trouble for mark in said.values() if mark.trouble is not None]
+    damage += [mark.trouble for mark in marks if mark.trouble is not None]
     for error in damage:
         output.row("damaged", f"DAMAGED: {error}", where=error.where, what=error.what)
     if damage:
@@ -75,8 +78,8 @@ def list_points(output: Output, cancel: CancelToken, words: ListWords) -> None:
             where=words.store,
             hint="'fleece verify' tells which points need them",
         )
-    stored = sum(map(_stored, points))
-    output.succeed(f"{counted(len(points), 'point')}, {human(stored)} stored", points=len(points))
+    stored = sum(_stored(point) for point, _ in shown)
+    output.succeed(f"{counted(len(shown), 'point')}, {human(stored)} stored", points=len(shown))
 
 
 _SHORT = (
@@ -154,10 +157,9 @@ def _note(point: fleece.StoredPoint, head: fleece.Header | None, said: fleece.Ma
     return "; ".join(notes)
 
 
-def _deltas(points: list[fleece.StoredPoint]) -> Iterator[tuple[fleece.StoredPoint, fleece.Entry]]:
-    for point in points:
-        for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
-            yield point, entry
+def _deltas(point: fleece.StoredPoint) -> Iterator[fleece.Entry]:
+    for _, entry in (*sorted(point.disks.items()), *sorted(point.parts.items())):
+        yield entry
 
 
 def _stored(point: fleece.StoredPoint) -> int:

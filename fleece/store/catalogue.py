@@ -395,8 +395,11 @@ class Catalogue:
         if not found:
             raise self._no_point(text, points)
         if len(found) > 1:
+            alike = len({point.id for point in found}) == 1
             raise UsageError(
-                f"'{text}' matches {len(found)} points", where=self.where, hint="give more digits"
+                f"'{text}' matches {len(found)} points",
+                where=self.where,
+                hint="name the guest with --guest" if alike else "give more digits",
             )
         if found[0].missing:
             raise StoreError(

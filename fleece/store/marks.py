@@ -8,7 +8,7 @@ encrypted, and named by the listing: to know which points have one costs nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -149,8 +149,8 @@ def tagged(
 
 def marks(
     catalogue: Catalogue, points: Sequence[StoredPoint], *, locks: bool = False
-) -> Mapping[str, Marks]:
-    """What is said of some points, by their ids.
+) -> list[Marks]:
+    """What is said of some points, of each in its turn.
 
     Args:
         catalogue: of the store.
@@ -159,12 +159,12 @@ def marks(
             delta of which this host does not remember it.
     """
     kept = keeping.kept_points(catalogue, points) if locks else {}
-    found: dict[str, Marks] = {}
+    found: list[Marks] = []
     for point in points:
         pinned = not catalogue.notes.isdisjoint(note_keys(catalogue, point, PIN))
         try:
             said = Marks(tags_of(catalogue, point), pinned, kept.get(point.id))
         except StoreError as error:
             said = Marks((), pinned, kept.get(point.id), error)
-        found[point.id] = said
+        found.append(said)
     return found

@@ -189,9 +189,22 @@ def test_a_terminal_gets_colours_and_may_refuse_them(
     picture = _picture(guest, 64)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "\x1b[38;2;" in "".join(heat.lines(picture))
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[38;2;" in "".join(heat.lines(picture, heat.Frame()))
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in "".join(heat.lines(picture))
+    assert "\x1b" not in "".join(heat.lines(picture, heat.Frame()))
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in "".join(heat.lines(picture, heat.Frame()))
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 120, 200])
+@pytest.mark.parametrize("height", [10, 24, 60])
+def test_a_picture_fits_its_terminal(guest: Guest, columns: int, height: int) -> None:
+    frame = heat.Frame.of(os.terminal_size((columns, height)))
+    lines = [*heat.lines(_picture(guest, frame.cells), frame)]
+    assert max(map(len, lines)) <= columns
+    assert len(lines) + 2 <= height  # with a title and a prompt
 
 
 def test_the_svg_is_one_with_a_rectangle_for_each_cell(guest: Guest, tmp_path: Path) -> None:
@@ -202,6 +215,7 @@ def test_the_svg_is_one_with_a_rectangle_for_each_cell(guest: Guest, tmp_path: P
     assert top.tag == f"{name}svg"
     assert len(top.findall(f"{name}rect/{name}title")) == 300
     text = "".join(item.text or "" for item in top.findall(f"{name}text"))
+    assert all(offset in text for offset in ("256.0 KiB", "512.0 KiB", "768.0 KiB", "1.0 MiB"))
     assert all(point in text for point in guest.points[-3:])
 
 

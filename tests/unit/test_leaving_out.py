@@ -114,6 +114,8 @@ def test_a_name_in_a_store_that_is_nearly_right(guests: Path) -> None:
         catalogue.find("lates", "web")
     with pytest.raises(StoreError, match=r"no such point: 00000003; did you mean 0000000001\?"):
         catalogue.find("00000003", "db")
+    with pytest.raises(UsageError, match="matches 2 points; name the guest with --guest"):
+        catalogue.find("0000000001")
     with pytest.raises(StoreError, match=r"no such point: 1234; 'fleece list'"):
         catalogue.find("1234", "db")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -17,7 +18,7 @@ from fleece.cli.output import Output, Seldom
 from fleece.engine.work.pool import Counter
 from fleece.events import Event, Phase, Progress
 from tests.engine.history import Guest
-from tests.engine.scene import INTACT, ROOT
+from tests.engine.scene import INTACT, LIMIT, ROOT
 
 _WAITING = """
 import sys
@@ -90,6 +91,7 @@ def test_a_bar_goes_on_while_nothing_is_told() -> None:
     with closing(os.fdopen(ours, "rb", buffering=0)) as reader:
         said = b""
         while b"2 s" not in said:  # of what waits, its time goes on
+            assert select.select([reader], [], [], LIMIT)[0], said
             said += reader.read(4096)
         process.communicate()
     assert process.returncode == 0
