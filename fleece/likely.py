@@ -6,10 +6,18 @@ from collections.abc import Iterable
 
 
 def meant(word: str, known: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The most similar of some words; None: none is similar enough, from 0 to 1."""
+    """The most similar of some words, else one that it begins; None: there is none.
+
+    Args:
+        word: the wrong one.
+        known: the others.
+        likeness: that is enough, from 0 to 1.
+    """
     from difflib import get_close_matches  # which only a wrong word waits for
 
-    return next(iter(get_close_matches(word, list(known), 1, likeness)), None)
+    words = list(known)
+    begun = [one for one in words if word and one.startswith(word)]
+    return next(iter(get_close_matches(word, words, 1, likeness) or begun), None)
 
 
 def advice(word: str, known: Iterable[str]) -> str | None:

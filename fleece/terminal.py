@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_MOMENT = re.compile(r"(?<![\w/.-])\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ(?![\w/.-])")
 
 
 def shown(text: str) -> str:
@@ -81,7 +81,7 @@ def is_plain() -> bool:
 
 
 def local_times(text: str) -> str:
-    """A text with its times, as RFC 3339 has them in UTC, for people (`local_time`)."""
+    """A text with its times, as RFC 3339 has them in UTC, for people; none within a path."""
     return _MOMENT.sub(lambda found: local_time(found[0]), text)
 
 

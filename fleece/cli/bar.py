@@ -107,11 +107,9 @@ class Bar:
             total=event.total,
             desc=named(event),
             file=sys.__stderr__,
-            unit_scale=True,
-            unit_divisor=1024,
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {unit}",  # {postfix} begins with a comma
         )
         threading.Thread(
             target=self._tick, args=(self._end,), name="fleece-bar", daemon=True
@@ -131,7 +129,8 @@ class Bar:
         passed = span(bar.format_dict["elapsed"])
         left = f", {span((event.total - event.done) / speed)} left" if speed > 0 else ""
         bar.total, bar.n = event.total, event.done
-        bar.set_postfix_str(f"{human(round(speed))}/s, {passed}{left}", refresh=False)
+        through = f"{human(event.done)} of {human(event.total)}"
+        bar.unit = f"{through}, {human(round(speed))}/s, {passed}{left}"
         bar.set_description_str(_cut(named(event), (bar.ncols or 80) // 3), refresh=False)
         bar.refresh()
 

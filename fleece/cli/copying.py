@@ -71,7 +71,7 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
         output.listing(table(_TO_SEND, rows, output.width()))
     text = "would send" if report.dry_run else "sent"
     text += f" {counted(len(report.points), 'point')}, {human(sent)}; {_had(report.had)}"
-    took = [] if report.dry_run else [output.work(f"sent {human(sent)}", sent)]
+    took = [output.work(f"sent {human(sent)}", sent)] if sent and not report.dry_run else []
     output.succeed([*took, text], errors=[], **fields)
 
 

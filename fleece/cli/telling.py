@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fleece import events
-from fleece.terminal import counted, human, local_time
+from fleece.terminal import counted, human, local_time, local_times
 
 
 def text_of(event: events.Event) -> str | None:
@@ -25,7 +25,7 @@ def text_of(event: events.Event) -> str | None:
         case events.Streamed():
             return f"point {event.point} is written to the output"
         case events.Warned():
-            return f"warning: {event.what}"
+            return f"warning: {local_times(event.what)}"
     return _text_of_store(event)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.cli.table import Column, table
-from fleece.terminal import cells, local_time, shown
+from fleece.terminal import cells, local_time, local_times, shown
 
 COLUMNS = (Column("NAME", gives_way=True), Column("SIZE", right=True), Column("NOTE"))
 
@@ -66,3 +66,11 @@ def test_a_time_is_told_in_the_zone_of_who_reads_it(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("text", ["", "yesterday", "0001-01-01T00:00:00+14:00", "9" * 30])
 def test_what_is_no_time_stays_as_it_is(text: str) -> None:
     assert local_time(text) == text
+
+
+def test_times_within_a_text_are_local_and_paths_stay() -> None:
+    moment = "2026-11-30T18:00:00Z"
+    told = f"locked until {local_time(moment)} and not before ({local_time(moment)})"
+    assert local_times(f"locked until {moment} and not before ({moment})") == told
+    path = f"/backup/{moment}/x and {moment}.raw"
+    assert local_times(path) == path

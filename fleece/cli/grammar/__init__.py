@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
+_MEANT = "; did you mean "
 _MISSING = "the following arguments are required"
 
 
@@ -56,7 +57,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         kind = MissingWords if message.startswith(_MISSING) else UsageError
-        raise kind(message, hint=f"see '{self.prog} --help'")
+        what, meant_it, likely = message.partition(_MEANT)
+        raise kind(what, hint=f"did you mean {likely}" if meant_it else f"see '{self.prog} --help'")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is not known here, where it is known what is similar."""
@@ -65,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
             text = f"unrecognized arguments: {' '.join(unknown)}"
             option = unknown[0].partition("=")[0]
             likely = meant(option, self._option_string_actions) if option[0] == "-" else None
-            self.error(text if likely is None else f"{text}; did you mean {likely}?")
+            self.error(text if likely is None else f"{text}{_MEANT}{likely}?")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -75,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
             likely = meant(str(value), map(str, action.choices or ()))
             if likely is None:
                 raise
-            text = f"invalid choice: '{value}'; did you mean {likely}?"
+            text = f"invalid choice: '{value}'{_MEANT}{likely}?"
             raise argparse.ArgumentError(action, text) from None
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
