@@ -253,6 +253,22 @@ def _newest(owner: Owner) -> tuple[str, int, str]:
     return point.chain, point.sequence, point.id
 
 
+def test_its_points_are_exported_and_their_bases_dropped(owner: Owner) -> None:
+    before = owner.bitmaps()
+    with fleece.open_source(owner.provider("")) as source:
+        with fleece.export(source, fleece.ExportOptions("app")) as held:
+            base = held.commit()
+        owner.write()
+        with fleece.export(source, fleece.ExportOptions("app", since=base)) as held:
+            (disk,) = held.told.disks
+            assert disk.dirty_bytes == KIB64
+        (segment,) = [
+            one.bitmap for one in fleece.segments(source) if one.bitmap.name not in before[0]
+        ]
+        fleece.drop_segments(source, segment.chain_id)
+    assert owner.bitmaps() == before
+
+
 def test_what_verbs_make_of_it(owner: Owner, capsys: pytest.CaptureFixture[str]) -> None:
     chain, sequence, point = _newest(owner)
     assert main(["doctor", owner.provider(""), "--json"]) == 0
