@@ -175,6 +175,10 @@ class Liar(Images):
                 time.sleep(600)
             case "refuses":
                 raise Refused("not \x1b[31mtoday", "come back tomorrow")
+            case "dribbles":
+                while True:
+                    os.write(1, b" ")
+                    time.sleep(0.01)
             case "babbles":
                 os.write(1, b"hello, world\n")
             case "never ends a line":

@@ -185,17 +185,20 @@ def test_what_it_leaves_running_is_killed(owner: Owner) -> None:
     wait_until(owner.nobody_runs, "the end of all that it started")
 
 
-@pytest.mark.parametrize("word", ["hello", "begin", "commit"])
+@pytest.mark.parametrize(
+    "lie", ["hangs at hello", "dribbles at describe", "hangs at begin", "hangs at commit"]
+)
 def test_one_that_hangs_is_killed_with_all_that_it_started(
-    owner: Owner, word: str, monkeypatch: pytest.MonkeyPatch
+    owner: Owner, lie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    word = lie.rpartition(" ")[2]
     monkeypatch.setitem(LIMITS, Word(word), 1.0)
     monkeypatch.setattr(program, "_END_LIMIT", 0.1)
     if word == "commit":
-        owner.backup(f"hangs at {word}")
+        owner.backup(lie)
     else:
         with pytest.raises(fleece.FleeceError, match=f"did not answer '{word}' in time"):
-            owner.backup(f"hangs at {word}")
+            owner.backup(lie)
     wait_until(owner.nobody_runs, "the end of all that it started")
 
 

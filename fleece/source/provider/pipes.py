@@ -52,8 +52,9 @@ class Lines:
     @property
     def unasked(self) -> bool:
         """Something can be read though nothing was asked."""
-        ready, _, _ = select.select([self._of], [], [], 0)
-        return bool(self._left or ready)
+        poll = select.poll()
+        poll.register(self._of, select.POLLIN)
+        return bool(self._left or poll.poll(0))
 
     def write(self, line: bytes, patience: Patience) -> None:
         """Write a line.
@@ -110,9 +111,11 @@ class Lines:
     def _wait(self, pipe: int, event: int, begun: float, patience: Patience) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        while not poll.poll(_TICK * 1000):
+        ready = False
+        while not ready:  # what comes a byte at a time is no answer either
             if not patience(begun):
                 raise Overdue
+            ready = bool(poll.poll(_TICK * 1000))
 
 
 class Errors:
