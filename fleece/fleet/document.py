@@ -1,4 +1,4 @@
-"""The configuration as it is written: TOML files, held against the published schema."""
+"""The configuration as it is written: TOML files, checked against the published schema."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Place:
 
 
 def schema() -> dict[str, Any]:
-    """The schema that each file is held against, which editors know how to use."""
+    """The schema that each file is checked against, which editors know how to use."""
     text = importlib.resources.files("fleece.fleet").joinpath("schema.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

@@ -106,7 +106,7 @@ class BackendContract:
     """Each method is one promise, or a few that belong together.
 
     Attributes:
-        resumes: batches that killed writers left can be gone on with, and not only discarded.
+        resumes: batches that killed writers left can be resumed, and not only discarded.
     """
 
     resumes = True
@@ -435,7 +435,7 @@ class BackendContract:
         assert _read(backend, _ONE) == b"first"
         assert backend.listing().deltas == [_ONE]
 
-    def test_a_batch_that_was_left_can_be_gone_on_with(self, backend: Backend) -> None:
+    def test_a_batch_that_was_left_can_be_resumed(self, backend: Backend) -> None:
         """What was synced is there; the rest may be cut off. Or it can be discarded alone."""
         backend.create(b"marker")
         made = backend.batch("web", "aa").create("vda.fleece")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import re
 import tomllib
 from pathlib import Path
+
+from fleece.version import VERSION
 
 _ROOT = Path(__file__).parents[2]
 
@@ -27,3 +30,9 @@ def test_the_version_stands_in_one_place() -> None:
     setup = configparser.ConfigParser()
     setup.read(_ROOT / "setup.cfg")
     assert setup["metadata"]["version"] == "attr: fleece.version.VERSION"
+    named = [
+        path.relative_to(_ROOT)
+        for path in [*(_ROOT / "fleece").rglob("*.py"), *_ROOT.glob("*.toml"), *_ROOT.glob("*.cfg")]
+        if re.search(rf"\b{re.escape(VERSION)}\b", path.read_text())
+    ]
+    assert named == [Path("fleece/version.py")]

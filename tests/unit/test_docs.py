@@ -82,6 +82,46 @@ def test_the_synopsis_of_a_verb_is_that_of_the_index(verb: str) -> None:
     assert f"`fleece {verb} <{verb}.rst>`_" in index
 
 
+def _plain(text: str) -> str:
+    """In one line, without marks, and as it is in the middle of a sentence."""
+    return " ".join(text.replace("`", "").split()).rstrip(".").lower()
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_the_default_that_a_verbs_help_tells_is_the_one_on_its_page(verb: str) -> None:
+    page = (_DOCS / "reference" / f"{verb}.rst").read_text()
+    told: dict[str, str] = {}
+    for terms, text in re.findall(r"^(``-.*``)\n((?: {4}.*\n|\n(?= {4}))+)", page, re.MULTILINE):
+        for option in re.findall(r"``(--[\w-]+)", terms):
+            told[option] = told.get(option, "") + _plain(text)
+    for one in (_VERBS[verb], *_verbs(_VERBS[verb]).values()):
+        for action in one._actions:
+            default = re.search(r"default: ([^;]+)", action.help or "")
+            for option in action.option_strings:
+                if default is not None and option.startswith("--"):
+                    assert _plain(default[0]) in told[option], option
+
+
+_FOREIGN = ("gone on with", "dead run", "held against", "what it does not, yet")
+"""What no native writer says (CONTRIBUTING.rst, "Words")."""
+
+
+def test_no_text_is_written_as_no_native_writer_would() -> None:
+    told = {_named(path): path.read_text() for path in _PAGES if path.parent.name != "decisions"}
+    del told["CONTRIBUTING.rst"]
+    told["the code"] = _messages()
+    found = {(name, phrase) for name, text in told.items() for phrase in _FOREIGN if phrase in text}
+    assert not found
+
+
+def test_the_first_page_is_short_and_in_order() -> None:
+    text = (_ROOT / "README.rst").read_text()
+    titles = re.findall(r"^(\w.*)\n[-=]{3,}$", text, re.MULTILINE)
+    order = ["fleece", "Install", "First backup", "Restore", "Promises", "Limitations", "Documents"]
+    assert titles == order
+    assert len(text.splitlines()) < 120
+
+
 def _messages() -> str:
     """All texts of the code, one a line, with ... for what is put into them."""
     found: list[str] = []

@@ -65,13 +65,15 @@ _FLOORS = (
 _INNER = ({"work"}, {"check"}, {"backup", "restore", "serve"}, {"upkeep", "export"})
 """The rooms inside `fleece.engine`, likewise. Rooms of one floor do not know each other."""
 
-_KINDS_OF_SOURCES = (
-    "fleece.source.qemu",
-    "fleece.source.libvirt",
-    "fleece.source.image",
-    "fleece.source.nbd",
-    "fleece.source.provider",
-)
+
+def _kinds(room: str) -> tuple[str, ...]:
+    """The rooms in a room: each is one kind of what the room has."""
+    found = sorted((_ROOT / "fleece" / room).glob("*/__init__.py"))
+    return tuple(f"fleece.{room}.{path.parent.name}" for path in found)
+
+
+_KINDS_OF_SOURCES = _kinds("source")
+_KINDS_OF_STORES = _kinds("store")
 _KNOW_A_KIND = {
     "fleece/engine/serve/boot.py",
     "fleece/source/open.py",
@@ -116,23 +118,25 @@ def _name(path: Path) -> str:
     return str(path.relative_to(_ROOT))
 
 
-def _run(*words: str) -> None:
+_LINTERS = (
+    ("ruff", "check", "fleece", "tests", "tools"),
+    ("ruff", "format", "--check", "fleece", "tests", "tools"),
+    ("mypy", "--strict", "-p", "fleece", "-p", "tests"),
+)
+
+
+@pytest.mark.parametrize("words", _LINTERS, ids=" ".join)
+def test_the_code_passes_the_linters(words: Sequence[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=_ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{' '.join(words)}:\n{done.stdout}{done.stderr}"
 
 
-def test_the_code_passes_the_linter() -> None:
-    _run("ruff", "check", "fleece", "tests")
-
-
-def test_the_code_is_formatted() -> None:
-    _run("ruff", "format", "--check", "fleece", "tests")
-
-
-def test_the_code_is_typed_strictly() -> None:
-    _run("mypy", "--strict", "-p", "fleece", "-p", "tests")
+def test_pre_commit_runs_the_same() -> None:
+    told = (_ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: \.venv/bin/python -m (.+)", told)
+    assert entries == [" ".join(words) for words in _LINTERS]
 
 
 def _room(path: Path) -> str:
@@ -187,8 +191,12 @@ def test_the_engines_rooms_have_floors_too(path: Path) -> None:
             assert floors[other] < floors[mine], f"imports {name}"
 
 
+def _is_among(name: str, kinds: Sequence[str]) -> bool:
+    return any(name == kind or name.startswith(f"{kind}.") for kind in kinds)
+
+
 def _is_kind(name: str) -> bool:
-    return any(name == kind or name.startswith(f"{kind}.") for kind in _KINDS_OF_SOURCES)
+    return _is_among(name, _KINDS_OF_SOURCES)
 
 
 @pytest.mark.parametrize("path", _FILES, ids=_name)
@@ -209,13 +217,35 @@ def test_only_a_kind_of_source_knows_it(path: Path) -> None:
     assert not used & {f"fleece.{name}" for name in named}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in _FILES if _room(path) not in {"store", "testing"}], ids=_name
-)
+@pytest.mark.parametrize("path", _FILES, ids=_name)
 def test_nobody_knows_what_kinds_of_stores_there_are(path: Path) -> None:
-    """What is above the stores asks a `Backend`; `fleece.store.open` chooses one."""
-    kinds = ("fleece.store.folder", "fleece.store.s3")
-    assert not [name for name in _imports(path) if name.startswith(kinds)]
+    """All others ask a `Backend`; open chooses one, and api names what users may name."""
+    own = ".".join(path.relative_to(_ROOT).parts[:3])
+    if own in _KINDS_OF_STORES or _name(path) in {"fleece/store/open.py", "fleece/api.py"}:
+        return
+    assert not [name for name in _imports(path) if _is_among(name, _KINDS_OF_STORES)]
+
+
+def test_every_kind_is_held_to_its_contract() -> None:
+    """Its suite runs on it: a store's by its class, a source's by what users call it."""
+    suites = _ROOT / "tests/contract"
+    stores = {*_imports(suites / "test_backend.py")}
+    assert not [kind for kind in _KINDS_OF_STORES if f"{kind}.backend" not in stores]
+    text = (suites / "test_source.py").read_text()
+    schemes = {"qemu": "qmp", "nbd": "nbd+unix"}
+    kinds = [kind.rpartition(".")[2] for kind in _KINDS_OF_SOURCES]
+    assert not [kind for kind in kinds if f'"{schemes.get(kind, kind)}:' not in text]
+
+
+def test_the_delta_format_opens_no_file() -> None:
+    """It is given what it reads and what it writes to; only its spool has a file, of no name."""
+    doors = {"os", "io", "pathlib", "shutil", "tempfile"}
+    doors |= {f"fleece.{name}" for name in ("fileblob", "folder", "handles", "temporary")}
+    for path in _FILES:
+        if _room(path) == "delta" and path.stem != "spool":
+            assert not doors & {*_imports(path)}, _name(path)
+            calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+            assert "open" not in [ast.unparse(call.func) for call in calls], _name(path)
 
 
 def _is_docstring(node: ast.stmt) -> bool:
@@ -431,13 +461,13 @@ def test_every_fault_that_a_test_puts_in_fits_the_code() -> None:
 
 def test_nbdkit_is_started_in_one_place() -> None:
     """Who looks for the program is who runs it."""
-    named = {
-        _name(path): ast.unparse(node.args[0])
+    named = [
+        (_name(path), ast.unparse(node.args[0]))
         for path in _FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "program" and node.args
-    }
-    assert [file for file, name in named.items() if name == "'nbdkit'"] == ["fleece/nbd/nbdkit.py"]
+    ]
+    assert {file for file, name in named if name == "'nbdkit'"} == {"fleece/nbd/nbdkit.py"}
 
 
 def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -59,7 +59,7 @@ def _add_config(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--config",
         metavar="FILE",
-        help="the configuration, and conf.d/*.toml beside it; default: FLEECE_CONFIG, or "
+        help="the configuration, and conf.d/*.toml beside it; default: $FLEECE_CONFIG, or "
         "/etc/fleece/fleece.toml",
     )
 

@@ -72,7 +72,7 @@ def _prune_verb(verb: AddVerb) -> None:
         choices=("auto", "always", "never"),
         default="auto",
         help="merge what kept points need of dropped ones into them, so that these can go; auto "
-        "(default): in a folder, not in a bucket, where it is traffic both ways",
+        "(default): in a folder of this host, not in a bucket, where it is traffic both ways",
     )
     prune.add_argument(
         "--guest", help="only the points of this guest; default: those of each guest, separately"

@@ -64,7 +64,7 @@ class DiskResult:
 
     `dirty_bytes` are those that the delta holds, zeros among them, in whole leaves;
     `audited_bytes` were clean, and found to be what the chain holds. `read_bytes` were read by this
-    run; `resumed_bytes` by a dead one before, and not again.
+    run; `resumed_bytes` by an interrupted one before, and not again.
     """
 
     disk: str

@@ -32,7 +32,7 @@ class DeltaFile:
     Args:
         path: where it is.
         descriptor: of the file, open to write; it is closed with this.
-        keep: bytes of the file, which are gone on behind; what follows them is cut off.
+        keep: bytes of the file, behind which writing continues; what follows them is cut off.
     """
 
     def __init__(self, path: Path, descriptor: int, keep: int = 0) -> None:

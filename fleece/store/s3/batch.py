@@ -171,4 +171,4 @@ def remove_left(ledger: Ledger, guest: str, folders: list[DataFolder]) -> list[s
 
 
 def _unreadable(where: str) -> StoreError:
-    return StoreError("cannot be gone on with: parts of an object cannot be read", where=where)
+    return StoreError("cannot be resumed: parts of an object cannot be read", where=where)
