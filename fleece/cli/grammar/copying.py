@@ -25,7 +25,7 @@ def copy_verbs(verb: AddVerb) -> None:
     copy.add_argument(
         "--follow",
         action="store_true",
-        help="go on with new points as they appear, until a signal ends it",
+        help="continue with new points as they appear, until a signal ends it",
     )
     copy.add_argument("--dry-run", action="store_true", help="only say what would be sent")
     copy.add_argument(
