@@ -110,6 +110,22 @@ def test_who_asks_in_the_old_way_is_answered_and_may_leave_before(
     held.commit()
 
 
+def test_what_is_agreed_on_late_holds_for_a_server_that_was_asked_before(
+    held: fleece.Exporting,
+) -> None:
+    info = _GO[:11] + b"\6" + _GO[12:]
+    structured = b"IHAVEOPT" + struct.pack(">II", 8, 0)
+    with _connected(held) as client:
+        client.sendall(struct.pack(">I", 3) + info + structured + _GO + _READ)
+        told = b""
+        while struct.pack(">I", 0x668E33EF) not in told:  # a structured reply (proto.md)
+            more = client.recv(65536)
+            assert more
+            told += more
+            assert struct.pack(">I", 0x67446698) not in told
+    held.commit()
+
+
 def test_clients_that_ask_and_leave_do_not_fill_up_what_a_server_says_of_them(
     held: fleece.Exporting, tmp_path: Path
 ) -> None:

@@ -115,6 +115,8 @@ class Handshake:
             self._list(option)
         elif option.number == _STRUCTURED:
             self._structured = True
+            for server in self._servers.values():
+                _agree_on_structure(server)
             self._say(option, _ACK)
         elif option.number == _EXPORT_NAME:
             return self._plainly(option)
@@ -211,14 +213,18 @@ class Handshake:
                 raise Gone
             server.write(struct.pack(">I", self._flags))
             if self._structured:
-                _send(server, _STRUCTURED, b"")
-                if _reply(server)[1] != _ACK:
-                    raise Gone
+                _agree_on_structure(server)
             self._servers[path] = server
         return self._servers[path]
 
     def _say(self, option: Option, kind: int, data: bytes = b"") -> None:
         self._client.write(_REPLY.pack(_REPLY_MAGIC, option.number, kind, len(data)) + data)
+
+
+def _agree_on_structure(server: Peer) -> None:
+    _send(server, _STRUCTURED, b"")
+    if _reply(server)[1] != _ACK:
+        raise Gone
 
 
 def _send(server: Peer, number: int, data: bytes) -> None:

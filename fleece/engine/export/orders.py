@@ -112,7 +112,9 @@ class Orders:
     def _line(self) -> Order | None:
         """What a line of the stream orders, if one is whole."""
         assert self._stream is not None
-        data = os.read(self._stream, _LONGEST)
+        data = b""
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            data = os.read(self._stream, _LONGEST)
         if not data:
             raise Interrupted("the input ended before it said commit: nothing is committed")
         *lines, self._said = (self._said + data)[-_LONGEST:].split(b"\n")

@@ -75,14 +75,20 @@ class Relay:
                 continue
             with self._lock:
                 full = len(self._living) >= MOST or self._haggling >= HAGGLING
-                if not full:
-                    self._haggling += 1
-                    thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-                    self._living.add(thread)
-            if full:
+            if full or not self._begin(client):
                 client.close()
-            else:
+
+    def _begin(self, client: socket.socket) -> bool:
+        """Serve a client by a thread of its own; gives whether the system has one."""
+        thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+        with self._lock:
+            try:
                 thread.start()
+            except RuntimeError:
+                return False
+            self._living.add(thread)
+            self._haggling += 1
+        return True
 
     def _serve(self, client: socket.socket) -> None:
         try:
