@@ -55,3 +55,12 @@ class RemembersPages(Protocol):
             Whether anything was.
         """
         ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """One that reads ahead of whoever goes through it: each read by itself takes long."""
+
+    def in_order(self, position: int) -> None:
+        """Be told that all from a position on is read next, in order."""
+        ...

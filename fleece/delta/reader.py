@@ -14,7 +14,7 @@ import zstandard
 
 from fleece.closing import Closing
 from fleece.delta import footer, header, pages, protection, record
-from fleece.delta.blob import Blob, RemembersPages
+from fleece.delta.blob import Blob, ReadsAhead, RemembersPages
 from fleece.delta.layout import (
     ENVELOPE,
     INDEX_ROW,
@@ -281,6 +281,11 @@ class DeltaReader(RecordFile):
 
     def _page(self, page: pages.Page) -> Level | pages.IndexRows:
         return self.cache.get((self._key, page.position), lambda: self._loaded(page))
+
+    def in_order(self) -> None:
+        """Tell the file that all its records are read next, should it read ahead."""
+        if isinstance(self._blob, ReadsAhead):
+            self._blob.in_order(self.records_start)
 
     def offer_pages(self) -> None:
         """Tell the file where its pages are, should it remember such; the first look does, too."""

@@ -239,6 +239,18 @@ def test_an_object_that_is_read_in_order_is_read_ahead(seaweedfs: SeaweedFs) -> 
     assert not _threads()
 
 
+def test_a_delta_of_which_all_is_read_is_read_by_blocks_from_the_start(
+    tall: Bucket, bucket: Bucket
+) -> None:
+    for place, deltas in ((tall, 1), (bucket, POINTS)):
+        store = _opened(place)
+        found = store.catalogue()
+        before = _requests(store)["s3:GetObject"]
+        assert not fleece.verify_store(found).errors
+        assert _requests(store)["s3:GetObject"] - before == deltas
+    assert not _threads()
+
+
 def test_what_is_read_here_and_there_is_read_alone(seaweedfs: SeaweedFs) -> None:
     made = seaweedfs.bucket()
     content = random.Random(4).randbytes(6 * BLOCK)

@@ -293,6 +293,7 @@ def check_delta(
     Raises:
         DeltaError: something is wrong with it.
     """
+    delta.in_order()
     walk = Walk(delta)
 
     def work(placed: Iterator[Placed]) -> None:

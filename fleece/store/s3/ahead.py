@@ -19,6 +19,8 @@ _HELD = 12
 _NEAR = 8 << 20
 """Bytes between two reads that still follow one another: workers read side by side."""
 
+_FIRST = 4
+"""Blocks that are read at once of an object that is read in order: two can be so side by side."""
 _ALONE = 2
 """Reads near one another that do not make a run yet."""
 _PLACES = 4
@@ -58,7 +60,7 @@ class Ahead:
             return all((key, number) in self._blocks for number in numbers)
 
     def get(
-        self, key: str, number: int, more: range, read: Callable[[int], bytes]
+        self, key: str, number: int, more: Iterable[int], read: Callable[[int], bytes]
     ) -> Future[bytes]:
         """A block of an object.
 
@@ -98,6 +100,13 @@ class Runs:
         self._last = -(-length // BLOCK)
         self._lock = threading.Lock()
         self._places: list[tuple[int, int]] = []
+
+    def expect(self, position: int) -> range:
+        """What is to be read at once, when all from a position on is read in order."""
+        with self._lock:
+            self._places.append((position, _ALONE + AT_ONCE))
+        first = position // BLOCK
+        return range(first, min(self._last, first + _FIRST))
 
     def more(self, position: int, length: int) -> range | None:
         """What is to be read ahead of a read; None: it stands alone.

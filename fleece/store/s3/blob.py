@@ -144,6 +144,15 @@ class ObjectBlob:
         """The position itself: objects have no holes."""
         return min(position, self.length)
 
+    def in_order(self, position: int) -> None:
+        """Read from there on at once."""
+        with self._lock:
+            if not self._joined:
+                self._joined = True
+                self._ahead.join()
+        first, *more = self._runs.expect(position) or (0,)
+        self._ahead.get(self._place.key, first, more, self._block)
+
     def pages_at(self, places: Sequence[tuple[int, int]]) -> None:
         """Remember pages that are at these places: unless all is read in order."""
         place = self._place
