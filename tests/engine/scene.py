@@ -175,6 +175,7 @@ class Running:
         self._process = process
         self._lines: list[str] = []
         self._ran: Ran | None = None
+        self._fed = False
 
     @property
     def pid(self) -> int:
@@ -233,11 +234,12 @@ class Running:
         if gate is None or not wanted:
             yield
             return
+        again, self._fed = self._fed, True
 
         def feed() -> None:
             with suppress(OSError):  # it has ended
                 while not enough.is_set():
-                    os.write(gate.fileno(), b".")
+                    os.write(gate.fileno(), b"+" if again else b".")
                     while not enough.wait(1) and _waiting(gate.fileno()):
                         pass
 
@@ -346,7 +348,21 @@ sys.exit(main(sys.argv[5:]))
 """
 _MAIN = "import sys; from fleece.cli.main import main; sys.exit(main())"
 _DIE = _WRAPPER.replace("{happen}", "number == nth and os.kill(os.getpid(), signal.SIGKILL)")
-_SLOW = _WRAPPER.replace("{happen}", "time.sleep(nth / 1000); os.read(0, 1)")
+# A byte lets one call go on, a dot only as long as no progress was told; their end lets all go on.
+_HELD = """
+    time.sleep(nth / 1000)
+    while os.read(0, 1) == b"." and told:
+        pass
+told = []
+from fleece.cli.output import Output
+listen = Output.listen
+def hear(self, event):
+    if event.name == "progress":
+        told.append(event)
+    listen(self, event)
+Output.listen = hear
+"""
+_SLOW = _WRAPPER.replace("    {happen}\n", _HELD)
 
 
 @dataclass(frozen=True)
