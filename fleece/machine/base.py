@@ -135,7 +135,7 @@ class Landing(Protocol):
     def files(self) -> Sequence[PlacedFile]:
         """The files that it needs beside its disks."""
 
-    def bitmap(self, disk: str, chain: str, sequence: int, point: str) -> str:
+    def bitmap(self, disk: str, chain_id: str, sequence: int, point: str) -> str:
         """The name of the bitmap by which the next backup knows what was written since a point."""
 
     def land(self, bitmap: Mapping[str, str]) -> Landed:

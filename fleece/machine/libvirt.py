@@ -215,9 +215,9 @@ class LibvirtLanding(Closing):
             return ()
         return (PlacedFile(self._wish.folder / NVRAM_FILE, self._nvram, _PRIVATE),)
 
-    def bitmap(self, disk: str, chain: str, sequence: int, point: str) -> str:
+    def bitmap(self, disk: str, chain_id: str, sequence: int, point: str) -> str:
         """That of a checkpoint, which is the same on all disks."""
-        return str(CheckpointName(chain, sequence, point))
+        return str(CheckpointName(chain_id, sequence, point))
 
     # ---- when the disks are there ----------------------------------------------------------------
 

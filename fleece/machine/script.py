@@ -116,9 +116,9 @@ class ScriptLanding(Closing):
             found.append(PlacedFile(folder / TPM_FOLDER / name, data, _PRIVATE))
         return found
 
-    def bitmap(self, disk: str, chain: str, sequence: int, point: str) -> str:
+    def bitmap(self, disk: str, chain_id: str, sequence: int, point: str) -> str:
         """That of a segment of this disk, which QEMU and `image:` go on from."""
-        return Segment(chain, sequence, 0, point, disk_tag(disk)).bitmap
+        return Segment(chain_id, sequence, 0, point, disk_tag(disk)).bitmap
 
     def land(self, bitmap: Mapping[str, str]) -> Landed:
         """All is there already."""

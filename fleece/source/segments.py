@@ -32,7 +32,7 @@ class Segment:
     """The dirty bitmap of what was written on one disk since a point.
 
     Attributes:
-        chain: whose it is.
+        chain_id: whose it is.
         sequence: of the point at which it began.
         previous: sequence of the segment before it on this disk; 0: there was none. A segment
             that someone removed from the middle is noticed by it.
@@ -41,7 +41,7 @@ class Segment:
             be another disk's by now. None: of an early fleece, whose bitmaps do not tell.
     """
 
-    chain: str
+    chain_id: str
     sequence: int
     previous: int
     point: str
@@ -50,7 +50,7 @@ class Segment:
     @property
     def bitmap(self) -> str:
         """The bitmap's name in QEMU."""
-        name = f"{PREFIX}{self.chain}-{self.sequence:06d}-{self.previous:06d}-{self.point}"
+        name = f"{PREFIX}{self.chain_id}-{self.sequence:06d}-{self.previous:06d}-{self.point}"
         return name if self.tag is None else f"{name}-{self.tag}"
 
     def is_of(self, disk: str) -> bool:
@@ -114,28 +114,28 @@ class SegmentedDisk(Protocol):
     def size(self) -> int:
         """In bytes."""
 
-    def segments(self, chain: str) -> Mapping[int, Bitmap]:
+    def segments(self, chain_id: str) -> Mapping[int, Bitmap]:
         """The chain's segments on it, by sequence."""
 
 
-def segments_of(bitmaps: Iterable[Bitmap], chain: str) -> dict[int, Bitmap]:
+def segments_of(bitmaps: Iterable[Bitmap], chain_id: str) -> dict[int, Bitmap]:
     """A chain's segments among some bitmaps of one disk, by sequence."""
     found = ((bitmap.segment, bitmap) for bitmap in bitmaps)
-    return {seg.sequence: bitmap for seg, bitmap in found if seg and seg.chain == chain}
+    return {seg.sequence: bitmap for seg, bitmap in found if seg and seg.chain_id == chain_id}
 
 
 def written_since(
-    disk: SegmentedDisk, chain: str, sequence: int, point: str, names: Collection[str] = ()
+    disk: SegmentedDisk, chain_id: str, sequence: int, point: str, names: Collection[str] = ()
 ) -> Since | Unknown:
     """Find the unbroken line of segments from a point until now; the bitmaps are their names.
 
     Args:
         disk: as the inventory shows it now.
-        chain: whose points these are.
+        chain_id: whose points these are.
         sequence, point: of the point that the store has.
         names: of the chain's disks, to tell whose a segment is that is not this disk's.
     """
-    held = disk.segments(chain)
+    held = disk.segments(chain_id)
     first = held.get(sequence)
     if first is None or (segment := first.segment) is None or segment.point != point:
         return _foreign(disk, held.values(), names) or Unknown(
@@ -157,10 +157,10 @@ def written_since(
     return Since(tuple(held[number].name for number in line), min(written, disk.size))
 
 
-def next_segment(disk: SegmentedDisk, chain: str, sequence: int, point: str) -> Segment:
+def next_segment(disk: SegmentedDisk, chain_id: str, sequence: int, point: str) -> Segment:
     """The segment that a new point begins on a disk."""
-    previous = max(disk.segments(chain), default=0)
-    return Segment(chain, sequence, previous, point, disk_tag(disk.name))
+    previous = max(disk.segments(chain_id), default=0)
+    return Segment(chain_id, sequence, previous, point, disk_tag(disk.name))
 
 
 def _foreign(

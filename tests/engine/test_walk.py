@@ -19,7 +19,7 @@ from tests.rig.process import run_checked
 _ROOT = Path(__file__).parents[2]
 _CODE = f"{_ROOT}/fleece/"
 _MOST = 17
-"""Files that a dirty extent passes: more is a matter for a decision (0026-walk.rst)."""
+"""Files that a dirty extent passes: more is a matter for a decision (0029-walk.rst)."""
 
 
 def _listed() -> list[str]:

@@ -293,6 +293,24 @@ def test_what_a_room_hands_out_is_bounded() -> None:
     assert len(api.__all__) <= _SHOWN
 
 
+_AS_THE_FORMAT = {"fleece/delta/header.py", "fleece/store/catalogue.py"}
+"""What has the fields of a header under the names that they have in a file."""
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_a_chains_id_is_called_so(path: Path) -> None:
+    """`chain` is a `Chain`; the string is `chain_id`."""
+    if _name(path) in _AS_THE_FORMAT:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        said = None
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            said = node.arg, ast.unparse(node.annotation)
+        elif isinstance(node, ast.AnnAssign):
+            said = ast.unparse(node.target), ast.unparse(node.annotation)
+        assert said is None or said[0] != "chain" or "str" not in said[1].split(" | "), said
+
+
 def _started(path: Path) -> Iterator[ast.Call]:
     """The calls that start a program."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -212,7 +212,7 @@ def _planned(
     check_backup_needs(Transport.PULL, cancel)
     source.check_needs()
     plan = plan_export(source, options)
-    recover(source, plan.made.chain, listener)
+    recover(source, plan.made.chain_id, listener)
     for planned in plan.disks:
         mode = Mode.FULL if planned.since is None else Mode.INCREMENTAL
         listener(events.DiskPlanned(planned.disk.name, mode, planned.reason))

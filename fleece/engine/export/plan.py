@@ -59,7 +59,7 @@ class Plan:
     def request(self) -> Request:
         """What the source is asked for."""
         wanted = [Wanted(planned.disk, planned.since) for planned in self.disks]
-        return Request(self.made.chain, self.made.sequence, self.made.point, wanted)
+        return Request(self.made.chain_id, self.made.sequence, self.made.point, wanted)
 
 
 def refuse_foreign(source: Source) -> None:
@@ -82,9 +82,9 @@ def plan_export(source: Source, options: ExportOptions) -> Plan:
     Raises:
         FleeceError: what was asked for is impossible.
     """
-    chain = chain_of(options.consumer)
+    chain_id = chain_of(options.consumer)
     base = None if options.since is None else Base.parse(options.since)
-    if base is not None and base.chain != chain:
+    if base is not None and base.chain_id != chain_id:
         raise UsageError(
             f"it is no base of the consumer {options.consumer}",
             where=options.since,
@@ -93,12 +93,12 @@ def plan_export(source: Source, options: ExportOptions) -> Plan:
     disks = source.inventory().choose(options.disks)
     _check_pull(source, disks)
     planned = tuple(_planned(source, disk, base, options) for disk in disks)
-    sequence = source.highest_sequence(chain, disks) + 1
+    sequence = source.highest_sequence(chain_id, disks) + 1
     if base is not None:
         sequence = max(sequence, base.sequence + 1)
-    made = Base.new(chain, sequence, disks)
+    made = Base.new(chain_id, sequence, disks)
     built = base if any(each.since is not None for each in planned) else None
-    oldest = _oldest(source, chain, base, options.keep_bases)
+    oldest = _oldest(source, chain_id, base, options.keep_bases)
     return Plan(made, built, planned, oldest, options.ttl)
 
 
@@ -121,13 +121,13 @@ def _planned(source: Source, disk: Disk, base: Base | None, options: ExportOptio
         return Planned(disk, None, "asked for" if options.full else "no base is named")
     if not base.has(disk):
         return Planned(disk, None, "the base lacks it, or had it with another size")
-    known = source.known_since(disk, base.chain, base.sequence, base.point)
+    known = source.known_since(disk, base.chain_id, base.sequence, base.point)
     if isinstance(known, Unknown):
         return Planned(disk, None, known.reason)
     return Planned(disk, known, f"changed since point {base.point}")
 
 
-def _oldest(source: Source, chain: str, base: Base | None, keep: int) -> int | None:
+def _oldest(source: Source, chain_id: str, base: Base | None, keep: int) -> int | None:
     """The sequence of the oldest point that stays a base.
 
     What the source has between the base and now was never committed, or is lost to the consumer:
@@ -135,6 +135,6 @@ def _oldest(source: Source, chain: str, base: Base | None, keep: int) -> int | N
     """
     if keep == 1 or not isinstance(source, KeepsBitmaps):
         return None
-    found = {kept.sequence for kept in source.bitmaps() if kept.chain_id == chain}
+    found = {kept.sequence for kept in source.bitmaps() if kept.chain_id == chain_id}
     bases = sorted(each for each in found if base is None or each <= base.sequence)
     return min(bases[-(keep - 1) :], default=None)

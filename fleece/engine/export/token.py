@@ -56,22 +56,22 @@ class Base:
     """A point that can be built on once it is committed.
 
     Attributes:
-        chain: the consumer's.
+        chain_id: the consumer's.
         sequence: of the point in it.
         secret: what the point's id follows from.
         shapes: what stands for the name and the size of each of its disks. No bitmap tells that a
             disk was resized, and there is no store to look its old size up in.
     """
 
-    chain: str
+    chain_id: str
     sequence: int
     secret: str
     shapes: frozenset[str]
 
     @staticmethod
-    def new(chain: str, sequence: int, disks: Iterable[Disk]) -> Base:
+    def new(chain_id: str, sequence: int, disks: Iterable[Disk]) -> Base:
         """Of a new point of these disks."""
-        return Base(chain, sequence, secrets.token_hex(8), frozenset(map(_shape, disks)))
+        return Base(chain_id, sequence, secrets.token_hex(8), frozenset(map(_shape, disks)))
 
     @staticmethod
     def parse(text: str) -> Base:
@@ -95,7 +95,7 @@ class Base:
     @property
     def token(self) -> str:
         """What the point is committed or dropped by."""
-        return f"{self.chain}-{self.sequence:06d}-{self.point}"
+        return f"{self.chain_id}-{self.sequence:06d}-{self.point}"
 
     def has(self, disk: Disk) -> bool:
         """Whether the point has the disk, of the size that it has now."""
@@ -103,7 +103,7 @@ class Base:
 
     def __str__(self) -> str:
         shapes = "-".join(sorted(self.shapes))
-        return f"base-{self.chain}-{self.sequence:06d}-{self.secret}-{shapes}"
+        return f"base-{self.chain_id}-{self.sequence:06d}-{self.secret}-{shapes}"
 
 
 def _shape(disk: Disk) -> str:

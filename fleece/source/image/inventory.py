@@ -66,9 +66,9 @@ class ImageDisk:
         """No: its guest can write it when it is on."""
         return False
 
-    def segments(self, chain: str) -> dict[int, Bitmap]:
+    def segments(self, chain_id: str) -> dict[int, Bitmap]:
         """The chain's segments in it, by sequence."""
-        return segments_of(self.bitmaps, chain)
+        return segments_of(self.bitmaps, chain_id)
 
     def writer(self) -> tuple[str, User] | None:
         """Who has one of its files open to write to it, and which; None: nobody.

@@ -232,7 +232,7 @@ class ImageSource(Closing):
             found = [
                 KeptBitmap(
                     disk.name,
-                    segment.chain,
+                    segment.chain_id,
                     segment.sequence,
                     segment.point,
                     bitmap.name,
@@ -275,10 +275,10 @@ def _until_one_records(disk: ImageDisk, line: Sequence[str]) -> tuple[str, ...]:
 
 def _planned(want: Wanted, request: Request) -> PlannedImage:
     disk = of_kind(want.disk, ImageDisk)
-    chain, sequence = request.chain_id, request.sequence
+    chain_id, sequence = request.chain_id, request.sequence
     begins = request.rotate and disk.persistent_bitmaps and not disk.unwritable
-    new = next_segment(disk, chain, sequence, request.point) if begins else None
-    return _with_names(want, disk, chain, new)
+    new = next_segment(disk, chain_id, sequence, request.point) if begins else None
+    return _with_names(want, disk, chain_id, new)
 
 
 def _adopted(want: Wanted, request: Request) -> PlannedImage:
@@ -298,7 +298,7 @@ def _adopted(want: Wanted, request: Request) -> PlannedImage:
     return _with_names(want, disk, request.chain_id, segment)
 
 
-def _with_names(want: Wanted, disk: ImageDisk, chain: str, new: Segment | None) -> PlannedImage:
+def _with_names(want: Wanted, disk: ImageDisk, chain_id: str, new: Segment | None) -> PlannedImage:
     told = None if want.since is None else want.since.parts
     for name in told or ():
         segment = Segment.parse(name)
@@ -306,7 +306,7 @@ def _with_names(want: Wanted, disk: ImageDisk, chain: str, new: Segment | None) 
             raise PointError(
                 f"bitmap {name} was not begun for disk {disk.name}", hint="read all of it"
             )
-    names = {number: bitmap.name for number, bitmap in disk.segments(chain).items()}
+    names = {number: bitmap.name for number, bitmap in disk.segments(chain_id).items()}
     if new is not None:
         names[new.sequence] = new.bitmap
     last = None if new is None else new.sequence

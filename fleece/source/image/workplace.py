@@ -57,13 +57,13 @@ def workplace(scratch: Path, name: str, holder: str) -> Iterator[Path]:
 
 
 def left_behind(
-    scratch: Path, chain: str | None, holder: str, strangers: Strangers
+    scratch: Path, chain_id: str | None, holder: str, strangers: Strangers
 ) -> Iterator[Removed]:
     """Remove the work folders of interrupted runs.
 
     Args:
         scratch: where they are.
-        chain: of this chain; None: of any, but of these images alone.
+        chain_id: of this chain; None: of any, but of these images alone.
         holder: of the images.
         strangers: is told of what is none of ours.
 
@@ -71,21 +71,21 @@ def left_behind(
         SourceError: at the end: one cannot be removed.
     """
     tried = Attempts()
-    for work in _of_images(scratch, chain, strangers):
-        if (chain is not None or work.holder() == holder) and not work.is_held():
+    for work in _of_images(scratch, chain_id, strangers):
+        if (chain_id is not None or work.holder() == holder) and not work.is_held():
             with tried.step():
                 remove(work)
                 yield Removed("work folder", str(work.path))
     tried.settle(SourceError)
 
 
-def has_any(scratch: Path, chain: str) -> bool:
+def has_any(scratch: Path, chain_id: str) -> bool:
     """Whether there is a work folder of a point of this chain, of a living run or not."""
-    return any(True for _ in _of_images(scratch, chain, Strangers()))
+    return any(True for _ in _of_images(scratch, chain_id, Strangers()))
 
 
-def _of_images(scratch: Path, chain: str | None, strangers: Strangers) -> Iterator[WorkFolder]:
-    start = PREFIX if chain is None else f"{PREFIX}{chain}-"
+def _of_images(scratch: Path, chain_id: str | None, strangers: Strangers) -> Iterator[WorkFolder]:
+    start = PREFIX if chain_id is None else f"{PREFIX}{chain_id}-"
     for work in work_folders(scratch, start, strangers):
         if _is_of_images(work):
             yield work

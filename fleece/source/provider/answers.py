@@ -99,9 +99,9 @@ class ProviderDisk:
     read_only: bool
     bases: tuple[Token, ...]
 
-    def of(self, chain: str) -> dict[int, Token]:
+    def of(self, chain_id: str) -> dict[int, Token]:
         """Its bases of a chain, by sequence."""
-        return {base.sequence: base for base in self.bases if base.chain == chain}
+        return {base.sequence: base for base in self.bases if base.chain_id == chain_id}
 
 
 @dataclass(frozen=True)

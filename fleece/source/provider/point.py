@@ -176,7 +176,7 @@ class ProviderPoint:
         old = [
             {"disk": disk.name, "token": str(base)}
             for disk, _ in self._plan.disks
-            for number, base in sorted(disk.of(token.chain).items())
+            for number, base in sorted(disk.of(token.chain_id).items())
             if number < below
         ]
         try:

@@ -215,7 +215,7 @@ class ProviderSource(Closing):
         found = [
             KeptBitmap(
                 disk.name,
-                base.chain,
+                base.chain_id,
                 base.sequence,
                 base.point,
                 str(base),

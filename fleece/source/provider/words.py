@@ -71,17 +71,17 @@ class Token:
     """What a provider keeps a base by: the point since which it knows what was written.
 
     Attributes:
-        chain: whose point it is.
+        chain_id: whose point it is.
         sequence: of the point in it.
         point: its id.
     """
 
-    chain: str
+    chain_id: str
     sequence: int
     point: str
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.chain}-{self.sequence:06d}-{self.point}"
+        return f"{PREFIX}{self.chain_id}-{self.sequence:06d}-{self.point}"
 
     @staticmethod
     def parse(text: str) -> Token | None:

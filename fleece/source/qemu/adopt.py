@@ -30,25 +30,25 @@ from fleece.source.workfolder import FROZEN, STOPPED, WorkFolder, held_again
 
 
 def adopted_disk(
-    disk: GuestDisk, chain: str, sequence: int, point: str, bitmaps: tuple[str, ...] | None
+    disk: GuestDisk, chain_id: str, sequence: int, point: str, bitmaps: tuple[str, ...] | None
 ) -> PlannedDisk:
     """A disk of a point that was taken before, as it was planned then.
 
     Args:
         disk: as the inventory shows it now, the point's own segment among its bitmaps.
-        chain, sequence, point: of the point.
+        chain_id, sequence, point: of the point.
         bitmaps: whose union is what was written since the parent, until now; None: all is read.
 
     Raises:
         PointError: the disk has no segment of that point that records since then.
     """
-    found = disk.segments(chain).get(sequence)
+    found = disk.segments(chain_id).get(sequence)
     segment = None if found is None else found.segment
     if found is None or segment is None or segment.point != point:
         raise PointError(f"disk {disk.name} has no bitmap of it")
     if not segment.is_of(disk.name):
         raise PointError(f"disk {disk.name} has the bitmap of another disk: they were exchanged")
-    if sequence != max(disk.segments(chain)):
+    if sequence != max(disk.segments(chain_id)):
         raise PointError(f"disk {disk.name} has a bitmap of a later point")
     if found.inconsistent or found.busy or not found.recording:
         raise PointError(f"bitmap {found.name} is {found.state}")

@@ -50,9 +50,9 @@ class GuestDisk:
     bitmaps: tuple[Bitmap, ...]
     device: str | None = None
 
-    def segments(self, chain: str) -> dict[int, Bitmap]:
+    def segments(self, chain_id: str) -> dict[int, Bitmap]:
         """The chain's segments on this disk, by sequence."""
-        return segments_of(self.bitmaps, chain)
+        return segments_of(self.bitmaps, chain_id)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ _ACCESS = "a"
 class PointNames:
     """The names of one point's things in QEMU."""
 
-    chain: str
+    chain_id: str
     point: str
 
     @property
     def prefix(self) -> str:
         """What they all begin with; also the name of the point's folder in the scratch folder."""
-        return folder_name(self.chain, self.point)
+        return folder_name(self.chain_id, self.point)
 
     def overlay(self, number: int) -> str:
         """The scratch's qcow2 node, which is what is exported."""

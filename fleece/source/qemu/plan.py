@@ -91,7 +91,7 @@ class PointPlan:
         """Have a disk's older segments record no more."""
         if planned.segment is None:
             return
-        for bitmap in planned.disk.segments(self.names.chain).values():
+        for bitmap in planned.disk.segments(self.names.chain_id).values():
             if bitmap.recording and not bitmap.busy:
                 yield action("block-dirty-bitmap-disable", node=planned.disk.node, name=bitmap.name)
 

@@ -238,12 +238,12 @@ class QemuPoint(TellsOfFreeze):
         if self._committed:
             return
         for planned in self._disks:
-            if planned.segment is not None and not planned.disk.segments(self._names.chain):
+            if planned.segment is not None and not planned.disk.segments(self._names.chain_id):
                 self._drop(planned, planned.segment.sequence + 1)
 
     def _drop(self, planned: PlannedDisk, below: int) -> list[str]:
         """Remove this chain's segments with a sequence smaller than `below`; tell of the others."""
-        known = planned.disk.segments(self._names.chain)
+        known = planned.disk.segments(self._names.chain_id)
         names = [bitmap.name for sequence, bitmap in known.items() if sequence < below]
         if planned.segment is not None and planned.segment.sequence < below:
             names.append(planned.segment.bitmap)

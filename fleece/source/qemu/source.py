@@ -281,7 +281,7 @@ class QemuSource(Closing):
         found = [
             KeptBitmap(
                 disk.name,
-                segment.chain,
+                segment.chain_id,
                 segment.sequence,
                 segment.point,
                 bitmap.name,

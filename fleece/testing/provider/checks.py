@@ -272,7 +272,7 @@ def _forgotten(talk: Talk) -> None:
 
 def _check_listed(talk: Talk, sequence: int) -> None:
     for disk in talk.disks():
-        if sequence not in disk.of(talk.chain):
+        if sequence not in disk.of(talk.chain_id):
             raise Broken(f"disk {disk.name} does not have it as a base")
 
 

@@ -43,12 +43,12 @@ class Subject:
         command: how it is started.
         write: the words of a program that has the guest write: a disk, an offset and a length, in
             bytes, come after them. None: nobody can.
-        chain: of the tests' points.
+        chain_id: of the tests' points.
     """
 
     command: Command
     write: Sequence[str] | None
-    chain: str
+    chain_id: str
 
     @contextlib.contextmanager
     def started(self) -> Iterator[Talk]:
@@ -56,7 +56,7 @@ class Subject:
         with Program(self.command, CancelToken()) as program:
             said = read_hello(program.ask(Word.HELLO, protocols=[PROTOCOL]))
             program.limits = said.limits
-            yield Talk(program, said, self.chain)
+            yield Talk(program, said, self.chain_id)
 
     @contextlib.contextmanager
     def with_bases(self) -> Iterator[Talk]:
@@ -88,12 +88,12 @@ class Talk:
     Attributes:
         program: it.
         hello: what it said that it is.
-        chain: of the tests' points.
+        chain_id: of the tests' points.
     """
 
     program: Program
     hello: Hello
-    chain: str
+    chain_id: str
 
     def describe(self) -> Described:
         """What there is."""
@@ -108,7 +108,7 @@ class Talk:
 
     def token(self, sequence: int) -> Token:
         """A new token of the tests' chain."""
-        return Token(self.chain, sequence, secrets.token_hex(5))
+        return Token(self.chain_id, sequence, secrets.token_hex(5))
 
     def begin(self, token: Token | None, base: Token | None = None) -> Begun:
         """Begin a point of all disks, each since a base or as a whole."""
@@ -136,7 +136,7 @@ class Talk:
 
     def forget_all(self) -> None:
         """Have all bases of the tests' chain forgotten."""
-        for token in {each for disk in self.disks() for each in disk.of(self.chain).values()}:
+        for token in {each for disk in self.disks() for each in disk.of(self.chain_id).values()}:
             self.forget(token)
 
     def refuses(self, what: str, word: Word | str, **more: object) -> None:
