@@ -46,7 +46,7 @@ _PLAN = (
 
 def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
     """`fleece run [GUEST]...`."""
-    path = _path(words.config)
+    path = config_path(words.config)
     config = load(path)
     steps = [Step(word) for word in words.only] or [*Step]
     with alone(path, words.wait, cancel):
@@ -80,7 +80,7 @@ def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
     if words.action == "example":
         output.listing(example.commented(document.schema()))
         return
-    path = _path(words.config)
+    path = config_path(words.config)
     planned = plan(load(path), (), cancel)
     for error in planned.unknown.values():
         raise error
@@ -91,7 +91,8 @@ def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
     output.succeed(f"{path}: {counted(len(planned.guests), 'guest')}", guests=len(planned.guests))
 
 
-def _path(given: str | None) -> Path:
+def config_path(given: str | None) -> Path:
+    """Where the configuration is: as the command line says, else the environment."""
     return Path(given or os.environ.get("FLEECE_CONFIG") or _DEFAULT)
 
 

@@ -433,3 +433,13 @@ class ConfigWords(Words):
 
     action: str
     config: str | None
+
+
+class ScheduleWords(Words):
+    """`fleece schedule ACTION`."""
+
+    action: str
+    config: str | None
+    calendar: str | None
+    cron: bool
+    root: str | None

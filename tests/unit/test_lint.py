@@ -100,8 +100,8 @@ _DOORS = {
     "machine": 11,
     "engine/work": 44,
     "files": 8,
-    "cli": 33,
-    "fleet": 13,
+    "cli": 34,
+    "fleet": 18,
 }
 """How many names other rooms may take from a room, of whatever file; of a room not named, 4. Who
 must raise a number asks first whether the new name can be one that is handed out already."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from fleece.cli.grammar.options import AddVerb, add_verbose
-from fleece.cli.words import ConfigWords, RunWords
+from fleece.cli.words import ConfigWords, RunWords, ScheduleWords
 
 
 def fleet_verbs(verb: AddVerb) -> None:
-    """run, config."""
+    """run, config, schedule."""
     _run_verb(verb)
     _config_verb(verb)
+    _schedule_verb(verb)
 
 
 def _run_verb(verb: AddVerb) -> None:
@@ -53,6 +54,36 @@ def _config_verb(verb: AddVerb) -> None:
         "the JSON schema, for editors",
     )
     _add_config(config)
+
+
+def _schedule_verb(verb: AddVerb) -> None:
+    schedule = verb(
+        "schedule",
+        "scheduling:schedule",
+        ScheduleWords,
+        "have systemd run a configuration each night",
+    )
+    schedule.add_argument(
+        "action",
+        choices=("install", "show", "remove"),
+        metavar="install|show|remove",
+        help="install: write a service and a timer, and have the timer run; show: print them; "
+        "remove: take them away",
+    )
+    _add_config(schedule)
+    schedule.add_argument(
+        "--calendar",
+        metavar="WHEN",
+        help="when, as systemd writes it (systemd.time(7)); default: 02:15",
+    )
+    schedule.add_argument(
+        "--cron", action="store_true", help="with show: print a file for /etc/cron.d instead"
+    )
+    schedule.add_argument(
+        "--root",
+        metavar="DIR",
+        help="install into, or remove from, the system whose root is DIR; nothing runs then",
+    )
 
 
 def _add_config(made: argparse.ArgumentParser) -> None:
