@@ -129,8 +129,8 @@ class Engine:
         return self.command(*words).wait()
 
     def script(self, code: str, *words: object) -> Running:
-        """Start a Python program that sees this copy of the package."""
-        return self._start(code, *words)
+        """Start a Python program that sees this copy of the package, and has loaded none of it."""
+        return self._start(code, *words, forked=False)
 
     def slow(self, module: str, function: str, milliseconds: int, *words: object) -> Running:
         """Start `fleece WORDS`, each call of one function of which takes longer.
@@ -142,12 +142,14 @@ class Engine:
         place = module, function, "before", milliseconds
         return self._start(_SLOW, *place, *words, gated=True)
 
-    def _start(self, program: str, *words: object, gated: bool = False) -> Running:
+    def _start(
+        self, program: str, *words: object, gated: bool = False, forked: bool = True
+    ) -> Running:
         texts = [*map(str, words)]
         for module, constant, seconds in self.limits:
             program = f"import {module}; {module}.{constant} = {seconds}\n{program}"
         environment = os.environ | {"PYTHONPATH": str(self.root)}
-        if self.root == ROOT and (nursery := _nursery()).serves(environment):
+        if forked and self.root == ROOT and (nursery := _nursery()).serves(environment):
             return Running(nursery.start(program, texts, environment, stdin=gated))
         # The working directory comes first on Python's path: it must be this copy's.
         process = subprocess.Popen(
@@ -391,8 +393,7 @@ def died(engine: Engine, moment: Moment, words: Sequence[object], *, may_end: bo
     Returns:
         What it printed.
     """
-    place = moment.module, moment.function, moment.when, moment.nth
-    ran = engine.script(_DIE, *place, *words).wait()
+    ran = engine.dying(moment, *words).wait()
     assert ran.code == -signal.SIGKILL or (may_end and ran.code == 0), f"{moment}: {ran}"
     return ran
 
