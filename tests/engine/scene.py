@@ -146,7 +146,7 @@ class Engine:
         self, program: str, *words: object, gated: bool = False, forked: bool = True
     ) -> Running:
         texts = [*map(str, words)]
-        for module, constant, seconds in self.limits:
+        for module, constant, seconds in (*self.limits, *(_ALL_PROGRESS if forked else ())):
             program = f"import {module}; {module}.{constant} = {seconds}\n{program}"
         environment = os.environ | {"PYTHONPATH": str(self.root)}
         if forked and self.root == ROOT and (nursery := _nursery()).serves(environment):
@@ -162,6 +162,10 @@ class Engine:
             text=True,
         )
         return Running(process)
+
+
+_ALL_PROGRESS = (("fleece.cli.output", "_PROGRESS_EVERY", 0.0),)
+"""A command tells of each step of its progress, and not once a second: tests meet it there."""
 
 
 @cache
@@ -221,12 +225,17 @@ class Running:
             held: let no call of a slow command go on for it, as is done for "progress".
         """
         assert self._process.stdout is not None
-        with self._feeding(name == "progress" and not held):
-            while line := self._process.stdout.readline():
-                self._lines.append(line)
-                event: Json = json.loads(line)
-                if event["event"] == name:
-                    return event
+        net = threading.Timer(LIMIT, self._process.kill)
+        net.start()
+        try:
+            with self._feeding(name == "progress" and not held):
+                while line := self._process.stdout.readline():
+                    self._lines.append(line)
+                    event: Json = json.loads(line)
+                    if event["event"] == name:
+                        return event
+        finally:
+            net.cancel()
         pytest.fail(f"it ended without {name}: {self.wait()}")
 
     @contextmanager

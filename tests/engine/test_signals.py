@@ -440,7 +440,6 @@ def test_an_export_that_someone_removes_is_an_error(scene: Scene) -> None:
 
 def test_a_reader_of_its_output_that_goes_away_ends_a_backup(scene: Scene) -> None:
     """As soon as there is something to tell."""
-    scene.engine = INTACT.limited("fleece.cli.output", "_PROGRESS_EVERY", 0)
     scene.take()
     scene.writer().write(0, os.urandom(MIB))
     running = scene.slow_backup("--mode", "full")
