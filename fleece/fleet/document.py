@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fleece.errors import UsageError
+from fleece.likely import meant
 
 Key = str | int
 _MORE = "conf.d"
@@ -180,8 +180,8 @@ def _named(keys: Sequence[Key]) -> str:
 
 
 def _meant(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(sorted(known))}"
+    near = meant(word, known)
+    return f"known are: {', '.join(sorted(known))}" if near is None else f"did you mean '{near}'?"
 
 
 def unknown(word: str, known: Sequence[str]) -> str:

@@ -205,7 +205,7 @@ def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | N
 
 def _copy(guest: PlannedGuest, target: StoreConfig, work: Work) -> _Done:
     source = _opened(guest.config.store, work)
-    if guest.name not in {point.guest for point in source.catalogue().points}:
+    if not _has_points(source.catalogue(), guest):
         return _Done("nothing to copy yet")
     options = fleece.CopyOptions(guests=(guest.name,), newer=True, dry_run=work.dry_run)
     to = _opened(target, work)
@@ -218,7 +218,7 @@ def _copy(guest: PlannedGuest, target: StoreConfig, work: Work) -> _Done:
 
 def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
     store = _opened(guest.config.store, work)
-    if guest.name not in {point.guest for point in store.catalogue().points}:
+    if not _has_points(store.catalogue(), guest):
         return _Done("nothing to prune yet")
     listen = _listener(guest, work)
     result = fleece.prune(
@@ -230,7 +230,7 @@ def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
 
 def _verify(guest: PlannedGuest, verifying: Verifying, work: Work) -> _Done:
     catalogue = _opened(guest.config.store, work).catalogue()
-    if guest.name not in {point.guest for point in catalogue.points}:
+    if not _has_points(catalogue, guest):
         return _Done("nothing to verify yet")
     if work.dry_run:
         return _Done("would verify")
@@ -239,6 +239,10 @@ def _verify(guest: PlannedGuest, verifying: Verifying, work: Work) -> _Done:
     if result.errors:
         raise StoreError(result.errors[0], where=catalogue.where, hint=_more(result.errors))
     return _Done(f"verified {counted(result.deltas, 'delta')}, {result.left} left")
+
+
+def _has_points(catalogue: fleece.Catalogue, guest: PlannedGuest) -> bool:
+    return any(point.guest == guest.name for point in catalogue.points)
 
 
 def _more(errors: Sequence[str]) -> str | None:

@@ -43,9 +43,9 @@ from fleece.machine.swtpm import (
 )
 from fleece.machine.xml import believed
 from fleece.source.libvirt.inventory import image_of
-from fleece.source.libvirt.names import CheckpointName
 from fleece.source.libvirt.places import tpm_state
 from fleece.source.libvirt.xml import checkpoint_xml
+from fleece.source.point_name import PointName
 
 _PRIVATE = 0o600
 
@@ -217,7 +217,7 @@ class LibvirtLanding(Closing):
 
     def bitmap(self, disk: str, chain_id: str, sequence: int, point: str) -> str:
         """That of a checkpoint, which is the same on all disks."""
-        return str(CheckpointName(chain_id, sequence, point))
+        return str(PointName(chain_id, sequence, point))
 
     # ---- when the disks are there ----------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Choose disks of an inventory by their names, and know those of a source of one's own."""
+"""What kinds of sources choose alike: disks by their names, and how a point comes out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from fleece.errors import PointError, UsageError
-from fleece.source.base import Disk
+from fleece.source.base import Chosen, Disk, Transport, TransportWish
 
 D = TypeVar("D", bound=Disk)
 
@@ -60,3 +60,19 @@ def of_kind(disk: Disk, kind: type[D]) -> D:
     if not isinstance(disk, kind):
         raise UsageError(f"disk {disk.name} is not of this source")
     return disk
+
+
+def only_pulled(wish: TransportWish, why: str, where: str) -> Chosen:
+    """How a point comes out of a source that cannot push.
+
+    Args:
+        wish: what is asked for.
+        why: it cannot, for the message.
+        where: the source.
+
+    Raises:
+        UsageError: it is to be pushed.
+    """
+    if wish is TransportWish.PUSH:
+        raise UsageError(why, where=where, hint="leave --transport push out")
+    return Chosen(Transport.PULL)

@@ -91,16 +91,13 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
 
 
 def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
-    from fleece.source.libvirt.open import FreezeWish, open_guest
+    from fleece.source.libvirt.open import open_guest
 
     _refuse_idle(
         "libvirt", options, "scratch", "scratch_limit", "connect", "freeze", "require_freeze"
     )
-    freeze = FreezeWish.TRY if options.freeze else FreezeWish.NO
-    if options.require_freeze:
-        freeze = FreezeWish.MUST
     scratch, limit = options.scratch, options.scratch_limit
-    return open_guest(place, options.connect, scratch, limit, freeze, cancel)
+    return open_guest(place, options.connect, scratch, limit, options.freeze_wish, cancel)
 
 
 def _image(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
@@ -127,13 +124,9 @@ def _nbd(scheme: str) -> Opener:
 def _provider(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
     from fleece.source.provider.source import ProviderSource
     from fleece.source.provider.text import parse
-    from fleece.source.provider.words import FreezeWish
 
     _refuse_idle("provider", options, "freeze", "require_freeze")
-    freeze = FreezeWish.TRY if options.freeze else FreezeWish.NO
-    if options.require_freeze:
-        freeze = FreezeWish.MUST
-    return ProviderSource(parse(place), freeze, cancel)
+    return ProviderSource(parse(place), options.freeze_wish, cancel)
 
 
 def _refuse_idle(scheme: str, options: SourceOptions, *used: str) -> None:

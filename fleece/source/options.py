@@ -14,6 +14,14 @@ class Fleecing(enum.StrEnum):
     FILTER = "filter"
 
 
+class FreezeWish(enum.StrEnum):
+    """Whether a guest's file systems are to be frozen for the moment of a point."""
+
+    NO = "no"
+    TRY = "try"
+    MUST = "must"
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """How a source is opened.
@@ -47,6 +55,13 @@ class SourceOptions:
     places: tuple[tuple[str, str], ...] = field(default=(), metadata={"option": "--disk NAME=URI"})
     bitmap: tuple[str, ...] = ()
     since: str | None = None
+
+    @property
+    def freeze_wish(self) -> FreezeWish:
+        """What `freeze` and `require_freeze` say together."""
+        if self.require_freeze:
+            return FreezeWish.MUST
+        return FreezeWish.TRY if self.freeze else FreezeWish.NO
 
 
 @dataclass(frozen=True)

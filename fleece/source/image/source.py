@@ -22,12 +22,11 @@ from fleece.source.base import (
     Removed,
     Request,
     Since,
-    Transport,
     TransportWish,
     Unknown,
     Wanted,
 )
-from fleece.source.choice import of_kind
+from fleece.source.choice import of_kind, only_pulled
 from fleece.source.image.doctor import examine
 from fleece.source.image.inventory import Image, ImageDisk, ImageInventory, take_inventory
 from fleece.source.image.measure import dirty_bytes, told_bytes
@@ -139,13 +138,7 @@ class ImageSource(Closing):
         Raises:
             UsageError: it is to be pushed.
         """
-        if wish is TransportWish.PUSH:
-            raise UsageError(
-                "no QEMU has these images open that could push them",
-                where=self.where,
-                hint="leave --transport push out",
-            )
-        return Chosen(Transport.PULL)
+        return only_pulled(wish, "no QEMU has these images open that could push them", self.where)
 
     def check_needs(self) -> None:
         """See that QEMU's tools are there.

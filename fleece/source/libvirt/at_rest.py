@@ -45,10 +45,11 @@ from fleece.source.libvirt.domain import Domain, State, version_text
 from fleece.source.libvirt.identity import holder_of, identity_of
 from fleece.source.libvirt.inventory import image_of, resting_drives
 from fleece.source.libvirt.machine import machine_of
-from fleece.source.libvirt.names import CheckpointName, FolderName
+from fleece.source.libvirt.names import FolderName
 from fleece.source.libvirt.takedown import remove_folder
 from fleece.source.libvirt.xml import checkpoint_xml
 from fleece.source.place import check_path, default_scratch
+from fleece.source.point_name import PointName
 from fleece.source.report import Report
 from fleece.source.segments import Bitmap
 from fleece.source.workfolder import PREFIX, Strangers, work_folders
@@ -228,7 +229,7 @@ class RestingSource(Closing):
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether the point's bitmap, in the image, tells what was written on a disk since."""
-        image, name = of_kind(disk, ImageDisk), CheckpointName(chain_id, sequence, point)
+        image, name = of_kind(disk, ImageDisk), PointName(chain_id, sequence, point)
         if not image.persistent_bitmaps:
             return Unknown(f"its image is {image.format}, which keeps no bitmaps")
         found = next((each for each in image.bitmaps if each.name == str(name)), None)
@@ -266,7 +267,7 @@ class RestingSource(Closing):
                 )
                 for disk in self.inventory().disks
                 for bitmap in disk.bitmaps
-                if (name := CheckpointName.parse(bitmap.name)) is not None
+                if (name := PointName.parse(bitmap.name)) is not None
             ]
         return sorted(found, key=lambda one: (one.disk, one.chain_id, one.sequence))
 
@@ -292,7 +293,7 @@ class RestingSource(Closing):
         """Have libvirt forget our checkpoints of which no image has a bitmap."""
         kept = {bitmap.name for disk in self.inventory().disks for bitmap in disk.bitmaps}
         for name in self.domain.checkpoints():
-            if CheckpointName.parse(name) is not None and name not in kept:
+            if PointName.parse(name) is not None and name not in kept:
                 self.domain.delete(name, metadata_only=True)
 
     # ---- points --------------------------------------------------------------------------------
@@ -325,7 +326,7 @@ class RestingSource(Closing):
             SourceError: somebody writes to an image.
         """
         self.check_ready()
-        name = CheckpointName(request.chain_id, request.sequence, request.point)
+        name = PointName(request.chain_id, request.sequence, request.point)
         begun = str(name) if request.rotate else None
         planned = tuple(_planned(want, request.chain_id, begun) for want in request.wanted)
         return self._point(request, planned, begun)
@@ -342,7 +343,7 @@ class RestingSource(Closing):
             SourceError: somebody writes to an image.
         """
         self.check_ready()
-        name = CheckpointName(request.chain_id, request.sequence, request.point)
+        name = PointName(request.chain_id, request.sequence, request.point)
         for want in request.wanted:
             if not any(
                 each.name == str(name) and each.recording
@@ -381,8 +382,8 @@ class RestingSource(Closing):
                 self._forget_gone()
 
 
-def _of_chain(bitmaps: Sequence[Bitmap], chain_id: str) -> list[CheckpointName]:
-    found = (CheckpointName.parse(bitmap.name) for bitmap in bitmaps)
+def _of_chain(bitmaps: Sequence[Bitmap], chain_id: str) -> list[PointName]:
+    found = (PointName.parse(bitmap.name) for bitmap in bitmaps)
     return [name for name in found if name is not None and name.chain_id == chain_id]
 
 
@@ -391,7 +392,7 @@ def _planned(want: Wanted, chain_id: str, begun: str | None) -> PlannedImage:
     keeps = disk.persistent_bitmaps and not disk.unwritable
     mine = begun if keeps else None
     names = {*_of_chain(disk.bitmaps, chain_id)}
-    last = None if begun is None else CheckpointName.parse(begun)
+    last = None if begun is None else PointName.parse(begun)
 
     def obsolete(oldest: int | None) -> list[str]:
         below = oldest if oldest is not None or last is None else last.sequence

@@ -10,19 +10,19 @@ from fleece.source.base import Since, Unknown
 from fleece.source.libvirt.connection import Refused
 from fleece.source.libvirt.domain import Code, Domain
 from fleece.source.libvirt.inventory import LibvirtDisk, told_apart
-from fleece.source.libvirt.names import CheckpointName
 from fleece.source.libvirt.xml import Checkpoint, checkpoint_xml
+from fleece.source.point_name import PointName
 
 
-def of_chain(domain: Domain, chain_id: str) -> list[CheckpointName]:
+def of_chain(domain: Domain, chain_id: str) -> list[PointName]:
     """A chain's checkpoints, in the order of their sequences."""
-    found = (CheckpointName.parse(name) for name in domain.checkpoints())
+    found = (PointName.parse(name) for name in domain.checkpoints())
     mine = (name for name in found if name is not None and name.chain_id == chain_id)
     return sorted(mine, key=lambda name: (name.sequence, name.point))
 
 
 def written_since(
-    domain: Domain, disk: LibvirtDisk, name: CheckpointName, others: Collection[str]
+    domain: Domain, disk: LibvirtDisk, name: PointName, others: Collection[str]
 ) -> Since | Unknown:
     """Whether a checkpoint tells what was written on a disk since its point.
 
@@ -55,7 +55,7 @@ def is_of(told: Checkpoint, disk: LibvirtDisk) -> bool:
 
 
 def _remembered(
-    domain: Domain, disk: LibvirtDisk, name: CheckpointName, others: Collection[str]
+    domain: Domain, disk: LibvirtDisk, name: PointName, others: Collection[str]
 ) -> Checkpoint | None:
     """Have libvirt know a checkpoint again whose bitmap is still in the image.
 

@@ -12,34 +12,7 @@ from pathlib import Path
 
 from fleece.source.workfolder import PREFIX, SOCKET, folder_name
 
-_CHECKPOINT = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9]{{6,}})-([0-9a-f]{{10}})")
 _FOLDER = re.compile(rf"{PREFIX}([0-9a-f]{{8}})-([0-9a-f]{{10}})")
-
-
-@dataclass(frozen=True)
-class CheckpointName:
-    """What the name of one of our checkpoints tells.
-
-    Attributes:
-        chain_id: whose point it is.
-        sequence, point: of the point.
-    """
-
-    chain_id: str
-    sequence: int
-    point: str
-
-    def __str__(self) -> str:
-        return f"{PREFIX}{self.chain_id}-{self.sequence:06d}-{self.point}"
-
-    @staticmethod
-    def parse(name: str) -> CheckpointName | None:
-        """What a checkpoint's name means; None: it is not ours."""
-        found = _CHECKPOINT.fullmatch(name)
-        if found is None:
-            return None
-        made = CheckpointName(found[1], int(found[2]), found[3])
-        return made if str(made) == name else None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 from pathlib import Path
 
 from fleece.cancel import CancelToken
@@ -11,15 +10,7 @@ from fleece.source.libvirt.at_rest import RestingSource
 from fleece.source.libvirt.domain import Domain, reached
 from fleece.source.libvirt.freeze import Freezer
 from fleece.source.libvirt.source import LibvirtSource
-from fleece.source.options import FoundGuest
-
-
-class FreezeWish(enum.Enum):
-    """Whether a guest is frozen for the moment of a point."""
-
-    NO = enum.auto()
-    TRY = enum.auto()
-    MUST = enum.auto()
+from fleece.source.options import FoundGuest, FreezeWish
 
 
 def open_guest(

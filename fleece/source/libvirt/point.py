@@ -22,7 +22,7 @@ from fleece.source.libvirt.freeze import Freezer, thaw
 from fleece.source.libvirt.identity import holder_of
 from fleece.source.libvirt.inventory import LibvirtDisk, owner_of
 from fleece.source.libvirt.machine import Marks, machine_of, marks_of
-from fleece.source.libvirt.names import CheckpointName, FolderName, scratch_name, socket_in
+from fleece.source.libvirt.names import FolderName, scratch_name, socket_in
 from fleece.source.libvirt.takedown import remove_folder, take_down_job
 from fleece.source.libvirt.xml import (
     EXPORTED_BITMAP,
@@ -31,6 +31,7 @@ from fleece.source.libvirt.xml import (
     backup_xml,
     checkpoint_xml,
 )
+from fleece.source.point_name import PointName
 from fleece.source.scratch import Scratch, estimate
 from fleece.source.workfolder import FROZEN, Note, WorkFolder, held_folder
 
@@ -71,7 +72,7 @@ class PointPlan:
 
     domain: Domain
     folder: FolderName
-    checkpoint: CheckpointName | None
+    checkpoint: PointName | None
     disks: tuple[PlannedDisk, ...]
 
     def backed_up(self, work: Path) -> list[BackedUp]:

@@ -39,7 +39,7 @@ from fleece.source.libvirt.inventory import (
     lost_client_kills,
     take_inventory,
 )
-from fleece.source.libvirt.names import CheckpointName, FolderName
+from fleece.source.libvirt.names import FolderName
 from fleece.source.libvirt.point import (
     GRANULARITY,
     LibvirtPoint,
@@ -50,6 +50,7 @@ from fleece.source.libvirt.point import (
 from fleece.source.libvirt.pushed import PushedPoint
 from fleece.source.libvirt.takedown import folder_of, remove_folder, take_down_job
 from fleece.source.place import check_path, default_scratch, doubt
+from fleece.source.point_name import PointName
 from fleece.source.report import Report
 from fleece.source.workfolder import (
     FROZEN,
@@ -184,7 +185,7 @@ class LibvirtSource(Closing):
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether the point's checkpoint tells what was written on a disk since."""
-        name = CheckpointName(chain_id, sequence, point)
+        name = PointName(chain_id, sequence, point)
         return checkpoints.written_since(self.domain, of_kind(disk, LibvirtDisk), name, others)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:
@@ -223,7 +224,7 @@ class LibvirtSource(Closing):
         disks = {disk.name: disk for disk in self.inventory().disks}
         found = []
         for text in self.domain.checkpoints():
-            name = CheckpointName.parse(text)
+            name = PointName.parse(text)
             told = None if name is None else self.domain.checkpoint(text)
             if name is None or told is None:
                 continue
@@ -257,7 +258,7 @@ class LibvirtSource(Closing):
             SourceError: libvirt refuses.
         """
         self.check_present()
-        if CheckpointName.parse(name) is not None:
+        if PointName.parse(name) is not None:
             checkpoints.delete(self.domain, name)
 
     # ---- what interrupted runs left ------------------------------------------------------------
@@ -371,7 +372,7 @@ class LibvirtSource(Closing):
         return PointPlan(
             self.domain,
             FolderName(request.chain_id, request.point),
-            CheckpointName(request.chain_id, request.sequence, request.point)
+            PointName(request.chain_id, request.sequence, request.point)
             if request.rotate
             else None,
             tuple(_planned(want) for want in request.wanted),

@@ -26,12 +26,11 @@ from fleece.source.base import (
     Removed,
     Request,
     Since,
-    Transport,
     TransportWish,
     Unknown,
     Wanted,
 )
-from fleece.source.choice import of_kind
+from fleece.source.choice import of_kind, only_pulled
 from fleece.source.nbd.doctor import examine
 from fleece.source.nbd.held import HeldExports
 from fleece.source.nbd.inventory import NbdInventory, ServedDisk
@@ -146,13 +145,7 @@ class NbdSource(Closing):
         Raises:
             UsageError: it is to be pushed.
         """
-        if wish is TransportWish.PUSH:
-            raise UsageError(
-                "an NBD server is read, and cannot push",
-                where=self.where,
-                hint="leave --transport push out",
-            )
-        return Chosen(Transport.PULL)
+        return only_pulled(wish, "an NBD server is read, and cannot push", self.where)
 
     def check_needs(self) -> None:
         """Nothing is needed but what the engine needs."""

@@ -11,6 +11,7 @@ from fleece.delta.identity import GuestIdentity
 from fleece.delta.part import is_part
 from fleece.errors import SourceError
 from fleece.source.nbd.text import Place, is_place
+from fleece.source.point_name import PointName
 from fleece.source.provider.words import (
     LIMITS,
     LONGEST_LIMIT,
@@ -19,7 +20,6 @@ from fleece.source.provider.words import (
     MOST_DISKS,
     MOST_WARNINGS,
     PROTOCOL,
-    Token,
     Word,
 )
 from fleece.source.qemu.answers import Answer
@@ -97,9 +97,9 @@ class ProviderDisk:
     name: str
     size: int
     read_only: bool
-    bases: tuple[Token, ...]
+    bases: tuple[PointName, ...]
 
-    def of(self, chain_id: str) -> dict[int, Token]:
+    def of(self, chain_id: str) -> dict[int, PointName]:
         """Its bases of a chain, by sequence."""
         return {base.sequence: base for base in self.bases if base.chain_id == chain_id}
 
@@ -212,12 +212,12 @@ def _disk(said: Said, bases: bool) -> ProviderDisk:
     size = said.number("size", _LARGEST)
     if not size:
         raise said.bad("has 0 bytes: that is no disk")
-    told = [Token.parse(each.text("token")) for each in said.few("bases", MOST_BASES)]
+    told = [PointName.parse(each.text("token")) for each in said.few("bases", MOST_BASES)]
     ours = tuple(token for token in told if token is not None and bases)
     return ProviderDisk(name, size, said.sure("read_only"), ours)
 
 
-def begun(said: Said, asked: Sequence[tuple[ProviderDisk, Token | None]]) -> Begun:
+def begun(said: Said, asked: Sequence[tuple[ProviderDisk, PointName | None]]) -> Begun:
     """What a provider says of a point that it has begun.
 
     Args:
@@ -243,7 +243,7 @@ def begun(said: Said, asked: Sequence[tuple[ProviderDisk, Token | None]]) -> Beg
     return Begun(disks, said.sure("frozen"), warnings)
 
 
-def _begun_disk(said: Said, name: str, base: Token | None) -> BegunDisk:
+def _begun_disk(said: Said, name: str, base: PointName | None) -> BegunDisk:
     uri = said.text("uri")
     if not is_place(uri):
         raise said.part("uri").bad(f"is no NBD URI: {uri[:_LONGEST_LINE]}")

@@ -12,9 +12,11 @@ from fleece.extents import Extents
 from fleece.nbd.connection import DIRTY_BITMAP
 from fleece.source.base import Export
 from fleece.source.nbd.held import HeldExports
+from fleece.source.options import FreezeWish
+from fleece.source.point_name import PointName
 from fleece.source.provider.answers import Begun, BegunDisk, ProviderDisk, begun, changes
 from fleece.source.provider.program import Program, Refused
-from fleece.source.provider.words import MOST_CHANGES, FreezeWish, Token, Word
+from fleece.source.provider.words import MOST_CHANGES, Word
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class ProviderPlan:
         freeze: whether the guest is to be frozen.
     """
 
-    token: Token | None
-    disks: Sequence[tuple[ProviderDisk, Token | None]]
+    token: PointName | None
+    disks: Sequence[tuple[ProviderDisk, PointName | None]]
     freeze: FreezeWish
 
 

@@ -17,18 +17,19 @@ from fleece.source.base import (
     Removed,
     Request,
     Since,
-    Transport,
     TransportWish,
     Unknown,
     Wanted,
 )
-from fleece.source.choice import of_kind
+from fleece.source.choice import of_kind, only_pulled
+from fleece.source.options import FreezeWish
+from fleece.source.point_name import PointName
 from fleece.source.provider.answers import Described, Hello, ProviderDisk, described, hello
 from fleece.source.provider.inventory import ProviderInventory
 from fleece.source.provider.point import ProviderPlan, ProviderPoint, living_point
 from fleece.source.provider.program import Program
 from fleece.source.provider.text import Command
-from fleece.source.provider.words import PROTOCOL, FreezeWish, Token, Word
+from fleece.source.provider.words import PROTOCOL, Word
 from fleece.source.report import Ability, ExaminedDisk, Report
 from fleece.terminal import counted
 
@@ -58,7 +59,7 @@ class ProviderSource(Closing):
         self._cancel = cancel or CancelToken()
         self._freeze = freeze
         self._point: ProviderPoint | None = None
-        self._chain: str | None = None
+        self._chain_id: str | None = None
         self._program = Program(command, self._cancel)
         try:
             self._hello = self._asked_hello()
@@ -140,7 +141,7 @@ class ProviderSource(Closing):
         self, disk: Disk, chain_id: str, sequence: int, point: str, others: Collection[str] = ()
     ) -> Since | Unknown:
         """Whether the provider has the point as a base of this disk."""
-        token = Token(chain_id, sequence, point)
+        token = PointName(chain_id, sequence, point)
         if not self._hello.bases:
             return Unknown("this provider does not tell what was written since a point")
         if token not in of_kind(disk, ProviderDisk).bases:
@@ -153,13 +154,7 @@ class ProviderSource(Closing):
         Raises:
             UsageError: it is to be pushed.
         """
-        if wish is TransportWish.PUSH:
-            raise UsageError(
-                "a provider's exports are read, and it cannot push",
-                where=self.where,
-                hint="leave --transport push out",
-            )
-        return Chosen(Transport.PULL)
+        return only_pulled(wish, "a provider's exports are read, and it cannot push", self.where)
 
     def check_needs(self) -> None:
         """What the provider needs it says itself."""
@@ -192,7 +187,7 @@ class ProviderSource(Closing):
             PointError: the provider cannot begin it.
             SourceError: the provider ended, hangs, or says what is not so.
         """
-        token = Token(request.chain_id, request.sequence, request.point)
+        token = PointName(request.chain_id, request.sequence, request.point)
         keeps = request.rotate and self._hello.bases
         disks = [_wanted(want) for want in request.wanted]
         plan = ProviderPlan(token if keeps else None, disks, self._freeze)
@@ -203,12 +198,12 @@ class ProviderSource(Closing):
         if self._point is not None and not self._point.held:
             self._point.abandon()  # a provider has one point at a time
         with living_point(plan, self._program, self._cancel) as point:
-            before = self._point, self._chain
-            self._point, self._chain = point, chain_id
+            before = self._point, self._chain_id
+            self._point, self._chain_id = point, chain_id
             try:
                 yield point
             finally:
-                self._point, self._chain = before
+                self._point, self._chain_id = before
 
     def bitmaps(self) -> list[KeptBitmap]:
         """The bases of all disks, by disk, chain and age."""
@@ -231,7 +226,7 @@ class ProviderSource(Closing):
 
     def has_point(self, chain_id: str) -> bool:
         """Whether this run holds a point of this chain: of others the provider does not tell."""
-        return self._chain == chain_id
+        return self._chain_id == chain_id
 
     def drop_bitmap(self, disk: str, name: str) -> None:
         """Have a base forgotten; one that is gone already is fine.
@@ -265,7 +260,7 @@ class ProviderSource(Closing):
         )
 
 
-def _wanted(want: Wanted) -> tuple[ProviderDisk, Token | None]:
+def _wanted(want: Wanted) -> tuple[ProviderDisk, PointName | None]:
     """A disk, and its base.
 
     Raises:
@@ -274,7 +269,7 @@ def _wanted(want: Wanted) -> tuple[ProviderDisk, Token | None]:
     disk = of_kind(want.disk, ProviderDisk)
     if want.since is None:
         return disk, None
-    token = Token.parse(want.since.parts[0])
+    token = PointName.parse(want.since.parts[0])
     if token is None:
         raise PointError(f"disk {disk.name} has no base {want.since.parts[0]}")
     return disk, token

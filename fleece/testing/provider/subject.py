@@ -15,6 +15,7 @@ from fleece.environment import child_environment
 from fleece.errors import SourceError
 from fleece.extents import Extents
 from fleece.nbd.connection import DIRTY_BITMAP, Connection
+from fleece.source.point_name import PointName
 from fleece.source.provider.answers import Begun, BegunDisk, Described, Hello, ProviderDisk
 from fleece.source.provider.answers import begun as read_begun
 from fleece.source.provider.answers import described as read_described
@@ -22,7 +23,7 @@ from fleece.source.provider.answers import hello as read_hello
 from fleece.source.provider.point import listed
 from fleece.source.provider.program import Program, Refused
 from fleece.source.provider.text import Command
-from fleece.source.provider.words import PROTOCOL, Token, Word
+from fleece.source.provider.words import PROTOCOL, Word
 
 _AT_ONCE = 8 << 20
 
@@ -106,11 +107,11 @@ class Talk:
             raise Broken("there is no disk that the guest can write")
         return found
 
-    def token(self, sequence: int) -> Token:
+    def token(self, sequence: int) -> PointName:
         """A new token of the tests' chain."""
-        return Token(self.chain_id, sequence, secrets.token_hex(5))
+        return PointName(self.chain_id, sequence, secrets.token_hex(5))
 
-    def begin(self, token: Token | None, base: Token | None = None) -> Begun:
+    def begin(self, token: PointName | None, base: PointName | None = None) -> Begun:
         """Begin a point of all disks, each since a base or as a whole."""
         disks = self.disks()
         asked = [{"name": disk.name, "base": None if base is None else str(base)} for disk in disks]
@@ -122,14 +123,14 @@ class Talk:
                 raise Broken(f"disk {disk.name} has another size in 'begin' than in 'describe'")
         return made
 
-    def kept(self, sequence: int) -> Token:
+    def kept(self, sequence: int) -> PointName:
         """The token of a point that was begun and committed."""
         token = self.token(sequence)
         self.begin(token)
         self.program.ask(Word.COMMIT)
         return token
 
-    def forget(self, token: Token) -> None:
+    def forget(self, token: PointName) -> None:
         """Have a base of all disks forgotten."""
         bases = [{"disk": disk.name, "token": str(token)} for disk in self.disks()]
         self.program.ask(Word.FORGET, bases=bases)
