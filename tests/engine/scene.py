@@ -273,8 +273,9 @@ class Running:
         self._let_go()
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send it a signal; a slow one goes on when it has taken it."""
         self._process.send_signal(number)
+        wait_until(lambda: not _pending(self.pid, number), "the signal to be taken")
         self._let_go()
 
     def _let_go(self) -> None:
@@ -297,6 +298,17 @@ class Running:
         """SIGKILL, and wait for its end."""
         self.signal(signal.SIGKILL)
         return self.wait()
+
+
+def _pending(pid: int, number: int) -> bool:
+    """Whether a process that runs has not taken a signal yet."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has ended
+        return False
+    fields = dict(line.split(":\t", 1) for line in lines)
+    runs = fields["State"][0] not in "TZX"
+    return runs and bool(int(fields["ShdPnd"], 16) >> (number - 1) & 1)
 
 
 def _waiting(pipe: int) -> bool:

@@ -230,7 +230,7 @@ def _has_open(pid: int, part: str) -> bool:
 
 def test_a_signal_takes_down_what_is_underway_and_begins_nothing_else(fleet: Fleet) -> None:
     """And the next run goes on."""
-    running = INTACT.slow("fleece.nbd.connection", "Connection.read", 1, *fleet.words())
+    running = INTACT.slow("fleece.nbd.connection", "Connection.read", 500, *fleet.words())
     running.wait_event("point")
     running.signal(signal.SIGTERM)
     ran = running.wait().failed(fleece.ExitCode.INTERRUPTED)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import select
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
 import fleece
 from fleece import events
+from fleece.cancel import CancelToken
 from fleece.errors import StoreError, UsageError
 from fleece.store.init import init
 from fleece.store.open import open_backend
@@ -25,7 +29,7 @@ from fleece.store.remote import channel
 from fleece.store.remote.backend import SHELL_VARIABLE
 from fleece.store.remote.wire import GREETING, LENGTHS, MAX_TEXT, Message, packed
 from tests.contract.shell import shell
-from tests.engine.scene import INTACT, MIB, ROOT, Ran, daemon, small_tmpfs
+from tests.engine.scene import INTACT, MIB, ROOT, Ran, daemon, small_tmpfs, wait_until
 from tests.rig import images
 from tests.rig.disk import Disk
 from tests.rig.process import LIMIT, run_checked
@@ -355,6 +359,37 @@ def test_what_makes_no_sense_is_answered_by_an_error(
     if ask["do"] != "tidy":
         assert "error" in answer
     assert answer["id"] == 5
+
+
+_STRAY = f"""
+import sys, time
+sys.stdout.buffer.write({GREETING!r} + {packed(Message({"id": 1}))!r})
+sys.stdout.flush()
+sys.stdin.buffer.read()
+"""
+
+
+def test_who_writes_does_not_wait_for_what_another_thread_has_read() -> None:
+    """Nothing else would come, and after two minutes the other side would count as gone."""
+    there = channel.Channel([sys.executable, "-c", _STRAY], "there", CancelToken())
+    assert select.select([there._out], [], [], LIMIT)[0]
+    writes = threading.Thread(target=there.write, args=(1, b"data"))
+    with there._turn:  # this thread reads; the other one saw that there is something to be read
+        writes.start()
+        wait_until(lambda: _is_in(writes, there._look.__code__), "the write to look for errors")
+        there._read_one()
+    writes.join(10)
+    waits = writes.is_alive()
+    there._end()
+    writes.join(LIMIT)
+    assert not waits
+
+
+def _is_in(thread: threading.Thread, code: CodeType) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 # ---- a real sshd ---------------------------------------------------------------------------------

@@ -201,9 +201,11 @@ class Channel:
         """Read what has come, if nobody does."""
         poll = select.poll()
         poll.register(self._out, select.POLLIN)
-        while poll.poll(0):
+        while True:
             with self._turn:
-                if self._read_by_one or self._dead is not None:
+                # In the same turn: else another thread may take all that there is, and this one
+                # waits for an answer that nobody has asked for.
+                if self._read_by_one or self._dead is not None or not poll.poll(0):
                     return
                 self._read_by_one = True
             self._read_one()
