@@ -122,6 +122,11 @@ class Child:
         """Whether it still runs."""
         return self._process.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; None: it runs."""
+        return self._process.poll()
+
     def output(self) -> str:
         """All that it has printed so far."""
         return self.log.read_text(errors="replace")

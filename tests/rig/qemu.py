@@ -106,15 +106,19 @@ class QemuProcess(ABC):
         """End it cleanly, as the monitor command ``quit`` does. Its guest just loses power.
 
         Raises:
-            RigError: it did not end; it is killed then.
+            RigError: it did not end, and is killed then; or it ended by a crash: what it keeps at
+                its end, as persistent bitmaps, is not kept.
         """
         with suppress(EOFError, ConnectionError):
             self.control.command("quit")
         ended = self._running.wait(LIMIT)
+        status = self._running.status
         printed = self.output()
         self.kill()
         if not ended:
             raise RigError(f"QEMU did not quit\n{printed}")
+        if status:
+            raise RigError(f"QEMU crashed as it quit: {status}\n{printed}")
 
     def kill(self) -> None:
         """End it by SIGKILL, as a crash of the host would. Harmless when it has ended."""
