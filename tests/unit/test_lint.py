@@ -119,8 +119,8 @@ def _name(path: Path) -> str:
 
 
 _LINTERS = (
-    ("ruff", "check", "fleece", "tests", "tools"),
-    ("ruff", "format", "--check", "fleece", "tests", "tools"),
+    ("ruff", "check", "fleece", "tests", "tools", "docs"),
+    ("ruff", "format", "--check", "fleece", "tests", "tools", "docs"),
     ("mypy", "--strict", "-p", "fleece", "-p", "tests"),
 )
 
