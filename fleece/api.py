@@ -71,6 +71,7 @@ from fleece.files.copy import CopyResult, copy_files, copy_stream
 from fleece.files.model import FileEntry, FileKind, Volume
 from fleece.files.point import PointFiles, open_files
 from fleece.files.session import FilesError
+from fleece.guests import GuestChoice, Shard
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm
 from fleece.keys import Secret
 from fleece.source.base import (
@@ -166,6 +167,7 @@ __all__ = (
     "FoundGuest",
     "Geometry",
     "GuestAgent",
+    "GuestChoice",
     "GuestDisk",
     "GuestIdentity",
     "GuestOptions",
@@ -227,6 +229,7 @@ __all__ = (
     "ServeOptions",
     "ServedDisk",
     "Serving",
+    "Shard",
     "Since",
     "Site",
     "Source",

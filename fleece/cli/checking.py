@@ -9,6 +9,7 @@ from dataclasses import asdict
 import fleece
 from fleece.amounts import fraction_of
 from fleece.cancel import CancelToken
+from fleece.cli.choosing import guest_choice
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import RootWords, StatusWords, VerifyWords
@@ -34,9 +35,12 @@ def verify(output: Output, cancel: CancelToken, words: VerifyWords) -> None:
         return
     if words.disk is not None or words.image_format is not None:
         raise UsageError("--disk and --format need --against")
+    choice = guest_choice(words.guest, words.shard)
+    if words.point is not None and words.shard is not None:
+        raise UsageError("--shard does not go with POINT")
     points = None if words.point is None else [catalogue.find(words.point, words.guest)]
     result = fleece.verify_store(
-        catalogue, points, output.listen, cancel, guest=words.guest, record=True
+        catalogue, points, output.listen, cancel, guest=choice, record=True
     )
     fields = asdict(result)
     if result.errors:
@@ -62,7 +66,7 @@ def _scrub(
     rules = fleece.ScrubRules(
         None if words.max_age is None else fleece.Duration.parse(words.max_age),
         1.0 if words.fraction is None else fraction_of("--fraction", words.fraction),
-        words.guest,
+        guest_choice(words.guest, words.shard),
     )
     result = fleece.scrub(catalogue, rules, output.listen, cancel)
     fields = asdict(result)

@@ -30,6 +30,7 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
     """`fleece copy FROM TO`."""
     options = fleece.CopyOptions(
         guests=tuple(dict.fromkeys(words.guests)),
+        shard=None if words.shard is None else fleece.Shard.parse(words.shard),
         tags=tuple(words.tags),
         last=words.last,
         since=None if words.since is None else _moment(words.since),

@@ -14,7 +14,7 @@ from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import ConfigWords, RunWords
-from fleece.errors import FleeceError
+from fleece.errors import FleeceError, UsageError
 from fleece.fleet import document, example
 from fleece.fleet.alone import alone
 from fleece.fleet.config import Config, load
@@ -49,8 +49,11 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
     path = config_path(words.config)
     config = load(path)
     steps = [Step(word) for word in words.only] or [*Step]
-    with alone(path, words.wait, cancel):
-        planned = plan(config, words.guests, cancel)
+    shard = None if words.shard is None else fleece.Shard.parse(words.shard)
+    if shard is not None and words.guests:
+        raise UsageError("--shard does not go with GUEST: one guest has no parts")
+    with alone(path, words.wait, cancel, part=words.shard or ""):
+        planned = plan(config, words.guests, cancel, shard=shard)
         for host, error in planned.unknown.items():
             output.listen(events.Warned(f"the guests of host '{host}' are unknown: {error}"))
         work = Work(

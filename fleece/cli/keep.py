@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.cli.choosing import guest_choice
 from fleece.cli.output import Output
 from fleece.cli.table import Column, table
 from fleece.cli.words import MergeWords, PinWords, PruneWords, StatsWords, TagWords
@@ -58,7 +59,7 @@ def prune(output: Output, cancel: CancelToken, words: PruneWords) -> None:
     result = fleece.prune(
         place,
         rules,
-        words.guest,
+        guest_choice(words.guest, words.shard),
         dry_run=words.dry_run,
         merging=_MERGING[words.merge],
         listener=output.listen,

@@ -183,6 +183,7 @@ class VerifyWords(Words):
     image_format: str | None
     max_age: str | None
     fraction: str | None
+    shard: str | None
     secret: fleece.Secret | None
 
 
@@ -340,6 +341,7 @@ class PruneWords(Words):
 
     store: str
     guest: str | None
+    shard: str | None
     tags: list[tuple[str, ...]]
     keep_tags: list[tuple[str, ...]]
     dry_run: bool
@@ -377,6 +379,7 @@ class CopyWords(Words):
     store: str
     to: str
     guests: list[str]
+    shard: str | None
     tags: list[tuple[str, ...]]
     last: int | None
     since: str | None
@@ -423,6 +426,7 @@ class RunWords(Words):
 
     guests: list[str]
     config: str | None
+    shard: str | None
     only: list[str]
     dry_run: bool
     wait: float

@@ -19,8 +19,8 @@ _TICK = 0.2
 
 
 @contextlib.contextmanager
-def alone(config: Path, patience: float, cancel: CancelToken) -> Iterator[None]:
-    """A context in which no other run of a configuration is at work.
+def alone(config: Path, patience: float, cancel: CancelToken, part: str = "") -> Iterator[None]:
+    """A context in which no other run of a configuration, or of a part of it, is at work.
 
     The lock is a file that only this user can open, so nobody else can hold it.
 
@@ -28,12 +28,15 @@ def alone(config: Path, patience: float, cancel: CancelToken) -> Iterator[None]:
         config: the configuration's path.
         patience: seconds to wait for another run's end.
         cancel: ends the waiting.
+        part: of the guests; runs of several parts may be at work at once.
 
     Raises:
         UsageError: another run is at work, or there can be no lock.
         Interrupted: it was cancelled.
     """
-    name = hashlib.sha256(os.fsencode(os.path.realpath(config))).hexdigest()[:32]
+    name = hashlib.sha256(
+        os.fsencode(os.path.realpath(config)) + b"\0" + part.encode()
+    ).hexdigest()[:32]
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder(runtime_folder()))

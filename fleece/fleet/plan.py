@@ -11,6 +11,7 @@ from fleece.cancel import CancelToken
 from fleece.errors import FleeceError, UsageError
 from fleece.fleet.config import Config, GuestConfig
 from fleece.fleet.document import unknown
+from fleece.guests import Shard, is_meant
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,13 @@ class Plan:
     unknown: Mapping[str, FleeceError]
 
 
-def plan(config: Config, names: Collection[str] = (), cancel: CancelToken | None = None) -> Plan:
+def plan(
+    config: Config,
+    names: Collection[str] = (),
+    cancel: CancelToken | None = None,
+    *,
+    shard: Shard | None = None,
+) -> Plan:
     """Say which guests a configuration means now.
 
     A guest that an entry names is that entry's alone, for its store; one that several patterns
@@ -51,6 +58,7 @@ def plan(config: Config, names: Collection[str] = (), cancel: CancelToken | None
         config: the configuration.
         names: of the guests that are wanted; none: all.
         cancel: of the run.
+        shard: only guests of this one; None: all.
 
     Raises:
         UsageError: a guest is wanted that the configuration does not mean.
@@ -68,7 +76,11 @@ def plan(config: Config, names: Collection[str] = (), cancel: CancelToken | None
     order = {id(entry): number for number, entry in enumerate(config.guests)}
     planned = sorted(guests.values(), key=lambda guest: order[id(guest.config)])
     _are_there(names, planned, failed)
-    wanted = [guest for guest in planned if not names or guest.name in names]
+    wanted = [
+        guest
+        for guest in planned
+        if (not names or guest.name in names) and is_meant(shard, guest.name)
+    ]
     return Plan(tuple(wanted), failed)
 
 

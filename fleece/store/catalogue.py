@@ -22,6 +22,7 @@ from fleece.delta.protection import Protection
 from fleece.delta.reader import DeltaReader, RecordFile
 from fleece.delta.wreck import Wreck
 from fleece.errors import DeltaError, StoreError, UsageError, WrongKey
+from fleece.guests import GuestChoice, is_meant
 from fleece.hashing import XXH3_128
 from fleece.keys import Secret
 from fleece.likely import advice, meant
@@ -340,14 +341,14 @@ class Catalogue:
         self._guests = {name: oldest_first(mine, _head) for name, mine in sorted(guests.items())}
         self.points = tuple(itertools.chain.from_iterable(self._guests.values()))
 
-    def named(self, guest: str | None) -> list[StoredPoint]:
-        """The points of one guest, or all, complete or not, oldest first.
+    def named(self, guest: GuestChoice) -> list[StoredPoint]:
+        """The points of one guest, of a shard, or all, complete or not, oldest first.
 
         Raises:
             StoreError: a guest is named and has none. That may be a slip of the pen.
         """
-        if guest is None:
-            return list(self.points)
+        if not isinstance(guest, str):
+            return [point for point in self.points if is_meant(guest, point.guest)]
         if guest not in self._guests:
             raise StoreError(
                 f"there is no point of guest {guest}",

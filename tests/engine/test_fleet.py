@@ -240,6 +240,16 @@ def test_a_signal_takes_down_what_is_underway_and_begins_nothing_else(fleet: Fle
     fleet.check_exact("a", "b", "c")
 
 
+def test_shards_of_a_run_look_after_each_guest_once(fleet: Fleet) -> None:
+    """All of them at once on one host: they are of other guests."""
+    ran = [INTACT.command(*fleet.words("--shard", f"{number}/3")) for number in (1, 2, 3)]
+    looked_after = [guest for running in ran for guest in _steps(running.wait().succeeded())]
+    assert sorted(looked_after) == ["a", "b", "c"]
+    fleet.check_exact("a", "b", "c")
+    fleet.run("--shard", "1/3", "a").failed(fleece.ExitCode.USAGE, "one guest has no parts")
+    fleet.run("--shard", "4/3").failed(fleece.ExitCode.USAGE, "shard 4/3 is none")
+
+
 def test_a_run_that_is_killed_is_made_good_by_the_next_one(fleet: Fleet) -> None:
     running = INTACT.slow("fleece.nbd.connection", "Connection.read", 1, *fleet.words())
     running.wait_event("point")

@@ -26,6 +26,7 @@ from tools.benchmark import (
     peer,
     restores,
     scale,
+    shards,
     verbs,
 )
 from tools.benchmark.cases import CASES, GIB, MIB, SWEEPS, Bench, Case, Setting, Side, phases
@@ -41,7 +42,13 @@ _CASES = {
     "restore-deep": restores.deep,
 }
 LOOKS = (
-    looks.LOOKS | scale.LOOKS | verbs.LOOKS | growth.LOOKS | buckets.LOOKS | {"dense": dense.dense}
+    looks.LOOKS
+    | scale.LOOKS
+    | verbs.LOOKS
+    | growth.LOOKS
+    | buckets.LOOKS
+    | shards.LOOKS
+    | {"dense": dense.dense}
 )
 
 NAMES = ("phases", *SWEEPS, *LOOKS, *_CASES)

@@ -9,6 +9,7 @@ from fleece.cli.grammar.options import (
     STORE,
     AddVerb,
     add_key,
+    add_shard,
     add_tags,
     add_verbose,
 )
@@ -73,6 +74,7 @@ def _add_choice(copy: argparse.ArgumentParser) -> None:
         metavar="GUEST",
         help="only the points of this guest; may be given several times; default: all",
     )
+    add_shard(copy)
     add_tags(copy, ONLY_TAGGED + ", and what they build on")
     copy.add_argument(
         "--last",

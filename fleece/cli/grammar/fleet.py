@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import AddVerb, add_verbose
+from fleece.cli.grammar.options import AddVerb, add_shard, add_verbose
 from fleece.cli.words import ConfigWords, RunWords, ScheduleWords
 
 
@@ -24,6 +24,7 @@ def _run_verb(verb: AddVerb) -> None:
     )
     run.add_argument("guests", nargs="*", metavar="GUEST", help="only these guests; default: all")
     _add_config(run)
+    add_shard(run)
     run.add_argument(
         "--only",
         action="append",

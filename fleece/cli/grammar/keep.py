@@ -11,6 +11,7 @@ from fleece.cli.grammar.options import (
     AddVerb,
     add_guest,
     add_key,
+    add_shard,
     add_tags,
     add_verbose,
     tag_list,
@@ -77,6 +78,7 @@ def _prune_verb(verb: AddVerb) -> None:
     prune.add_argument(
         "--guest", help="only the points of this guest; default: those of each guest, separately"
     )
+    add_shard(prune)
     add_verbose(prune)
     add_key(prune)
 

@@ -207,6 +207,15 @@ def add_guest(made: argparse.ArgumentParser) -> None:
     made.add_argument("--guest", help="the guest, if the store holds several")
 
 
+def add_shard(made: argparse.ArgumentParser) -> None:
+    """Add the option that chooses a part of all guests."""
+    made.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="only the Kth of N parts of all guests; each guest is in one, told by its name",
+    )
+
+
 def add_image_format(made: argparse.ArgumentParser) -> None:
     """Add the option for the format of an image."""
     made.add_argument(

@@ -12,6 +12,7 @@ from fleece.cli.grammar.options import (
     add_image_format,
     add_key,
     add_mode,
+    add_shard,
     add_tags,
     add_verbose,
     file_to_make,
@@ -151,6 +152,7 @@ def _verify_verb(verb: AddVerb) -> None:
         help="stop when this part of the store has been read, like 10%%",
     )
     add_guest(verify)
+    add_shard(verify)
     add_verbose(verify)
     add_key(verify)
     add_image_format(verify)

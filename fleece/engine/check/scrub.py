@@ -11,6 +11,7 @@ from fleece.cancel import CancelToken
 from fleece.durations import Duration
 from fleece.engine.check.verify import Checker, problems_of
 from fleece.errors import UsageError
+from fleece.guests import GuestChoice, is_meant
 from fleece.store import verified
 from fleece.store.catalogue import Access, Catalogue, Entry
 
@@ -25,12 +26,12 @@ class ScrubRules:
         max_age: leave out what was verified within this time; None: nothing is left out.
         fraction: stop when this part of the store's bytes has been read, more than 0 to 1; at least
             one delta is read, if any is due.
-        guest: whose deltas; None: all.
+        guest: whose deltas.
     """
 
     max_age: Duration | None = None
     fraction: float = 1.0
-    guest: str | None = None
+    guest: GuestChoice = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def scrub(
         raise UsageError("the fraction must be more than 0% and at most 100%")
     catalogue.named(rules.guest)
     now = now or datetime.now(UTC)
-    mine = [e for e in catalogue.entries if rules.guest in (None, e.header.guest)]
+    mine = [e for e in catalogue.entries if is_meant(rules.guest, e.header.guest)]
     due = _due(catalogue.access, mine, rules, now)
     chosen = _part(due, rules.fraction * sum(entry.stored_bytes for entry in mine))
     check = Checker(catalogue, listener, cancel or CancelToken())

@@ -22,6 +22,7 @@ from fleece.engine.work.pool import Counter, run_workers
 from fleece.engine.work.scan import REGION_LEVEL, Region, region_top, regions, root_from
 from fleece.errors import DeltaError, FleeceError, StoreError, VerifyError
 from fleece.extents import Extents
+from fleece.guests import GuestChoice, is_meant
 from fleece.store import verified
 from fleece.store.catalogue import Access, Catalogue, Entry, StoredPoint
 from fleece.store.lines import OpenLines
@@ -51,7 +52,7 @@ def verify_store(
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
     *,
-    guest: str | None = None,
+    guest: GuestChoice = None,
     record: bool = False,
 ) -> VerifyResult:
     """Read every byte of every delta that leads to some points, each once.
@@ -64,7 +65,7 @@ def verify_store(
             too, because nobody knows what they were.
         listener: hears `DeltaChecked`, `Problem` and `Progress`.
         cancel: stops it.
-        guest: whose, if `points` does not say which; None: all.
+        guest: whose, if `points` does not say which.
         record: note beside each delta when it was verified, for `scrub` and `status`. Where that
             fails there is a warning.
 
@@ -98,16 +99,16 @@ def _data_bytes(catalogue: Catalogue, points: Sequence[StoredPoint]) -> int:
     return sum(wanted.values())
 
 
-def problems_of(catalogue: Catalogue, guest: str | None = None) -> Iterator[StoreError]:
+def problems_of(catalogue: Catalogue, guest: GuestChoice = None) -> Iterator[StoreError]:
     """What is wrong with a store, or with one guest's part, that shows without reading data.
 
     Args:
         catalogue: of the store.
-        guest: whose; None: all. Nobody knows whose a damaged file is: it counts for each.
+        guest: whose. Nobody knows whose a damaged file is: it counts for each.
     """
     yield from (file.error for file in catalogue.damaged)
     for point in catalogue.points:
-        if guest not in (None, point.guest):
+        if not is_meant(guest, point.guest):
             continue
         if point.missing:
             yield _incomplete(catalogue, point)

@@ -209,7 +209,7 @@ class _Copy:
     def _round(self, catalogue: Catalogue, passed: Collection[PointName]) -> bool:
         """Compare, and send; gives whether the source changed meanwhile."""
         options = self._options
-        for error in damage(catalogue, options.guests):
+        for error in damage(catalogue, options):
             self._problem(error)
         known = self._target.catalogue()
         plans = plan(catalogue, known, options, passed)

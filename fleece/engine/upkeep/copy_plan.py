@@ -10,6 +10,7 @@ from typing import TypeAlias
 from fleece.engine.backup.identity import check_taken_in
 from fleece.engine.work.pool import WORKERS
 from fleece.errors import FleeceError, PointError, StoreError, UsageError
+from fleece.guests import Shard, is_meant
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
 from fleece.store.marks import TagLists, tagged
 from fleece.store.order import moment_of
@@ -26,6 +27,7 @@ class CopyOptions:
 
     Attributes:
         guests: whose points; none: everybody's.
+        shard: of the guests, if none is named; None: all.
         tags: those that have all tags of any of these lists; none: all.
         last: the newest so many of each guest; None: all.
         since: those that were taken at this time or later; None: all.
@@ -39,6 +41,7 @@ class CopyOptions:
     """
 
     guests: tuple[str, ...] = ()
+    shard: Shard | None = None
     tags: TagLists = ()
     last: int | None = None
     since: datetime | None = None
@@ -49,6 +52,10 @@ class CopyOptions:
     workers: int = WORKERS
     poll: float = 5.0
 
+    def means(self, guest: str) -> bool:
+        """Whether a guest's points may be chosen."""
+        return guest in self.guests if self.guests else is_meant(self.shard, guest)
+
     def check(self) -> None:
         """Raise `UsageError` for what means nothing."""
         for name, number in (("last", self.last), ("rate", self.rate), ("workers", self.workers)):
@@ -56,6 +63,8 @@ class CopyOptions:
                 raise UsageError(f"--{name if name != 'workers' else 'jobs'} must be at least 1")
         if self.follow and self.dry_run:
             raise UsageError("a dry run does not follow: nothing is sent")
+        if self.guests and self.shard is not None:
+            raise UsageError("guests are named: there is no shard of them")
 
 
 @dataclass
@@ -97,15 +106,16 @@ def plan(
     Raises:
         StoreError: the source has no point of a guest that is named.
     """
-    names = options.guests or tuple(dict.fromkeys(point.guest for point in source.points))
+    there = dict.fromkeys(point.guest for point in source.named(options.shard))
+    names = options.guests or tuple(there)
     return [_guest_plan(source, target, options, passed, guest) for guest in names]
 
 
-def damage(source: Catalogue, guests: Collection[str]) -> Iterator[StoreError]:
-    """Files that are no whole deltas and may be of a guest that is copied; none named: of any."""
+def damage(source: Catalogue, options: CopyOptions) -> Iterator[StoreError]:
+    """Files that are no whole deltas and may be of a guest that is copied."""
     for file in source.damaged:
         head = source.access.header(file.key)
-        if not guests or head is None or head.guest in guests:
+        if head is None or options.means(head.guest):
             yield file.error
 
 

@@ -21,6 +21,7 @@ from fleece.delta.chain import check_fit
 from fleece.engine.upkeep.merge import merge_disk
 from fleece.engine.upkeep.retention import KeepRules, choose
 from fleece.errors import StoreError
+from fleece.guests import GuestChoice
 from fleece.store import keeping, rewrite
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint, point_key
 from fleece.store.lines import OpenLines
@@ -89,14 +90,14 @@ class _GuestPlan:
 def prune(
     store: Store,
     rules: KeepRules,
-    guest: str | None = None,
+    guest: GuestChoice = None,
     *,
     dry_run: bool = False,
     merging: bool | None = None,
     listener: events.Listener = events.ignore,
     cancel: CancelToken | None = None,
 ) -> PruneResult:
-    """Keep what the rules say, of one guest or of each; drop the rest.
+    """Keep what the rules say, of one guest, of those of a shard or of each; drop the rest.
 
     Pinned points stay, and the newest of each disk does. So does a point on which several kept
     deltas build: its content would have to be stored several times.
@@ -104,7 +105,7 @@ def prune(
     Args:
         store: to shrink.
         rules: what to keep.
-        guest: whose points; None: those of each guest, by itself.
+        guest: whose points; of several, those of each guest by itself.
         dry_run: only say what would be done.
         merging: what kept points need of dropped ones is merged into them; else these stay, too.
             None: where that costs no traffic.
