@@ -197,7 +197,7 @@ def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | N
     """The newest point of a guest, if it is too young for the next one."""
     now = datetime.now(UTC)
     due = now - (now - every.before(now)) * _SLACK
-    points = store.catalogue().of_guest(guest)
+    points = store.catalogue(guest).of_guest(guest)
     if points and datetime.fromisoformat(points[-1].time) > due:
         return points[-1].id
     return None
@@ -205,7 +205,7 @@ def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | N
 
 def _copy(guest: PlannedGuest, target: StoreConfig, work: Work) -> _Done:
     source = _opened(guest.config.store, work)
-    if not _has_points(source.catalogue(), guest):
+    if not _has_points(source.catalogue(guest.name), guest):
         return _Done("nothing to copy yet")
     options = fleece.CopyOptions(guests=(guest.name,), newer=True, dry_run=work.dry_run)
     to = _opened(target, work)
@@ -218,7 +218,7 @@ def _copy(guest: PlannedGuest, target: StoreConfig, work: Work) -> _Done:
 
 def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
     store = _opened(guest.config.store, work)
-    if not _has_points(store.catalogue(), guest):
+    if not _has_points(store.catalogue(guest.name), guest):
         return _Done("nothing to prune yet")
     listen = _listener(guest, work)
     result = fleece.prune(
@@ -229,7 +229,7 @@ def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
 
 
 def _verify(guest: PlannedGuest, verifying: Verifying, work: Work) -> _Done:
-    catalogue = _opened(guest.config.store, work).catalogue()
+    catalogue = _opened(guest.config.store, work).catalogue(guest.name)
     if not _has_points(catalogue, guest):
         return _Done("nothing to verify yet")
     if work.dry_run:

@@ -232,8 +232,12 @@ class Backend(Protocol):
     def name(self, key: str) -> str:
         """What an object is called in messages."""
 
-    def listing(self) -> Listing:
-        """All deltas, and what is not fleece's. A listing that fails never looks empty."""
+    def listing(self, guest: str | None = None) -> Listing:
+        """All deltas, and what is not fleece's. A listing that fails never looks empty.
+
+        Args:
+            guest: the first part of keys: only what lies below it, at the cost of that. None: all.
+        """
 
     def open(self, key: str) -> Blob:
         """An object to be read. It stays what it was, or says that it was replaced or removed.

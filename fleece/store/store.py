@@ -14,7 +14,7 @@ from fleece.delta.reader import DeltaReader
 from fleece.errors import DeltaError, StoreError
 from fleece.keys import Secret
 from fleece.store import notes
-from fleece.store.backend import Backend, Draft, Metered, Patience, Retains, Usage
+from fleece.store.backend import Backend, Draft, Listing, Metered, Patience, Retains, Usage
 from fleece.store.catalogue import Access, Catalogue, Damaged, Entry, point_key
 from fleece.store.errors import Gone
 from fleece.store.keeping import outlast
@@ -62,15 +62,25 @@ class Store:
         """What was asked of its storage so far, by kind; empty: nobody counts."""
         return self.backend.usage() if isinstance(self.backend, Metered) else {}
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self, guest: str | None = None) -> Catalogue:
         """Read every delta's own words.
+
+        Args:
+            guest: only those in this guest's place, at the cost of that; if none of the guest is
+                there, all. None: all.
 
         Raises:
             StoreError: it cannot be listed. A listing that fails is never an empty one.
         """
+        if guest is not None:
+            found = self._catalogue(self.backend.listing(self.access.file_name(guest)))
+            if found.of_guest(guest):
+                return found
+        return self._catalogue(self.backend.listing())
+
+    def _catalogue(self, found: Listing) -> Catalogue:
         entries: list[Entry] = []
         damaged: list[Damaged] = []
-        found = self.backend.listing()
         for key in found.deltas:
             try:
                 entries.append(self._described(key, found.stamps.get(key)))

@@ -28,6 +28,7 @@ from fleece.store.backend import (
     BeginsAhead,
     Draft,
     Kept,
+    Listing,
     Metered,
     NewObject,
     Patience,
@@ -237,6 +238,21 @@ class BackendContract:
         assert backend.listing().marks == [_TAGS]
         backend.drop(_ONE.rpartition("/")[0])
         assert backend.listing().marks == []
+
+    def test_a_listing_of_a_guest_is_that_of_what_lies_below_it(self, backend: Backend) -> None:
+        """Its deltas, pins and tags; and nothing, without an error, if there is no such guest."""
+        backend.create(b"marker")
+        other = "web2/000001-aa/vda.fleece"
+        _point(backend)
+        _point(backend, other)
+        for key in (_ONE, other):
+            backend.put(f"{key.rpartition('/')[0]}/{_NOTE.rpartition('/')[2]}", b"x")
+        found = self.reopened(backend).listing("web")
+        assert (found.deltas, found.marks, found.foreign) == ([_ONE], [_NOTE], [])
+        assert set(found.stamps) <= {_ONE}
+        assert backend.listing("web2").deltas == [other]
+        assert backend.listing("we") == Listing()
+        assert sorted(backend.listing().deltas) == sorted([_ONE, other])
 
     def test_sweeping_leaves_the_object(self, backend: Backend) -> None:
         """Only what killed writers left goes."""

@@ -171,8 +171,8 @@ class MemoryBackend:
     def name(self, key: str) -> str:
         return f"{self.where}: {key}"
 
-    def listing(self) -> Listing:
-        keys = list(self._objects)
+    def listing(self, guest: str | None = None) -> Listing:
+        keys = [key for key in self._objects if guest in (None, key.partition("/")[0])]
         deltas = [key for key in keys if key.endswith(".fleece")]
         return Listing(deltas, marks=[key for key in keys if is_mark(key)])
 

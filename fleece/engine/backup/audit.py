@@ -80,12 +80,12 @@ def audit(
     """
     guest = guest_name(source, guest)
     source.check_ready()
-    if not store.catalogue().of_guest(guest):
+    if not store.catalogue(guest).of_guest(guest):
         raise StoreError(f"there is no point of guest {guest} to audit against", where=store.where)
     check_backup_needs(Transport.PULL)
     source.check_needs()
     with store.locked(guest):
-        catalogue = store.catalogue()
+        catalogue = store.catalogue(guest)
         chain_id = store.chain_of(guest, catalogue)
         bound(source, catalogue, guest, chain_id)
         recover(source, chain_id, listener)

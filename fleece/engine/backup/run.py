@@ -59,7 +59,7 @@ def backup(
     with store.locked(guest):
         for removed in source.release():
             listener(events.Leftover(removed.kind, removed.item))
-        catalogue = store.catalogue()
+        catalogue = store.catalogue(guest)
         for file in catalogue.damaged:
             listener(events.Warned(str(file.error)))
         chain_id = store.chain_of(guest, catalogue)

@@ -159,6 +159,7 @@ class _Copy:
     ) -> None:
         self._source, self._target, self._options = source, target, options
         self._listener, self._cancel = events.in_turn(listener), cancel
+        self._only = options.guests[0] if len(options.guests) == 1 else None
         self._pace = None if options.rate is None else Pace(options.rate, cancel)
         self._sent: list[StoredPoint] = []
         self._had: set[PointName] = set()
@@ -197,7 +198,7 @@ class _Copy:
             StoreError: a store failed, or the source does not stop changing.
         """
         for _ in range(_ROUNDS):
-            catalogue = self._source.catalogue()
+            catalogue = self._source.catalogue(self._only)
             if not self._round(catalogue, passed):
                 return {name_of(point) for point in catalogue.points if point.complete}
         raise StoreError(
@@ -211,7 +212,7 @@ class _Copy:
         options = self._options
         for error in damage(catalogue, options):
             self._problem(error)
-        known = self._target.catalogue()
+        known = self._target.catalogue(self._only)
         plans = plan(catalogue, known, options, passed)
         if options.dry_run or not any(one.points for one in plans):
             self._note(plans)
@@ -220,7 +221,7 @@ class _Copy:
                 self._carry_tags(catalogue, known, plans)
             return False
         with self._locked(sorted(one.guest for one in plans if one.points)):
-            known = self._target.catalogue()
+            known = self._target.catalogue(self._only)
             plans = plan(catalogue, known, options, passed)
             self._note(plans)
             changed = self._send(plans, known)
@@ -271,7 +272,7 @@ class _Copy:
                 ):
                     continue
                 with self._locked([point.guest]):
-                    known = self._target.catalogue()
+                    known = self._target.catalogue(point.guest)
                     there = {name_of(each): each for each in known.points}
                     mine = there.get(name_of(point))
                     if mine is not None and noted_tags(known, mine) is None:

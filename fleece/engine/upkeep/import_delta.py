@@ -85,7 +85,7 @@ def _take_in(
     cancel: CancelToken,
     adopt: bool,
 ) -> ImportResult:
-    catalogue = store.catalogue()
+    catalogue = store.catalogue(delta.header.guest)
     entry = Entry.of(delta, draft.key)
     head = entry.header
     there = _deltas_of(catalogue, entry)

@@ -118,7 +118,8 @@ def prune(
     """
     rules.check()
     cancel = cancel or CancelToken()
-    names = sorted({point.guest for point in store.catalogue().named(guest)})
+    only = guest if isinstance(guest, str) else None
+    names = sorted({point.guest for point in store.catalogue(only).named(guest)})
     with contextlib.ExitStack() as stack:
         for name in names:
             held = store.locked(name)
@@ -126,7 +127,7 @@ def prune(
                 with held:  # it would be refused: so this is, but it keeps no backup from running
                     continue
             stack.enter_context(held)
-        catalogue = store.catalogue()
+        catalogue = store.catalogue(only)
         _all_was_read(catalogue)
         merges = store.backend.near if merging is None else merging
         plans = [_plan(catalogue, name, rules, merging=merges) for name in names]
@@ -354,7 +355,7 @@ def _carry_out(
                 cancel.check()
                 merged = merge_disk(lines, entry, count, listener, cancel)
                 freed += entry.stored_bytes - merged.stored_bytes
-    now = store.catalogue()
+    now = store.catalogue(plans[0].guest if len(plans) == 1 else None)
     _all_was_read(now)
     for plan in plans:
         _nothing_needs(now, plan)

@@ -99,10 +99,10 @@ class FolderBackend:
         """The path of an object."""
         return str(self._place.path / key)
 
-    def listing(self) -> Listing:
-        """All deltas, and what is not fleece's."""
+    def listing(self, guest: str | None = None) -> Listing:
+        """All deltas, and what is not fleece's; of one folder, or of all."""
         with store_errors(self.where):
-            return look(self._place)
+            return look(self._place, guest)
 
     def open(self, key: str) -> Blob:
         """A file to be read; it must be a regular one."""

@@ -19,8 +19,8 @@ from fleece.store.names import (
 )
 
 
-def look(place: Place) -> Listing:
-    """Look through the folders of a store.
+def look(place: Place, guest: str | None = None) -> Listing:
+    """Look through the folders of a store, or through one of a guest.
 
     A folder without a delta, a lock or the remains of a run in it is none of fleece's, and told as
     one. What goes away meanwhile is not there.
@@ -31,6 +31,8 @@ def look(place: Place) -> Listing:
     found = Listing()
     with place.folder() as folder:
         for item in folder.entries():
+            if guest not in (None, item.name):
+                continue
             if item.kind is not Kind.FOLDER or is_hidden(item.name):
                 _note(found, folder, item, ours=of_store(item))
             elif not (_readable(folder, item) and _guest(found, folder, item.name)):

@@ -156,10 +156,11 @@ class RemoteBackend:
         """What an object is called in messages."""
         return f"{self.where}/{key}"
 
-    def listing(self) -> Listing:
-        """All deltas, and what is not fleece's."""
+    def listing(self, guest: str | None = None) -> Listing:
+        """All deltas, and what is not fleece's; of a guest, or of all."""
         made = Listing()
-        handle = self._ask("list").number("handle")
+        of = {} if guest is None else {"guest": guest}
+        handle = self._ask("list", **of).number("handle")
         more = True
         while more:
             page = self._ask("lines", handle=handle)

@@ -266,7 +266,8 @@ class _Served:
         return Message({"room": self._backend(request).room()})
 
     def _do_list(self, request: Message) -> Message:
-        found = self._backend(request).listing()
+        guest = _name(request.text("guest")) if "guest" in request.said else None
+        found = self._backend(request).listing(guest)
         lines = [("deltas", key) for key in found.deltas]
         lines += [("foreign", name) for name in found.foreign]
         lines += [("marks", key) for key in found.marks]

@@ -177,18 +177,22 @@ class S3Backend:
         """The object that a key means, or that it would have."""
         return self._ledger.name(self._known(key) or key)
 
-    def listing(self) -> Listing:
-        """All deltas, and what is not fleece's."""
-        foreign = self._ledger.all()
+    def listing(self, guest: str | None = None) -> Listing:
+        """All deltas, and what is not fleece's; of a guest, only what it has."""
+        foreign: list[str] = []
+        if guest is None:
+            foreign = self._ledger.all()
+            views = [view for _, view in sorted(self._ledger.views.items())]
+        else:
+            views = [self._ledger.alone(guest)]
         deltas = [
-            f"{guest}/{point}/{name}"
-            for guest, view in sorted(self._ledger.views.items())
+            f"{view.guest}/{point}/{name}"
+            for view in views
             for point, objects in sorted(view.points.items())
             for name in sorted(objects)
             if name.endswith(SUFFIX)
         ]
         self._reading.expect(map(self._object, deltas))
-        views = self._ledger.views.values()
         marks = [key for view in views for key in view.notes if is_mark(key)]
         return Listing(deltas, [self._ledger.name(key) for key in foreign], marks)
 

@@ -97,6 +97,12 @@ class Ledger:
         self._stale.clear()
         return foreign
 
+    def alone(self, guest: str) -> View:
+        """List a guest's part anew, for decisions that rest on it."""
+        view = self.look(guest)
+        self._bases[guest] = view.head
+        return view
+
     def forget(self, guest: str) -> None:
         """Believe nothing of a guest that was read before: its lock was taken since."""
         self.views.pop(guest, None)
@@ -107,7 +113,7 @@ class Ledger:
     def base(self, guest: str) -> int:
         """Number of the last change of a guest that the caller's decisions know of.
 
-        It is that of the last whole listing, or of the first look since the guest's lock was taken;
+        It is that of the last listing, or of the first look since the guest's lock was taken;
         the changes that were made here since count.
         """
         if guest not in self._bases:
