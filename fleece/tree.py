@@ -2,7 +2,8 @@
 
 The whole disk at a point has one tree. A delta holds the nodes that its changes touched, each with
 its full list of children; a node that it does not hold is in an older delta, or is all zeros
-(docs/internals/format.rst, "The tree"). Everything here is pure: arrays in, arrays out.
+(docs/internals/format.rst, "The tree"). Everything here is pure: bytes and arrays in,
+hashes and arrays out.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fleece.extents import Extents, Int64Array
-from fleece.hashing import XXH3_128, HashAlgorithm
+from fleece.hashing import XXH3_128, Buffer, HashAlgorithm
 from fleece.ordered import distinct
 
 LEAF_SIZE = 64 * 1024
@@ -86,6 +87,85 @@ class Geometry:
         """uint8[count, hash size]: the all-zero hash of a level, repeated."""
         one = np.frombuffer(self.zeros[level], np.uint8)
         return np.broadcast_to(one, (count, self.algorithm.size))
+
+
+class Run(NamedTuple):
+    """Consecutive leaves that are all data or all zero. A disk may have millions.
+
+    Attributes:
+        offset, length: in bytes; the last leaf of the disk may be short.
+        hashes: of its leaves, joined; None: it is zeros.
+    """
+
+    offset: int
+    length: int
+    hashes: bytes | None
+
+
+class LeafHasher:
+    """Cuts buffers into runs. Holds no state between calls; share it between threads."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._size = geometry.leaf_size
+        self._digest = geometry.algorithm.digest
+        self._blank = bytes(geometry.leaf_size)
+
+    def runs(self, offset: int, data: Buffer) -> Iterator[Run]:
+        """The runs of a buffer that begins at a leaf and ends at one or at the disk's end."""
+        view = memoryview(data)
+        size, blank, digest = self._size, self._blank, self._digest
+        start = 0
+        hashes: list[bytes] = []
+        zero = False
+        for at in range(0, len(view), size):
+            leaf = view[at : at + size]
+            # The fastest test there is: memcmp against a constant, ending at the first difference.
+            is_zero = blank.startswith(leaf)
+            if at > start and is_zero != zero:
+                yield Run(offset + start, at - start, None if zero else b"".join(hashes))
+                start, hashes = at, []
+            zero = is_zero
+            if not is_zero:
+                whole = leaf if len(leaf) == size else _padded(leaf, size)
+                hashes.append(digest(whole))
+        if len(view) > start:
+            end = len(view) - start
+            yield Run(offset + start, end, None if zero else b"".join(hashes))
+
+
+def changed_runs(run: Run, held: HashArray, geometry: Geometry) -> Iterator[Run]:
+    """The parts of a run whose leaves are not what a chain holds.
+
+    Args:
+        run: as it was read.
+        held: uint8[n, hash size]: the chain's hashes of the run's leaves.
+        geometry: of the disk.
+    """
+    size, width = geometry.leaf_size, geometry.algorithm.size
+    mine: Buffer = geometry.zeros[0] * len(held) if run.hashes is None else run.hashes
+    differs = np.any(np.frombuffer(mine, np.uint8).reshape(held.shape) != held, axis=1)
+    bounds = np.flatnonzero(np.diff(differs, prepend=False, append=False))
+    for first, last in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
+        start = first * size
+        length = min(last * size, run.length) - start
+        hashes = None if run.hashes is None else run.hashes[first * width : last * width]
+        yield Run(run.offset + start, length, hashes)
+
+
+def leaf_hashes(data: Buffer, geometry: Geometry) -> bytes:
+    """The hashes of consecutive leaves, joined; a short last leaf is padded with zeros."""
+    size, digest = geometry.leaf_size, geometry.algorithm.digest
+    view = memoryview(data)
+    whole = len(view) // size * size
+    hashes = [digest(view[at : at + size]) for at in range(0, whole, size)]
+    if whole < len(view):
+        hashes.append(digest(_padded(view[whole:], size)))
+    return b"".join(hashes)
+
+
+def _padded(leaf: memoryview, size: int) -> bytes:
+    """The disk's last leaf, which may be short, as it is hashed."""
+    return bytes(leaf).ljust(size, b"\0")
 
 
 class NodeSource(Protocol):

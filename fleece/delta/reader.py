@@ -30,7 +30,7 @@ from fleece.errors import DeltaError
 from fleece.extents import Extents, Flags, Int64Array
 from fleece.keys import Secret, need_key
 from fleece.ordered import distinct
-from fleece.tree import Geometry, HashArray, Level
+from fleece.tree import Geometry, HashArray, Level, leaf_hashes
 
 
 class RecordFile(Closing):
@@ -435,14 +435,3 @@ class DeltaReader(RecordFile):
             shape = (0, self._geometry.fan_out, self._geometry.algorithm.size)
             return np.empty(0, np.int64), np.empty(shape, np.uint8)
         return np.concatenate(found), np.concatenate(children)
-
-
-def leaf_hashes(data: bytes | bytearray | memoryview, geometry: Geometry) -> bytes:
-    """The hashes of consecutive leaves, joined; a short last leaf is padded with zeros."""
-    size, digest = geometry.leaf_size, geometry.algorithm.digest
-    view = memoryview(data)
-    whole = len(view) // size * size
-    hashes = [digest(view[at : at + size]) for at in range(0, whole, size)]
-    if whole < len(view):
-        hashes.append(digest(bytes(view[whole:]).ljust(size, b"\0")))
-    return b"".join(hashes)

@@ -6,20 +6,22 @@ import dataclasses
 import functools
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import zstandard
 
 from fleece.delta import footer, header, pages, record
-from fleece.delta.layout import Kind, Tag, own_hash
+from fleece.delta.layout import MAX_RECORD, Kind, Tag, own_hash
 from fleece.delta.partial import Proven
 from fleece.delta.protection import Protection, begin
 from fleece.delta.sink import Appender, Sink
 from fleece.delta.spool import HashSpool, RowSpool
 from fleece.errors import DeltaError, UsageError
 from fleece.extents import Extents, Gathering
-from fleece.tree import Growing, NodeSource, seen_as
+from fleece.hashing import Buffer
+from fleece.tree import Growing, HashArray, LeafHasher, NodeSource, Run, changed_runs, seen_as
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class DeltaWriter:
         protection: by a key; the header's algorithm must be keyed if it says so.
         proven: what the sink holds already, header included, and no byte more; `head` is its, and
             so is the protection.
+
+    Attributes:
+        geometry: of the disk's tree.
     """
 
     def __init__(
@@ -64,11 +69,11 @@ class DeltaWriter:
         proven: Proven | None = None,
     ) -> None:
         self._head = head
-        self._geometry = head.geometry
+        self.geometry = head.geometry
         self._base = seen_as(base, head.geometry)
         self._lock = threading.Lock()
-        self._rows = RowSpool(self._geometry.leaf_size)
-        self._leaves = HashSpool(self._geometry.algorithm.size)
+        self._rows = RowSpool(self.geometry.leaf_size)
+        self._leaves = HashSpool(self.geometry.algorithm.size)
         self._zeros = Gathering()
         self._stored_zeros = Extents.empty()
         self._data_bytes = self._frame_bytes = 0
@@ -76,7 +81,7 @@ class DeltaWriter:
             raise UsageError("keyed hashes and a key go together", where=head.disk)
         if proven is None:
             frame = header.pack(head)
-            self._header_hash = self._last = own_hash(frame, self._geometry.algorithm)
+            self._header_hash = self._last = own_hash(frame, self.geometry.algorithm)
             key_frame, frames = begin(protection)
             self._out = Appender(sink, frames)
             self._out.store(key_frame + self._out.seal(Tag.HEADER, frame))
@@ -95,14 +100,20 @@ class DeltaWriter:
         """Bytes written so far."""
         return self._out.position
 
+    def compressor(self) -> zstandard.ZstdCompressor:
+        """Makes the zstd frames of its records; for one thread."""
+        return zstandard.ZstdCompressor(
+            level=self._head.level, write_checksum=True, write_content_size=True
+        )
+
     def data(self, offset: int, length: int, leaves: bytes, frame: bytes) -> None:
         """Append a data record: `length` bytes of disk, their leaf hashes, their zstd frame."""
-        digest = self._geometry.algorithm.digest(frame)
+        digest = self.geometry.algorithm.digest(frame)
         stored = self._out.seal(Tag.DATA, frame)
         with self._lock:
             self._record(Kind.DATA, offset, length, leaves, len(frame), digest)
             self._out.store(stored)
-            self._leaves.add_run(offset // self._geometry.leaf_size, leaves)
+            self._leaves.add_run(offset // self.geometry.leaf_size, leaves)
             self._data_bytes += length
             self._frame_bytes += len(frame)
 
@@ -115,13 +126,13 @@ class DeltaWriter:
         """Write zero records, tree, index, directory and footer. The caller makes them durable."""
         with self._lock:
             zeros = self._zeros.extents()
-            nothing = bytes(self._geometry.algorithm.size)
+            nothing = bytes(self.geometry.algorithm.size)
             for start, end in zeros:
                 self._record(Kind.ZERO, start, end - start, b"", 0, nothing)
             return self._close(zeros.union(self._stored_zeros))
 
     def _close(self, zeros: Extents) -> Summary:
-        geometry = self._geometry
+        geometry = self.geometry
         spans = Extents(zeros.start // geometry.leaf_size, -(-zeros.end // geometry.leaf_size))
         spool = functools.partial(HashSpool, geometry.algorithm.size)
         tree = Growing(geometry, self._leaves, spans, self._base, spool)
@@ -145,7 +156,7 @@ class DeltaWriter:
             yield rows
 
     def _end(self, directory: bytes, zero: int, top: bytes, root: bytes) -> None:
-        algorithm = self._geometry.algorithm
+        algorithm = self.geometry.algorithm
         last = footer.Footer(
             file_id=self._head.file_id,
             directory_position=self._out.position,
@@ -180,8 +191,63 @@ class DeltaWriter:
                 digest,
                 leaves,
             ),
-            self._geometry,
+            self.geometry,
         )
         self._out.frame(Tag.RECORD, packed)
-        self._last = own_hash(packed, self._geometry.algorithm)
+        self._last = own_hash(packed, self.geometry.algorithm)
         self._rows.add(offset, length, position, frame_length, kind)
+
+
+class Packer:
+    """One thread's way into a delta: hashes leaves, tells zeros apart, compresses, appends.
+
+    Args:
+        writer: of the disk's delta.
+        stored: is told each range of data, in bytes of disk, that was appended.
+    """
+
+    def __init__(
+        self, writer: DeltaWriter, stored: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._writer = writer
+        self._stored = stored
+        self._geometry = writer.geometry
+        self._hasher = LeafHasher(writer.geometry)
+        self._compressor = writer.compressor()
+
+    def store(self, offset: int, data: Buffer, held: HashArray | None = None) -> None:
+        """Store whole leaves.
+
+        Args:
+            offset: of the disk, at a leaf.
+            data: up to a leaf's or the disk's end; cut into records at each `MAX_RECORD` of the
+                disk.
+            held: the chain's hashes of the same leaves: those that are the same are not stored.
+        """
+        view, at = memoryview(data), 0
+        while at < len(view):
+            end = min(len(view), at + MAX_RECORD - (offset + at) % MAX_RECORD)
+            same = None if held is None else held[at // self._geometry.leaf_size :]
+            self._store(offset + at, view[at:end], same)
+            at = end
+
+    def _store(self, offset: int, view: memoryview, held: HashArray | None) -> None:
+        for run in self._wanted(offset, self._hasher.runs(offset, view), held):
+            if run.hashes is None:
+                self._writer.zero(run.offset, run.length)
+            else:
+                at = run.offset - offset
+                frame = self._compressor.compress(view[at : at + run.length])
+                self._writer.data(run.offset, run.length, run.hashes, frame)
+                if self._stored is not None:
+                    self._stored(run.offset, run.offset + run.length)
+
+    def _wanted(self, offset: int, runs: Iterator[Run], held: HashArray | None) -> Iterator[Run]:
+        if held is None:
+            yield from runs
+            return
+        size = self._geometry.leaf_size
+        for run in runs:
+            first = (run.offset - offset) // size
+            count = -(-run.length // size)
+            yield from changed_runs(run, held[first : first + count], self._geometry)

@@ -133,8 +133,8 @@ def test_it_can_be_asked_for(raw: Scene) -> None:
         ),
         Mutation(
             "the last leaf of a run is forgotten",
-            (("engine/backup/unchanged.py", "last * leaf_size, run.length) - start",
-              "last * leaf_size, run.length) - start - leaf_size"),),
+            (("tree.py", "last * size, run.length) - start",
+              "last * size, run.length) - start - size"),),
         ),
         Mutation(
             "the newest delta's leaves are not looked at",

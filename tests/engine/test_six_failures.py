@@ -374,7 +374,7 @@ _NO_LEAF_HASH = (
     "if leaf_hashes(data, self._geometry) != found.leaves:",
     "if False:",
 )
-_NO_ZSTD_CHECKSUM = ("engine/backup/pack.py", "write_checksum=True", "write_checksum=False")
+_NO_ZSTD_CHECKSUM = ("delta/writer.py", "write_checksum=True", "write_checksum=False")
 _NO_PROOF = ("engine/restore/image.py", "if found != entry.root:", "if False:")
 _ALL_CHECKS = (_NO_FRAME_HASH, _NO_LEAF_HASH, _NO_ZSTD_CHECKSUM, _NO_PROOF)
 
@@ -405,7 +405,7 @@ FAULTS: tuple[tuple[Scenario, Mutation], ...] = (
         zeros_over_data,
         Mutation(
             "read zeros are not stored",
-            (("engine/backup/pack.py", "self._writer.zero(run.offset, run.length)", "pass"),),
+            (("delta/writer.py", "self._writer.zero(run.offset, run.length)", "pass"),),
         ),
     ),
     (

@@ -11,9 +11,9 @@ import zstandard
 
 from fleece.delta import footer, header
 from fleece.delta.layout import ENVELOPE, MAX_RECORD, SKIPPABLE_MAGIC, Kind, Tag, directory_row
-from fleece.delta.reader import leaf_hashes
 from fleece.errors import DeltaError
 from fleece.hashing import XXH3_128
+from fleece.tree import leaf_hashes
 
 _MAGIC = struct.pack("<I", SKIPPABLE_MAGIC)
 _SIZE = XXH3_128.size

@@ -22,12 +22,12 @@ from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.identity import GuestIdentity
 from fleece.delta.part import PartKind
 from fleece.delta.protection import Protection
-from fleece.delta.reader import DeltaReader, leaf_hashes
+from fleece.delta.reader import DeltaReader
 from fleece.delta.writer import DeltaWriter
 from fleece.hashing import BLAKE3, XXH3_128, HashAlgorithm, keyed_blake3
 from fleece.keys import Derivation, Key, KeyTerms, Secret
 from fleece.store.loose import open_delta
-from fleece.tree import LEAF_SIZE, BlankDisk
+from fleece.tree import LEAF_SIZE, BlankDisk, leaf_hashes
 
 PATTERN_A = b"The quick brown fox jumps over the lazy dog.\n"
 PATTERN_B = b"Pack my box with five dozen liquor jugs.\n"

@@ -8,9 +8,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleece.delta.reader import leaf_hashes
-from fleece.engine.work.leaves import LeafHasher, Run
-from fleece.tree import Geometry
+from fleece.tree import Geometry, LeafHasher, Run, leaf_hashes
 
 _LEAF = 64
 _FIRST = 7 * _LEAF

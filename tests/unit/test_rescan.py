@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleece.engine.backup import unchanged as rescan
-from fleece.engine.backup.unchanged import HeldLeaves, changed_runs
-from fleece.engine.work.leaves import Run
+from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.reads import read_items
 from fleece.extents import Extents
+from fleece.tree import Geometry, Run, changed_runs
 from tests.unit.kit import LEAF, History, OpenChain, histories, naive_levels, store_history
 
 
@@ -57,13 +57,13 @@ def test_the_chains_leaves_are_those_of_its_newest_disk(
 )
 def test_only_leaves_that_differ_are_kept(same: list[bool], tail: int, zero: bool) -> None:
     count, width = len(same), 16
-    blank = bytes(width)
-    mine = blank * count if zero else bytes(range(1, 17)) * count
+    length = (count - 1) * LEAF + tail
+    shape = Geometry(5 * LEAF + length, LEAF)
+    mine = shape.zeros[0] * count if zero else bytes(range(1, 17)) * count
     held = np.frombuffer(mine, np.uint8).reshape(count, width).copy()
     held[np.flatnonzero(~np.array(same)), 3] ^= 1
-    length = (count - 1) * LEAF + tail
     run = Run(5 * LEAF, length, None if zero else mine)
-    kept = list(changed_runs(run, held, LEAF, blank))
+    kept = list(changed_runs(run, held, shape))
     wanted = [
         (5 * LEAF + n * LEAF, 5 * LEAF + min((n + 1) * LEAF, length))
         for n, is_same in enumerate(same)
@@ -79,7 +79,6 @@ def test_only_leaves_that_differ_are_kept(same: list[bool], tail: int, zero: boo
 
 def test_another_number_of_hashes_than_of_leaves_is_refused() -> None:
     """numpy would compare a single one with all leaves, and call changed ones unchanged."""
-    blank = bytes(16)
     run = Run(0, 2 * LEAF, bytes(32))
     with pytest.raises(ValueError, match="reshape"):
-        list(changed_runs(run, np.zeros((1, 16), np.uint8), LEAF, blank))
+        list(changed_runs(run, np.zeros((1, 16), np.uint8), Geometry(2 * LEAF, LEAF)))

@@ -69,7 +69,7 @@ def write_delta(
         if parent is not None and not export.partial:
             _check_uncut(parent, export, disk, dirty)
         writer = DeltaWriter(sink, head, parent or BlankDisk(head.geometry))
-        job = CopyJob(disk, dirty, writer, head.geometry, head.level)
+        job = CopyJob(disk, dirty, writer)
         counter = Counter(listener, events.Phase.BACKUP, export.disk, dirty.total)
         copy_all([job], counter, cancel, watch=point.watch)
     point.check()

@@ -159,7 +159,7 @@ def _copy_job(filling: Filling, opened: _Opened, export: Export) -> CopyJob:
     rescan = opened.made.mode is Mode.RESCAN
     held = HeldLeaves(base, head.covers_from) if base is not None and rescan else None
     dirty = opened.dirty.subtract(done)
-    job = CopyJob(opened.disk, dirty, writer, head.geometry, head.level, held, done)
+    job = CopyJob(opened.disk, dirty, writer, held, done)
     if filling.taken.living.reclaims and opening.sync is not None:
         job.stored = Reclaim(filling.taken.living, export.disk, opening.sync).stored
     return job

@@ -35,4 +35,4 @@ def _push_job(filling: Filling, made: Decision, base: Chain | None) -> PushJob:
     writer = filling.writer(head, opening, base)
     all_comes = base is not None and made.since is None
     held = HeldLeaves(base, head.covers_from) if base is not None and all_comes else None
-    return PushJob(made.disk.name, writer, head.geometry, head.level, held)
+    return PushJob(made.disk.name, writer, held)

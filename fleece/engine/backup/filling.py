@@ -22,7 +22,7 @@ from fleece.engine.backup.take import Taken
 from fleece.engine.backup.task import Task
 from fleece.engine.work.pool import run_beside
 from fleece.store.catalogue import Entry
-from fleece.tree import BlankDisk, Geometry
+from fleece.tree import BlankDisk
 from fleece.version import VERSION
 
 
@@ -62,10 +62,6 @@ class Job(Protocol):
     @property
     def writer(self) -> DeltaWriter:
         """Its delta, not finished yet."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Of its tree."""
 
     @property
     def read_bytes(self) -> int:
@@ -175,7 +171,7 @@ class Filling:
         name = made.disk.name
         return DiskResult(
             disk=name,
-            size=job.geometry.size,
+            size=job.writer.geometry.size,
             root=summary.root.hex(),
             mode=made.mode,
             dirty_bytes=summary.data_bytes + summary.zero_bytes,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fleece.delta.chain import Chain
+from fleece.delta.writer import Packer
 from fleece.engine.backup.filling import Filling, Opening
-from fleece.engine.backup.pack import Packer
 from fleece.engine.backup.task import Task
 from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.part import read_part
@@ -29,7 +29,7 @@ def store_parts(filling: Filling, partial: PartialPoint) -> None:
             head = filling.part_head(part, base)
             made = partial.create(part.name, len(part.data) + _BESIDE)
             writer = filling.writer(head, Opening(made), base)
-            packer = Packer(writer, head.geometry, head.level)
+            packer = Packer(writer)
             same = 0 if base is None else head.covers_from
             if base is not None and same:
                 packer.store(0, part.data[:same], HeldLeaves(base, same).hashes(0, same))

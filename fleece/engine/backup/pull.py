@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fleece.cancel import CancelToken
-from fleece.delta.writer import DeltaWriter
+from fleece.delta.writer import DeltaWriter, Packer
 from fleece.disk.base import ReadableDisk, Reader
 from fleece.disk.nbd import NbdDisk
-from fleece.engine.backup.pack import Packer
 from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.pool import WORKERS, Counter, run_workers
 from fleece.engine.work.reads import WINDOW, OneReader, ReadItem, known_zeros, read_items
@@ -19,7 +18,7 @@ from fleece.errors import PointError
 from fleece.extents import Extents
 from fleece.pace import Pace
 from fleece.source.base import Export
-from fleece.tree import LEAF_SIZE, Geometry, HashArray
+from fleece.tree import LEAF_SIZE, HashArray
 
 
 @dataclass
@@ -30,8 +29,6 @@ class CopyJob:
         disk: where its bytes are read.
         dirty: whole leaves to store, in bytes of disk.
         writer: its delta.
-        geometry: of its tree.
-        level: zstd level.
         held: what the chain holds already and need not be stored again; None: store all of
             `dirty`.
         kept: what the writer held before; not in `dirty`.
@@ -42,8 +39,6 @@ class CopyJob:
     disk: ReadableDisk
     dirty: Extents
     writer: DeltaWriter
-    geometry: Geometry
-    level: int
     held: HeldLeaves | None = None
     kept: Extents = field(default_factory=Extents.empty)
     stored: Callable[[int, int], None] | None = None
@@ -59,7 +54,7 @@ class CopyJob:
         if self.held is None:
             yield self.dirty, None
             return
-        size = self.geometry.size
+        size = self.writer.geometry.size
         yield self.dirty.clip(0, self.held.end), self.held
         yield self.dirty.clip(self.held.end, size), None
 
@@ -153,7 +148,7 @@ def _items(job: CopyJob, counter: Counter) -> Iterator[_Item]:
     """What is to be read of a disk; what is known to be zeros is stored without."""
     for dirty, held in job.parts():
         for part in dirty.windows(WINDOW):
-            zeros = known_zeros(job.disk, part, job.geometry.leaf_size)
+            zeros = known_zeros(job.disk, part, job.writer.geometry.leaf_size)
             for start, end in zeros if held is None else held.not_yet_zero(zeros):
                 job.writer.zero(start, end - start)
             counter.skip(zeros.total)
@@ -173,8 +168,8 @@ class _Copier:
     def __init__(self, job: CopyJob, reader: Reader) -> None:
         self.job = job
         self._reader = reader
-        self._leaf_size = job.geometry.leaf_size
-        self._packer = Packer(job.writer, job.geometry, job.level, job.stored)
+        self._leaf_size = job.writer.geometry.leaf_size
+        self._packer = Packer(job.writer, job.stored)
 
     def copy(self, item: ReadItem, held: HashArray | None) -> int:
         """Store what is wanted of one read; gives how many bytes of disk that was.

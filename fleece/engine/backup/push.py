@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fleece.cancel import CancelToken
-from fleece.delta.writer import DeltaWriter
-from fleece.engine.backup.pack import Packer
+from fleece.delta.writer import DeltaWriter, Packer
 from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.pool import TELL_EVERY, Counter, run_workers
 from fleece.errors import PointError
@@ -19,7 +18,6 @@ from fleece.extents import Extents, Gathering
 from fleece.nbd.handover import Channel, Request
 from fleece.nbd.sink import NbdSink
 from fleece.source.base import PushFeed
-from fleece.tree import Geometry
 
 _PATIENCE = 10.0
 """Seconds that the store may take for one request. QEMU waits for requests in flight whenever it
@@ -37,8 +35,6 @@ class PushJob:
     Attributes:
         name: of the disk.
         writer: its delta.
-        geometry: of its tree.
-        level: zstd level.
         held: what the chain holds already and need not be stored again; None: store all.
         received: what has come, in bytes of disk.
         zeros: the part of it that came as zeros.
@@ -47,8 +43,6 @@ class PushJob:
 
     name: str
     writer: DeltaWriter
-    geometry: Geometry
-    level: int
     held: HeldLeaves | None = None
     received: Gathering = field(default_factory=Gathering)
     zeros: Gathering = field(default_factory=Gathering)
@@ -67,7 +61,7 @@ class PushJob:
             PointError: it is not of whole leaves.
         """
         start, end = request.offset, request.offset + request.length
-        size, leaf = self.geometry.size, self.geometry.leaf_size
+        size, leaf = self.writer.geometry.size, self.writer.geometry.leaf_size
         if start % leaf or (end % leaf and end != size) or end > size:
             raise PointError(
                 f"the source pushed a part of a leaf of disk {self.name}: {start} to {end}"
@@ -131,7 +125,7 @@ def push_all(
         StoreError: a delta takes no more.
     """
     dirty = push.dirty_bytes()
-    sizes = [job.geometry.size for job in jobs]
+    sizes = [job.writer.geometry.size for job in jobs]
     total = sum(size if known is None else known for size, known in zip(sizes, dirty, strict=True))
     with contextlib.closing(NbdSink(push.socket, sizes, workers)) as sink:
         push.end_sink = sink.end
@@ -139,7 +133,7 @@ def push_all(
         _Receiver(jobs, push, sink, counter(total), cancel, watch).run()
         push.end()
     for number, job in enumerate(jobs):
-        push.check_received(number, job.end(), job.geometry.size)
+        push.check_received(number, job.end(), job.writer.geometry.size)
 
 
 class _Receiver:
@@ -204,7 +198,7 @@ class _Receiver:
             self._counter.tell()
 
     def _serve(self, channel: Channel) -> None:
-        packers = [Packer(job.writer, job.geometry, job.level) for job in self._jobs]
+        packers = [Packer(job.writer) for job in self._jobs]
         for request in channel.requests():
             self._since[channel] = time.monotonic()
             data = None if request.zero else channel.data(request)

@@ -16,13 +16,12 @@ from fleece.cancel import CancelToken
 from fleece.delta.chain import Chain
 from fleece.delta.layout import MAX_RECORD
 from fleece.disk.base import ReadableDisk, Reader
-from fleece.engine.backup.unchanged import HeldLeaves, changed_runs
-from fleece.engine.work.leaves import LeafHasher
+from fleece.engine.backup.unchanged import HeldLeaves
 from fleece.engine.work.pool import WORKERS, Counter, run_workers
 from fleece.engine.work.reads import WINDOW, OneReader, ReadItem, known_zeros, read_items
 from fleece.errors import VerifyError
 from fleece.extents import Extents
-from fleece.tree import HashArray
+from fleece.tree import HashArray, LeafHasher, changed_runs
 
 _NAMED = 4
 """How many differing places a message names."""
@@ -141,7 +140,7 @@ def _differing(
         for run in hasher.runs(start, data[start - item.start : end - item.start]):
             first = (run.offset - item.start) // shape.leaf_size
             same = held[first : first - (-run.length // shape.leaf_size)]
-            for wrong in changed_runs(run, same, shape.leaf_size, shape.zeros[0]):
+            for wrong in changed_runs(run, same, shape):
                 yield wrong.offset, wrong.offset + wrong.length
 
 

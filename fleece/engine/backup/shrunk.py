@@ -15,10 +15,9 @@ from __future__ import annotations
 import numpy as np
 
 from fleece.delta.chain import Chain, steps
-from fleece.delta.reader import leaf_hashes
 from fleece.disk.base import ReadableDisk
 from fleece.extents import Extents, Int64Array
-from fleece.tree import HashArray
+from fleece.tree import HashArray, leaf_hashes
 
 _TOGETHER = 256
 """Leaves that are looked at together. A record of data may hold leaves of zeros; few do."""

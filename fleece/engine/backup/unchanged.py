@@ -13,10 +13,8 @@ import numpy as np
 
 from fleece.cache import Cache
 from fleece.delta.chain import Chain
-from fleece.engine.work.leaves import Run
 from fleece.engine.work.reads import ReadItem
 from fleece.extents import Extents, Int64Array
-from fleece.hashing import Buffer
 from fleece.tree import HashArray
 
 _BLOCK = 1 << 12
@@ -95,23 +93,3 @@ class HeldLeaves:
     def _block(self, first: int) -> HashArray:
         count = min(_BLOCK, self._shape.leaves - first)
         return self._blocks.get(first, lambda: self._chain.leaf_hashes(first, count))
-
-
-def changed_runs(run: Run, held: HashArray, leaf_size: int, zero: bytes) -> Iterator[Run]:
-    """The parts of a run whose leaves are not what the chain holds.
-
-    Args:
-        run: as it was read.
-        held: uint8[n, hash size]: the chain's hashes of the run's leaves.
-        leaf_size: in bytes.
-        zero: the hash of a leaf of zeros.
-    """
-    width = len(zero)
-    mine: Buffer = zero * len(held) if run.hashes is None else run.hashes
-    differs = np.any(np.frombuffer(mine, np.uint8).reshape(held.shape) != held, axis=1)
-    bounds = np.flatnonzero(np.diff(differs, prepend=False, append=False))
-    for first, last in zip(bounds[::2].tolist(), bounds[1::2].tolist(), strict=True):
-        start = first * leaf_size
-        length = min(last * leaf_size, run.length) - start
-        hashes = None if run.hashes is None else run.hashes[first * width : last * width]
-        yield Run(run.offset + start, length, hashes)

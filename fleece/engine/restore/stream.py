@@ -11,12 +11,11 @@ from fleece.cancel import CancelToken
 from fleece.delta.sink import Sink
 from fleece.disk.chain import ChainDisk
 from fleece.engine.restore.image import RestoreResult, check_unread
-from fleece.engine.work.leaves import LeafHasher
 from fleece.engine.work.pool import WORKERS, Counter
 from fleece.engine.work.scan import REGION_LEVEL, Region, root_of
 from fleece.errors import TargetError, VerifyError
 from fleece.store.store import Store
-from fleece.tree import Geometry, HashArray, joined
+from fleece.tree import Geometry, HashArray, LeafHasher, joined
 
 _PIECE = 1 << 20
 _AHEAD = 4 * WORKERS

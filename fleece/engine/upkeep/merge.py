@@ -203,9 +203,7 @@ class _Merge:
         head = merged_header(newest, oldest, count)
         self._writer = DeltaWriter(sink, head, base, self._run[0].protection)
         self._unpack = zstandard.ZstdDecompressor()
-        self._pack = zstandard.ZstdCompressor(
-            level=newest.level, write_checksum=True, write_content_size=True
-        )
+        self._pack = self._writer.compressor()
         self._subject, self._listener, self._cancel = newest.disk, listener, cancel
         self.frames = 0
         self.cut = 0

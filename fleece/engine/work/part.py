@@ -6,13 +6,12 @@ import numpy as np
 
 from fleece.delta.chain import Chain
 from fleece.delta.part import LARGEST, Part
-from fleece.delta.reader import leaf_hashes
 from fleece.disk.chain import ChainDisk
 from fleece.engine.work.scan import Region, root_of
 from fleece.errors import StoreError, UsageError, VerifyError
 from fleece.store.catalogue import Catalogue, StoredPoint
 from fleece.store.store import Store
-from fleece.tree import Geometry
+from fleece.tree import Geometry, leaf_hashes
 
 
 def parts(store: Store, point: str, guest: str | None = None) -> tuple[Part, ...]:

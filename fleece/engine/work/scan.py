@@ -10,11 +10,10 @@ import numpy as np
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.disk.base import ReadableDisk
-from fleece.engine.work.leaves import LeafHasher
 from fleece.engine.work.pool import Counter, run_workers
 from fleece.engine.work.reads import ReadItem, known_zeros, read_items
 from fleece.extents import Extents
-from fleece.tree import Geometry, HashArray, dense_parents
+from fleece.tree import Geometry, HashArray, LeafHasher, dense_parents
 
 REGION_LEVEL = 4
 """A region is the disk under one node of this level: 4 GiB with 64 KiB leaves and fan-out 16."""
