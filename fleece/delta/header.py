@@ -187,7 +187,7 @@ def frame_length(first: bytes, where: object) -> int:
     """
     if len(first) >= ENVELOPE.size:
         magic, length, tag = ENVELOPE.unpack_from(first)
-        if magic == SKIPPABLE_MAGIC and tag == Tag.HEADER.value and length + 8 <= MAX_HEADER:
+        if magic == SKIPPABLE_MAGIC and tag == Tag.HEADER and length + 8 <= MAX_HEADER:
             return int(length) + 8
     raise DeltaError("not a fleece delta", where=where, hint="it does not start with a header")
 

@@ -50,7 +50,7 @@ MAX_SIZE = 1 << 60
 """The largest disk in bytes: far above any, and no sum of two overflows 63 bits."""
 
 
-class Tag(enum.Enum):
+class Tag(bytes, enum.Enum):
     """The four letters that say what a frame is. A zstd frame, DATA, bears none itself."""
 
     KEY = b"FKEY"
@@ -111,8 +111,8 @@ def _directory_row(hash_size: int) -> np.dtype[np.void]:
 
 def seal(tag: Tag, body: bytes, algorithm: HashAlgorithm) -> bytes:
     """A whole frame: envelope, body, own hash."""
-    length = len(tag.value) + len(body) + algorithm.size
-    frame = ENVELOPE.pack(SKIPPABLE_MAGIC, length, tag.value) + body
+    length = len(tag) + len(body) + algorithm.size
+    frame = ENVELOPE.pack(SKIPPABLE_MAGIC, length, tag) + body
     return frame + algorithm.digest(frame)
 
 
@@ -126,7 +126,7 @@ def unseal(frame: bytes, tag: Tag, algorithm: HashAlgorithm, where: object) -> m
     if len(frame) < least:
         raise DeltaError(f"cut inside a {tag.name} frame", where=where)
     magic, length, found = ENVELOPE.unpack_from(frame)
-    if magic != SKIPPABLE_MAGIC or found != tag.value or length + 8 != len(frame):
+    if magic != SKIPPABLE_MAGIC or found != tag or length + 8 != len(frame):
         raise DeltaError(f"no {tag.name} frame where one must be", where=where)
     view = memoryview(frame)
     if algorithm.digest(view[: -algorithm.size]) != own_hash(frame, algorithm):

@@ -34,6 +34,7 @@ from fleece.extents import Int64Array
 from fleece.tree import Geometry, Level
 
 _COUNT = struct.Struct("<II")
+_KINDS = {kind.value: kind for kind in (Tag.TREE, Tag.INDEX)}
 
 IndexRows = npt.NDArray[np.void]
 """Structured rows of `layout.INDEX_ROW`."""
@@ -270,9 +271,9 @@ def parse_directory(frame: bytes, geometry: Geometry, end: int, where: object) -
     for tag, level, count, first, last, position, length, digest in np.frombuffer(
         body, dtype
     ).tolist():
-        if tag not in (Tag.TREE.value, Tag.INDEX.value):
+        if (kind := _KINDS.get(tag)) is None:
             raise DeltaError("the directory lists a page of no known kind", where=where)
-        page = Page(Tag(tag), level, count, first, last, position, length, bytes(digest))
+        page = Page(kind, level, count, first, last, position, length, bytes(digest))
         if not (count > 0 and length <= MAX_PAGE and position + length <= end):
             raise DeltaError("the directory lists a page that cannot be", where=where)
         if not (level <= geometry.height and first <= last < max(geometry.size, 1)):

@@ -86,7 +86,7 @@ class BareFrames:
 
     def is_frame(self, tag: Tag, first: bytes) -> bool:
         """Whether it bears the magic and the tag."""
-        return first[:4] == self.magic and first[8 : ENVELOPE.size] == tag.value
+        return first[:4] == self.magic and first[8 : ENVELOPE.size] == tag
 
     def seal(self, tag: Tag, frame: bytes) -> bytes:
         """The frame itself."""

@@ -251,16 +251,11 @@ class DeltaReader(RecordFile):
         algorithm = self._geometry.algorithm
         size = footer.size_of(algorithm)
         self.footer_position = self.length - size - self.frames.overhead
-        incomplete = DeltaError(
-            "incomplete or cut: it does not end with a footer",
-            where=self.where,
-            hint="a backup that did not finish, or a damaged file",
-        )
         if self.footer_position < self.records_start:
-            raise incomplete
+            raise self._incomplete()
         stored = self.read_at(self.footer_position, size + self.frames.overhead)
         if not self.frames.is_frame(Tag.FOOTER, stored[: ENVELOPE.size]):
-            raise incomplete
+            raise self._incomplete()
         frame = self.frames.open(Tag.FOOTER, stored, self.where)
         last = footer.parse(frame, algorithm, self.where)
         if last.header_hash != self._header_hash or last.file_id != self.header.file_id:
@@ -268,6 +263,13 @@ class DeltaReader(RecordFile):
         if self._geometry.root(last.top) != last.root:
             raise DeltaError("the root does not follow from the top node", where=self.where)
         return last
+
+    def _incomplete(self) -> DeltaError:
+        return DeltaError(
+            "incomplete or cut: it does not end with a footer",
+            where=self.where,
+            hint="a backup that did not finish, or a damaged file",
+        )
 
     def _read_directory(self) -> list[pages.Page]:
         last = self.footer

@@ -9,7 +9,7 @@ import pytest
 import fleece
 from fleece.store.s3.client.bucket import Bucket
 from tests.engine.history import Guest
-from tests.engine.scene import INTACT, flip
+from tests.engine.scene import INTACT, Json, flip
 from tests.engine.test_boot import bootable
 from tests.engine.test_serve import command
 from tests.rig import filesystems
@@ -21,16 +21,17 @@ MIB = 1 << 20
 SYSTEM, FILES = "system", "vda"
 
 
-@pytest.fixture
-def guest(tmp_path: Path) -> Guest:
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
     """A disk that boots, and one with files, of which one point has more than the other."""
-    made = Guest(tmp_path / "store")
-    tree = tmp_path / "tree"
+    folder = tmp_path_factory.mktemp("guest")
+    made = Guest(folder / "store")
+    tree = folder / "tree"
     tree.mkdir()
     contents = []
     for word in "one", "two", "three":
         (tree / word).write_text(word)
-        contents.append(filesystems.ext(tmp_path / word, MIB, tree).read_bytes())
+        contents.append(filesystems.ext(folder / word, MIB, tree).read_bytes())
     made.holding({SYSTEM: bootable(), FILES: contents[0]})
     for content in contents[1:]:
         made.become(**{FILES: content})
@@ -65,6 +66,30 @@ def test_every_verb_that_reads_points_reads_them_in_a_bucket(
     merged = INTACT.run("merge", place, last, "--json").succeeded().result
     assert merged["point"] == last
     assert "no damage in 1 point: 2 deltas" in _said("verify", place, last)
+
+
+def test_verbs_that_mark_points_and_put_a_guest_back_do_so_in_a_bucket(
+    guest: Guest, server: SeaweedFs, tmp_path: Path
+) -> None:
+    place = f"s3://{server.bucket().address.bucket}/vms"
+    fleece.copy(fleece.open_store(guest.store), fleece.init(place))
+    first, last = guest.points[0], guest.points[-1]
+
+    def said(verb: str, *words: object) -> Json:
+        return INTACT.run(verb, place, *words, "--json").succeeded().result
+
+    assert said("pin", first)["pinned"]
+    assert said("tag", last, "--add", "nightly")["tags"] == ["nightly"]
+    rows = INTACT.run("list", place, "--tag", "nightly", "--json").succeeded().named("point")
+    assert {row["point"] for row in rows} == {last}
+    ran = INTACT.run("stats", place, "--keep-last", "1", "--json").succeeded()
+    assert (ran.result["points"], ran.named("guest")[0]["freed_bytes"]) == (3, 0)
+    assert not said("unpin", first)["pinned"]
+    pruned = said("prune", "--keep-tag", "nightly", "--merge", "always")
+    assert (pruned["kept"], pruned["removed"]) == (1, 2)
+    said("restore-guest", last, tmp_path / "back", "--format", "raw")
+    for disk in SYSTEM, FILES:
+        assert (tmp_path / "back" / f"{disk}.raw").read_bytes() == guest.disk(disk)
 
 
 def _said(*words: object) -> str:

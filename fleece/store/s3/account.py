@@ -1,11 +1,13 @@
 """What a store in a bucket has not any more, or shows otherwise than it was made.
 
 Fleece removes what a change has dropped, and never writes a key twice, nor lays a mark of a
-deletion over anything that a point needs. So whatever else is found, somebody else did.
+deletion over anything that a point needs. So whatever else is found, somebody else did. Each
+finding names the version that is to be removed first. No engine does: it is for the bucket's owner.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
@@ -15,11 +17,12 @@ from fleece.store.names import MARKER
 from fleece.store.s3.client.answers import Version
 from fleece.store.s3.client.problems import Denied
 from fleece.store.s3.ledger import Ledger
-from fleece.store.s3.names import COMMITS, DATA
+from fleece.store.s3.names import COMMITS, DATA, change_key
 from fleece.store.s3.view import View
 
 _MARK = "remove the mark of its deletion (version {}): then it is there again"
-_FIRST = "its first version ({}) is still there"
+_OVER = "remove what was put over it (version {}): its first version is still there"
+_CHANGE = "no engine drops what is locked: remove the change (version {}), unless it was a prune's"
 
 _Versions: TypeAlias = Mapping[str, Sequence[Version]]
 """By key below the prefix, the newest first."""
@@ -42,6 +45,16 @@ def unaccounted(ledger: Ledger) -> list[StoreError]:
         again = {str(error) for error in _look(ledger)}
         found = [error for error in found if str(error) in again]
     return found
+
+
+def hidden_by(ledger: Ledger, key: str) -> StoreError | None:
+    """What hides an object that is not there; None: nothing that can be seen."""
+    with contextlib.suppress(StoreError):
+        for each in ledger.versions.of(ledger.key(key)):
+            if each.key == ledger.key(key) and each.deleted:
+                hint = _MARK.format(each.version)
+                return StoreError("was hidden by a deletion", where=ledger.name(key), hint=hint)
+    return None
 
 
 def _look(ledger: Ledger) -> list[StoreError]:
@@ -81,7 +94,7 @@ def _changed_objects(ledger: Ledger, versions: _Versions) -> Iterator[StoreError
             what = "the change was hidden by a deletion: a point may have another name, or be gone"
             yield StoreError(what, where=ledger.name(key), hint=_MARK.format(each[0].version))
         elif len({one.etag for one in contents}) > 1:
-            hint = _FIRST.format(contents[-1].version)
+            hint = _OVER.format(each[0].version)
             yield StoreError("was overwritten", where=ledger.name(key), hint=hint)
 
 
@@ -112,12 +125,13 @@ def _dropped_though_locked(ledger: Ledger, view: View, versions: _Versions) -> I
         (newest, *_) = [each for each in versions[key] if not each.deleted]
         kept = ledger.retention.of_version(ledger.key(key), newest.version)
         if kept is not None:
-            later = [
-                f"{n} ({c.by})"
+            last, by = max(
+                (n, c.by)
                 for n, c in view.changes.items()
                 if n > number and c is not None and c.point == change.point
-            ]
-            what = (
-                f"of point {change.point} was dropped by change {', '.join(later)}, but is {kept}"
             )
-            yield StoreError(what, where=ledger.name(key), hint="no engine drops what is locked")
+            culprit = change_key(view.guest, last)
+            (top, *_) = versions[culprit]
+            what = f"{by} dropped {key} of point {change.point}, which is {kept}"
+            hint = _CHANGE.format(top.version)
+            yield StoreError(what, where=ledger.name(culprit), hint=hint)

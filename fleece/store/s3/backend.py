@@ -18,7 +18,7 @@ from fleece.store.backend import Batch, Draft, Kept, Listing, Patience, Site, Us
 from fleece.store.errors import Gone
 from fleece.store.names import MARKER, SUFFIX, is_mark
 from fleece.store.s3 import lock
-from fleece.store.s3.account import unaccounted
+from fleece.store.s3.account import hidden_by, unaccounted
 from fleece.store.s3.batch import LeftBatch, ObjectBatch, remove_left
 from fleece.store.s3.change import Change
 from fleece.store.s3.client.answers import Listed
@@ -146,6 +146,8 @@ class S3Backend:
         try:
             self._marker = self._read(self._key(MARKER), _LONGEST_MARKER)
         except Gone:
+            if (mark := hidden_by(self._ledger, MARKER)) is not None:
+                raise mark from None
             raise StoreError("there is no store here", where=self.where, hint=_HINT) from None
 
     def _probe(self) -> None:

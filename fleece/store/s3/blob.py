@@ -172,7 +172,7 @@ class ObjectBlob:
             self._ahead.leave()
         keep, self._keep = self._keep, None
         if keep is not None:
-            keep(tuple(sorted(self._used.items())))
+            keep(_joined(sorted(self._used.items())))
 
     def _blocks(self, position: int, length: int, more: range | None) -> list[_Block] | None:
         """The blocks that a range lies in; None: they are not there, and need not be read."""
@@ -207,6 +207,16 @@ class ObjectBlob:
         if len(data) != length:
             raise DeltaError("the object is cut", where=self.name)
         return data
+
+
+def _joined(ranges: Sequence[tuple[int, bytes]]) -> Ranges:
+    """Ranges in order, those in one that follow one another."""
+    found: list[tuple[int, bytes]] = []
+    for start, data in ranges:
+        if found and found[-1][0] + len(found[-1][1]) == start:
+            start, data = found[-1][0], found.pop()[1] + data
+        found.append((start, data))
+    return tuple(found)
 
 
 def _cut(blocks: Sequence[_Block], position: int, length: int) -> bytes:

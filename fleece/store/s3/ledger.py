@@ -156,19 +156,19 @@ class Ledger:
         guest, *rest = item.key.split("/")
         number = names.change_number(rest[1]) if len(rest) == 2 else None
         if number is not None and rest[0] == names.COMMITS:
-            found.setdefault(guest, View(guest))
+            _view(found, guest)
             listed.setdefault(guest, {})[number] = item
             return True
         if len(rest) != 3 or rest[0] not in (names.DATA, names.NOTES):
             return False
         if rest[0] == names.NOTES:
             key = f"{guest}/{rest[1]}/{rest[2]}"
-            found.setdefault(guest, View(guest)).notes[key] = item
+            _view(found, guest).notes[key] = item
             return True
         folder = DataFolder.parse(rest[1])
         if folder is None:
             return False
-        found.setdefault(guest, View(guest)).folders.setdefault(folder, {})[item.key] = item
+        _view(found, guest).folders.setdefault(folder, {})[item.key] = item
         return True
 
     def _settle(self, view: View, listed: dict[int, Listed]) -> None:
@@ -323,6 +323,13 @@ class Ledger:
                 found.append((folder, upload))
         self._begun[guest] = found
         return found
+
+
+def _view(found: dict[str, View], guest: str) -> View:
+    """That of a guest, made if it is not there."""
+    if guest not in found:
+        found[guest] = View(guest)
+    return found[guest]
 
 
 def identity(item: Listed) -> Identity:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
@@ -13,8 +15,7 @@ from fleece.store.s3.client.exchange import Answer
 from fleece.store.s3.client.problems import Refusal, moment_in
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """An object, as a listing has it.
 
     Attributes:
@@ -92,9 +93,8 @@ class Xml:
     def __init__(self, element: ElementTree.Element, where: str) -> None:
         self._element = element
         self._where = where
-        self._named: dict[str, list[ElementTree.Element]] = {}  # a listing asks each for many
-        for child in element:
-            self._named.setdefault(_bare(child.tag), []).append(child)
+        # The first of each name; a listing asks each of its elements for many.
+        self._named = {_bare(child.tag): child for child in reversed(element)}
 
     @classmethod
     def of(cls, body: bytes, where: str) -> Xml:
@@ -115,8 +115,9 @@ class Xml:
 
     def all(self, name: str) -> Iterator[Xml]:
         """The elements of a name that are right in it, in order."""
-        for child in self._named.get(name, ()):
-            yield Xml(child, self._where)
+        for child in self._element:
+            if _bare(child.tag) == name:
+                yield Xml(child, self._where)
 
     def children(self) -> Iterator[Xml]:
         """All elements that are right in it, in order."""
@@ -129,17 +130,19 @@ class Xml:
         Raises:
             StoreError: there is none, and no default.
         """
-        if name in self._named:
-            return (self._named[name][0].text or "").strip()
+        found = self._named.get(name)
+        if found is not None:
+            return (found.text or "").strip()
         if default is None:
             raise strange(self._where, f"without {name}")
         return default
 
     def key(self, name: str, *, encoded: bool) -> str:
         """A key, which may have any characters: it is not stripped."""
-        if name not in self._named:
+        found = self._named.get(name)
+        if found is None:
             raise strange(self._where, f"without {name}")
-        text = self._named[name][0].text or ""
+        text = found.text or ""
         return unquote_plus(text) if encoded else text
 
     def number(self, name: str) -> int:
@@ -210,6 +213,7 @@ def wants_check(refusal: Refusal) -> bool:
     return refusal.status == 400 and "Content-MD5" in refusal.message
 
 
+@functools.lru_cache
 def _bare(tag: str) -> str:
     return tag.rpartition("}")[2]
 
