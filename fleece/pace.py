@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from fleece.cancel import CancelToken
 
@@ -12,16 +13,24 @@ _SAVED = 0.25
 
 _SLICE = 0.1
 
+Rate = int | Callable[[], int | None]
+"""Bytes per second, more than 0; or what tells how many for now, None: any number."""
+
+
+def rate_now(rate: Rate | None) -> int | None:
+    """The bytes per second that a rate means now; None: any number."""
+    return rate() if callable(rate) else rate
+
 
 class Pace:
     """Lets bytes through at a rate.
 
     Args:
-        rate: bytes per second, more than 0.
+        rate: is asked before each read.
         cancel: ends the waiting.
     """
 
-    def __init__(self, rate: int, cancel: CancelToken) -> None:
+    def __init__(self, rate: Rate, cancel: CancelToken) -> None:
         self._rate = rate
         self._cancel = cancel
         self._lock = threading.Lock()
@@ -35,7 +44,8 @@ class Pace:
         """
         with self._lock:
             start = max(self._free, time.monotonic() - _SAVED)
-            self._free = start + count / self._rate
+            rate = rate_now(self._rate)
+            self._free = start if rate is None else start + count / rate
         while (left := start - time.monotonic()) > 0:
             self._cancel.check()
             time.sleep(min(left, _SLICE))

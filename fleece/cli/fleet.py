@@ -54,8 +54,8 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
         raise UsageError("--shard does not go with GUEST: one guest has no parts")
     with alone(path, words.wait, cancel, part=words.shard or ""):
         planned = plan(config, words.guests, cancel, shard=shard)
-        for host, error in planned.unknown.items():
-            output.listen(events.Warned(f"the guests of host '{host}' are unknown: {error}"))
+        for what, error in planned.troubles:
+            output.listen(events.Warned(f"{what}: {error}"))
         work = Work(
             config,
             steps,
@@ -63,6 +63,7 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
             output.listen_of,
             cancel,
             words.dry_run,
+            words.any_time,
         )
         result = run_all(planned, work, lambda one: _tell(output, one))
     lines = [*table(_RESULTS, [*map(_row, result.guests)], output.width())]
@@ -85,7 +86,7 @@ def config(output: Output, cancel: CancelToken, words: ConfigWords) -> None:
         return
     path = config_path(words.config)
     planned = plan(load(path), (), cancel)
-    for error in planned.unknown.values():
+    for _, error in planned.troubles:
         raise error
     if output.machine:
         for guest in planned.guests:
@@ -109,7 +110,7 @@ def _planned(guest: PlannedGuest) -> tuple[str, ...]:
     rules = [f"{name} {count}" for name, count in keep.items() if isinstance(count, int) and count]
     if config.keep is not None and config.keep.within is not None:
         rules.append("within")
-    store, host = config.store, config.host
+    store, host = config.store, guest.host
     return (
         guest.name,
         guest.source,

@@ -429,6 +429,7 @@ class RunWords(Words):
     shard: str | None
     only: list[str]
     dry_run: bool
+    any_time: bool
     wait: float
 
 

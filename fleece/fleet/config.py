@@ -12,6 +12,8 @@ import fleece
 from fleece.amounts import bytes_of, fraction_of
 from fleece.errors import UsageError
 from fleece.fleet.document import Document, Key, Place, read, unknown
+from fleece.fleet.hooks import Hooks
+from fleece.fleet.hours import Hours, by_the_clock
 
 HERE = "here"
 """The host of a file that names none."""
@@ -79,12 +81,15 @@ class GuestConfig:
         source: of the one guest.
         pattern: of names.
         left_out: patterns of names that are left out.
-        host: that has them.
+        tag: that they must have; None: any.
+        hosts: that have them; of the one guest, one.
         store: that they are backed up into.
         every: a guest whose newest point is younger is left out; None: it is due in each run.
         keep: what its points are kept by; None: none is dropped.
-        options: how they are opened.
+        options: how they are opened; without the URI of their host.
         backup: how they are backed up.
+        left_out_disks: names of disks that are not; empty: `backup` says which are.
+        hooks: what runs around that.
     """
 
     where: Place
@@ -92,16 +97,22 @@ class GuestConfig:
     source: str | None
     pattern: str | None
     left_out: tuple[str, ...]
-    host: HostConfig
+    tag: str | None
+    hosts: tuple[HostConfig, ...]
     store: StoreConfig
     every: fleece.Duration | None
     keep: fleece.KeepRules | None
     options: fleece.SourceOptions
     backup: fleece.BackupOptions
+    left_out_disks: tuple[str, ...]
+    hooks: Hooks
 
-    def matches(self, name: str) -> bool:
-        """Whether a guest of this name is one of those that match."""
+    def matches(self, guest: fleece.FoundGuest) -> bool:
+        """Whether a guest is one of those that match."""
+        name = guest.name
         if self.pattern is None or not fnmatch.fnmatchcase(name, self.pattern):
+            return False
+        if self.tag is not None and self.tag not in guest.tags:
             return False
         return not any(fnmatch.fnmatchcase(name, each) for each in self.left_out)
 
@@ -114,11 +125,28 @@ class Limits:
         at_once: guests.
         retries: of a step, while somebody else holds what it needs.
         retry_wait: seconds before the first one; each later one waits twice as long.
+        windows: in which steps are begun; empty: always.
+        rates: bytes per second, at most, of a guest at some hours; the first that hold count.
     """
 
     at_once: int = 2
     retries: int = 3
     retry_wait: int = 30
+    windows: tuple[Hours, ...] = ()
+    rates: tuple[tuple[Hours, int], ...] = ()
+
+    def closed(self) -> str | None:
+        """The windows, in words, if none is open now."""
+        now = by_the_clock()
+        if not self.windows or any(hours.hold(now) for hours in self.windows):
+            return None
+        return f"outside of {', '.join(hours.text for hours in self.windows)}"
+
+    def rate(self, own: int | None) -> int | None:
+        """Bytes per second that are read of a guest now, at most, if its own limit is this."""
+        now = by_the_clock()
+        of_the_hour = next((rate for hours, rate in self.rates if hours.hold(now)), None)
+        return min((rate for rate in (own, of_the_hour) if rate is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -243,7 +271,6 @@ def _guest(
     keys = ("guest", number)
     _who(document, keys, table)
     _known(document, (*keys, "store"), table["store"], stores, "store")
-    host = _host(document, keys, table, hosts)
     store = stores[table["store"]]
     keep = _keep(document, (*keys, "keep"), table.get("keep")) or store.keep
     every = table.get("every")
@@ -253,12 +280,29 @@ def _guest(
         table.get("source"),
         table["match"].removeprefix("libvirt:") if "match" in table else None,
         tuple(table.get("except", ())),
-        host,
+        table.get("tag"),
+        _hosts(document, keys, table, hosts),
         store,
         None if every is None else _duration(every),
         keep,
-        _options(table, host),
+        _options(table),
         _backup(document, keys, table),
+        tuple(table.get("leave-out", ())),
+        _hooks(document, keys, table.get("hooks")),
+    )
+
+
+def _hooks(document: Document, keys: Sequence[Key], table: Mapping[str, Any] | None) -> Hooks:
+    if table is None:
+        return Hooks()
+    if not table.keys() & {"before", "after"}:
+        where = document.where(*keys, "hooks")
+        raise UsageError("hooks without 'before' or 'after' have no effect", where=where)
+    return Hooks(
+        tuple(table.get("before", ())),
+        tuple(table.get("after", ())),
+        table.get("limit", Hooks.limit),
+        table.get("environment", {}),
     )
 
 
@@ -272,41 +316,49 @@ def _who(document: Document, keys: Sequence[Key], table: Mapping[str, Any]) -> N
     if ("source" in table) != ("name" in table):
         missing, there = ("source", "name") if "name" in table else ("name", "source")
         raise UsageError(f"'{there}' without '{missing}'", where=document.where(*keys, there))
-    if "except" in table and "match" not in table:
-        raise UsageError("'except' has no effect without 'match'", where=document.where(*keys))
+    for key in ("except", "tag"):
+        if key in table and "match" not in table:
+            where = document.where(*keys, key)
+            raise UsageError(f"'{key}' has no effect without 'match'", where=where)
+    if "disks" in table and "leave-out" in table:
+        where = document.where(*keys, "leave-out")
+        raise UsageError("'disks' says which ones, or 'leave-out' which ones not", where=where)
+    if "host" in table and not str(table.get("source", "libvirt:")).startswith("libvirt:"):
+        where = document.where(*keys, "host")
+        raise UsageError("'host' has no effect on a source that is not libvirt:", where=where)
 
 
-def _host(
+def _hosts(
     document: Document,
     keys: Sequence[Key],
     table: Mapping[str, Any],
     hosts: Mapping[str, HostConfig],
-) -> HostConfig:
+) -> tuple[HostConfig, ...]:
     name = table.get("host")
     if name is not None:
         _known(document, (*keys, "host"), name, hosts, "host")
-        return hosts[name]
-    if len(hosts) > 1 and str(table.get("source", "libvirt:")).startswith("libvirt:"):
+        return (hosts[name],)
+    if "match" in table:
+        return tuple(hosts.values())
+    if len(hosts) > 1 and table["source"].startswith("libvirt:"):
         raise UsageError(
             "there are several hosts",
             where=document.where(*keys),
             hint=f"add a line like: host = '{next(iter(hosts))}'",
         )
-    return next(iter(hosts.values()))
+    return (next(iter(hosts.values())),)
 
 
-def _options(table: Mapping[str, Any], host: HostConfig) -> fleece.SourceOptions:
+def _options(table: Mapping[str, Any]) -> fleece.SourceOptions:
     scratch, limit = table.get("scratch"), table.get("scratch-limit")
     freeze = table.get("freeze", "no")
     by_agent = "guest-agent" in table
-    of_libvirt = str(table.get("source", "libvirt:")).startswith("libvirt:")
     return fleece.SourceOptions(
         scratch=None if scratch is None else Path(scratch),
         scratch_limit=None if limit is None else bytes_of("scratch-limit", limit),
         fleecing=fleece.Fleecing(table.get("fleecing", fleece.Fleecing.CLASSIC)),
         guest_agent=table.get("guest-agent"),
         require_freeze=freeze == "require",
-        connect=host.connect if of_libvirt else None,
         freeze=freeze != "no" and not by_agent,
     )
 
@@ -365,4 +417,9 @@ def _limits(documents: Sequence[Document]) -> Limits:
         table.get("at-once", usual.at_once),
         table.get("retries", usual.retries),
         table.get("retry-wait", usual.retry_wait),
+        tuple(map(Hours.parse, table.get("windows", ()))),
+        tuple(
+            (Hours.parse(each["hours"]), bytes_of("rate", each["rate"]))
+            for each in table.get("rates", ())
+        ),
     )

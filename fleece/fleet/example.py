@@ -63,4 +63,13 @@ def _value(shape: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
             for key, said in shape["properties"].items()
         )
         return f"{{ {', '.join(inner)} }}"
-    return json.dumps(shape["examples"][0])
+    return _toml(shape["examples"][0])
+
+
+def _toml(value: Any) -> str:
+    """An example, as TOML writes it in one line."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(each)}' for key, each in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)

@@ -73,7 +73,8 @@ def run(
             told(result)
     results = tuple(found[number] for number in sorted(found))
     errors = [result.error for result in results if result.error is not None]
-    return RunResult(results, _worst([*errors, *plan.unknown.values()], work.cancel))
+    errors += [error for _, error in plan.troubles]
+    return RunResult(results, _worst(errors, work.cancel))
 
 
 def _worst(errors: Sequence[FleeceError], cancel: CancelToken) -> FleeceError | None:
@@ -120,5 +121,5 @@ def _startable(
 
 def _slots(guest: PlannedGuest) -> tuple[tuple[tuple[str, str], int | None], ...]:
     """What a guest takes a place of, and how many places there are; None: any number."""
-    host, store = guest.config.host, guest.config.store
+    host, store = guest.host, guest.config.store
     return (("host", host.name), host.at_once), (("store", store.name), store.at_once)

@@ -8,16 +8,18 @@ import enum
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.errors import FleeceError, StoreError, bug
+from fleece.errors import FleeceError, PointError, StoreError, bug
 from fleece.fleet.config import Config, StoreConfig, Verifying
+from fleece.fleet.hooks import around
 from fleece.fleet.plan import PlannedGuest
+from fleece.pace import rate_now
 from fleece.terminal import counted
 
 _TICK = 0.2
@@ -93,6 +95,7 @@ class Work:
         listener: hears what happens.
         cancel: stops it.
         dry_run: nothing is changed; what would be done is told.
+        any_time: steps are begun outside of the windows, too.
         described: what was read of the deltas of each store (`Store.described`).
     """
 
@@ -102,6 +105,7 @@ class Work:
     listener: Listener
     cancel: CancelToken
     dry_run: bool = False
+    any_time: bool = False
     described: Mapping[str, dict[str, tuple[str, fleece.Entry]]] = field(
         default_factory=lambda: collections.defaultdict(dict)
     )
@@ -151,6 +155,8 @@ def _run(step: Step, run: _Run, work: Work) -> StepResult:
     begun, limits = time.monotonic(), work.config.limits
     tries = itertools.count(1)
     while True:
+        if not work.any_time and (closed := limits.closed()) is not None:
+            return StepResult(step, time.monotonic() - begun, f"not begun {closed}")
         try:
             work.cancel.check()
             done = run()
@@ -187,10 +193,43 @@ def _backup(guest: PlannedGuest, work: Work) -> _Done:
         return _Done(f"not due: point {young} is younger than that")
     if work.dry_run:
         return _Done(f"would back up {guest.source}")
-    options = dataclasses.replace(config.backup, guest=guest.name)
-    with fleece.open_source(guest.source, config.options, work.cancel) as source:
-        result = fleece.backup(source, store, options, _listener(guest, work), work.cancel)
+    result = around(
+        config.hooks,
+        {
+            "FLEECE_GUEST": guest.name,
+            "FLEECE_SOURCE": guest.source,
+            "FLEECE_STORE": config.store.name,
+        },
+        lambda: _point(guest, store, work),
+        _listener(guest, work),
+        work.cancel,
+    )
     return _Done(f"point {result.point}", result)
+
+
+def _point(guest: PlannedGuest, store: fleece.Store, work: Work) -> fleece.BackupResult:
+    config, limits = guest.config, work.config.limits
+    own = config.backup.rate
+    rate = (lambda: limits.rate(rate_now(own))) if limits.rates else own
+    options = dataclasses.replace(config.backup, guest=guest.name, rate=rate)
+    with fleece.open_source(guest.source, guest.options, work.cancel) as source:
+        if config.left_out_disks:
+            disks = _without(source, config.left_out_disks)
+            options = dataclasses.replace(options, disks=disks)
+        return fleece.backup(source, store, options, _listener(guest, work), work.cancel)
+
+
+def _without(source: fleece.Source, left_out: Collection[str]) -> tuple[str, ...]:
+    """The names of the disks that can be written, without some.
+
+    Raises:
+        PointError: no disk is left.
+    """
+    disks = source.inventory().disks
+    names = [disk.name for disk in disks if not disk.read_only and disk.name not in left_out]
+    if not names:
+        raise PointError("every disk is left out", where=source.where)
+    return tuple(names)
 
 
 def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | None:

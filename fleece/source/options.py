@@ -71,7 +71,11 @@ class FoundGuest:
     Attributes:
         name: its own.
         source: what it is opened by, whatever it is called.
+        running: it is on.
+        tags: that its owner gave it.
     """
 
     name: str
     source: str
+    running: bool = False
+    tags: frozenset[str] = frozenset()

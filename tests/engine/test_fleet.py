@@ -9,17 +9,20 @@ import signal
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.fleet import config as config_module
 from fleece.fleet import run as fleet_run
 from fleece.fleet import steps
 from fleece.fleet.alone import alone
 from fleece.fleet.config import load
-from fleece.fleet.plan import PlannedGuest, plan
+from fleece.fleet.plan import Plan, PlannedGuest, plan
 from fleece.fleet.steps import GuestResult, Step, Work
 from tests.engine.scene import INTACT, MIB, Ran, wait_until
 from tests.rig.libvirt import GuestDisk, libvirtd
@@ -33,6 +36,7 @@ class Fleet:
         folder: of all that.
         image: of each guest.
         more: what the file says besides, of the store.
+        limits: likewise, of the limits.
         last: likewise, of the last guest.
         after: likewise, at its end.
     """
@@ -40,7 +44,7 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.image: dict[str, Path] = {}
-        self.more = self.last = self.after = ""
+        self.more = self.limits = self.last = self.after = ""
         for name in ("store", "copies"):
             INTACT.run("init", folder / name).succeeded()
 
@@ -61,7 +65,7 @@ class Fleet:
         """The configuration, as it is now."""
         text = f'[store.main]\nplace = "{self.folder}/store"\n{self.more}\n'
         text += f'[store.copies]\nplace = "{self.folder}/copies"\n'
-        text += "[limits]\nretries = 2\nretry-wait = 1\n"
+        text += f"[limits]\nretries = 2\nretry-wait = 1\n{self.limits}\n"
         for name, image in self.image.items():
             text += f'[[guest]]\nname = "{name}"\nsource = "image:vda={image}"\nstore = "main"\n'
         path = self.folder / "fleece.toml"
@@ -77,10 +81,11 @@ class Fleet:
         """Run it."""
         return INTACT.run(*self.words(*words))
 
-    def in_process(self, guest: str) -> GuestResult:
+    def in_process(self, guest: str, *, any_time: bool = False) -> GuestResult:
         """Run it for one guest, in this process."""
         config = load(self.file)
-        work = Work(config, [*Step], {}, lambda name, event: None, CancelToken())
+        token = CancelToken()
+        work = Work(config, [*Step], {}, lambda name, event: None, token, any_time=any_time)
         (result,) = fleet_run.run(plan(config, [guest]), work, lambda one: None).guests
         return result
 
@@ -278,7 +283,7 @@ def test_no_more_guests_are_at_work_at_once_than_the_limits_say(
     lock = threading.Lock()
 
     def pretend(guest: PlannedGuest, work: Work) -> GuestResult:
-        slots = ["all", guest.config.host.name, guest.config.store.name]
+        slots = ["all", guest.host.name, guest.config.store.name]
         with lock:
             at_work.update(slots)
             most.update(
@@ -301,23 +306,134 @@ def test_no_more_guests_are_at_work_at_once_than_the_limits_say(
     assert most["all"] > 3, "nothing kept more than three from being at work"
 
 
+def _several(monkeypatch: pytest.MonkeyPatch, path: Path, text: str, **found: Any) -> Plan:
+    """The plan of a configuration whose hosts have such guests, by their URIs."""
+    monkeypatch.setattr(fleece, "guests_of", lambda scheme, connect, cancel: found[connect])
+    path.write_text(f'[store.main]\nplace = "/a"\n{text}')
+    path.chmod(0o600)
+    return plan(load(path))
+
+
+def test_a_pattern_is_of_each_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that two have is taken where it is on; two guests of one name are refused."""
+    text = '[host.one]\nconnect = "a"\n[host.two]\nconnect = "b"\n'
+    text += '[[guest]]\nmatch = "libvirt:*"\nstore = "main"\n'
+    found = {
+        "a": [
+            fleece.FoundGuest("moved", "libvirt:1"),
+            fleece.FoundGuest("twin", "libvirt:2", running=True),
+            fleece.FoundGuest("x", "libvirt:3", running=True),
+        ],
+        "b": [
+            fleece.FoundGuest("moved", "libvirt:1", running=True),
+            fleece.FoundGuest("twin", "libvirt:4"),
+        ],
+    }
+    made = _several(monkeypatch, tmp_path / "fleece.toml", text, **found)
+    hosts = {guest.name: guest.options.connect for guest in made.guests}
+    assert hosts == {"moved": "b", "x": "a"}
+    assert [*made.refused] == ["twin"]
+    ((what, error),) = made.troubles
+    assert what == "guest 'twin' is not looked after"
+    assert "hosts 'one' and 'two' have a guest of this name each" in str(error)
+    text += '[[guest]]\nname = "twin"\nsource = "libvirt:2"\nhost = "one"\nstore = "main"\n'
+    made = _several(monkeypatch, tmp_path / "fleece.toml", text, **found)
+    assert {guest.name for guest in made.guests} == {"moved", "twin", "x"}
+    assert not made.troubles
+
+
+def _hook(fleet: Fleet, name: str, text: str) -> str:
+    """A program that notes what it is told, and does something."""
+    path = fleet.folder / name
+    log = fleet.folder / "log"
+    path.write_text(
+        f'#!/bin/sh\necho {name} $FLEECE_GUEST $FLEECE_RESULT $MINE "$@" >> {log}\n{text}\n'
+    )
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_hooks_run_around_a_backup_whatever_becomes_of_it(fleet: Fleet) -> None:
+    log, pipe = fleet.folder / "log", fleet.folder / "pipe"
+    os.mkfifo(pipe)
+    before, after = _hook(fleet, "before", ""), _hook(fleet, "after", f"cat < {pipe} &")
+    fleet.last = f'hooks = {{ before = ["{before}", "a b"], after = ["{after}"], limit = 60'
+    fleet.last += ', environment = { MINE = "mine" } }'
+    fleet.run("c").succeeded()
+    assert log.read_text() == "before c mine a b\nafter c ok mine\n"
+    pipe.write_bytes(b"")  # ends what was left in the background, which nobody waited for
+    _hook(fleet, "after", "echo no luck; exit 3")
+    ran = fleet.run("c")
+    ran.failed(fleece.ExitCode.SOURCE, "after: failed (exit code 3): no luck; point ")
+    assert len(fleece.open_store(fleet.folder / "store").catalogue().points) == 2
+    _hook(fleet, "before", "sleep 600")
+    fleet.last = fleet.last.replace("limit = 60", "limit = 1")
+    fleet.run("c").failed(fleece.ExitCode.SOURCE, "before: took longer than 1 s")
+    assert len(fleece.open_store(fleet.folder / "store").catalogue().points) == 2
+    assert log.read_text().endswith("before c mine a b\nafter c failed mine\n")
+    fleet.last = 'hooks = { before = ["/nowhere"] }'
+    fleet.run("c").failed(fleece.ExitCode.USAGE, "nowhere cannot be run")
+
+
+def test_a_disk_can_be_left_out(fleet: Fleet) -> None:
+    text = f'source = "image:vda={fleet.image["a"]},vdb={fleet.image["b"]}"\nstore = "main"\n'
+    fleet.after = f'[[guest]]\nname = "two"\nleave-out = ["vdb", "vdz"]\n{text}'
+    fleet.run("two").succeeded()
+    (point,) = fleece.open_store(fleet.folder / "store").catalogue().points
+    assert [*point.disks] == ["vda"]
+    fleet.after = f'[[guest]]\nname = "two"\nleave-out = ["vda", "vdb"]\n{text}'
+    fleet.run("two").failed(fleece.ExitCode.POINT, "every disk is left out")
+
+
+def test_no_step_is_begun_outside_of_the_windows(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was begun in one goes on."""
+    fleet.more, fleet.limits = "verify = {}", 'windows = ["22:00-06:00"]'
+    now = datetime(2026, 11, 30, 5, 59, tzinfo=UTC)
+    monkeypatch.setattr(config_module, "by_the_clock", lambda: now)
+
+    def backup(*words: Any) -> Any:
+        nonlocal now
+        now = now.replace(hour=6, minute=0)
+        return taken(*words)
+
+    taken = fleece.backup
+    monkeypatch.setattr(fleece, "backup", backup)
+    said = [step.said for step in fleet.in_process("a").steps]
+    assert said[0].startswith("point ")
+    assert said[1:] == ["not begun outside of 22:00-06:00"]
+    result = fleet.in_process("a")
+    assert (result.error, result.backup) == (None, None)
+    assert fleet.in_process("a", any_time=True).backup is not None
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a libvirtd of one's own needs root")
 def test_all_guests_of_a_libvirt_that_match_are_looked_after(tmp_path: Path) -> None:
     """On or off, whatever their names look like; what is named or left out is not matched."""
     fleet = Fleet(tmp_path)
     with libvirtd() as daemon, contextlib.ExitStack() as stack:
-        for name in ("web1", "web2", "42", "test1", "own"):
+        for name in ("web1", "web2", "42", "test1", "own", "tagged"):
             fleet.add(name)
             image = fleet.image.pop(name)
             guest = daemon.define(name, [GuestDisk("vda", image)])
             stack.callback(guest.remove)
             if name == "web2":
                 guest.domain.create()
+            if name in ("tagged", "test1"):
+                words = ("metadata", name, "urn:fleece", "--key", "fleece", "--config")
+                tags = ("--set", "<tags>daily gold</tags>")
+                run_checked("virsh", "-c", daemon.uri, *words, *tags)
         fleet.after = f"""[host.here]
 connect = "{daemon.uri}"
 [[guest]]
 match = "libvirt:*"
 except = ["test*"]
+tag = "gold"
+store = "copies"
+[[guest]]
+match = "libvirt:*"
+except = ["test*", "tagged"]
 store = "main"
 [[guest]]
 name = "renamed"
@@ -326,7 +442,8 @@ store = "copies"
 """
         check = INTACT.run("config", "check", "--config", fleet.file, "--json").succeeded()
         told = {guest["guest"]: (guest["store"], guest["source"]) for guest in check.named("guest")}
-        assert told.keys() == {"web1", "web2", "42", "own", "renamed"}
+        assert told.keys() == {"web1", "web2", "42", "own", "renamed", "tagged"}
+        assert told["tagged"][0] == "copies"
         assert told["renamed"] == ("copies", "libvirt:own")
         for name in ("web1", "web2", "42", "own"):
             uuid = daemon.connection.lookupByName(name).UUIDString()

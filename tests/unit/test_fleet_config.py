@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jsonschema
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 
 import fleece
 from fleece.errors import UsageError
-from fleece.fleet.config import Config, load
+from fleece.fleet import config as config_module
+from fleece.fleet.config import Config, Limits, load
 from fleece.fleet.document import line_of, schema
 from fleece.fleet.example import commented
+from fleece.fleet.hooks import Hooks
+from fleece.fleet.hours import Hours
 
 _STORE = '[store.main]\nplace = "/backup"\n'
 _GUEST = '[[guest]]\nname = "web1"\nsource = "libvirt:web1"\nstore = "main"\n'
@@ -45,6 +49,7 @@ def test_what_a_guest_says_is_how_it_is_backed_up(tmp_path: Path) -> None:
     more = (
         'freeze = "require"\nscratch = "/var/tmp/s"\nscratch-limit = "20G"\naudit = "1%"\n'
         'rate = "50M"\nlevel = 3\njobs = 2\ndisks = ["vda"]\ntransport = "push"\nevery = "1d"\n'
+        'hooks = { before = ["true", "now"], limit = 5 }\n'
     )
     host = '[host.one]\nconnect = "qemu:///system"\nat-once = 1\n'
     (guest,) = _loaded(tmp_path, _STORE + host + _GUEST + more).guests
@@ -53,8 +58,9 @@ def test_what_a_guest_says_is_how_it_is_backed_up(tmp_path: Path) -> None:
         scratch_limit=20 << 30,
         require_freeze=True,
         freeze=True,
-        connect="qemu:///system",
     )
+    assert [host.connect for host in guest.hosts] == ["qemu:///system"]
+    assert guest.hooks == Hooks(("true", "now"), limit=5)
     assert guest.backup == fleece.BackupOptions(
         guest="web1",
         disks=("vda",),
@@ -91,7 +97,18 @@ def test_what_a_guest_says_is_how_it_is_backed_up(tmp_path: Path) -> None:
         (_STORE + _GUEST + "jobs = 1.5\n", 7, "'jobs' must be a whole number"),
         (_STORE + _GUEST + 'host = "one"\n', 7, "no host 'one'; known are: here"),
         (_STORE + _GUEST + 'match = "libvirt:*"\n', 3, "'match' for several"),
-        (_STORE + _GUEST + 'except = ["a"]\n', 3, "'except' has no effect"),
+        (_STORE + _GUEST + 'except = ["a"]\n', 7, "'except' has no effect"),
+        (_STORE + _GUEST + 'tag = "a"\n', 7, "'tag' has no effect"),
+        (_STORE + _GUEST + 'disks = ["a"]\nleave-out = ["b"]\n', 8, "which ones not"),
+        (_STORE + _GUEST + "hooks = { limit = 3 }\n", 7, "have no effect"),
+        (_STORE + _GUEST + 'hooks = { before = "a b" }\n', 7, "'before' must be a list"),
+        (
+            _STORE + _GUEST.replace("libvirt:web1", "qmp:/run/q") + 'host = "here"\n',
+            7,
+            "'host' has no effect",
+        ),
+        (_STORE + '[limits]\nwindows = ["22-6"]\n', 4, "must be written like '22:00-06:00'"),
+        (_STORE + '[limits]\nrates = [{ hours = "08:00-09:00" }]\n', 4, "'rate' is missing"),
         (_STORE + '[[guest]]\nname = "a"\nstore = "main"\n', 4, "'name' without 'source'"),
         (_STORE + '[[guest]]\nstore = "main"\n', 3, "'match' for several"),
         (_STORE + _GUEST + "\n" + _GUEST, 8, "guest 'web1' is in"),
@@ -135,6 +152,40 @@ def test_a_file_that_others_could_write_is_not_believed(tmp_path: Path) -> None:
             load(path)
 
 
+_MONDAY = datetime(2026, 11, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "begin", "end"),
+    [
+        ("08:00-18:30", "0 8:00", "0 18:30"),
+        ("Mon 22:00-06:00", "0 22:00", "1 6:00"),
+        ("Sun 22:00-06:00", "6 22:00", "7 6:00"),
+        ("Wed-Thu 00:00-00:00", "2 0:00", "4 0:00"),
+        ("Sat-Sun 12:00-12:00", "5 12:00", "7 12:00"),
+        ("Sun-Mon 00:00-00:00", "6 0:00", "8 0:00"),
+    ],
+)
+def test_hours_are_those_from_their_begin_until_their_end(text: str, begin: str, end: str) -> None:
+    def moment(word: str) -> datetime:
+        days, _, clock = word.partition(" ")
+        hour, minute = map(int, clock.split(":"))
+        return _MONDAY + timedelta(days=int(days), hours=hour, minutes=minute)
+
+    hours, minute = Hours.parse(text), timedelta(minutes=1)
+    assert [hours.hold(moment(begin) + nth * minute) for nth in (-1, 0)] == [False, True]
+    assert [hours.hold(moment(end) + nth * minute) for nth in (-1, 0)] == [True, False]
+
+
+def test_the_least_of_a_guests_rate_and_the_hours_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = ((Hours.parse("Mon 08:00-18:00"), 20), (Hours.parse("08:00-20:00"), 50))
+    for hour, own, least in ((9, None, 20), (9, 10, 10), (19, 100, 50), (21, 30, 30)):
+        moment = _MONDAY.replace(hour=hour)
+        monkeypatch.setattr(config_module, "by_the_clock", lambda moment=moment: moment)
+        assert Limits(rates=rates).rate(own) == least
+    assert Limits(rates=rates).rate(None) is None
+
+
 @pytest.mark.parametrize("data", [b"\xff", b'[store.main]\nplace = "\xe4"\n'])
 def test_a_file_that_is_no_text_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "fleece.toml"
@@ -176,6 +227,15 @@ def test_every_key_is_explained_and_has_an_example_that_is_right() -> None:
         )
         table.pop("passphrase-file", None)
         assert [error.message for error in validator.iter_errors(table)] == []
+
+
+def test_the_manual_explains_every_key_as_the_schema_does() -> None:
+    page = Path(__file__).parents[2] / "docs/reference/config.rst"
+    told = " ".join(page.read_text().split())
+    for shape in schema()["$defs"].values():
+        for key, said in shape.get("properties", {}).items():
+            assert f"``{key}``" in told
+            assert said.get("description", "") in told, key
 
 
 def test_the_example_is_a_configuration(tmp_path: Path) -> None:

@@ -57,6 +57,17 @@ def test_a_pause_is_not_made_up_for_by_a_burst(clock: _Clock) -> None:
     assert clock.now - start > 48
 
 
+def test_a_rate_that_changes_is_the_one_of_now(clock: _Clock) -> None:
+    now: list[int | None] = [None]
+    kept, begun = pace.Pace(lambda: now[0], CancelToken()), clock.now
+    for rate, seconds in ((None, 0), (MIB, 50), (10 * MIB, 5), (None, 0)):
+        now[0] = rate
+        for _ in range(50):
+            kept.take(MIB)
+        assert clock.now - begun == pytest.approx(seconds, abs=1.5)
+        begun = clock.now
+
+
 def test_a_cancel_ends_the_waiting(clock: _Clock) -> None:
     cancel = CancelToken()
     kept = pace.Pace(1, cancel)

@@ -36,6 +36,11 @@ def _run_verb(verb: AddVerb) -> None:
         "--dry-run", action="store_true", help="only say what would be done; change nothing"
     )
     run.add_argument(
+        "--any-time",
+        action="store_true",
+        help="begin steps outside of the windows of the configuration, too",
+    )
+    run.add_argument(
         "--wait",
         type=_seconds,
         default=0.0,

@@ -10,6 +10,7 @@ from fleece.engine.backup.filling import Filling
 from fleece.engine.backup.options import DiskResult
 from fleece.engine.backup.push import PushJob, push_all
 from fleece.engine.backup.unchanged import HeldLeaves
+from fleece.pace import rate_now
 
 
 def fill_by_push(filling: Filling) -> list[DiskResult]:
@@ -21,7 +22,7 @@ def fill_by_push(filling: Filling) -> list[DiskResult]:
             _push_job(filling, made, stack.enter_context(filling.chain(made.parent)))
             for made in taken.decisions
         ]
-        push.rate = task.options.rate
+        push.rate = rate_now(task.options.rate)
         push_all(jobs, push, task.counter, task.cancel, task.options.workers, taken.living.watch)
         taken.living.check()
         return filling.finish(taken.decisions, jobs, {})

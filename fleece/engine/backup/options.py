@@ -10,6 +10,7 @@ from fleece.delta.header import Mode
 from fleece.engine.backup.decide import ModeWish
 from fleece.engine.work.pool import WORKERS
 from fleece.errors import UsageError
+from fleece.pace import Rate
 from fleece.source.base import Transport, TransportWish
 from fleece.store.marks import checked
 
@@ -31,7 +32,8 @@ class BackupOptions:
             chain all the same, a new sample each time.
         resume: resume the point of an interrupted backup, if it is whole; else take a new one.
         transport: whether a new point is pulled or pushed.
-        rate: the most bytes that are read of the source in a second; None: as many as it gives.
+        rate: the most bytes that are read of the source in a second, or what tells that again and
+            again, by several threads; None: as many as it gives. What is pushed keeps the first.
         adopt: the chain is another guest's; from this point on it is this one's. All is read.
         tags: that the point gets. A point that was begun with others is not resumed.
     """
@@ -44,7 +46,7 @@ class BackupOptions:
     audit: float = 0.0
     resume: bool = True
     transport: TransportWish = TransportWish.AUTO
-    rate: int | None = None
+    rate: Rate | None = None
     adopt: bool = False
     tags: tuple[str, ...] = ()
 
@@ -54,7 +56,7 @@ class BackupOptions:
             raise UsageError("tags are given once each, in the order of the alphabet")
         if not 0 <= self.audit <= 1:
             raise UsageError("the part to audit must be from 0 to 1", where=self.audit)
-        if self.workers < 1 or (self.rate is not None and self.rate < 1):
+        if self.workers < 1 or (isinstance(self.rate, int) and self.rate < 1):
             raise UsageError("workers and rate must be at least 1")
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
+from typing import Any
 
 from fleece.cancel import CancelToken
 from fleece.source.libvirt.at_rest import RestingSource
-from fleece.source.libvirt.domain import Domain, reached
+from fleece.source.libvirt.connection import Libvirt, Refused
+from fleece.source.libvirt.domain import Code, Domain, reached
 from fleece.source.libvirt.freeze import Freezer
 from fleece.source.libvirt.source import LibvirtSource
+from fleece.source.libvirt.xml import parsed
 from fleece.source.options import FoundGuest, FreezeWish
+
+TAGS = "urn:fleece"
+"""The namespace of the element in a domain's metadata that has its tags (virsh(1), `metadata`)."""
 
 
 def open_guest(
@@ -63,5 +70,31 @@ def known_guests(uri: str | None = None, cancel: CancelToken | None = None) -> l
     """
     with contextlib.closing(reached(uri, "libvirt:", cancel or CancelToken())) as libvirt:
         domains = libvirt.calls("the guests", lambda: libvirt.connection.listAllDomains(0))
-        found = libvirt.calls("their names", lambda: [(d.name(), d.UUIDString()) for d in domains])
-    return [FoundGuest(name, f"libvirt:{uuid}") for name, uuid in sorted(found)]
+        found = [_found(libvirt, domain) for domain in domains]
+    return sorted((each for each in found if each is not None), key=lambda each: each.name)
+
+
+def _found(libvirt: Libvirt, domain: Any) -> FoundGuest | None:
+    """What a domain is called; None: it is gone by now."""
+    try:
+        name, uuid, on = libvirt.calls(
+            "a guest's name", lambda: (domain.name(), domain.UUIDString(), domain.isActive())
+        )
+        return FoundGuest(name, f"libvirt:{uuid}", bool(on), _tags(libvirt, domain))
+    except Refused as error:
+        if error.number == Code.NO_DOMAIN:
+            return None
+        raise
+
+
+def _tags(libvirt: Libvirt, domain: Any) -> frozenset[str]:
+    """The words of an element in a domain's metadata."""
+    kind = libvirt.lib.VIR_DOMAIN_METADATA_ELEMENT
+    try:
+        text = libvirt.calls("a guest's metadata", lambda: domain.metadata(kind, TAGS))
+    except Refused as error:
+        if error.number == Code.NO_METADATA:
+            return frozenset()
+        raise
+    words = "".join(parsed(text, libvirt.calls.where).itertext())
+    return frozenset(re.split(r"[\s,]+", words)) - {""}
