@@ -43,6 +43,7 @@ highlight_language = "none"
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]
 html_theme_options = {"navigation_with_keys": True}

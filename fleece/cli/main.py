@@ -67,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _not_loaded(error: Exception) -> FleeceError | None:
     """The error for a part of the program that the system could not load; None: it is another."""
     if isinstance(error, ImportError):
-        return UsageError(f"a part of the program cannot be loaded: {error}")
+        lacking = isinstance(error, ModuleNotFoundError)
+        return UsageError(
+            f"a part of the program cannot be loaded: {error}",
+            hint="pip install fleece-backup brings what is missing" if lacking else None,
+        )
     frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
     if not isinstance(error, OSError) or not any(_loads(code) for code in frames):
         return None
