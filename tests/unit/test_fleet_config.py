@@ -275,3 +275,27 @@ def test_each_key_is_found_in_the_line_that_begins_it(
 ) -> None:
     text, where = given
     assert {keys: line_of(text, keys) for keys in where} == where
+
+
+_PAGES = sorted((Path(__file__).parents[2] / "docs/howto").glob("*.rst"))
+
+
+def _blocks(page: Path) -> list[str]:
+    """The configurations that a page shows."""
+    found: list[list[str]] = [[]]
+    for line in page.read_text().splitlines():
+        if line.startswith("    ") or not line:
+            found[-1].append(line[4:])
+        elif found[-1]:
+            found.append([])
+    texts = ["\n".join(lines).strip() for lines in found]
+    return [text for text in texts if text.startswith(("[store.", "[[guest]]", "[host."))]
+
+
+def test_what_the_manual_shows_is_a_configuration(tmp_path: Path) -> None:
+    whole = [(page.name, text) for page in _PAGES for text in _blocks(page) if "[store." in text]
+    assert {"three-hosts.rst", "nas.rst", "s3-locked.rst", "second-site.rst"} <= {
+        n for n, _ in whole
+    }
+    for name, text in whole:
+        assert _loaded(tmp_path, text).guests, name
