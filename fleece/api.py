@@ -31,6 +31,7 @@ from fleece.engine.export.address import Doors
 from fleece.engine.export.export import ExportedDisk, Exporting, Told, export
 from fleece.engine.export.options import ExportOptions
 from fleece.engine.export.orders import Order, Orders, order
+from fleece.engine.http.door import HttpDoor
 from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.guest import GuestOptions, GuestResult, restore_guest
 from fleece.engine.restore.image import RestoreResult, restore
@@ -178,6 +179,7 @@ __all__ = (
     "HashChoice",
     "Header",
     "HeldElsewhere",
+    "HttpDoor",
     "Image",
     "ImageDisk",
     "ImageFormat",

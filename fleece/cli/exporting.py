@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.cli.http import http_door
 from fleece.cli.output import Output
 from fleece.cli.sources import source_options
 from fleece.cli.words import ExportWords
@@ -58,6 +59,7 @@ def _options(words: ExportWords) -> fleece.ExportOptions:
         since=words.since,
         full=words.full,
         doors=fleece.Doors(words.socket, words.listen, x509, psk),
+        http=http_door(words),
     )
     if words.consumer is not None:
         options = replace(options, consumer=words.consumer)

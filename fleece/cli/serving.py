@@ -9,6 +9,7 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.cli.http import http_door
 from fleece.cli.output import Output
 from fleece.cli.words import ServeWords
 from fleece.errors import StoreError, UsageError, VerifyError
@@ -22,7 +23,10 @@ def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
     if words.scratch is not None and not words.writable:
         raise UsageError("--scratch needs --writable")
     scratch = None if words.scratch is None else Path(words.scratch)
-    options = fleece.ServeOptions(words.guest, words.socket, words.writable, scratch)
+    options = fleece.ServeOptions(
+        words.guest, words.socket, words.writable, scratch, http_door(words)
+    )
+    options.check()
     store = fleece.open_store(words.store, words.secret, cancel)
     with fleece.serve(
         store,
@@ -33,7 +37,7 @@ def serve(output: Output, cancel: CancelToken, words: ServeWords) -> None:
         cancel,
     ) as serving:
         like = _likeness(output, store, serving)
-        uris = [disk.uri for disk in serving.disks]
+        uris = [uri for disk in serving.disks for uri in (disk.uri, disk.http) if uri is not None]
         output.row(
             "serving",
             uris if like is None else [*uris, f"its machine: {like}"],

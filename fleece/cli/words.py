@@ -84,6 +84,9 @@ class ExportWords(Words):
     listen: str | None
     tls_x509: str | None
     tls_psk: str | None
+    http: str | None
+    tls_cert: str | None
+    tls_key: str | None
     ttl: str | None
     scratch: str | None
     connect: str | None
@@ -248,6 +251,9 @@ class ServeWords(Words):
     socket: str | None
     writable: bool
     scratch: str | None
+    http: str | None
+    tls_cert: str | None
+    tls_key: str | None
     guest: str | None
     secret: fleece.Secret | None
 

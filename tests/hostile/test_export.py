@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fleece
-from fleece.engine.export import relay
+from fleece.engine.clients.crowd import STRANGERS
 from fleece.nbd.uri import socket_of
 from tests.engine.scene import MIB, wait_until
 from tests.rig import images
@@ -50,7 +50,7 @@ def _told(client: socket.socket) -> bytes:
 def test_who_only_takes_up_places_keeps_nobody_out_for_longer_than_it_stays(
     held: fleece.Exporting,
 ) -> None:
-    crowd = [_connected(held) for _ in range(relay.HAGGLING)]
+    crowd = [_connected(held) for _ in range(STRANGERS)]
     for client in crowd:
         assert client.recv(8) == b"NBDMAGIC"
     assert _told(_connected(held)) == b""

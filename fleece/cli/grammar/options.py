@@ -85,6 +85,22 @@ def add_connect(
     )
 
 
+def add_http(made: argparse.ArgumentParser) -> None:
+    """Add the options that serve disks over HTTP."""
+    made.add_argument(
+        "--http",
+        metavar="ADDRESS:PORT",
+        help="serve the disks over HTTP too, in the dialect of oVirt's imageio; beyond this host "
+        "only with TLS",
+    )
+    made.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="with --http: TLS, by this server certificate (PEM)",
+    )
+    made.add_argument("--tls-key", metavar="FILE", help="with --tls-cert: its key (PEM)")
+
+
 def add_scratch_limit(made: argparse.ArgumentParser) -> None:
     """Add the option that limits the scratch."""
     made.add_argument(

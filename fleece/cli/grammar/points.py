@@ -11,6 +11,7 @@ from fleece.cli.grammar.options import (
     add_connect,
     add_disks,
     add_guest,
+    add_http,
     add_key,
     add_mode,
     add_verbose,
@@ -218,6 +219,7 @@ def _serve_verb(verb: AddVerb) -> None:
         metavar="DIR",
         help="with --writable: folder for what is written; default: /var/tmp",
     )
+    add_http(serve)
     add_guest(serve)
     add_key(serve)
 

@@ -12,6 +12,7 @@ from fleece.cli.grammar.options import (
     add_connect,
     add_disks,
     add_fleecing,
+    add_http,
     add_key,
     add_nice,
     add_scratch,
@@ -180,6 +181,7 @@ def _export_verb(verb: AddVerb) -> None:
         "default: 1",
     )
     _add_doors(export)
+    add_http(export)
     export.add_argument(
         "--ttl",
         metavar="TIME",

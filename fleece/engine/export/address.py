@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
-import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -13,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from fleece.engine.clients.tcp import BACKLOG, TcpAddress, server_tls
 from fleece.errors import TargetError, UsageError
 from fleece.nbd.uri import unix_uri
 from fleece.reach import LONGEST
 from fleece.temporary import temporary_folder
 
-_ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+)):([0-9]{1,5})")
-_BACKLOG = 32
 _SHORTEST_KEY = 16
 """Bytes."""
 _CIPHERS = "ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256"
@@ -48,6 +45,11 @@ class Doors:
         """Whether nobody is asked who he is."""
         return self.x509 is None and self.psk is None
 
+    @property
+    def address(self) -> TcpAddress:
+        """Of `listen`."""
+        return TcpAddress(self.listen or "", "--listen")
+
     def check(self) -> None:
         """Raise `UsageError` if nobody, or anybody, could be let in so."""
         if self.listen is None:
@@ -58,12 +60,8 @@ class Doors:
             raise UsageError("certificates and keys are two ways", hint="leave one out")
         if self.socket is not None:
             raise UsageError("--socket and --listen are two places", hint="leave one out")
-        if self.open and not all(_is_local(found) for found in _found(self.listen)):
-            raise UsageError(
-                "without TLS whoever reaches this address could read the disks",
-                where=self.listen,
-                hint="add --tls-x509 or --tls-psk, or listen on 127.0.0.1",
-            )
+        if self.open:
+            self.address.check_private("add --tls-x509 or --tls-psk, or listen on 127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,10 @@ def listening(doors: Doors) -> Iterator[Listening]:
     """
     if doors.listen is not None:
         tls = _tls(doors)
-        with _tcp(doors.listen) as made:
-            made.setblocking(False)
-            host, port = doors.listen.rpartition(":")[0], made.getsockname()[1]
+        with doors.address.listen() as made:
             scheme = "nbd" if tls is None else "nbds"
-            yield Listening(made, f"{scheme}://{host}:{port}", None, tls)
+            root = f"{scheme}://{doors.address.host}:{made.getsockname()[1]}"
+            yield Listening(made, root, None, tls)
         return
     with contextlib.ExitStack() as stack:
         if doors.socket is None:
@@ -130,39 +127,11 @@ def _unix(path: str) -> Iterator[socket.socket]:
             ) from error
         try:
             os.chmod(path, 0o600)  # before anybody can connect
-            made.listen(_BACKLOG)
+            made.listen(BACKLOG)
             yield made
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-
-
-def _tcp(text: str) -> socket.socket:
-    family, _, _, _, place = _found(text)[0]
-    try:
-        return socket.create_server(place[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise TargetError(f"cannot be listened on ({error.strerror})", where=text) from error
-
-
-def _found(text: str) -> list[tuple[socket.AddressFamily, int, int, str, tuple[str, int]]]:
-    """What a TCP address means, as getaddrinfo(3) tells.
-
-    Raises:
-        UsageError: nothing.
-    """
-    found = _ADDRESS.fullmatch(text)
-    if found is None or int(found[3]) > 65535:
-        raise UsageError("--listen takes ADDRESS:PORT, like 127.0.0.1:10809", where=text)
-    host = found[1] or found[2]
-    try:
-        return socket.getaddrinfo(host, int(found[3]), type=socket.SOCK_STREAM)  # type: ignore[return-value]
-    except OSError as error:
-        raise UsageError(f"there is no such address ({error.strerror})", where=text) from error
-
-
-def _is_local(found: tuple[socket.AddressFamily, int, int, str, tuple[str, int]]) -> bool:
-    return ipaddress.ip_address(found[4][0]).is_loopback
 
 
 def _tls(doors: Doors) -> ssl.SSLContext | None:
@@ -172,17 +141,16 @@ def _tls(doors: Doors) -> ssl.SSLContext | None:
 
 
 def _by_certificates(folder: Path) -> ssl.SSLContext:
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.verify_mode = ssl.CERT_REQUIRED
     try:
+        made = server_tls(folder / "server-cert.pem", folder / "server-key.pem")
         made.load_verify_locations(folder / "ca-cert.pem")
-        made.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
     except OSError as error:
         raise UsageError(
             f"the certificates cannot be used ({error.strerror or error})",
             where=folder,
             hint="it needs ca-cert.pem, server-cert.pem and server-key.pem, as QEMU does",
         ) from error
+    made.verify_mode = ssl.CERT_REQUIRED
     return made
 
 

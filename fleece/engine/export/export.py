@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from fleece import events
 from fleece.attempts import Attempts
 from fleece.cancel import CancelToken
 from fleece.delta.header import Mode
+from fleece.disk.nbd import NbdDisk
 from fleece.engine.backup.pull import open_dirty
 from fleece.engine.backup.take import recover, taken
 from fleece.engine.export.address import Listening, listening
@@ -19,8 +20,12 @@ from fleece.engine.export.handshake import Way
 from fleece.engine.export.options import ExportOptions
 from fleece.engine.export.plan import Plan, Planned, plan_export, refuse_foreign
 from fleece.engine.export.relay import Relay
+from fleece.engine.http.door import HttpListening, http_listening
+from fleece.engine.http.extents import HttpDisk
+from fleece.engine.http.server import HttpServer
 from fleece.engine.work.needs import check_backup_needs
 from fleece.errors import PointError, SourceError
+from fleece.extents import Extents
 from fleece.nbd.uri import export_of, socket_of
 from fleece.source.base import Export, Point, Source, Transport
 from fleece.source.lost import reads_of
@@ -40,6 +45,7 @@ class ExportedDisk:
             all of it.
         dirty_bytes: how much is to be read, in whole leaves of 64 KiB.
         reason: why it is read so.
+        http: its URL, whose ticket is a secret; None: it is not served over HTTP.
     """
 
     disk: str
@@ -48,6 +54,7 @@ class ExportedDisk:
     context: str | None
     dirty_bytes: int
     reason: str
+    http: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,18 @@ class Exporting:
     """
 
     def __init__(
-        self, told: Told, plan: Plan, living: Point, relay: Relay, listener: events.Listener
+        self,
+        told: Told,
+        plan: Plan,
+        living: Point,
+        clients: contextlib.ExitStack,
+        listener: events.Listener,
     ) -> None:
         self.told = told
         self.committed = False
         self._plan = plan
         self._living = living
-        self._relay = relay
+        self._clients = clients
         self._listener = listener
         self._until = time.monotonic() + plan.ttl
 
@@ -118,7 +130,7 @@ class Exporting:
         Raises:
             PointError: the point was lost meanwhile: what was read of it is worth nothing.
         """
-        self._relay.close()
+        self._clients.close()
         self.check()
         self._living.check()
         self.committed = True
@@ -137,7 +149,7 @@ class Exporting:
         Raises:
             SourceError: a part of it is left.
         """
-        self._relay.close()
+        self._clients.close()
         self._living.close()
 
 
@@ -186,18 +198,21 @@ def export(
 def _begun(
     source: Source, options: ExportOptions, listener: events.Listener, cancel: CancelToken
 ) -> Iterator[Exporting]:
-    with listening(options.doors) as door:
+    with contextlib.ExitStack() as doors:
+        door = doors.enter_context(listening(options.doors))
+        web = None if options.http is None else doors.enter_context(http_listening(options.http))
         plan = _planned(source, options, listener, cancel)
-        with taken(source, plan.request, listener) as living:
+        with taken(source, plan.request, listener) as living, contextlib.ExitStack() as clients:
             disks = tuple(
                 _shown(planned, made, door, living, cancel)
                 for planned, made in zip(plan.disks, living.exports, strict=True)
             )
-            relay = Relay(door, {made.disk: _way(made) for made in living.exports})
-            with contextlib.closing(relay):
-                told = _told(plan, disks, frozen=living.frozen)
-                held = Exporting(told, plan, living, relay, listener)
-                yield held
+            clients.enter_context(Relay(door, {made.disk: _way(made) for made in living.exports}))
+            if web is not None:
+                disks = clients.enter_context(_over_http(web, disks, living, listener))
+            told = _told(plan, disks, frozen=living.frozen)
+            held = Exporting(told, plan, living, clients, listener)
+            yield held
     if held.committed and living.stuck is not None:
         raise SourceError(f"the point is committed, but {living.stuck}")
 
@@ -251,6 +266,39 @@ def _shown(
         if context is not None:
             dirty = changed.total
     return ExportedDisk(made.disk, door.uri(made.disk), disk.size, context, dirty, reason)
+
+
+@contextlib.contextmanager
+def _over_http(
+    door: HttpListening,
+    told: tuple[ExportedDisk, ...],
+    living: Point,
+    listener: events.Listener,
+) -> Iterator[tuple[ExportedDisk, ...]]:
+    """Show the disks over HTTP as well; gives them with their URLs."""
+    ending = CancelToken()
+    with reads_of(living):
+        disks = [
+            _http_disk(made, each.context, ending)
+            for made, each in zip(living.exports, told, strict=True)
+        ]
+    with HttpServer(door, disks, ending, listener) as server:
+        yield tuple(replace(each, http=server.urls[each.disk]) for each in told)
+
+
+def _http_disk(made: Export, context: str | None, ending: CancelToken) -> HttpDisk:
+    """An export as HTTP shows it."""
+    disk = NbdDisk(made.uri, cancel=ending)
+    if context is None:
+        return HttpDisk(made.disk, disk)
+
+    def changed(within: Extents) -> Extents:
+        found = disk.dirty_extents(context, within)
+        if found is None:
+            raise PointError(f"the export has no meta context {context}", where=made.uri)
+        return found
+
+    return HttpDisk(made.disk, disk, changed)
 
 
 def _told(plan: Plan, disks: Sequence[ExportedDisk], *, frozen: bool) -> Told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fleece.engine.export.address import Doors
+from fleece.engine.http.door import HttpDoor
 from fleece.errors import UsageError
 
 TTL = 2 * 60 * 60.0
@@ -22,6 +23,7 @@ class ExportOptions:
         full: say so: all is to be read.
         keep_bases: how many points stay bases after a commit, this one among them.
         doors: where clients are let in.
+        http: where HTTP clients are let in as well; None: nowhere.
         ttl: seconds until the point is dropped.
     """
 
@@ -32,6 +34,7 @@ class ExportOptions:
     keep_bases: int = 1
     doors: Doors = field(default_factory=Doors)
     ttl: float = TTL
+    http: HttpDoor | None = None
 
     def check(self) -> None:
         """Raise `UsageError` if no point can be given so."""
@@ -40,3 +43,5 @@ class ExportOptions:
         if self.keep_bases < 1 or self.ttl <= 0:
             raise UsageError("bases to keep, and the time limit, must be positive")
         self.doors.check()
+        if self.http is not None:
+            self.http.check()

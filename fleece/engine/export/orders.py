@@ -21,8 +21,8 @@ from typing import Self
 
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.engine.clients.peer import ready
 from fleece.engine.export.export import Exporting
-from fleece.engine.export.peer import ready
 from fleece.engine.export.token import check_token
 from fleece.errors import FleeceError, Interrupted, PointError, SourceError, family_of
 

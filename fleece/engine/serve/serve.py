@@ -10,17 +10,20 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
+from fleece.engine.http.door import HttpDoor, HttpListening, http_listening
+from fleece.engine.http.extents import HttpDisk
+from fleece.engine.http.server import HttpServer
 from fleece.engine.serve.plugin_exports import Report, Wish
 from fleece.engine.work.new_file import is_there
 from fleece.environment import server_environment, store_secrets
-from fleece.errors import TargetError, family_of
+from fleece.errors import TargetError, UsageError, family_of
 from fleece.nbd.nbdkit import start, wait_for, why_ended
 from fleece.nbd.uri import unix_uri
 from fleece.store.catalogue import StoredPoint
@@ -51,12 +54,14 @@ class ServedDisk:
         uri: where it is.
         size: in bytes.
         root: of the disk at the point, hexadecimal.
+        http: its URL, whose ticket is a secret; None: it is not served over HTTP.
     """
 
     disk: str
     uri: str
     size: int
     root: str
+    http: str | None = None
 
 
 class Serving:
@@ -67,11 +72,13 @@ class Serving:
         disks: the exports; every one of them has answered.
     """
 
-    def __init__(self, point: StoredPoint, servers: list[_Server]) -> None:
+    def __init__(
+        self, point: StoredPoint, servers: list[_Server], disks: tuple[ServedDisk, ...]
+    ) -> None:
         self.guest = point.guest
         self.point = point.id
         self._servers = servers
-        self.disks = tuple(disk for server in servers for disk in server.disks)
+        self.disks = disks
 
     @property
     def problems(self) -> int:
@@ -100,12 +107,25 @@ class ServeOptions:
         writable: clients may write; what they write is thrown away in the end. The store is never
             written.
         scratch: folder for what they write; None: /var/tmp.
+        http: where HTTP clients are let in as well; None: nowhere.
     """
 
     guest: str | None = None
     socket: str | None = None
     writable: bool = False
     scratch: Path | None = None
+    http: HttpDoor | None = None
+
+    def check(self) -> None:
+        """Raise `UsageError` if no point can be served so."""
+        if self.http is None:
+            return
+        if self.writable:
+            raise UsageError(
+                "over HTTP there is the point, not what clients write",
+                hint="leave --writable or --http out",
+            )
+        self.http.check()
 
 
 @contextlib.contextmanager
@@ -129,14 +149,16 @@ def serve(
 
     Raises:
         StoreError: the point is not there, or a chain is broken.
-        TargetError: the socket cannot be made, or nbdkit failed.
-        UsageError: nbdkit is missing, or the point has no such disk.
+        TargetError: a socket cannot be made, or nbdkit failed.
+        UsageError: nbdkit is missing, the point has no such disk, or it makes no sense so.
     """
     modules = () if store.access.secret is None else _KEYED_MODULES
     options = options or ServeOptions()
+    options.check()
     writable = options.writable
     way = _Way(writable, options.scratch, listener, modules)
     with contextlib.ExitStack() as stack:
+        door = None if options.http is None else stack.enter_context(http_listening(options.http))
         folder = stack.enter_context(temporary_folder()) if options.socket is None else None
 
         def started(disk: str | None) -> _Server:
@@ -158,7 +180,21 @@ def serve(
             servers.append(server)
         for server in servers:
             server.wait(cancel or CancelToken())
-        yield Serving(found, servers)
+        shown = tuple(disk for server in servers for disk in server.disks)
+        if door is not None:
+            shown = stack.enter_context(_over_http(door, shown))
+        yield Serving(found, servers, shown)
+
+
+@contextlib.contextmanager
+def _over_http(
+    door: HttpListening, served: tuple[ServedDisk, ...]
+) -> Iterator[tuple[ServedDisk, ...]]:
+    """Show the exports over HTTP as well; gives them with their URLs. nbdkit tells of damage."""
+    ending = CancelToken()
+    disks = [HttpDisk(each.disk, NbdDisk(each.uri, cancel=ending)) for each in served]
+    with HttpServer(door, disks, ending) as server:
+        yield tuple(replace(each, http=server.urls[each.disk]) for each in served)
 
 
 def _wish(store: Store, lines: dict[str, list[str]]) -> Wish:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Gone(Exception):
-    """The other side left, talks no NBD or took too long; or all connections end."""
+    """The other side left, makes no sense or took too long; or all connections end."""
 
 
 class Peer:
@@ -25,13 +25,17 @@ class Peer:
     Args:
         end: the socket.
         stop: a descriptor that can be read once all connections are to end.
-        limit: seconds that `read` and `write` may take together.
+        limit: seconds that all reads and writes may take together, until `allow` says more.
     """
 
     def __init__(self, end: socket.socket, stop: int, limit: float) -> None:
         end.setblocking(False)
         self.socket = end
         self.stop = stop
+        self.allow(limit)
+
+    def allow(self, limit: float) -> None:
+        """So many seconds from now on."""
         self._until = time.monotonic() + limit
 
     def secure(self, tls: ssl.SSLContext) -> None:
@@ -55,14 +59,21 @@ class Peer:
         """
         data = b""
         while len(data) < count:
-            left = count - len(data)
-            got = self._patiently(lambda left=left: self.socket.recv(left), select.POLLIN)  # type: ignore[misc]
+            got = self.some(count - len(data))
             if not got:
                 raise Gone
             data += got
         return data
 
-    def write(self, data: bytes) -> None:
+    def some(self, most: int) -> bytes:
+        """What has come, as soon as something has; nothing: the other side says no more.
+
+        Raises:
+            Gone: nothing comes.
+        """
+        return self._patiently(lambda: self.socket.recv(most), select.POLLIN)
+
+    def write(self, data: bytes | memoryview) -> None:
         """All of it.
 
         Raises:
