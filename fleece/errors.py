@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     STORE = 5
     VERIFY = 6
     TARGET = 7
+    NOTICE = 8
     INTERRUPTED = 130
 
 
@@ -114,6 +115,12 @@ class TargetError(FleeceError):
     """The target of a restore was refused or could not be written."""
 
     code = ExitCode.TARGET
+
+
+class NoticeError(FleeceError):
+    """Somebody who must know could not be told. All else was done."""
+
+    code = ExitCode.NOTICE
 
 
 class Interrupted(FleeceError):

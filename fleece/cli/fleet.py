@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import ConfigWords, RunWords
-from fleece.errors import FleeceError, UsageError
+from fleece.errors import FleeceError, NoticeError, UsageError
 from fleece.fleet import document, example
 from fleece.fleet.alone import alone
 from fleece.fleet.config import Config, load
+from fleece.fleet.notices.desk import Desk
+from fleece.fleet.notices.trouble import of_failure, of_run
 from fleece.fleet.plan import Plan, PlannedGuest, plan
 from fleece.fleet.run import run as run_all
 from fleece.fleet.steps import GuestResult, Step, Work
@@ -56,23 +59,37 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
         planned = plan(config, words.guests, cancel, shard=shard)
         for what, error in planned.troubles:
             output.listen(events.Warned(f"{what}: {error}"))
-        work = Work(
-            config,
-            steps,
-            _secrets(config, planned, cancel),
-            output.listen_of,
-            cancel,
-            words.dry_run,
-            words.any_time,
-        )
-        result = run_all(planned, work, lambda one: _tell(output, one))
+        whole = not words.guests
+        told = {} if words.dry_run else config.notices
+        with Desk(path, told, cancel, part=words.shard or "") as desk:
+            if whole and shard is None and Step.BACKUP in steps:
+                desk.begin()
+            try:
+                secrets = _secrets(config, planned, cancel)
+                work = Work(
+                    config,
+                    steps,
+                    secrets,
+                    output.listen_of,
+                    cancel,
+                    words.dry_run,
+                    words.any_time,
+                )
+                result = run_all(planned, work, lambda one: _tell(output, one))
+            except FleeceError as error:
+                _warn(output, desk.end(of_failure(error), error))
+                raise
+            untold = desk.end(of_run(planned, work, result.guests, whole), result.error)
     lines = [*table(_RESULTS, [*map(_row, result.guests)], output.width())]
     failed = sum(guest.error is not None for guest in result.guests)
     fields: dict[str, object] = {"guests": len(result.guests), "failed": failed}
     fields["dry_run"] = words.dry_run
-    if result.error is not None:
+    fields["untold"] = [*map(str, untold)]
+    _warn(output, untold)
+    worst = result.error or next(iter(untold), None)
+    if worst is not None:
         output.answer(lines)
-        raise _failure(result.error, failed, len(result.guests), fields)
+        raise _failure(worst, failed, len(result.guests), fields)
     output.succeed([*lines, f"{counted(len(result.guests), 'guest')}, all well"], **fields)
 
 
@@ -140,6 +157,12 @@ def _tell(output: Output, result: GuestResult) -> None:
         output.emit(_fields(result))
     elif result.error is not None:
         output.say(f"{result.guest}: {_step(result)} failed: {result.error}")
+
+
+def _warn(output: Output, untold: Sequence[NoticeError]) -> None:
+    """Tell here of what nobody else could be told."""
+    for error in untold:
+        output.listen(events.Warned(str(error)))
 
 
 def _step(result: GuestResult) -> str:

@@ -34,13 +34,10 @@ def alone(config: Path, patience: float, cancel: CancelToken, part: str = "") ->
         UsageError: another run is at work, or there can be no lock.
         Interrupted: it was cancelled.
     """
-    name = hashlib.sha256(
-        os.fsencode(os.path.realpath(config)) + b"\0" + part.encode()
-    ).hexdigest()[:32]
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder(runtime_folder()))
-            descriptor = folder.lasting_file(f"run-{name}", PRIVATE_FILE)
+            descriptor = folder.lasting_file(f"run-{name_of(config, part)}", PRIVATE_FILE)
         except OSError as error:
             raise UsageError(f"no lock: {error.strerror}", where=error.filename) from error
         stack.callback(os.close, descriptor)
@@ -56,6 +53,12 @@ def alone(config: Path, patience: float, cancel: CancelToken, part: str = "") ->
                 )
             time.sleep(_TICK)
         yield
+
+
+def name_of(config: Path, part: str) -> str:
+    """What files of the runs of a configuration are called, or of a part of its guests."""
+    whole = os.fsencode(os.path.realpath(config)) + b"\0" + part.encode()
+    return hashlib.sha256(whole).hexdigest()[:32]
 
 
 def _taken(descriptor: int) -> bool:

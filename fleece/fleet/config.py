@@ -14,6 +14,7 @@ from fleece.errors import UsageError
 from fleece.fleet.document import Document, Key, Place, read, unknown
 from fleece.fleet.hooks import Hooks
 from fleece.fleet.hours import Hours, by_the_clock
+from fleece.fleet.notices.settings import Notice, notice
 
 HERE = "here"
 """The host of a file that names none."""
@@ -90,6 +91,7 @@ class GuestConfig:
         backup: how they are backed up.
         left_out_disks: names of disks that are not; empty: `backup` says which are.
         hooks: what runs around that.
+        stale_after: their newest good point must not be older; None: it may.
     """
 
     where: Place
@@ -106,6 +108,7 @@ class GuestConfig:
     backup: fleece.BackupOptions
     left_out_disks: tuple[str, ...]
     hooks: Hooks
+    stale_after: fleece.Duration | None
 
     def matches(self, guest: fleece.FoundGuest) -> bool:
         """Whether a guest is one of those that match."""
@@ -151,12 +154,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Config:
-    """All of it: stores and hosts by their names, guests in their order."""
+    """All of it: stores, hosts and who is told by their names, guests in their order."""
 
     stores: Mapping[str, StoreConfig]
     hosts: Mapping[str, HostConfig]
     guests: tuple[GuestConfig, ...]
     limits: Limits
+    notices: Mapping[str, Notice]
 
 
 def load(path: Path) -> Config:
@@ -188,7 +192,11 @@ def load(path: Path) -> Config:
         for number, table in enumerate(document.data.get("guest", ()))
     )
     _each_once(guests)
-    return Config(stores, hosts, guests, _limits(documents))
+    notices = {
+        name: notice(document, name, table)
+        for document, name, table in _tables(documents, "notice")
+    }
+    return Config(stores, hosts, guests, _limits(documents), notices)
 
 
 def _tables(
@@ -273,7 +281,7 @@ def _guest(
     _known(document, (*keys, "store"), table["store"], stores, "store")
     store = stores[table["store"]]
     keep = _keep(document, (*keys, "keep"), table.get("keep")) or store.keep
-    every = table.get("every")
+    every, stale = table.get("every"), table.get("stale-after")
     return GuestConfig(
         document.where(*keys),
         table.get("name"),
@@ -289,6 +297,7 @@ def _guest(
         _backup(document, keys, table),
         tuple(table.get("leave-out", ())),
         _hooks(document, keys, table.get("hooks")),
+        None if stale is None else _duration(stale),
     )
 
 

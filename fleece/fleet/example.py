@@ -27,6 +27,7 @@ _TABLES = (
     ("guest", "[[guest]]"),
     ("host", "[host.NAME]"),
     ("limits", "[limits]"),
+    ("notice", "[notice.NAME]"),
 )
 
 

@@ -26,6 +26,7 @@ _WORST = (
     ExitCode.SOURCE,
     ExitCode.TARGET,
     ExitCode.USAGE,
+    ExitCode.NOTICE,
 )
 """Exit codes, the worst first: what is stored goes before what could not be stored yet."""
 

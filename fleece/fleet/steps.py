@@ -46,6 +46,7 @@ class StepResult:
         said: what it did, for people; empty: it failed.
         error: why it failed; None: it did not.
         backup: of a backup: its result.
+        begun: else it was not due in these hours, and nothing is known by it.
     """
 
     step: Step
@@ -53,6 +54,7 @@ class StepResult:
     said: str = ""
     error: FleeceError | None = None
     backup: fleece.BackupResult | None = None
+    begun: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _run(step: Step, run: _Run, work: Work) -> StepResult:
     tries = itertools.count(1)
     while True:
         if not work.any_time and (closed := limits.closed()) is not None:
-            return StepResult(step, time.monotonic() - begun, f"not begun {closed}")
+            return StepResult(step, time.monotonic() - begun, f"not begun {closed}", begun=False)
         try:
             work.cancel.check()
             done = run()

@@ -21,6 +21,7 @@ from fleece.fleet.hooks import Hooks
 from fleece.fleet.hours import Hours
 
 _STORE = '[store.main]\nplace = "/backup"\n'
+_NOTICE = "[notice.n]\n"
 _GUEST = '[[guest]]\nname = "web1"\nsource = "libvirt:web1"\nstore = "main"\n'
 
 
@@ -114,6 +115,21 @@ def test_what_a_guest_says_is_how_it_is_backed_up(tmp_path: Path) -> None:
         (_STORE + _GUEST + "\n" + _GUEST, 8, "guest 'web1' is in"),
         (_STORE + "[host.a]\n[host.b]\n" + _GUEST, 5, "there are several hosts; add a line like"),
         (_STORE + "[limits]\nat-once = 0\n", 4, "'at-once' must be 1 or more"),
+        (_NOTICE, 1, "a notice has one of: command, web-hook, mail, ping"),
+        (_NOTICE + 'command = ["a"]\nping = { url = "http://a" }\n', 3, "a notice has one of"),
+        (_NOTICE + 'on = ["damage"]\nping = { url = "http://a" }\n', 2, "'on' has no effect"),
+        (_NOTICE + 'ping = { url = "http://a", url-file = "b" }\n', 2, "one of: url, url-file"),
+        (_NOTICE + 'web-hook = { url = "file:///a" }\n', 2, "begins with none of: https://"),
+        (_NOTICE + 'web-hook = { url = "https://a", form = "matrix" }\n', 2, "a 'token-file'"),
+        (_NOTICE + 'mail = { to = ["a"], user = "b" }\n', 2, "'user' and 'password-file'"),
+        (_NOTICE + 'mail = { to = ["a b"] }\n', 2, "must be written like 'root@example.org'"),
+        (_NOTICE + 'mail = { to = ["a"], server = "mail" }\n', 2, "begins with none of: smtps://"),
+        (
+            _NOTICE + 'mail = { to = ["a"], server = "smtp://a", user = "b", '
+            'password-file = "c" }\n',
+            2,
+            "by smtps:// or starttls:// alone",
+        ),
         (_STORE + 'x = """\na\n"""\n', 3, "no key 'x'"),
         (_STORE + 'guest = "web1"\n', 3, "no key 'guest'"),
         ('guest = "web1"\n', 1, "'guest' must be a list"),
@@ -210,7 +226,12 @@ def test_the_schema_is_one() -> None:
 def test_every_key_is_explained_and_has_an_example_that_is_right() -> None:
     """What the example says, without its signs of comment, is held against the schema."""
     whole = schema()
-    for name, title in (("store", "store.x"), ("guest", "[guest]"), ("host", "host.x")):
+    for name, title in (
+        ("store", "store.x"),
+        ("guest", "[guest]"),
+        ("host", "host.x"),
+        ("notice", "notice.x"),
+    ):
         for key, said in whole["$defs"][name]["properties"].items():
             assert said.get("description") or whole["$defs"][key]["description"], key
         lines = iter(commented(whole))

@@ -110,7 +110,8 @@ _DOORS = {
     "engine/work": 44,
     "files": 8,
     "cli": 34,
-    "fleet": 18,
+    "fleet": 24,
+    "fleet/notices": 5,
 }
 """How many names other rooms may take from a room, of whatever file; of a room not named, 4. Who
 must raise a number asks first whether the new name can be one that is handed out already."""

@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         prog="fleece",
         description="Back up the disks of QEMU guests, restore them, and prove both by hash.",
         epilog="Exit codes: 0 done, 2 usage, 3 source, 4 point impossible, 5 store, "
-        "6 verification failed, 7 target, 130 interrupted. Manual: docs/reference/.",
+        "6 verification failed, 7 target, 8 notice, 130 interrupted. Manual: docs/reference/.",
     )
     top.add_argument("--version", action="version", version=f"fleece {VERSION}")
     common = _Parser(add_help=False)
