@@ -23,6 +23,7 @@ from fleece.engine.backup.pull import CopyJob, copy_all, dirty_leaves, open_expo
 from fleece.engine.backup.run import backup
 from fleece.engine.check.diff import compare_points
 from fleece.engine.check.disk_map import MappedExtent, Picture, mapped_extents, picture_of
+from fleece.engine.check.history import GuestHistory, PointHistory, StoreHistory, history
 from fleece.engine.check.scrub import ScrubResult, ScrubRules, scrub
 from fleece.engine.check.stats import GuestStats, stats
 from fleece.engine.check.status import GROWTH_DAYS, GuestStatus, StoreStatus, status
@@ -170,6 +171,7 @@ __all__ = (
     "GuestAgent",
     "GuestChoice",
     "GuestDisk",
+    "GuestHistory",
     "GuestIdentity",
     "GuestOptions",
     "GuestResult",
@@ -213,6 +215,7 @@ __all__ = (
     "Point",
     "PointError",
     "PointFiles",
+    "PointHistory",
     "PointRef",
     "PruneResult",
     "PushFeed",
@@ -239,6 +242,7 @@ __all__ = (
     "SourceOptions",
     "Store",
     "StoreError",
+    "StoreHistory",
     "StoreStatus",
     "StoreWishes",
     "StoredPoint",
@@ -276,6 +280,7 @@ __all__ = (
     "export",
     "format_by_name",
     "guests_of",
+    "history",
     "import_delta",
     "init",
     "likeness",

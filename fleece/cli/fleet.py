@@ -18,7 +18,7 @@ from fleece.cli.words import ConfigWords, RunWords
 from fleece.errors import FleeceError, NoticeError, UsageError
 from fleece.fleet import document, example
 from fleece.fleet.alone import alone
-from fleece.fleet.config import Config, load
+from fleece.fleet.config import Config, StoreConfig, load
 from fleece.fleet.notices.desk import Desk
 from fleece.fleet.notices.trouble import of_failure, of_run
 from fleece.fleet.plan import Plan, PlannedGuest, plan
@@ -144,11 +144,15 @@ def _secrets(config: Config, planned: Plan, cancel: CancelToken) -> dict[str, fl
     needed |= {name for store in [*needed] for name in config.stores[store].copy_to}
     found = {}
     for name in sorted(needed):
-        store = config.stores[name]
-        secret = secret_of(store.key_file, store.passphrase_file, {}, cancel)
+        secret = secret_of_store(config.stores[name], cancel)
         if secret is not None:
             found[name] = secret
     return found
+
+
+def secret_of_store(store: StoreConfig, cancel: CancelToken) -> fleece.Secret | None:
+    """The key of a store of the configuration; None: it has none."""
+    return secret_of(store.key_file, store.passphrase_file, {}, cancel)
 
 
 def _tell(output: Output, result: GuestResult) -> None:

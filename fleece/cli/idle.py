@@ -141,6 +141,15 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle("--key-file", _has("key_file"), _NO_STORE),
         _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
     ),
+    "report:report": (
+        _Idle(
+            "--config",
+            _has("config"),
+            (("with a STORE: what is named is told of", _has("stores")),),
+        ),
+        _Idle("--key-file", _has("key_file"), _NO_STORE),
+        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+    ),
     "stores:list_points": (
         _Idle(
             "--long",

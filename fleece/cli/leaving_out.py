@@ -26,6 +26,7 @@ _WITHOUT = (
     "doctor",
     "export",
     "info",
+    "report",
     "root",
     "run",
     "salvage",

@@ -454,3 +454,14 @@ class ScheduleWords(Words):
     calendar: str | None
     cron: bool
     root: str | None
+
+
+class ReportWords(Words):
+    """`fleece report [STORE]...`."""
+
+    stores: list[str]
+    html: str
+    config: str | None
+    max_age: str | None
+    maps: int
+    secret: fleece.Secret | None

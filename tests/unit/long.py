@@ -14,6 +14,7 @@ from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.writer import DeltaWriter
 from fleece.extents import Int64Array
 from fleece.hashing import XXH3_128
+from fleece.store.names import safe_name
 from fleece.store.store import Store
 from fleece.tree import LEAF_SIZE, Geometry, HashArray
 
@@ -67,9 +68,16 @@ def point_id(number: int) -> str:
 
 
 def fill(
-    store: Store, count: int, *, guest: str = GUEST, disk: str = "vda", start: bytes = b""
+    store: Store,
+    count: int,
+    *,
+    guest: str = GUEST,
+    disk: str = "vda",
+    start: bytes = b"",
+    begin: datetime = BEGIN,
+    every: timedelta = timedelta(hours=1),
 ) -> None:
-    """Give a guest `count` points, an hour apart, each but the first an incremental of one leaf.
+    """Give a guest `count` points, each but the first an incremental of one leaf.
 
     Args:
         store: an empty one.
@@ -77,6 +85,7 @@ def fill(
         guest: its name.
         disk: the disk's name.
         start: of the disk, at most `KEPT` bytes.
+        begin, every: when its points were taken.
     """
     head = _header(store.chain_id(guest), guest, disk)
     now = content(1, start)
@@ -86,7 +95,7 @@ def fill(
     packer = zstandard.ZstdCompressor(level=1, write_checksum=True, write_content_size=True)
     parent: ParentRef | None = None
     for number in range(1, count + 1):
-        time = (BEGIN + timedelta(hours=number)).isoformat()
+        time = (begin + number * every).isoformat()
         head = replace(
             head,
             file_id=uuid.UUID(int=number),
@@ -95,7 +104,7 @@ def fill(
             mode=Mode.FULL if parent is None else Mode.INCREMENTAL,
         )
         dirty = [*range(LEAVES)] if number == 1 else [_written(number)]
-        folder = Path(store.where) / guest / f"{number:06d}-{point_id(number)}"
+        folder = Path(store.where) / safe_name(guest) / f"{number:06d}-{point_id(number)}"
         folder.mkdir(parents=True)
         with (folder / f"{disk}.fleece").open("wb") as sink:
             writer = DeltaWriter(sink, head, known)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from fleece.cli.grammar.options import AddVerb, add_shard, add_verbose
-from fleece.cli.words import ConfigWords, RunWords, ScheduleWords
+from fleece.cli.grammar.options import AddVerb, add_key, add_shard, add_verbose, file_to_make
+from fleece.cli.words import ConfigWords, ReportWords, RunWords, ScheduleWords
 
 
 def fleet_verbs(verb: AddVerb) -> None:
-    """run, config, schedule."""
+    """run, config, schedule, report."""
     _run_verb(verb)
     _config_verb(verb)
     _schedule_verb(verb)
+    _report_verb(verb)
 
 
 def _run_verb(verb: AddVerb) -> None:
@@ -90,6 +91,39 @@ def _schedule_verb(verb: AddVerb) -> None:
         metavar="DIR",
         help="install into, or remove from, the system whose root is DIR; nothing runs then",
     )
+
+
+def _report_verb(verb: AddVerb) -> None:
+    report = verb(
+        "report", "report:report", ReportWords, "write one page that shows how all backups are"
+    )
+    report.add_argument(
+        "stores",
+        nargs="*",
+        metavar="STORE",
+        help="a store to tell of; default: all of the configuration",
+    )
+    report.add_argument(
+        "--html",
+        type=file_to_make,
+        required=True,
+        metavar="FILE",
+        help="the page, one file of HTML that needs no other; a regular file is replaced",
+    )
+    _add_config(report)
+    report.add_argument(
+        "--max-age",
+        metavar="DURATION",
+        help="a guest whose last good point is older is in trouble, like 36h or 2d",
+    )
+    report.add_argument(
+        "--maps",
+        type=int,
+        default=20,
+        metavar="N",
+        help="draw the disks of the N guests of each store that grew most; default: 20",
+    )
+    add_key(report)
 
 
 def _add_config(made: argparse.ArgumentParser) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from fleece.engine.check.verify import problems_of
 from fleece.errors import StoreError
@@ -72,24 +74,38 @@ def status(catalogue: Catalogue, now: datetime | None = None) -> StoreStatus:
         now: by the clock, in UTC; None: look.
     """
     now = now or datetime.now(UTC)
+    return status_of(catalogue, past_of(catalogue, now), now)
+
+
+Past: TypeAlias = Mapping[str, verified.Verification | None]
+"""The last verification of each delta, by its key; None: there is none that can be relied on."""
+
+
+def past_of(catalogue: Catalogue, now: datetime) -> Past:
+    """Look up what was noted of verifications."""
     access = catalogue.access
-    past = {entry.key: verified.last(access, entry.key, now) for entry in catalogue.entries}
+    return {entry.key: verified.last(access, entry.key, now) for entry in catalogue.entries}
+
+
+def status_of(catalogue: Catalogue, past: Past, now: datetime) -> StoreStatus:
+    """How a store is, as far as its verifications are known."""
+    access = catalogue.access
     problems = [str(problem) for problem in problems_of(catalogue)]
     for key, last in sorted(past.items()):
         if last is not None and not last.sound:
             where = access.backend.name(key)
             problems.append(f"{where}: was not sound when it was last verified, at {last.time}")
     problems += map(str, keeping.unaccounted(catalogue))
-    names = sorted({point.guest for point in catalogue.points})
-    guests = tuple(_guest(catalogue, name, past, now) for name in names)
+    entries: dict[str, list[Entry]] = {}
+    for entry in catalogue.entries:
+        entries.setdefault(entry.header.guest, []).append(entry)
+    guests = tuple(_guest(catalogue, name, entries[name], past, now) for name in sorted(entries))
     return StoreStatus(guests, tuple(dict.fromkeys(problems)), catalogue.foreign)
 
 
-_Past = dict[str, verified.Verification | None]
-
-
-def _guest(catalogue: Catalogue, guest: str, past: _Past, now: datetime) -> GuestStatus:
-    entries = [entry for entry in catalogue.entries if entry.header.guest == guest]
+def _guest(
+    catalogue: Catalogue, guest: str, entries: list[Entry], past: Past, now: datetime
+) -> GuestStatus:
     known = [past[entry.key] for entry in entries]
     sound = [last.time for last in known if last is not None and last.sound]
     points = catalogue.of_guest(guest)
@@ -118,7 +134,7 @@ def _since(point: StoredPoint, now: datetime) -> timedelta:
 
 
 def _last_good(
-    catalogue: Catalogue, points: list[StoredPoint], past: _Past
+    catalogue: Catalogue, points: list[StoredPoint], past: Past
 ) -> tuple[StoredPoint | None, int]:
     """The newest good point, and the depth of its deepest line."""
 
