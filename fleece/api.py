@@ -100,7 +100,7 @@ from fleece.source.base import (
 )
 from fleece.source.image.inventory import Image, ImageDisk
 from fleece.source.image.source import ImageSource
-from fleece.source.open import guests_of, open_source
+from fleece.source.open import guests_of, open_source, serve_source
 from fleece.source.options import Fleecing, FoundGuest, SourceOptions
 from fleece.source.qemu.agent import GuestAgent
 from fleece.source.qemu.inventory import GuestDisk
@@ -307,6 +307,7 @@ __all__ = (
     "scrub",
     "segments",
     "serve",
+    "serve_source",
     "serve_store",
     "set_pin",
     "set_tags",

@@ -70,6 +70,19 @@ _OF_A_NEW_EXPORT = (
     "require-freeze",
 )
 
+_SERVING = (
+    _Idle(
+        "--json",
+        _has("machine"),
+        (("here: standard output is the other side's", lambda options: True),),
+    ),
+    _Idle(
+        "--quiet",
+        _has("quiet"),
+        (("here: nothing but trouble is ever said", lambda options: True),),
+    ),
+)
+
 _IDLE: dict[str, tuple[_Idle, ...]] = {
     "backing_up:backup": (
         _Idle(
@@ -118,16 +131,13 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle("--disk", _has("disks"), _ORDERED),
         _Idle("--drop", _has("drop"), (("with --commit: a point has one end", _has("commit")),)),
     ),
-    "copying:serve_store": (
+    "copying:serve_store": _SERVING,
+    "far:serve_source": (
+        *_SERVING,
         _Idle(
-            "--json",
-            _has("machine"),
-            (("here: standard output is the other side's", lambda options: True),),
-        ),
-        _Idle(
-            "--quiet",
-            _has("quiet"),
-            (("here: nothing but trouble is ever said", lambda options: True),),
+            "--require-freeze",
+            _has("require_freeze"),
+            (("without --freeze", _is("freeze", False)),),
         ),
     ),
     "copying:copy": (

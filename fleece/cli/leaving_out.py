@@ -30,9 +30,10 @@ _WITHOUT = (
     "root",
     "run",
     "salvage",
+    "serve-source",
     "serve-store",
 )
-"""Verbs that need none, and the one that others call: it serves nobody something else."""
+"""Verbs that need none, and those that others call: they serve nobody something else."""
 
 _POINT = re.compile("latest|[0-9a-f]{4,40}")
 

@@ -406,6 +406,17 @@ class ServeStoreWords(Words):
     append_only: bool
 
 
+class ServeSourceWords(Words):
+    """`fleece serve-source SOURCE`."""
+
+    source: str
+    scratch: str | None
+    connect: str | None
+    scratch_limit: str | None
+    freeze: bool
+    require_freeze: bool
+
+
 class PinWords(Words):
     """`fleece pin STORE POINT` and `fleece unpin STORE POINT`."""
 

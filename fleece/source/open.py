@@ -64,6 +64,27 @@ def guests_of(
     return known_guests(connect, cancel)
 
 
+def serve_source(
+    text: str,
+    options: SourceOptions,
+    pipes: tuple[int, int],
+    cancel: CancelToken | None = None,
+) -> None:
+    """Serve a source of this host to a fleece on another one, until that ends.
+
+    Args:
+        text, options: of the source, as for `open_source`.
+        pipes: descriptors to read requests from and to write answers to.
+        cancel: ends it.
+
+    Raises:
+        SourceError: the other side does not speak the protocol, or fell silent.
+    """
+    from fleece.source.far.server import serve
+
+    serve(lambda: open_source(text, options, cancel), *pipes, cancel)
+
+
 def _opener(scheme: str) -> Opener | None:
     if scheme in _KINDS:
         return _KINDS[scheme][1]
@@ -91,11 +112,15 @@ def _qmp(place: str, options: SourceOptions, cancel: CancelToken | None) -> Sour
 
 
 def _libvirt(place: str, options: SourceOptions, cancel: CancelToken | None) -> Source:
+    from fleece.source.far.source import FarSource
+    from fleece.source.libvirt.far import far_place
     from fleece.source.libvirt.open import open_guest
 
     _refuse_idle(
         "libvirt", options, "scratch", "scratch_limit", "connect", "freeze", "require_freeze"
     )
+    if (far := far_place(place, options)) is not None:
+        return FarSource(f"libvirt:{place}", far, cancel)
     scratch, limit = options.scratch, options.scratch_limit
     return open_guest(place, options.connect, scratch, limit, options.freeze_wish, cancel)
 

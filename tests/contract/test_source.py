@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece.source.far.line import Place
+from fleece.source.far.source import FarSource
 from fleece.testing.source import SourceContract
 from tests.contract.nbd_source import NbdSource
 from tests.engine.scene import MachineScene, Scene, wait_until
@@ -162,6 +165,48 @@ class TestImages(SourceContract):
                 return fleece.open_source(text, options)
 
             yield _Guest(opened, write, shown, runs=False)
+            assert not [*Path(scratch).iterdir()]
+
+
+_SSH = """#!/bin/sh
+# What stands in for ssh: a socket that is led to is a link, and the command runs here.
+for word; do
+  case "$before" in
+    -L) ln -s "${{word#*:}}" "${{word%%:*}}"; led=yes ;;
+    -O) [ "$word" = forward ] || exit 0 ;;
+  esac
+  before=$word
+done
+[ "$led" ] && exit
+eval "set -- $before"
+shift
+cd {root} && exec {python} -m fleece "$@"
+"""
+
+
+class TestFar(SourceContract):
+    """Images of another host, at rest."""
+
+    @pytest.fixture
+    def guest(self, tmp_path: Path) -> Iterator[_Guest]:
+        disk = _images(tmp_path)[0]
+        ssh = tmp_path / "ssh"
+        ssh.write_text(_SSH.format(root=Path(__file__).parents[2], python=sys.executable))
+        ssh.chmod(0o755)
+        with tempfile.TemporaryDirectory(prefix="rig-") as scratch:
+            source = f"image:d0={disk.path}"
+            words = shlex.join(("fleece", "serve-source", source, "--scratch", scratch))
+
+            def write(_: str, offset: int, data: bytes) -> None:
+                piece = tmp_path / "piece"
+                piece.write_bytes(data)
+                order = f"write -s {piece} {offset} {len(data)}"
+                run_checked("qemu-io", "-f", disk.fmt, "-c", order, disk.path)
+
+            def opened(_: int) -> fleece.Source:
+                return FarSource(source, Place("there", (str(ssh),), "there", words))
+
+            yield _Guest(opened, write, {"d0": _raw(disk, tmp_path)}, runs=False)
             assert not [*Path(scratch).iterdir()]
 
 

@@ -27,13 +27,15 @@ from fleece.cli.words import (
     CleanWords,
     DoctorWords,
     ExportWords,
+    ServeSourceWords,
 )
 
 
 def source_verbs(verb: AddVerb) -> None:
-    """backup, export, audit, bitmap, clean, doctor."""
+    """backup, export, audit, bitmap, clean, doctor, serve-source."""
     for add in (_backup_verb, _export_verb, _audit_verb, _bitmap_verb, _clean_verb, _doctor_verb):
         add(verb)
+    _serving_verb(verb)
 
 
 def _backup_verb(verb: AddVerb) -> None:
@@ -119,13 +121,18 @@ def _add_freeze(backup: argparse.ArgumentParser) -> None:
         help="the unix socket of the guest agent's port: freeze the guest's file systems for the "
         "moment of the point",
     )
-    backup.add_argument(
+    _add_freeze_by_agent(backup)
+
+
+def _add_freeze_by_agent(made: argparse.ArgumentParser) -> None:
+    """Whether whoever holds the guest's agent is to freeze it."""
+    made.add_argument(
         "--freeze",
         action="store_true",
         help="of libvirt's guests, and of a provider that can: freeze the file systems for the "
         "moment of the point, by the guest's agent",
     )
-    backup.add_argument(
+    made.add_argument(
         "--require-freeze",
         action="store_true",
         help="with --guest-agent or --freeze: fail, exit code 4, if the guest cannot be frozen",
@@ -296,3 +303,17 @@ def _doctor_verb(verb: AddVerb) -> None:
         help="folder for scratch files to look at; default: as for backup",
     )
     add_connect(doctor)
+
+
+def _serving_verb(verb: AddVerb) -> None:
+    serving = verb(
+        "serve-source",
+        "far:serve_source",
+        ServeSourceWords,
+        "let a fleece elsewhere back up a guest of this host, over standard input and output",
+    )
+    serving.add_argument("source", metavar="SOURCE", help=SOURCE)
+    add_scratch(serving)
+    add_connect(serving)
+    add_scratch_limit(serving)
+    _add_freeze_by_agent(serving)

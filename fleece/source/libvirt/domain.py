@@ -158,8 +158,7 @@ class Domain:
             raise SourceError(
                 why,
                 where=self.where,
-                hint="run fleece there: its store can be here (ssh://), or be copied from here "
-                "(fleece copy)",
+                hint="name it by ssh: --connect qemu+ssh://HOST/system; fleece must be there, too",
             )
 
     def is_of_session(self) -> bool:

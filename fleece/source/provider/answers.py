@@ -80,7 +80,7 @@ class Hello:
     version: str
     bases: bool
     freezes: bool
-    limits: Mapping[Word, float]
+    limits: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A provider that runs: asked one thing at a time, and ended with all that it has started."""
+"""A program that answers: asked one thing at a time, and ended with all that it has started.
+
+A provider, or what leads to a fleece on another host (`fleece.source.far`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from fleece.cancel import CancelToken
 from fleece.closing import Closing
@@ -20,7 +23,7 @@ from fleece.programs import using
 from fleece.source.provider.answers import Said
 from fleece.source.provider.pipes import Closed, Errors, Lines, Overdue, TooLong
 from fleece.source.provider.text import Command
-from fleece.source.provider.words import ENDING, LIMITS, LONGEST, Word
+from fleece.source.provider.words import ENDING, LIMITS, LONGEST
 from fleece.temporary import temporary_folder
 
 SIGKILL = 9
@@ -47,14 +50,24 @@ class Program(Closing):
     Args:
         command: how it is started.
         cancel: of the run: it ends every wait, but those for what ends a point soon.
+        limits: seconds that it has for each thing that it can be asked to do.
+        ending: what is asked although the run is interrupted.
 
     Raises:
         UsageError: it cannot be run.
     """
 
-    def __init__(self, command: Command, cancel: CancelToken) -> None:
+    def __init__(
+        self,
+        command: Command,
+        cancel: CancelToken,
+        limits: Mapping[str, float] = LIMITS,
+        ending: Collection[str] = ENDING,
+    ) -> None:
         self.name = command.name
-        self.limits: Mapping[Word, float] = LIMITS
+        self.limits = limits
+        self._ending = ending
+        self._noun = command.noun
         self._cancel = cancel
         self._numbers = itertools.count(1)
         self._over: SourceError | None = None
@@ -81,7 +94,7 @@ class Program(Closing):
         self._process.stderr.close()
         self._open = True
 
-    def ask(self, word: Word, **more: object) -> Said:
+    def ask(self, word: str, **more: object) -> Said:
         """Ask it to do something, and wait until it has.
 
         Raises:
@@ -107,15 +120,15 @@ class Program(Closing):
         except (ValueError, RecursionError):
             raise self._failed(f"answered '{word}' by what is no JSON") from None
         except BaseException:
-            self._over = SourceError("the provider was interrupted", where=self.name)
+            self._over = SourceError(f"{self._noun} was interrupted", where=self.name)
             raise
         return self._answer(Said(said, f"the answer to '{word}'", self.name), number)
 
-    def _exchanged(self, line: bytes, word: Word) -> object:
+    def _exchanged(self, line: bytes, word: str) -> object:
         def patience(begun: float) -> bool:
             limit = self.limits[word]
             if self._cancel.cancelled:
-                if word not in ENDING:
+                if word not in self._ending:
                     self._cancel.check()
                 limit = min(limit, _INTERRUPTED_LIMIT)
             return time.monotonic() - begun < limit
@@ -157,7 +170,7 @@ class Program(Closing):
             what = f"{what} ({how})"
         said = self.said()
         told = f": {said[-1]}" if said else ""
-        self._over = SourceError(f"the provider {what}{told}", where=self.name)
+        self._over = SourceError(f"{self._noun} {what}{told}", where=self.name)
         return self._over
 
     def said(self) -> tuple[str, ...]:
@@ -176,7 +189,7 @@ class Program(Closing):
 
     def finish(self) -> bool:
         """End its standard input, which tells it to end, and wait; gives whether it has ended."""
-        self._over = self._over or SourceError("the provider was ended", where=self.name)
+        self._over = self._over or SourceError(f"{self._noun} was ended", where=self.name)
         self._pipes[0].close()
         end, out = time.monotonic() + _END_LIMIT, self._pipes[1].fileno()
         poll = select.poll()

@@ -29,11 +29,13 @@ class Command:
         name: of it in messages.
         words: of its command line, the program first.
         environment: what it is given beside what every child is.
+        noun: what it is, in messages.
     """
 
     name: str
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    noun: str = "the provider"
 
 
 def parse(text: str) -> Command:

@@ -32,7 +32,7 @@ class Word(enum.StrEnum):
     FORGET = "forget"
 
 
-LIMITS = {
+LIMITS: dict[str, float] = {
     Word.HELLO: 20.0,
     Word.DESCRIBE: 60.0,
     Word.BEGIN: 300.0,
