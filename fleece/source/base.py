@@ -94,7 +94,8 @@ class Since:
 
     Attributes:
         parts: what its own source finds it by. They mean nothing to anybody else.
-        changed: a guess of how much that is until now, in bytes of disk.
+        changed: a guess of how much that is until now, in bytes of disk; 0 as well if nothing
+            tells.
     """
 
     parts: tuple[str, ...]

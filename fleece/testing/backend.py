@@ -12,7 +12,13 @@ place of its own to each test::
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
+import resource
+import sys
 import threading
+import traceback
 import unittest
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +49,11 @@ _ONE = "web/000001-aa/vda.fleece"
 _TWO = "web/000001-aa/vdb.fleece"
 _NOTE = "web/000001-aa/note.pin.json"
 _TAGS = "web/000001-aa/note.tags.json"
+
+_KILLS = 6
+"""At how many places a writer is killed, evenly spread over what it does."""
+_DOORS = 5
+"""Up to how many files a listing may open before it can open no more."""
 
 _T = TypeVar("_T")
 
@@ -97,6 +108,52 @@ def _at_once(deed: Callable[[_T], None], each: Sequence[_T]) -> None:
             done.result()
 
 
+def _killed(work: Iterator[bytes]) -> bytes:
+    """What a process of its own says first. It is gone then: no context of its ends.
+
+    Nothing: it was gone before, or failed.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, next(work))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def _counted(work: Callable[[], None], last: int) -> int:
+    """Do it; gives how many steps it took, which are calls and returns.
+
+    This process is gone at the last one; 0: it is not.
+    """
+    steps = itertools.count(1)
+
+    def step(*_: object) -> None:
+        if next(steps) == last:
+            os._exit(0)
+
+    sys.setprofile(step)
+    work()
+    sys.setprofile(None)
+    return next(steps)
+
+
+def _may_open(count: int) -> None:
+    """From now on this process can open so many files more, or connections."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + count, most))
+
+
 def _takes_no_more(made: NewObject) -> None:
     """It says so, or what is written then is nowhere."""
     with contextlib.suppress(StoreError):
@@ -115,6 +172,10 @@ class BackendContract:
     def reopened(self, backend: Backend) -> Backend:
         """The store by its address. A place that only its own process can reach gives itself."""
         return open_backend(backend.address)
+
+    def hurried(self, backend: Backend) -> Backend:
+        """The same, which tries for a moment only where it would try for long what fails."""
+        return self.reopened(backend)
 
     # ---- the place ---------------------------------------------------------------------------
 
@@ -254,6 +315,27 @@ class BackendContract:
         assert backend.listing("we") == Listing()
         assert sorted(backend.listing().deltas) == sorted([_ONE, other])
 
+    def test_what_killed_writers_left_of_a_small_object_is_swept(self, backend: Backend) -> None:
+        """Wherever they were: it is the old one or the new one, and nothing lies beside it."""
+        backend.create(b"marker")
+        _point(backend)
+
+        def put(last: int) -> Iterator[bytes]:
+            again = self.reopened(backend)
+            with again.lock("web", "web"):
+                yield str(_counted(lambda: again.put(_NOTE, b"new"), last)).encode()
+
+        steps = int(_killed(put(0)))
+        for part in range(1, _KILLS):
+            with backend.lock("web", "web", Patience(300)):
+                backend.put(_NOTE, b"old")
+            _killed(put(steps * part // _KILLS))
+            with backend.lock("web", "web", Patience(300)):  # it is free when all of it has ended
+                assert backend.get(_NOTE, 3) in (b"old", b"new")
+                backend.sweep(_NOTE)
+                assert backend.get(_NOTE, 3) in (b"old", b"new")
+                assert [*backend.tidy(["web/000001-aa"])] == []
+
     def test_sweeping_leaves_the_object(self, backend: Backend) -> None:
         """Only what killed writers left goes."""
         backend.create(b"marker")
@@ -318,6 +400,25 @@ class BackendContract:
         backend.forget(_ONE)
         assert not backend.forget(_ONE)
         assert _read(backend, _ONE) == b"content"
+
+    def test_a_listing_that_fails_never_looks_short(self, backend: Backend) -> None:
+        """Nor empty, whatever it needs and cannot have: it is refused, or has all."""
+        backend.create(b"marker")
+        for key in (_ONE, "db/000001-aa/vda.fleece"):
+            _point(backend, key)
+        whole = sorted(backend.listing().deltas)
+        assert len(whole) == 2
+
+        def listing(count: int) -> Iterator[bytes]:
+            again = self.hurried(backend)
+            _may_open(count)
+            try:
+                yield json.dumps(sorted(again.listing().deltas)).encode()
+            except (StoreError, UsageError):
+                yield b"null"
+
+        for count in range(_DOORS):
+            assert json.loads(_killed(listing(count))) in (None, whole)
 
     def test_an_object_that_is_not_there_is_told(self, backend: Backend) -> None:
         """Opened, or asked for its stamp."""
@@ -563,6 +664,26 @@ class BackendContract:
             assert backend.has(draft.key)
         assert not backend.has(draft.key)
         assert backend.listing().deltas == []
+
+    def test_what_killed_writers_spooled_goes_first(self, backend: Backend) -> None:
+        """But not what another one spools."""
+        backend.create(b"marker")
+
+        def spool() -> Iterator[bytes]:
+            again = self.reopened(backend)
+            with again.lock("web", "web"), again.spool() as draft:
+                draft.sink.write(b"left")
+                draft.sink.sync()
+                yield draft.key.encode()
+
+        with backend.spool() as living:
+            living.sink.write(b"incoming")
+            living.sink.sync()
+            left = _killed(spool()).decode()
+            assert left
+            with backend.lock("web", "web", Patience(300)), backend.spool():
+                assert not backend.has(left)
+                assert backend.has(living.key)
 
     def test_what_is_spooled_gets_a_place_that_must_be_free(self, backend: Backend) -> None:
         """In a point of its own, or beside another disk's delta."""

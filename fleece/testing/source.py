@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fleece.cancel import CancelToken
 from fleece.disk.nbd import NbdDisk
 from fleece.engine.backup.embed import dirty_extents
 from fleece.engine.backup.options import BackupOptions
@@ -30,13 +31,15 @@ from fleece.engine.restore.image import restore
 from fleece.engine.work.part import parts
 from fleece.engine.work.reads import OneReader
 from fleece.errors import PointError, SourceError, UsageError
-from fleece.extents import Extents
+from fleece.extents import Extents, Gathering
+from fleece.nbd.sink import NbdSink
 from fleece.source.base import (
     Disk,
     Export,
     HeldElsewhere,
     KeepsBitmaps,
     MayLackGuest,
+    PushFeed,
     Request,
     Resumable,
     Since,
@@ -52,6 +55,8 @@ from fleece.store.init import init
 _CHAIN = "c0ffee00"
 _OTHER = "c0ffee01"
 _LEAF = 64 * 1024
+_LIMIT = 60.0
+"""Seconds until a source that should push counts as one that does not."""
 
 
 class ContractGuest(Protocol):
@@ -168,6 +173,66 @@ def _interrupted(guest: ContractGuest, sequence: int) -> None:
             os._exit(1)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert ended == 0, "no point could be taken"
+
+
+def _pushing(source: Source) -> Disk:
+    """The first disk.
+
+    Raises:
+        SkipTest: the source does not push.
+    """
+    disks = _disks(source)
+    try:
+        source.transport(TransportWish.PUSH, disks[:1])
+    except (UsageError, PointError) as error:
+        raise unittest.SkipTest(f"it does not push: {error}") from error
+    return disks[0]
+
+
+class _Receiver:
+    """Takes what is pushed of one disk, and notes where it belongs. Use `close`.
+
+    Args:
+        feed: that was not started yet.
+        size: of the disk, in bytes.
+
+    Attributes:
+        begun: something has come.
+    """
+
+    def __init__(self, feed: PushFeed, size: int) -> None:
+        self.begun = threading.Event()
+        self._came = Gathering()
+        self._sink = NbdSink(feed.socket, [size], 1)
+        feed.end_sink = self._sink.end
+        self._sink.wait(CancelToken())
+        self._serving = threading.Thread(target=self._serve)
+        self._serving.start()
+
+    def _serve(self) -> None:
+        for channel in self._sink.channels:
+            for request in channel.requests():
+                self._came.add(request.offset, request.offset + request.length)
+                self.begun.set()
+                channel.answer(True)
+
+    def close(self) -> Extents:
+        """End it; gives what came."""
+        self._sink.end()
+        self._serving.join()
+        self._sink.close()
+        return self._came.extents()
+
+
+def _received(feed: PushFeed, size: int) -> Extents:
+    """Have all of a point's one disk pushed; gives what came."""
+    with contextlib.closing(_Receiver(feed, size)) as receiver:
+        feed.start()
+        assert receiver.begun.wait(_LIMIT), "nothing was pushed"
+        while not feed.done():
+            threading.Event().wait(0.01)
+        feed.end()
+        return receiver.close()
 
 
 class SourceContract:
@@ -339,6 +404,16 @@ class SourceContract:
             disk, _ = _known(source, 1)
             guest.write(disk.name, 2 * _LEAF + 512, b"new....." * 512)
             self._check_dirty(source, 1, before[disk.name], guest.content(disk.name))
+
+    def test_how_much_changed_is_guessed_until_now(self, guest: ContractGuest) -> None:
+        """No more than the disk has; it grows by what is written, or nobody ever tells."""
+        with guest.open() as source:
+            _committed(source, 1)
+            disk, before = _known(source, 1)
+            guest.write(disk.name, 2 * _LEAF, b"new....." * 512)
+            _, after = _still_known(source, 1)
+            assert 0 <= before.changed <= after.changed <= disk.size
+            assert after.changed == 0 or after.changed >= before.changed + 4096
 
     def test_what_changed_before_a_failed_point_is_dirty_too(self, guest: ContractGuest) -> None:
         """A point that was not committed takes nothing away."""
@@ -542,17 +617,69 @@ class SourceContract:
                     assert target.read_bytes() == guest.content(name)
                     guest.write(name, _LEAF, b"more...." * 512)
 
+    def test_it_pushes_what_has_to_come(self, guest: ContractGuest) -> None:
+        """No leaf more, none less: all of a disk, then what changed. It says how much before."""
+        with guest.open() as source:
+            for number in (1, 2):
+                disk = _pushing(source)
+                known = _since(source, disk, 1)
+                since = None if isinstance(known, Unknown) else known
+                wanted = [Wanted(disk, since)]
+                request = Request(_CHAIN, number, _id(number), wanted, transport=Transport.PUSH)
+                with source.take(request) as point:
+                    feed = point.push
+                    assert feed is not None
+                    (told,) = feed.dirty_bytes()
+                    came = _received(feed, disk.size)
+                    self._check_came(feed, came, told, disk.size)
+                    point.check()
+                    point.close()
+                    point.committed()
+                guest.write(disk.name, 2 * _LEAF, b"new....." * 512)
+
+    def _check_came(self, feed: PushFeed, came: Extents, told: int | None, size: int) -> None:
+        assert came.total == size if told is None else 0 <= told - came.total < _LEAF
+        feed.check_received(0, came, size)
+        first = Extents.of([(int(came.start[0]), int(came.start[0]) + _LEAF)])
+        more = Extents.whole(size).subtract(came).clip(0, _LEAF)
+        for wrong in (came.subtract(first), came.union(more)):
+            if wrong != came:
+                with _refused(PointError):
+                    feed.check_received(0, wrong, size)
+
+    def test_a_push_keeps_its_rate_and_lets_go_of_its_server(self, guest: ContractGuest) -> None:
+        """At a byte a second it is not done; a point that ends first ends the server, and then it
+        ends the push.
+        """
+        with guest.open() as source:
+            disk = _pushing(source)
+            wanted = [Wanted(disk, None)]
+            request = Request(_CHAIN, 1, _id(1), wanted, transport=Transport.PUSH)
+            with source.take(request) as point:
+                feed = point.push
+                assert feed is not None
+                feed.rate = 1
+                with contextlib.closing(_Receiver(feed, disk.size)):
+                    end = feed.end_sink
+                    done: list[bool] = []
+
+                    def ended() -> None:
+                        done.append(feed.done())
+                        end()
+
+                    feed.end_sink = ended
+                    feed.start()
+                    assert not any(feed.done() for _ in range(100))
+                    point.close()
+                    assert done[:1] == [False]
+
     def test_what_it_pushes_is_exact(self, guest: ContractGuest) -> None:
         """All of it, and then what changed; of sources that can push."""
         with tempfile.TemporaryDirectory() as folder:
             store = init(Path(folder, "store"))
             for turn in range(2):
                 with guest.open() as source:
-                    name = _disks(source)[0].name
-                    try:
-                        source.transport(TransportWish.PUSH, _disks(source))
-                    except (UsageError, PointError) as error:
-                        raise unittest.SkipTest(f"it does not push: {error}") from error
+                    name = _pushing(source).name
                     options = BackupOptions(guest="contract", transport=TransportWish.PUSH)
                     result = backup(source, store, options)
                 assert result.transport is Transport.PUSH

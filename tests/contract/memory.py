@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import secrets
 import threading
 import time
 from collections import defaultdict
@@ -236,7 +237,7 @@ class MemoryBackend:
 
     @contextlib.contextmanager
     def spool(self) -> Iterator[Draft]:
-        draft = _Draft(self, f"incoming {next(self._numbers)}", new=True)
+        draft = _Draft(self, f"incoming {secrets.token_hex(8)}", new=True)
         try:
             yield draft
         finally:

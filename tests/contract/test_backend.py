@@ -10,10 +10,13 @@ from fleece.store.backend import Backend
 from fleece.store.folder.backend import FolderBackend
 from fleece.store.remote.backend import SHELL_VARIABLE, RemoteBackend
 from fleece.store.s3.backend import S3Backend
+from fleece.store.s3.client.address import Address
+from fleece.store.s3.client.bucket import Bucket
+from fleece.store.s3.client.retry import Perseverance
 from fleece.testing.backend import BackendContract
 from tests.contract.memory import MemoryBackend
 from tests.contract.shell import shell
-from tests.rig.s3 import SeaweedFs
+from tests.rig.s3 import SeaweedFs, settings_at
 
 
 class TestFolder(BackendContract):
@@ -57,18 +60,21 @@ class TestBucket(BackendContract):
     """A bucket."""
 
     resumes = False
+    locked = False
 
     @pytest.fixture
     def backend(self, seaweedfs: SeaweedFs) -> Backend:
-        return S3Backend(seaweedfs.bucket())
+        self.port = seaweedfs.port
+        return S3Backend(seaweedfs.bucket(locked=self.locked))
+
+    def hurried(self, backend: Backend) -> Backend:
+        """Each call is tried once."""
+        name = backend.address.removeprefix("s3://")
+        once = Perseverance(seconds=0, strange=0)
+        return S3Backend(Bucket(Address(name), settings_at(self.port, name), once))
 
 
-@pytest.mark.usefixtures("environment")
-class TestLockedBucket(BackendContract):
+class TestLockedBucket(TestBucket):
     """A bucket with versions and object lock, which locks nothing by itself."""
 
-    resumes = False
-
-    @pytest.fixture
-    def backend(self, seaweedfs: SeaweedFs) -> Backend:
-        return S3Backend(seaweedfs.bucket(locked=True))
+    locked = True
