@@ -11,6 +11,7 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.cli.journal import Priority
 from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
@@ -80,7 +81,8 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
                 _warn(output, desk.end(of_failure(error), error))
                 raise
             untold = desk.end(of_run(planned, work, result.guests, whole), result.error)
-    lines = [*table(_RESULTS, [*map(_row, result.guests)], output.width())]
+    rows = [] if output.in_journal else [*map(_row, result.guests)]
+    lines = [*table(_RESULTS, rows, output.width())]
     failed = sum(guest.error is not None for guest in result.guests)
     fields: dict[str, object] = {"guests": len(result.guests), "failed": failed}
     fields["dry_run"] = words.dry_run
@@ -160,7 +162,13 @@ def _tell(output: Output, result: GuestResult) -> None:
     if output.machine:
         output.emit(_fields(result))
     elif result.error is not None:
-        output.say(f"{result.guest}: {_step(result)} failed: {result.error}")
+        text = f"{result.guest}: {_step(result)} failed: {result.error}"
+        output.note(text, Priority.FAILED, **_entry(result))
+    elif output.in_journal:  # elsewhere the table tells it
+        _, store, *told = filter(None, _row(result))
+        output.note(
+            f"{result.guest} into {store}: {', '.join(told)}", Priority.TOLD, **_entry(result)
+        )
 
 
 def _warn(output: Output, untold: Sequence[NoticeError]) -> None:
@@ -189,6 +197,26 @@ def _fields(result: GuestResult) -> dict[str, object]:
     return {"event": "guest", "guest": result.guest, "store": result.store, "steps": steps}
 
 
+def _entry(result: GuestResult) -> dict[str, object]:
+    """The fields of an entry in the journal."""
+    backup, error = result.backup, result.error
+    return {
+        "FLEECE_GUEST": result.guest,
+        "FLEECE_STORE": result.store,
+        "FLEECE_STEPS": " ".join(step.step for step in result.steps),
+        "FLEECE_SECONDS": round(sum(step.seconds for step in result.steps), 3),
+        "FLEECE_EXIT_CODE": 0 if error is None else int(error.code),
+        "FLEECE_POINT": None if backup is None else backup.point,
+        "FLEECE_MODE": None if backup is None else backup.mode,
+        "FLEECE_READ_BYTES": None if backup is None else _total(backup, "read_bytes"),
+        "FLEECE_STORED_BYTES": None if backup is None else _total(backup, "stored_bytes"),
+    }
+
+
+def _total(backup: fleece.BackupResult, what: str) -> int:
+    return sum(getattr(disk, what) for disk in backup.disks)
+
+
 def _row(result: GuestResult) -> tuple[str, ...]:
     backup, error = result.backup, result.error
     said = [step.said for step in result.steps if step.said and step.backup is None]
@@ -197,8 +225,8 @@ def _row(result: GuestResult) -> tuple[str, ...]:
         result.guest,
         result.store,
         "" if backup is None else backup.mode,
-        "" if backup is None else human(sum(disk.read_bytes for disk in backup.disks)),
-        "" if backup is None else human(sum(disk.stored_bytes for disk in backup.disks)),
+        "" if backup is None else human(_total(backup, "read_bytes")),
+        "" if backup is None else human(_total(backup, "stored_bytes")),
         span(sum(step.seconds for step in result.steps)),
         what,
     )

@@ -18,6 +18,7 @@ from typing import TextIO, TypeAlias
 
 from fleece import events
 from fleece.cli.bar import Bar, named
+from fleece.cli.journal import Journal, Priority
 from fleece.cli.telling import text_of
 from fleece.errors import FleeceError
 from fleece.terminal import counted, human, shown, span
@@ -193,7 +194,8 @@ class Output:
             return
         wanted = self._tone is Tone.VERBOSE or isinstance(event, _TROUBLE)
         if wanted and (text := text_of(event)) is not None:
-            self.say(f"{guest}: {text}")
+            matters = Priority.WARNING if isinstance(event, _TROUBLE) else Priority.TOLD
+            self.note(f"{guest}: {text}", matters, FLEECE_GUEST=guest)
 
     def _is_told(self, event: events.Event) -> bool:
         if self._tone is Tone.QUIET:
@@ -223,6 +225,25 @@ class Output:
         """One line for people, beside the results."""
         self._end_bar()
         self._print([shown(text)], sys.stderr)
+
+    @property
+    def in_journal(self) -> bool:
+        """Whether what is said for people goes to systemd's journal, which takes fields."""
+        return not self.machine and Journal.behind(sys.stderr) is not None
+
+    def note(self, text: str, priority: Priority, **fields: object) -> None:
+        """One line for people, beside the results; in systemd's journal, with fields.
+
+        Args:
+            text: the line.
+            priority: how much it matters; who wants quiet hears of trouble alone.
+            fields: by names of capitals.
+        """
+        if self._tone is Tone.QUIET and priority > Priority.WARNING:
+            return
+        journal = Journal.behind(sys.stderr)
+        if journal is None or not journal.tell(shown(text), priority, **fields):
+            self.say(text)
 
     def charge(self, meter: Callable[[], _Usage]) -> None:
         """Tell in the end what was asked of a store, if that is counted.

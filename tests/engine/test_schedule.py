@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import fleece
 from tests.engine.scene import INTACT, ROOT, Ran
+from tests.rig.booted import booted
 from tests.rig.process import run, run_checked
 
 _UNITS = Path("etc/systemd/system")
@@ -122,6 +125,46 @@ def test_a_unit_of_somebody_elses_stays(config: Path, tmp_path: Path) -> None:
         ran.failed(fleece.ExitCode.TARGET, "fleece-run.timer: is not of fleece's making")
     assert [*theirs.parent.iterdir()] == [theirs]
     assert theirs.read_text() == "[Timer]\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can boot a system")
+def test_systemd_runs_a_configuration(config: Path, tmp_path: Path) -> None:
+    """A real one, under all that the service forbids; its journal has a field for what it is asked
+    for, of a guest that is backed up and of one that cannot be.
+    """
+    for name in ("web1", "web2"):
+        run_checked("qemu-img", "create", "-q", "-f", "qcow2", tmp_path / f"{name}.qcow2", "16M")
+    text = config.read_text().replace("libvirt:web1", f"image:vda={tmp_path}/web1.qcow2")
+    more = text[text.index("[[guest]]") :].replace("web1", "web2")
+    config.write_text(f"{text}{more}")
+    fleece_words = ("env", "-C", ROOT, sys.executable, "-m", "fleece", "schedule")
+    with booted(tmp_path) as system:
+        system.run(*fleece_words, "install", "--config", config)
+        system.run("systemctl", "start", "fleece-run.service")
+        assert "fleece-run.timer" in system.run("systemctl", "list-timers", "fleece-run.timer")
+        (tmp_path / "web2.qcow2").unlink()
+        assert system.fails("systemctl", "start", "fleece-run.service")
+        system.run("journalctl", "--sync")
+        said = system.run("journalctl", "-u", "fleece-run", "-o", "json")
+        system.run(*fleece_words, "remove", "--config", config)
+        assert "fleece-run" not in system.run("systemctl", "list-timers", "--all")
+    entries = [json.loads(line) for line in said.splitlines()]
+    told = [
+        (entry["FLEECE_GUEST"], entry["FLEECE_EXIT_CODE"], entry["PRIORITY"])
+        for entry in entries
+        if "FLEECE_EXIT_CODE" in entry
+    ]
+    assert sorted(told[:2]) == [("web1", "0", "6"), ("web2", "0", "6")]
+    assert sorted(told[2:]) == [("web1", "0", "6"), ("web2", "3", "3")]
+    points = {point.guest: point.id for point in _store(config).catalogue().points[-1:]}
+    assert points["web2"] in {entry.get("FLEECE_POINT") for entry in entries}
+    failed = [entry["MESSAGE"] for entry in entries if entry.get("FLEECE_EXIT_CODE") == "3"]
+    assert failed[0].startswith("web2: backup failed: ")
+    assert not [entry for entry in entries if entry["MESSAGE"].startswith("GUEST")]
+
+
+def _store(config: Path) -> fleece.Store:
+    return fleece.open_store(tomllib.loads(config.read_text())["store"]["main"]["place"])
 
 
 @pytest.mark.skipif(Path("/run/systemd/system").is_dir(), reason="systemd runs here")
