@@ -29,13 +29,20 @@ author = "the authors of fleece"
 version = release = VERSION
 html_title = f"fleece {VERSION}"
 
-extensions = ["sphinxcontrib.towncrier.ext"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.towncrier.ext"]
+default_role = "literal"
+autodoc_default_options = {"members": True}
+autodoc_typehints_format = "short"
+napoleon_use_rtype = False
+napoleon_use_ivar = True
 towncrier_draft_autoversion_mode = "draft"
 towncrier_draft_include_empty = True
 towncrier_draft_working_directory = _ROOT
 towncrier_draft_config_path = "towncrier.toml"
 
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # types of others, and such as the library makes itself
+suppress_warnings = ["ref.python"]  # an attribute's name is that of several classes' ones
 keep_warnings = True
 exclude_patterns = ["_build"]
 highlight_language = "none"

@@ -32,6 +32,11 @@ def __getattr__(name: str) -> object:
     raise AttributeError(f"module 'fleece' has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *_modules()})
+
+
 @functools.cache
 def _modules() -> dict[str, str]:
     """Where each public name is defined."""

@@ -9,7 +9,9 @@ from fleece.delta.header import Header, Mode, ParentRef, PointRef
 from fleece.delta.identity import GuestIdentity
 from fleece.delta.part import Part, PartKind
 from fleece.delta.reader import DeltaReader
+from fleece.delta.sink import Sink
 from fleece.delta.writer import DeltaWriter, Summary
+from fleece.disk.base import ReadableDisk
 from fleece.disk.chain import ChainDisk
 from fleece.disk.image import ImageFormat, open_image
 from fleece.disk.use import claimed_output
@@ -37,7 +39,7 @@ from fleece.engine.restore.existing_target import format_by_name
 from fleece.engine.restore.guest import GuestOptions, GuestResult, restore_guest
 from fleece.engine.restore.image import RestoreResult, restore
 from fleece.engine.restore.options import RestoreOptions
-from fleece.engine.restore.part_diff import compare_parts
+from fleece.engine.restore.part_diff import PartDifference, compare_parts
 from fleece.engine.restore.partial import PartialResult, restore_partial
 from fleece.engine.restore.qcow2_chain import restore_as_chain
 from fleece.engine.restore.salvage import Loss, LostExtent, SalvagedFile, describe, salvage
@@ -68,6 +70,7 @@ from fleece.errors import (
     VerifyError,
     WrongKey,
 )
+from fleece.events import Event, Listener, Phase
 from fleece.extents import Extents
 from fleece.files.copy import CopyResult, copy_files, copy_stream
 from fleece.files.model import FileEntry, FileKind, Volume
@@ -152,6 +155,7 @@ __all__ = (
     "Doors",
     "Duration",
     "Entry",
+    "Event",
     "Examinable",
     "ExaminedBitmap",
     "ExaminedDisk",
@@ -194,6 +198,7 @@ __all__ = (
     "KeptBitmap",
     "KeptSegment",
     "Likeness",
+    "Listener",
     "Loss",
     "LostExtent",
     "Machine",
@@ -208,8 +213,10 @@ __all__ = (
     "Orders",
     "ParentRef",
     "Part",
+    "PartDifference",
     "PartKind",
     "PartialResult",
+    "Phase",
     "Picture",
     "PlannedPoint",
     "Point",
@@ -220,6 +227,7 @@ __all__ = (
     "PruneResult",
     "PushFeed",
     "QemuSource",
+    "ReadableDisk",
     "Removed",
     "Report",
     "Request",
@@ -236,6 +244,7 @@ __all__ = (
     "Serving",
     "Shard",
     "Since",
+    "Sink",
     "Site",
     "Source",
     "SourceError",

@@ -5,20 +5,32 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import inspect
+import itertools
+import operator
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import docutils.core
 import pytest
 from docutils import nodes
 
+import fleece
+from fleece import api
 from fleece.cli.grammar import parser
+from fleece.cli.leaving_out import parsed
 
 _ROOT = Path(__file__).parents[2]
 _DOCS = _ROOT / "docs"
 _PAGES = sorted([*_ROOT.glob("*.rst"), *_DOCS.rglob("*.rst"), *(_ROOT / "changes").glob("*.rst")])
-_SPHINX = {"index.rst", "changelog.rst"}
-"""Pages with directives of Sphinx's; `unit/test_manual.py` builds them, too."""
+_PLAIN = [
+    page
+    for page in _PAGES
+    if page.name not in {"index.rst", "changelog.rst"} and page.parent.name != "api"
+]
+"""The pages without directives of Sphinx's; `unit/test_manual.py` builds all."""
 _WITH_DOCS = [
     *_PAGES,
     *sorted(path for part in ("fleece", "tests", "tools") for path in (_ROOT / part).rglob("*.py")),
@@ -49,7 +61,7 @@ def _read(page: Path) -> nodes.document:
     )
 
 
-@pytest.mark.parametrize("page", [p for p in _PAGES if p.name not in _SPHINX], ids=_named)
+@pytest.mark.parametrize("page", _PLAIN, ids=_named)
 def test_a_page_is_well_formed(page: Path) -> None:
     _read(page)
 
@@ -61,8 +73,8 @@ def test_no_row_of_a_table_is_two_by_mistake() -> None:
     """
     empty = [
         f"{_named(page)}: {row.astext().split()}"
-        for page in _PAGES
-        if page.parent.name != "decisions" and page.name not in {*_SPHINX, "benchmarks.rst"}
+        for page in _PLAIN
+        if page.parent.name != "decisions" and page.name != "benchmarks.rst"
         for body in _read(page).findall(nodes.tbody)
         for row in body.findall(nodes.row)
         if not all(cell.astext() for cell in row.findall(nodes.entry))
@@ -176,3 +188,51 @@ def test_every_message_that_is_explained_is_one_that_fleece_says() -> None:
         if part.strip() not in messages and not part.startswith(others)
     ]
     assert unknown == []
+
+
+def test_every_public_name_is_on_a_page_of_the_library_once() -> None:
+    pages = (_DOCS / "reference" / "api").glob("*.rst")
+    text = "\n".join(page.read_text() for page in pages)
+    shown = re.findall(r"^\.\. (?:auto\w+|data):: (\w+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(api.__all__)
+
+
+_LIBRARY = docutils.core.publish_doctree(
+    (_DOCS / "reference" / "library.rst").read_text(), settings_overrides={"report_level": 5}
+)
+_EXAMPLES = [
+    block.astext()
+    for block in _LIBRARY.findall(nodes.literal_block)
+    if not block.astext().startswith("[project")
+]
+
+
+@pytest.mark.parametrize("text", _EXAMPLES, ids=lambda text: text.splitlines()[0])
+def test_an_example_of_the_library_calls_what_there_is_as_it_is(text: str) -> None:
+    """Each name is public, and each call has arguments that it takes."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "fleece":
+            assert node.attr in api.__all__
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and re.fullmatch(r"fleece(\.\w+)+", name):
+            called = operator.attrgetter(name.removeprefix("fleece."))(fleece)
+            named = {str(each.arg): each.value for each in node.keywords}
+            inspect.signature(called).bind(*node.args, **named)
+
+
+def _commands(page: Path) -> Iterator[str]:
+    """What a page's examples call fleece with; a synopsis is none."""
+    for block in _read(page).findall(nodes.literal_block):
+        for line in block.astext().replace("\\\n", " ").splitlines():
+            found = re.match(r"(?:[$#] |.*ExecStart=\S*/|.*  root  )?fleece (?=[a-z-]+)(.*)", line)
+            if found is not None and not re.search(r"\[|\||\$\(|\.\.\.", found[1]):
+                yield found[1]
+
+
+@pytest.mark.parametrize("page", _PLAIN, ids=_named)
+def test_an_example_of_the_command_line_is_one(page: Path) -> None:
+    for line in _commands(page):
+        words = itertools.takewhile(
+            lambda word: word not in {"<", ">", ";", "&", "&&"}, shlex.split(line, comments=True)
+        )
+        parsed(list(words), {"FLEECE_STORE": "/backup"})
