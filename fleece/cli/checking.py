@@ -132,17 +132,12 @@ def status(output: Output, cancel: CancelToken, words: StatusWords) -> None:
     place = fleece.open_store(words.store, words.secret, cancel)
     output.charge(place.usage)
     found = fleece.status(place.catalogue())
-    if words.prometheus:
-        from fleece.cli import metrics
-
-        output.row("", metrics.text_of(found).rstrip().split("\n"))
-    elif output.machine:
+    if output.machine:
         for guest in found.guests:
             output.row("guest", "", **asdict(guest))
     else:
         output.listing(table(_COLUMNS, [*map(_row, found.guests)], output.width()))
-    if not words.prometheus:
-        _tell_foreign(output, found.foreign)
+    _tell_foreign(output, found.foreign)
     if found.problems:
         for problem in found.problems if not output.machine else ():
             output.say(f"PROBLEM: {problem}")

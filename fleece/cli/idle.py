@@ -36,6 +36,8 @@ def _has(name: str) -> Callable[[Options], bool]:
 
 _NO_STORE = (("without a STORE", _is("stores", [])),)
 
+_PRINTED = (("with --rules", _has("rules")), ("with --dashboard", _has("dashboard")))
+
 _TOLD = "with --json: it is for people, and programs choose by 'event'"
 _ALWAYS = (
     _Idle(
@@ -167,11 +169,20 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             (("with --json: that tells of each disk and part anyway", _has("machine")),),
         ),
     ),
-    "checking:status": (
+    "metrics:metrics": (
+        _Idle("--key-file", _has("key_file"), _NO_STORE),
+        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+        _Idle("--config", _has("config"), (("with a STORE", _has("stores")), *_PRINTED)),
+        _Idle("STORE", _has("stores"), _PRINTED),
         _Idle(
-            "--prometheus",
-            _has("prometheus"),
-            (("with --json: these are two formats", _has("machine")),),
+            "--json",
+            _has("machine"),
+            (
+                (
+                    "without --output or --listen: these are two formats",
+                    lambda options: options["output"] is None and options["listen"] is None,
+                ),
+            ),
         ),
     ),
 }

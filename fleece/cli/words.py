@@ -156,7 +156,6 @@ class StatusWords(Words):
     """`fleece status STORE`."""
 
     store: str
-    prometheus: bool
     secret: fleece.Secret | None
 
 
@@ -455,6 +454,18 @@ class ConfigWords(Words):
 
     action: str
     config: str | None
+
+
+class MetricsWords(Words):
+    """`fleece metrics [STORE]...`."""
+
+    stores: list[str]
+    config: str | None
+    output: str | None
+    listen: str | None
+    rules: bool
+    dashboard: bool
+    secret: fleece.Secret | None
 
 
 class ScheduleWords(Words):

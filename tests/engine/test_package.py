@@ -24,6 +24,7 @@ from fleece import ExitCode
 from tests.engine.scene import MIB, ROOT, Ran
 from tests.rig.process import run_checked
 
+_DATA = {f"fleece/fleet/{name}" for name in ("schema.json", "alerts.yaml", "dashboard.json")}
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "_build")
 _BESIDE = ("docs", "changes")
 _ALONE = (
@@ -71,7 +72,7 @@ def test_a_wheel_has_the_whole_package_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == {f"fleece/{name}" for name in _files(built.tree / "fleece")}
-    assert {"fleece/py.typed", "fleece/fleet/schema.json"} <= names
+    assert {"fleece/py.typed", *_DATA} <= names
 
 
 def test_a_source_distribution_has_what_the_manual_is_made_of_and_no_tests(built: Built) -> None:

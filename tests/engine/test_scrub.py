@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -261,22 +262,21 @@ def test_a_store_that_takes_no_notes_can_be_verified_but_not_in_parts(guest: Gue
     assert {path.name for path in new} <= {"vdb.fleece.verified.json"}
 
 
-def test_prometheus_reads_the_status(guest: Guest) -> None:
+def test_prometheus_reads_how_a_store_is(guest: Guest) -> None:
     INTACT.run("verify", guest.store, guest.points[0]).succeeded()
-    text = INTACT.run("status", guest.store, "--prometheus").succeeded().out
+    text = INTACT.run("metrics", guest.store).succeeded().out
     samples = {
         sample.name: sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    assert samples["fleece_problems"] == 0
+    assert samples["fleece_store_problems"] == 0
     assert samples["fleece_points"] == 4
     assert samples["fleece_unverified_deltas"] == 6
     assert "fleece_verified_timestamp_seconds" not in samples
     guest.paths["vda"][3].unlink()
-    ran = INTACT.run("status", guest.store, "--prometheus")
-    ran.failed(5, "1 problem in")
-    assert "fleece_problems 1.0" in ran.out
+    text = INTACT.run("metrics", guest.store).succeeded().out
+    assert re.search(r"^fleece_store_problems\{.*\} 1\.0$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

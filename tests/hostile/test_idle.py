@@ -28,7 +28,11 @@ IDLE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("bitmap", "qmp:/nowhere", "--guest", "g"), "--guest has no effect without a STORE"),
     (("bitmap", "qmp:/nowhere", "--key-file", "{key}"), "--key-file has no effect without"),
     (("bitmap", "qmp:/nowhere", "--passphrase-file", "{key}"), "--passphrase-file has no effect"),
-    (("status", "{store}", "--prometheus", "--json"), "--prometheus has no effect with --json"),
+    (("metrics", "{store}", "--json"), "--json has no effect without --output or --listen"),
+    (("metrics", "{store}", "--rules"), "STORE has no effect with --rules"),
+    (("metrics", "{store}", "--config", "x"), "--config has no effect with a STORE"),
+    (("metrics", "--key-file", "{key}"), "--key-file has no effect without a STORE"),
+    (("metrics", "--passphrase-file", "{key}"), "--passphrase-file has no effect without"),
     (("info", "{delta}", "--key-file", "{key}"), "a key was given, but this delta has none"),
     (
         ("salvage", "{delta}", "-o", "{new}", "--passphrase-file", "{key}"),

@@ -502,7 +502,7 @@ def test_status_tells_what_is_not_fleeces(
     assert main(["status", str(path), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["path"] for line in lines if line["event"] == "foreign"] == [f"{path}/@eaDir"]
-    assert main(["status", str(path), "--prometheus"]) == 0
+    assert main(["metrics", str(path)]) == 0
     assert "eaDir" not in capsys.readouterr().out
 
 

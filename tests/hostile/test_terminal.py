@@ -169,7 +169,7 @@ def test_ordinary_unicode_stays(store: Path) -> None:
     [
         ("list",),
         ("status",),
-        ("status", "--prometheus"),
+        ("metrics",),
         ("verify",),
         ("verify", "latest"),
         ("verify", "--max-age", "0d"),

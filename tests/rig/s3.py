@@ -116,7 +116,7 @@ class SeaweedFs:
     def _start(self) -> None:
         """Start it at ports that are free; somebody may take one in between."""
         for _ in range(_TRIES):
-            self._ports = _free_ports(2 * len(_SERVICES))
+            self._ports = free_ports(2 * len(_SERVICES))
             self.port = self._ports[2 * _SERVICES.index("s3")]
             self._spawn()
             try:
@@ -155,7 +155,7 @@ class Gateway:
 
     def __init__(self, folder: Path) -> None:
         for _ in range(_TRIES):
-            (self.port,) = _free_ports(1)
+            (self.port,) = free_ports(1)
             words = [str(installed("rclone")), "serve", "s3", f"--addr=127.0.0.1:{self.port}"]
             words += [f"--auth-key={ACCESS},{SECRET}", f"--config={os.devnull}", str(folder)]
             self._child = Child(words, folder / "log")
@@ -231,7 +231,7 @@ def host_policy() -> object:
     return json.JSONDecoder().raw_decode(text, text.index('{"Version"'))[0]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         made = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in made:

@@ -110,8 +110,8 @@ _DOORS = {
     "engine/http": 5,
     "engine/work": 44,
     "files": 8,
-    "cli": 35,
-    "fleet": 29,
+    "cli": 36,
+    "fleet": 32,
     "fleet/notices": 5,
 }
 """How many names other rooms may take from a room, of whatever file; of a room not named, 4. Who

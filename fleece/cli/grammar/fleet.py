@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from fleece.cli.grammar.options import AddVerb, add_key, add_shard, add_verbose, file_to_make
-from fleece.cli.words import ConfigWords, ReportWords, RunWords, ScheduleWords
+from fleece.cli.words import ConfigWords, MetricsWords, ReportWords, RunWords, ScheduleWords
 
 
 def fleet_verbs(verb: AddVerb) -> None:
-    """run, config, schedule, report."""
+    """run, config, metrics, schedule, report."""
     _run_verb(verb)
     _config_verb(verb)
+    _metrics_verb(verb)
     _schedule_verb(verb)
     _report_verb(verb)
 
@@ -61,6 +62,37 @@ def _config_verb(verb: AddVerb) -> None:
         "the JSON schema, for editors",
     )
     _add_config(config)
+
+
+def _metrics_verb(verb: AddVerb) -> None:
+    metrics = verb(
+        "metrics",
+        "metrics:metrics",
+        MetricsWords,
+        "print how guests and stores are, for Prometheus",
+    )
+    metrics.add_argument(
+        "stores",
+        nargs="*",
+        metavar="STORE",
+        help="all guests of these; default: those of the configuration, in its stores",
+    )
+    _add_config(metrics)
+    way = metrics.add_mutually_exclusive_group()
+    way.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write FILE instead, whole at each moment, readable for all: for the textfile "
+        "collector",
+    )
+    way.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        help="answer scrapes over HTTP, until interrupted; figures are a minute old at most",
+    )
+    way.add_argument("--rules", action="store_true", help="print alert rules for Prometheus")
+    way.add_argument("--dashboard", action="store_true", help="print a dashboard for Grafana")
+    add_key(metrics)
 
 
 def _schedule_verb(verb: AddVerb) -> None:

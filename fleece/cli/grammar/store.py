@@ -97,9 +97,6 @@ def _status_verb(verb: AddVerb) -> None:
         "show how old, deep, large and well verified the points are",
     )
     status.add_argument("store", metavar="STORE", help=STORE)
-    status.add_argument(
-        "--prometheus", action="store_true", help="print metrics in Prometheus' text format"
-    )
     add_key(status)
 
 

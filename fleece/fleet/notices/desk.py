@@ -21,6 +21,7 @@ from fleece.fleet.notices.memory import Memory, Told, keep, recalled
 from fleece.fleet.notices.settings import Notice, Ping
 from fleece.fleet.notices.trouble import Findings, Matter
 from fleece.fleet.notices.ways import Way, errand, ping
+from fleece.terminal import shown
 
 _AT_ONCE = 8
 
@@ -83,7 +84,7 @@ class Desk:
 
     def _pinged(self, error: FleeceError | None, failed: list[NoticeError]) -> list[_Sent]:
         """Tell the switches that heard of the begin; what they hear stays in its order."""
-        sign, text = ("", "all is well") if error is None else ("/fail", str(error))
+        sign, text = ("", "all is well") if error is None else ("/fail", shown(str(error)))
         sent = []
         for name, begun in self._begun.items():
             _note(begun, failed)
