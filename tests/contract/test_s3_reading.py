@@ -22,11 +22,12 @@ from fleece.store.s3.ahead import BLOCK
 from fleece.store.s3.backend import S3Backend
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.store import Store
-from fleece.tree import BlankDisk
+from fleece.tree import LEAF_SIZE, BlankDisk
 from tests.rig.s3 import SeaweedFs
 from tests.unit.kit import LEAF, header, write_delta
 
 POINTS = 12
+SHORT = 400
 MIB = 1 << 20
 
 
@@ -249,6 +250,50 @@ def test_a_delta_of_which_all_is_read_is_read_by_blocks_from_the_start(
         assert not fleece.verify_store(found).errors
         assert _requests(store)["s3:GetObject"] - before == deltas
     assert not _threads()
+
+
+def test_short_records_near_one_another_are_read_by_windows(bucket: Bucket, tmp_path: Path) -> None:
+    """A restore, which looks at each of them twice, asks for few of them alone."""
+    image, back = tmp_path / "image", tmp_path / "back"
+    chance = random.Random(5)
+    with image.open("wb") as file:
+        for leaf in range(0, SHORT * 2, 2):
+            file.seek(leaf * LEAF_SIZE)
+            file.write(chance.randbytes(9000))
+        file.truncate(SHORT * 2 * LEAF_SIZE)
+    store = _opened(bucket)
+    with fleece.open_source(f"image:vda={image}") as source:
+        fleece.backup(source, store, fleece.BackupOptions(guest="many"))
+    store = _opened(bucket)
+    (point,) = store.catalogue().named("many")
+    before = store.usage()["GetObject"]
+    fleece.restore(store, point.id, "vda", str(back))
+    after = store.usage()["GetObject"]
+    stored = point.disk("vda").stored_bytes
+    assert stored > SHORT * 9000
+    assert after.requests - before.requests <= SHORT // 8
+    assert after.received - before.received < stored + stored // 2
+    assert back.read_bytes() == image.read_bytes()
+
+
+def test_of_short_ranges_the_start_is_not_asked_for_again(seaweedfs: SeaweedFs) -> None:
+    """Of more of them than windows are kept; what lies far from the last one is read alone."""
+    content = random.Random(6).randbytes(18 * MIB)
+    backend = S3Backend(seaweedfs.bucket())
+    blob = _stored(backend, content)
+    before = backend.usage()["GetObject"]
+    for position in range(MIB // 2, len(content), 100_000):
+        assert blob.read_at(position, 2000) == content[position : position + 2000]
+    assert backend.usage()["GetObject"].requests - before.requests == 1 + 18
+    for position in range(MIB // 2, len(content), 100_000):
+        assert blob.read_at(position, 1024) == content[position : position + 1024]
+    assert backend.usage()["GetObject"].requests - before.requests == 1 + 18
+    before = backend.usage()["GetObject"]
+    for position in range(MIB, len(content) - MIB, 200_000):
+        assert blob.read_at(position, 2000) == content[position : position + 2000]
+    received = backend.usage()["GetObject"].received - before.received
+    assert received < len(content) // 200_000 * 2000
+    blob.close()
 
 
 def test_what_is_read_here_and_there_is_read_alone(seaweedfs: SeaweedFs) -> None:

@@ -7,13 +7,12 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from fleece.store.s3.client.bucket import Bucket
 from tests.rig import filesystems
 from tests.rig.disk import ServedDisk
 from tests.rig.initramfs import GuestFiles, guest_files
@@ -25,7 +24,6 @@ from tools.benchmark.slow_link import SlowLink
 
 _LATENCY = 0.05
 _FILES = 64
-_BLOCK, _AT_ONCE = 8 * MIB, 8
 
 
 @contextmanager
@@ -45,25 +43,30 @@ def _object_store(bench: Bench) -> Iterator[SeaweedFs]:
         run_checked("rm", "-r", folder)
 
 
+def _plain(place: str) -> None:
+    words = [sys.executable, "-m", "tools.benchmark.plain_reader", place]
+    subprocess.run(words, check=True, capture_output=True)
+
+
 def _fleece(*words: str | Path) -> None:
     subprocess.run([*FLEECE, *words], check=True, capture_output=True)
 
 
-def _stores(bench: Bench, server: SeaweedFs, image: Path) -> tuple[Path, str, Bucket]:
+def _stores(bench: Bench, server: SeaweedFs, image: Path) -> tuple[Path, str]:
     """A full of an image in a folder, and a copy of it in a bucket."""
-    bucket = server.bucket("bench")
+    server.bucket("bench")
     folder, place = bench.folder / "near", "s3://bench/store"
     _fleece("init", folder)
     _fleece("init", place, "--like", folder)
     _fleece("backup", f"image:d0={image}", folder, "--guest", GUEST)
     _fleece("copy", folder, place)
-    return folder, place, bucket
+    return folder, place
 
 
 def reading(bench: Bench, runs: int) -> dict[str, float]:
     """MiB/s of a plain client, of verify and of restore, by turns, and the same from a folder.
 
-    The disk cannot be compressed. The plain client reads 8 blocks of 8 MiB at once.
+    The disk cannot be compressed. Each is a command, the plain client too.
     """
     size = bench.setting.size
     image, target = bench.folder / "random.raw", bench.folder / "restored"
@@ -71,8 +74,8 @@ def reading(bench: Bench, runs: int) -> dict[str, float]:
         for _ in range(size // MIB):
             file.write(os.urandom(MIB))
     with _object_store(bench) as server:
-        folder, place, bucket = _stores(bench, server, image)
-        ways: dict[str, Callable[[], None]] = {"plain": lambda: _plain(bucket)}
+        folder, place = _stores(bench, server, image)
+        ways: dict[str, Callable[[], None]] = {"plain": functools.partial(_plain, place)}
         for name, store in (("bucket", place), ("folder", folder)):
             words = "restore", store, "latest", "d0", target, "--force"
             ways[f"verify_{name}"] = functools.partial(_fleece, "verify", store)
@@ -99,14 +102,6 @@ def reading(bench: Bench, runs: int) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in speeds.items()} | ratios
 
 
-def _plain(bucket: Bucket) -> None:
-    (delta,) = [item for item in bucket.list("store/") if item.key.endswith(".fleece")]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        starts = range(0, delta.length, _BLOCK)
-        for _ in pool.map(lambda at: len(bucket.get(delta.key, at, _BLOCK).data), starts):
-            pass
-
-
 def far(bench: Bench, runs: int) -> dict[str, float]:
     """Seconds for a guest to boot from a served point and to read 64 files of 1 MiB.
 
@@ -121,7 +116,7 @@ def far(bench: Bench, runs: int) -> dict[str, float]:
     image = filesystems.ext(bench.folder / "system.raw", 128 * MIB, tree)
     found: dict[str, list[float]] = {}
     with _object_store(bench) as server:
-        folder, place, _ = _stores(bench, server, image)
+        folder, place = _stores(bench, server, image)
         for _ in range(runs):
             near = _booted(files, folder, {})
             with SlowLink(server.port, _LATENCY) as link:

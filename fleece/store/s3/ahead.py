@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+
+from fleece.cache import Cache
 
 BLOCK = 8 << 20
 AT_ONCE = 8
@@ -26,6 +28,15 @@ _ALONE = 2
 _PLACES = 4
 """Places at which an object is read by turns: records, and the pages of index and tree."""
 
+WINDOW = 1 << 20
+"""Bytes that are asked for at once where short reads follow one another."""
+_WINDOWS = 16 << 20
+"""Bytes of such that are kept, of all objects together."""
+_GAP = 128 << 10
+"""Bytes between two short reads that still do: of what is fetched for them, so much is not used."""
+_SHORT_PLACES = 8
+"""Places at which short reads go on: workers take them by batches."""
+
 
 class Ahead:
     """Blocks of objects that are being read, for any number of threads."""
@@ -35,6 +46,7 @@ class Ahead:
         self._pool: ThreadPoolExecutor | None = None
         self._users = 0
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._windows: Cache[bytes] = Cache(_WINDOWS, len)
 
     def join(self) -> None:
         """Somebody reads an object in order; `leave` ends that."""
@@ -79,6 +91,16 @@ class Ahead:
                 self._blocks.popitem(last=False)
             return wanted
 
+    def window(self, of: Hashable, number: int, read: Callable[[int], bytes]) -> bytes:
+        """A window of an object, read at once by whoever wants some of it first.
+
+        Args:
+            of: tells the object, and its content, from all others.
+            number: of the window.
+            read: reads one by its number.
+        """
+        return self._windows.get((of, number), lambda: read(number))
+
     def _wanted(
         self, key: str, number: int, read: Callable[[int], bytes], pool: ThreadPoolExecutor
     ) -> Future[bytes]:
@@ -87,6 +109,24 @@ class Ahead:
             found = self._blocks[key, number] = pool.submit(read, number)
         self._blocks.move_to_end((key, number))
         return found
+
+
+class Neighbours:
+    """Where short reads of an object were, for any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: list[int] = []
+
+    def near(self, position: int, length: int) -> bool:
+        """Note a short read; gives whether it is near one of the last."""
+        with self._lock:
+            found = next((end for end in self._ends if abs(position - end) <= _GAP), None)
+            if found is not None:
+                self._ends.remove(found)
+            self._ends.append(position + length)
+            del self._ends[:-_SHORT_PLACES]
+            return found is not None
 
 
 class Runs:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from fleece.errors import DeltaError, StoreError
 from fleece.store.errors import Gone
-from fleece.store.s3.ahead import BLOCK, Ahead, Runs
+from fleece.store.s3.ahead import BLOCK, WINDOW, Ahead, Neighbours, Runs
 from fleece.store.s3.cache import Ranges
 from fleece.store.s3.client.bucket import Bucket
 from fleece.store.s3.client.problems import Changed
@@ -21,8 +21,8 @@ HEAD, TAIL = 4 << 10, 12 << 10
 
 _SMALL = 64 << 10
 _START, _STARTS = 1 << 10, 1 << 16
-"""Bytes that are kept of the start of a long range, and of how many. A record's own words are
-there: who reads a whole delta looks at all of them once more."""
+"""Bytes that are kept of the start of a range, and of how many. A record's own words are there:
+who reads a whole delta looks at all of them once more."""
 
 _Block: TypeAlias = tuple[int, "Future[bytes]"]
 """Where a block begins, and its bytes to come."""
@@ -104,6 +104,7 @@ class ObjectBlob:
         self._lock = threading.Lock()
         self._joined = False
         self._starts: dict[int, bytes] = {}
+        self._near = Neighbours()
 
     def read_at(self, position: int, length: int) -> bytes:
         """Exactly `length` bytes."""
@@ -126,19 +127,46 @@ class ObjectBlob:
         more = self._runs.more(position, length)
         blocks = self._blocks(position, length, more)
         data = self._read(position, length) if blocks is None else _cut(blocks, position, length)
-        with self._lock:
-            if len(self._starts) < _STARTS:
-                self._starts[position] = data[:_START]
+        self._keep_start(position, data)
         return data
 
     def _small(self, position: int, length: int) -> bytes:
-        """A short range: many of them in order make no run, they are little of the object."""
+        """A short range: many of them in order make no run, they are little of the object.
+
+        Those near one another are cut out of windows, so that not each is asked for.
+        """
         with self._lock:
             start = self._starts.get(position, b"")
         if length <= len(start):
             return start[:length]
         blocks = self._blocks(position, length, None)
-        return self._read(position, length) if blocks is None else _cut(blocks, position, length)
+        near = self._near.near(position, length)
+        if blocks is not None:
+            data = _cut(blocks, position, length)
+        elif near:
+            data = self._of_windows(position, length)
+        else:
+            data = self._read(position, length)
+        if length > _START:
+            self._keep_start(position, data)
+        return data
+
+    def _of_windows(self, position: int, length: int) -> bytes:
+        numbers = range(position // WINDOW, (position + length - 1) // WINDOW + 1)
+        place = self._place
+        same = place.key, place.etag
+        held = [self._ahead.window(same, number, self._window) for number in numbers]
+        at = position - numbers[0] * WINDOW
+        return b"".join(held)[at : at + length]
+
+    def _window(self, number: int) -> bytes:
+        start = number * WINDOW
+        return self._read(start, min(WINDOW, self.length - start))
+
+    def _keep_start(self, position: int, data: bytes) -> None:
+        with self._lock:
+            if len(self._starts) < _STARTS:
+                self._starts[position] = data[:_START]
 
     def data_from(self, position: int) -> int:
         """The position itself: objects have no holes."""
