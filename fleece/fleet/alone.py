@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fleece import flock
 from fleece.cancel import CancelToken
 from fleece.errors import UsageError
 from fleece.folder import PRIVATE_FILE
 from fleece.private import private_folder, runtime_folder
-
-_TICK = 0.2
 
 
 @contextlib.contextmanager
@@ -41,29 +38,20 @@ def alone(config: Path, patience: float, cancel: CancelToken, part: str = "") ->
         except OSError as error:
             raise UsageError(f"no lock: {error.strerror}", where=error.filename) from error
         stack.callback(os.close, descriptor)
-        end = time.monotonic() + patience
-        while not _taken(descriptor):
-            cancel.check()
-            if time.monotonic() >= end:
-                raise UsageError(
-                    "another run of this configuration is at work",
-                    where=config,
-                    hint="--wait SECONDS waits for its end",
-                    busy=True,
-                )
-            time.sleep(_TICK)
+        flock.take(descriptor, patience, cancel, lambda: _at_work(config))
         yield
+
+
+def _at_work(config: Path) -> UsageError:
+    return UsageError(
+        "another run of this configuration is at work",
+        where=config,
+        hint="--wait SECONDS waits for its end",
+        busy=True,
+    )
 
 
 def name_of(config: Path, part: str) -> str:
     """What files of the runs of a configuration are called, or of a part of its guests."""
     whole = os.fsencode(os.path.realpath(config)) + b"\0" + part.encode()
     return hashlib.sha256(whole).hexdigest()[:32]
-
-
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -19,6 +19,7 @@ from fleece.errors import FleeceError, PointError, StoreError, bug
 from fleece.fleet.config import Config, StoreConfig, Verifying
 from fleece.fleet.hooks import around
 from fleece.fleet.plan import PlannedGuest
+from fleece.fleet.shelf import Shelf
 from fleece.pace import rate_now
 from fleece.terminal import counted
 
@@ -98,7 +99,7 @@ class Work:
         cancel: stops it.
         dry_run: nothing is changed; what would be done is told.
         any_time: steps are begun outside of the windows, too.
-        described: what was read of the deltas of each store (`Store.described`).
+        shelf: the stores that are open.
     """
 
     config: Config
@@ -108,9 +109,7 @@ class Work:
     cancel: CancelToken
     dry_run: bool = False
     any_time: bool = False
-    described: Mapping[str, dict[str, tuple[str, fleece.Entry]]] = field(
-        default_factory=lambda: collections.defaultdict(dict)
-    )
+    shelf: Shelf = field(default_factory=Shelf)
 
 
 def look_after(guest: PlannedGuest, work: Work) -> GuestResult:
@@ -121,7 +120,7 @@ def look_after(guest: PlannedGuest, work: Work) -> GuestResult:
     """
     done: list[StepResult] = []
     for step, run in _asked(guest, work):
-        done.append(_run(step, run, work))
+        done.append(_run(guest, step, run, work))
         if done[-1].error is not None:
             break
     return GuestResult(guest.name, guest.config.store.name, tuple(done))
@@ -135,24 +134,24 @@ class _Done:
     backup: fleece.BackupResult | None = None
 
 
-_Run = Callable[[], _Done]
+_Run = Callable[[PlannedGuest, fleece.Store, Work], _Done]
 
 
 def _asked(guest: PlannedGuest, work: Work) -> Iterator[tuple[Step, _Run]]:
     config = guest.config
     if Step.BACKUP in work.steps:
-        yield Step.BACKUP, lambda: _backup(guest, work)
+        yield Step.BACKUP, _backup
     if Step.COPY in work.steps:
         for name in config.store.copy_to:
-            yield Step.COPY, functools.partial(_copy, guest, work.config.stores[name], work)
+            yield Step.COPY, functools.partial(_copy, target=work.config.stores[name])
     if Step.PRUNE in work.steps and (keep := config.keep) is not None:
-        yield Step.PRUNE, lambda: _prune(guest, keep, work)
+        yield Step.PRUNE, functools.partial(_prune, keep=keep)
     verifying = config.store.verifying
     if Step.VERIFY in work.steps and verifying is not None:
-        yield Step.VERIFY, lambda: _verify(guest, verifying, work)
+        yield Step.VERIFY, functools.partial(_verify, verifying=verifying)
 
 
-def _run(step: Step, run: _Run, work: Work) -> StepResult:
+def _run(guest: PlannedGuest, step: Step, run: _Run, work: Work) -> StepResult:
     """Run a step; once more, some times, while somebody else holds what it needs."""
     begun, limits = time.monotonic(), work.config.limits
     tries = itertools.count(1)
@@ -161,7 +160,8 @@ def _run(step: Step, run: _Run, work: Work) -> StepResult:
             return StepResult(step, time.monotonic() - begun, f"not begun {closed}", begun=False)
         try:
             work.cancel.check()
-            done = run()
+            with _opened(guest.config.store, work) as store:
+                done = run(guest, store, work)
         except Exception as error:
             failed = error if isinstance(error, FleeceError) else bug(error)
             attempt = next(tries)
@@ -178,19 +178,12 @@ def _wait(seconds: float, cancel: CancelToken) -> None:
         time.sleep(_TICK)
 
 
-def _opened(store: StoreConfig, work: Work) -> fleece.Store:
-    """A store, which knows what this run has read of it before.
-
-    An object of its own for each step: not every storage can be asked by several threads at once.
-    """
-    opened = fleece.open_store(store.place, work.secrets.get(store.name), work.cancel)
-    opened.described = work.described[store.name]
-    return opened
+def _opened(store: StoreConfig, work: Work) -> contextlib.AbstractContextManager[fleece.Store]:
+    return work.shelf.borrowed(store, work.secrets.get(store.name), work.cancel)
 
 
-def _backup(guest: PlannedGuest, work: Work) -> _Done:
+def _backup(guest: PlannedGuest, store: fleece.Store, work: Work) -> _Done:
     config = guest.config
-    store = _opened(config.store, work)
     if config.every is not None and (young := _younger(store, guest.name, config.every)):
         return _Done(f"not due: point {young} is younger than that")
     if work.dry_run:
@@ -244,21 +237,21 @@ def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | N
     return None
 
 
-def _copy(guest: PlannedGuest, target: StoreConfig, work: Work) -> _Done:
-    source = _opened(guest.config.store, work)
+def _copy(guest: PlannedGuest, source: fleece.Store, work: Work, *, target: StoreConfig) -> _Done:
     if not _has_points(source.catalogue(guest.name), guest):
         return _Done("nothing to copy yet")
     options = fleece.CopyOptions(guests=(guest.name,), newer=True, dry_run=work.dry_run)
-    to = _opened(target, work)
-    report = fleece.copy(source, to, options, _listener(guest, work), work.cancel)
+    with _opened(target, work) as to:
+        report = fleece.copy(source, to, options, _listener(guest, work), work.cancel)
     if report.errors:
         raise StoreError(report.errors[0], where=source.where, hint=_more(report.errors))
     sent = counted(len(report.points), "point")
     return _Done(f"{'would send' if work.dry_run else 'sent'} {sent} to {target.name}")
 
 
-def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
-    store = _opened(guest.config.store, work)
+def _prune(
+    guest: PlannedGuest, store: fleece.Store, work: Work, *, keep: fleece.KeepRules
+) -> _Done:
     if not _has_points(store.catalogue(guest.name), guest):
         return _Done("nothing to prune yet")
     listen = _listener(guest, work)
@@ -269,8 +262,8 @@ def _prune(guest: PlannedGuest, keep: fleece.KeepRules, work: Work) -> _Done:
     return _Done(f"{verb} {result.removed} of {counted(len(result.points), 'point')}")
 
 
-def _verify(guest: PlannedGuest, verifying: Verifying, work: Work) -> _Done:
-    catalogue = _opened(guest.config.store, work).catalogue(guest.name)
+def _verify(guest: PlannedGuest, store: fleece.Store, work: Work, *, verifying: Verifying) -> _Done:
+    catalogue = store.catalogue(guest.name)
     if not _has_points(catalogue, guest):
         return _Done("nothing to verify yet")
     if work.dry_run:

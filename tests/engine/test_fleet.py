@@ -83,11 +83,15 @@ class Fleet:
 
     def in_process(self, guest: str, *, any_time: bool = False) -> GuestResult:
         """Run it for one guest, in this process."""
+        (result,) = self.all_in_process(guest, any_time=any_time)
+        return result
+
+    def all_in_process(self, *guests: str, any_time: bool = False) -> tuple[GuestResult, ...]:
+        """Run it in this process; gives what became of the guests."""
         config = load(self.file)
         token = CancelToken()
         work = Work(config, [*Step], {}, lambda name, event: None, token, any_time=any_time)
-        (result,) = fleet_run.run(plan(config, [guest]), work, lambda one: None).guests
-        return result
+        return fleet_run.run(plan(config, guests), work, lambda one: None).guests
 
     def check_exact(self, *names: str, store: str = "store") -> None:
         """Check the newest points of guests, by what others read of their images."""
@@ -150,6 +154,26 @@ def test_people_see_a_table_and_what_failed(fleet: Fleet) -> None:
     assert (ran.out, ran.err) == ("", "")
     ran = INTACT.run("run", "--config", fleet.file, "-v", "a").succeeded()
     assert "a: point " in ran.err
+
+
+def test_a_store_is_opened_once_for_all_guests_that_take_turns(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once more after a step that failed."""
+    fleet.more, fleet.limits = 'verify = {}\ncopy-to = ["copies"]', "at-once = 1"
+    opened: list[str] = []
+    opening = fleece.open_store
+
+    def open_store(place: str, *words: Any) -> fleece.Store:
+        opened.append(Path(place).name)
+        return opening(place, *words)
+
+    monkeypatch.setattr(fleece, "open_store", open_store)
+    assert [result.error for result in fleet.all_in_process()] == [None] * 3
+    assert opened == ["store", "copies"]
+    fleet.image["b"].unlink()
+    assert [result.error is None for result in fleet.all_in_process()] == [True, False, True]
+    assert opened[2:] == ["store", "copies", "store"]
 
 
 def test_a_dry_run_changes_nothing(fleet: Fleet) -> None:

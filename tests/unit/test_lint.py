@@ -31,6 +31,7 @@ _FLOORS = (
         "durations",
         "events",
         "fileblob",
+        "flock",
         "folder",
         "guests",
         "handles",

@@ -9,13 +9,13 @@ write into the store. One that others can open is mended if it is ours, and refu
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator
 
+from fleece import flock
 from fleece.errors import StoreError
 from fleece.folder import PRIVATE_FILE, Folder
 from fleece.store.backend import Patience
@@ -61,7 +61,12 @@ def _locked(folder: Folder, mode: int, guest: str, patience: Patience, store: st
         descriptor = folder.lasting_file(LOCK, allowed)
         try:
             _check(folder, descriptor, allowed)
-            _lock(store, descriptor, guest, patience)
+            flock.take(
+                descriptor,
+                patience.seconds,
+                patience.cancel,
+                functools.partial(_busy, store, descriptor, guest),
+            )
             if _is_named(folder, descriptor):
                 return descriptor
         except BaseException:
@@ -103,21 +108,13 @@ def _mount_decides(folder: Folder, lock: os.stat_result) -> bool:
     return (made.st_uid, made.st_mode) == (lock.st_uid, lock.st_mode)
 
 
-def _lock(store: str, descriptor: int, guest: str, patience: Patience) -> None:
-    limit = time.monotonic() + patience.seconds
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() >= limit:
-                raise StoreError(
-                    f"another backup of {guest} into this store is running "
-                    f"(process {_holder(descriptor)})",
-                    where=store,
-                    busy=True,
-                ) from error
-            patience.cancel.check()
-            time.sleep(0.1)
+def _busy(store: str, descriptor: int, guest: str) -> StoreError:
+    holder = _holder(descriptor)
+    return StoreError(
+        f"another backup of {guest} into this store is running (process {holder})",
+        where=store,
+        busy=True,
+    )
 
 
 def _holder(descriptor: int) -> str:
