@@ -231,6 +231,8 @@ def test_a_disk_with_an_iothread_is_refused_where_it_would_kill_the_guest(tmp_pa
         scene = Scene(qemu, tmp_path)
         qemu.control.command("cont")
         scene.backup("--transport", "pull").failed(4, "vd-d0", "iothread")
+        exported = INTACT.run("export", scene.source, "--scratch", scene.scratch)
+        exported.failed(4, "vd-d0", "iothread", "a backup")
         (disk,) = INTACT.run("doctor", scene.source, "--json").succeeded().named("disk")
         assert not disk["pull"]
         assert "iothread" in disk["obstacle"]

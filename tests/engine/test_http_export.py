@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fleece
+from fleece import events
 from tests.engine.scene import INTACT, KIB64, MIB, MachineScene
 from tests.rig import images
 from tests.rig.certificates import certificates
@@ -32,10 +35,15 @@ def image(tmp_path: Path) -> Path:
 
 @contextmanager
 def exported(
-    image: Path, options: fleece.ExportOptions = _WISH
+    image: Path,
+    options: fleece.ExportOptions = _WISH,
+    listener: events.Listener = events.ignore,
 ) -> Iterator[tuple[fleece.Exporting, str]]:
     """A point of it, and the URL of its disk."""
-    with fleece.open_source(f"image:{image}") as source, fleece.export(source, options) as held:
+    with (
+        fleece.open_source(f"image:{image}") as source,
+        fleece.export(source, options, listener) as held,
+    ):
         yield held, held.told.disks[0].http or ""
 
 
@@ -80,6 +88,26 @@ def test_beyond_this_host_it_is_https(image: Path, tmp_path: Path) -> None:
     assert curl(url.replace("https:", "http:"), "--cacert", trust).status == 0
     held.say("commit")
     assert held.wait().succeeded().result["committed"]
+
+
+def test_a_source_that_died_is_told_to_both_sides_and_nothing_is_committed(image: Path) -> None:
+    heard, statuses = list[events.Event](), list[int]()
+
+    def consume() -> None:
+        with exported(image, _WISH, heard.append) as (held, url):
+            statuses.append(curl(url, "-r", "0-9").status)
+            me = os.getpid()
+            for child in Path(f"/proc/{me}/task/{me}/children").read_text().split():
+                if Path(f"/proc/{child}/comm").read_text() == "qemu-nbd\n":
+                    os.kill(int(child), signal.SIGKILL)
+            statuses.extend(curl(url + path).status for path in ("", "/extents"))
+            held.commit()
+            statuses.append(0)
+
+    with pytest.raises(fleece.FleeceError):
+        consume()
+    assert statuses == [206, 500, 500]
+    assert any(isinstance(event, events.Problem) for event in heard)
 
 
 def test_who_takes_nothing_keeps_no_point(tmp_path: Path) -> None:

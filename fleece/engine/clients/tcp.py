@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fleece.errors import TargetError, UsageError
 
-BACKLOG = 32
-"""Connections that wait to be accepted."""
+BACKLOG = 128
+"""Connections that wait to be accepted; who comes then tries again a second later."""
 
 _ADDRESS = re.compile(r"(?:\[([^\]]+)\]|([^:\[\]]+)):([0-9]{1,5})")
 

@@ -1,5 +1,6 @@
-"""The requests of oVirt's imageio that read (ovirt-imageio 2.5, docs/images.md), and their answers.
+"""The requests of oVirt's imageio that read, and their answers.
 
+They are those of the handlers `images` and `extents` of ovirt-imageio 2.5.1:
 `OPTIONS /images/TICKET`, `GET /images/TICKET` with or without a range, and
 `GET /images/TICKET/extents?context=zero|dirty`. A wrong ticket is 403, a range that is not there
 416, and errors are plain text, as there. More than there: `HEAD`, ranges of the last bytes.

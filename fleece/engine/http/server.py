@@ -33,11 +33,7 @@ _LONGEST = 16 * 1024
 """Bytes of a request with all its headers."""
 
 _CHUNK = 16 * 1024
-
-_PARTING = 2.0
-"""Seconds to hear what comes after the last answer."""
-
-_MOST_UNHEARD = 64
+_MOST_TOLD = 1000
 
 
 class HttpServer(Closing):
@@ -47,7 +43,7 @@ class HttpServer(Closing):
         door: where clients come in.
         disks: that are shown; their reads end when `ending` is cancelled.
         ending: is cancelled in the end.
-        listener: hears what reads have met.
+        listener: hears what reads have met, each error once.
     """
 
     def __init__(
@@ -59,7 +55,8 @@ class HttpServer(Closing):
     ) -> None:
         self._tls = door.tls
         self._ending = ending
-        self._listener = listener
+        self._listener = events.in_turn(listener)
+        self._told: set[str] = set()
         self._tickets = Tickets(disks)
         self.urls = {name: f"{door.root}{path}" for name, path in self._tickets.paths.items()}
         self._crowd = Crowd(door.socket, self._serve)
@@ -80,7 +77,12 @@ class HttpServer(Closing):
             except Interrupted:
                 return
             except FleeceError as error:
-                self._listener(events.Problem(error.where or "", error.what))
+                self._tell(error)
+
+    def _tell(self, error: FleeceError) -> None:
+        if str(error) not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(str(error))
+            self._listener(events.Problem(error.where or "", error.what))
 
 
 class _Talk:
@@ -116,7 +118,6 @@ class _Talk:
             if self._http.our_state in (self._h11.IDLE, self._h11.SEND_RESPONSE):
                 status = HTTPStatus(error.error_status_hint)
                 self._send(Refusal(status, status.phrase, final=True).answer, final=True)
-        self._part()
 
     def _request(self) -> h11.Request | None:
         """The next one; None: there is none."""
@@ -173,19 +174,6 @@ class _Talk:
     def _say(self, event: h11.Event) -> None:
         for data in self._http.send_with_data_passthrough(event) or ():
             self._client.write(data)
-
-    def _part(self) -> None:
-        """Have the last answer arrive.
-
-        A socket that is closed with something in it unread takes back what was sent last (RFC 9112,
-        9.6).
-        """
-        self._client.allow(_PARTING)
-        with contextlib.suppress(OSError):
-            self._client.socket.shutdown(socket.SHUT_WR)
-        for _ in range(_MOST_UNHEARD):
-            if not self._client.some(_CHUNK):
-                return
 
 
 def _headers(answer: Answer, final: bool) -> list[tuple[str, str]]:
