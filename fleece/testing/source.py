@@ -562,6 +562,24 @@ class SourceContract:
             assert not source.bitmaps()
             assert all(isinstance(_since(source, d, 1), Unknown) for d in _disks(source))
 
+    def test_a_point_whose_bitmaps_are_gone_is_impossible(self, guest: ContractGuest) -> None:
+        """They went after it was looked at. The next one is taken."""
+        with guest.open() as source:
+            if not isinstance(source, KeepsBitmaps):
+                raise unittest.SkipTest("it keeps no bitmaps")
+            _committed(source, 1)
+            disk, known = _known(source, 1)
+            for bitmap in source.bitmaps():
+                source.drop_bitmap(bitmap.disk, bitmap.name)
+            assert isinstance(source.known_since(disk, _CHAIN, 1, _id(1)), Since | Unknown)
+            request = Request(_CHAIN, 2, _id(2), [Wanted(disk, known)])
+            with _refused(PointError), source.take(request):
+                pass
+            assert not list(source.recover())
+            assert isinstance(_since(source, _disks(source)[0], 1), Unknown)
+            _committed(source, 3)
+            _still_known(source, 3)
+
     def test_bitmaps_are_in_order(self, guest: ContractGuest) -> None:
         """By disk, then the oldest first."""
         with guest.open() as source:

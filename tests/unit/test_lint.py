@@ -323,6 +323,53 @@ def test_a_chains_id_is_called_so(path: Path) -> None:
         assert said is None or said[0] != "chain" or "str" not in said[1].split(" | "), said
 
 
+_TAKES_APART = {"partition", "rpartition", "split", "rsplit", "splitlines", "removeprefix"}
+_TAKES_APART |= {"removesuffix", "fullmatch", "match", "search", "findall", "finditer"}
+_OPENS = {"Path", "open", "FileBlob"}
+_NO_PATH = {
+    "fleece/fleet/document.py": "the line of a TOML file, which its reader tells in no other way",
+    "fleece/source/qemu/monitor.py": "the first line of what the QMP client says",
+}
+"""Who takes an error's text apart all the same, and for what."""
+
+
+def _told_by_errors(tree: ast.Module) -> set[str]:
+    """How a module writes the texts of the errors that it catches, and where they happened."""
+    caught = {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.name
+    }
+    names = caught | {"error", "failure"}
+    return {
+        text
+        for name in names
+        for text in (f"str({name})", f"{name}.what", f"{name}.where", f"{name}.args")
+    }
+
+
+def _reads(call: ast.Call) -> list[ast.expr]:
+    """What a call takes apart, or opens by its name; nothing of any other call."""
+    function = ast.unparse(call.func)
+    if isinstance(call.func, ast.Attribute) and call.func.attr in _TAKES_APART:
+        return [call.func.value, *call.args]
+    opens = function in _OPENS or (function.startswith(("os.", "Path.")) and function != "os.write")
+    return call.args if opens else []
+
+
+@pytest.mark.parametrize("path", _FILES, ids=_name)
+def test_no_code_reads_a_path_out_of_an_errors_text(path: Path) -> None:
+    """It is for people. Who needs the path has it, or is given it."""
+    tree = ast.parse(path.read_text())
+    told = _told_by_errors(tree)
+    found = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for part in _reads(node)
+        if any(ast.unparse(each) in told for each in ast.walk(part) if isinstance(each, ast.expr))
+    ]
+    assert bool(found) == (_name(path) in _NO_PATH), found
+
+
 def _started(path: Path) -> Iterator[ast.Call]:
     """The calls that start a program."""
     for node in ast.walk(ast.parse(path.read_text())):

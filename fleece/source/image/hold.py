@@ -78,6 +78,7 @@ class HeldImages:
             bitmaps: in its image, for which the export has a meta context each (`context_of`).
 
         Raises:
+            PointError: it has not all of the bitmaps any more.
             SourceError: somebody writes to it, or it cannot be served.
         """
         for path in disk.files:
@@ -90,7 +91,16 @@ class HeldImages:
         place = self._folder / f"{len(self._served)}.sock"
         words = ["--read-only", "--shared=0", *(f"--bitmap={name}" for name in bitmaps)]
         image = ServedImage(disk.path, disk.format, SourceError)
-        process = self._stack.enter_context(qemu_nbd(image, place, words, self._cancel))
+        try:
+            process = self._stack.enter_context(qemu_nbd(image, place, words, self._cancel))
+        except SourceError as error:
+            if gone := disk.lost(bitmaps, self._cancel):
+                raise PointError(
+                    f"bitmap {gone[0]} of disk {disk.name} is gone, or tells nothing any more",
+                    where=disk.path,
+                    hint="run the backup again",
+                ) from error
+            raise
         self._served.append(_Served(disk, process, place, _states(disk)))
         return unix_uri(str(place))
 

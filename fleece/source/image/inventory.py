@@ -70,6 +70,16 @@ class ImageDisk:
         """The chain's segments in it, by sequence."""
         return segments_of(self.bitmaps, chain_id)
 
+    def lost(self, bitmaps: Sequence[str], cancel: CancelToken) -> list[str]:
+        """Those of some bitmaps that its image does not have now, or only spoiled.
+
+        Raises:
+            SourceError: the image cannot be opened.
+        """
+        now = _look(Image(self.name, self.path, self.format), cancel).bitmaps
+        usable = {bitmap.name for bitmap in now if not bitmap.inconsistent}
+        return [name for name in bitmaps if name not in usable]
+
     def writer(self) -> tuple[str, User] | None:
         """Who has one of its files open to write to it, and which; None: nobody.
 

@@ -22,7 +22,8 @@ def dirty_bytes(disk: ImageDisk, bitmaps: Sequence[str], folder: Path, cancel: C
         cancel: ends the wait for the server.
 
     Raises:
-        SourceError: somebody writes to the image, or a bitmap in it is inconsistent.
+        PointError: one of them is gone, or inconsistent.
+        SourceError: somebody writes to the image.
     """
     with contextlib.closing(HeldImages(folder, cancel)) as held:
         return dirty_in(held.serve(disk, bitmaps), bitmaps, cancel).total

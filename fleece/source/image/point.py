@@ -98,6 +98,7 @@ class ImagePoint:
         """Begin the new bitmaps, then hold and serve the images: all are of the last one's moment.
 
         Raises:
+            PointError: a bitmap that tells what changed is gone.
             SourceError: an image is in use, or cannot be served.
         """
         for planned in self._disks:

@@ -129,7 +129,10 @@ class ImageSource(Closing):
         # If this run is killed the next one finds what is left, by the chain's name.
         name = folder_name(chain_id, secrets.token_hex(5))
         with workplace(self.scratch, name, self._holder) as folder:
-            changed = dirty_bytes(image, parts, folder, self._cancel)
+            try:
+                changed = dirty_bytes(image, parts, folder, self._cancel)
+            except PointError as error:
+                return Unknown(error.what)
         return Since(parts, changed)
 
     def transport(self, wish: TransportWish, disks: Sequence[Disk]) -> Chosen:

@@ -293,7 +293,7 @@ def _context(planned: PlannedDisk) -> str | None:
 
 def _refused(error: Refused) -> FleeceError:
     """What a refused begin means."""
-    if error.number == Code.CHECKPOINT_INCONSISTENT:
+    if error.number in (Code.CHECKPOINT_INCONSISTENT, Code.NO_CHECKPOINT):
         return PointError(
             f"a bitmap is gone or broken since it was looked at: {error.reason}",
             where=error.where,
