@@ -28,7 +28,7 @@ _PAGES = sorted([*_ROOT.glob("*.rst"), *_DOCS.rglob("*.rst"), *(_ROOT / "changes
 _PLAIN = [
     page
     for page in _PAGES
-    if page.name not in {"index.rst", "changelog.rst"} and page.parent.name != "api"
+    if page.name not in {"index.rst", "changelog.rst", "glossary.rst"} and page.parent.name != "api"
 ]
 """The pages without directives of Sphinx's; `unit/test_manual.py` builds all."""
 _WITH_DOCS = [
@@ -188,6 +188,16 @@ def test_every_message_that_is_explained_is_one_that_fleece_says() -> None:
         if part.strip() not in messages and not part.startswith(others)
     ]
     assert unknown == []
+
+
+def test_the_glossary_has_the_words_that_the_project_gave_a_meaning() -> None:
+    """As docs/internals/architecture.rst has them, "Words"."""
+    words = (_DOCS / "internals" / "architecture.rst").read_text().partition("\nWords\n")[2]
+    table = words.split("\n====")[1]
+    ours = set(re.findall(r"^(?: )?(\w[\w ]*?)  ", table, re.MULTILINE))
+    glossary = (_DOCS / "glossary.rst").read_text()
+    assert {"source", "segment"} <= ours
+    assert ours - set(re.findall(r"^ {4}(\w[^:\n]*)$", glossary, re.MULTILINE)) == set()
 
 
 def test_every_public_name_is_on_a_page_of_the_library_once() -> None:
