@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
@@ -32,6 +33,7 @@ html_title = f"fleece {VERSION}"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.towncrier.ext"]
 default_role = "literal"
 autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 napoleon_use_rtype = False
 napoleon_use_ivar = True
@@ -51,10 +53,12 @@ html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+html_use_index = False
 html_static_path = ["_static"]
 html_css_files = ["narrow.css"]
 html_theme_options = {"navigation_with_keys": True}
 
+_SEVERAL = re.compile(r"( {4})(\w+)((?:, \w+)+): (.+)")
 _NAMED = re.compile(r"\bdocs/((?!interop/)[\w/.-]+)\.rst\b")
 
 
@@ -103,6 +107,23 @@ def _link(here: str, page: str, where: nodes.Node, shown: Sequence[nodes.Node] =
     return link
 
 
+def _part_names(*told: Any) -> None:
+    """Give each of several names that a docstring explains at once a line of its own.
+
+    Of `one, two: text` napoleon would make a type and a name.
+    """
+    lines: list[str] = told[-1]
+    for number in reversed(range(len(lines))):
+        if found := _SEVERAL.match(lines[number]):
+            indent, first, others, text = found.groups()
+            end = number + 1
+            while end < len(lines) and lines[end].startswith(f"{indent}    "):
+                end += 1
+            lines[end:end] = [f"{indent}{name}: see {first}." for name in others.split(", ")[1:]]
+            lines[number] = f"{indent}{first}: {text}"
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", _part_names, priority=400)  # napoleon has 500
     app.add_transform(LinkPages)
