@@ -10,6 +10,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import ViewportSize
+
+from tests.rig.browser import browser
 
 _ROOT = Path(__file__).parents[2]
 
@@ -62,3 +65,20 @@ def _dead(manual: Path) -> Iterator[str]:
 
 def test_every_link_of_the_manual_leads_to_a_place_in_it(manual: Path) -> None:
     assert list(_dead(manual)) == []
+
+
+_PHONE: ViewportSize = {"width": 360, "height": 740}
+_CUT_OFF = """() => [...document.querySelectorAll("article *")]
+    .filter((part) => part.getBoundingClientRect().right > innerWidth)
+    .filter((part) => !part.closest(".table-wrapper, pre"))
+    .map((part) => part.textContent)"""
+"""What reaches beyond the screen, but for what scrolls by itself."""
+
+
+def test_on_a_phone_nothing_is_cut_off(manual: Path) -> None:
+    names = ("index", "threats", "reference/backup", "reference/library", "reference/api/restore")
+    with browser() as chromium:
+        page = chromium.new_page(viewport=_PHONE)
+        for name in names:
+            page.goto((manual / f"{name}.html").as_uri())
+            assert page.evaluate(_CUT_OFF) == []
