@@ -22,7 +22,7 @@ def _run_verb(verb: AddVerb) -> None:
         "run",
         "fleet:run",
         RunWords,
-        "do what is due of all guests of a configuration: back up, copy, prune, verify",
+        "back up, copy, prune and verify all guests of a configuration, as far as it is due",
     )
     run.add_argument("guests", nargs="*", metavar="GUEST", help="only these guests; default: all")
     _add_config(run)
@@ -47,7 +47,7 @@ def _run_verb(verb: AddVerb) -> None:
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="wait so long for the end of another run of the same configuration; default: 0",
+        help="wait at most so long for another run of the same configuration to end; default: 0",
     )
     add_verbose(run)
 

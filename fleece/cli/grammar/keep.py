@@ -133,13 +133,13 @@ def _pin_verbs(verb: AddVerb) -> None:
 
 
 def _tag_verb(verb: AddVerb) -> None:
-    tag = verb("tag", "keep:tag", TagWords, "give a point tags, or take some from it")
+    tag = verb("tag", "keep:tag", TagWords, "add tags to a point, or remove some")
     tag.add_argument("store", metavar="STORE", help=STORE)
     tag.add_argument("point", metavar="POINT", help=POINT)
     for name, text in (
         ("add", "give the point these tags (repeatable)"),
-        ("remove", "take these tags from the point (repeatable)"),
-        ("set", "have the point have these tags and no others (repeatable)"),
+        ("remove", "remove these tags from the point (repeatable)"),
+        ("set", "give the point these tags and no others (repeatable)"),
     ):
         tag.add_argument(
             f"--{name}",

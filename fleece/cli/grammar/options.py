@@ -228,7 +228,7 @@ def add_shard(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--shard",
         metavar="K/N",
-        help="only the Kth of N parts of all guests; each guest is in one, told by its name",
+        help="only the Kth of N parts of all guests; a guest's name decides which it is in",
     )
 
 

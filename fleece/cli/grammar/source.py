@@ -177,9 +177,11 @@ def _export_verb(verb: AddVerb) -> None:
         "--since",
         metavar="BASE",
         help="a point that the consumer has, as its commit printed it: tell what changed since; "
-        "without it all is to be read",
+        "without it everything is to be read",
     )
-    export.add_argument("--full", action="store_true", help="all is to be read")
+    export.add_argument(
+        "--full", action="store_true", help="everything is to be read, whatever changed"
+    )
     export.add_argument(
         "--keep-bases",
         type=int,
