@@ -49,6 +49,7 @@ from fleece.engine.serve.likeness import Likeness, likeness
 from fleece.engine.serve.serve import ServedDisk, ServeOptions, Serving, serve
 from fleece.engine.upkeep.copy import CopyReport, SentPoint, copy
 from fleece.engine.upkeep.copy_plan import CopyOptions
+from fleece.engine.upkeep.drill import DrillWish, drill, least_drilled
 from fleece.engine.upkeep.import_delta import ImportResult, import_delta
 from fleece.engine.upkeep.merge import MergedDisk, MergeResult, merge
 from fleece.engine.upkeep.prune import PlannedPoint, PruneResult, prune, set_pin
@@ -112,6 +113,7 @@ from fleece.source.report import Ability, Examinable, ExaminedBitmap, ExaminedDi
 from fleece.source.segments import Bitmap
 from fleece.store.backend import Site
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
+from fleece.store.drills import Drill
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
@@ -153,6 +155,8 @@ __all__ = (
     "Disk",
     "DiskResult",
     "Doors",
+    "Drill",
+    "DrillWish",
     "Duration",
     "Entry",
     "Event",
@@ -284,6 +288,7 @@ __all__ = (
     "dirty_extents",
     "dirty_leaves",
     "disk_root",
+    "drill",
     "drop_segments",
     "examine_host",
     "export",
@@ -292,6 +297,7 @@ __all__ = (
     "history",
     "import_delta",
     "init",
+    "least_drilled",
     "likeness",
     "mapped_extents",
     "marks",

@@ -19,17 +19,20 @@ _NAME = re.compile(rf"{_START}[a-z0-9_]{{8}}")
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder(within: Path | None = None) -> Iterator[Path]:
     """A folder of this user's alone, for as long as the context lasts.
 
     It is locked for as long as this process lives, and those of processes that were killed are
     removed first.
 
+    Args:
+        within: the folder that it is made in; None: the system's own for such.
+
     Raises:
         UsageError: none can be made.
     """
     with _errors():
-        place = Path(tempfile.gettempdir())
+        place = Path(tempfile.gettempdir()) if within is None else within
         _remove_dead(place)
         made, lock = _locked_folder(place)
     try:

@@ -153,6 +153,18 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle("--key-file", _has("key_file"), _NO_STORE),
         _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
     ),
+    "drill:drill": (
+        _Idle(
+            "--config",
+            _has("config"),
+            (("with a STORE: its guests are drilled", _has("stores")),),
+        ),
+        _Idle("--sample", _has("sample"), (("with --guest: these are named", _has("guests")),)),
+        _Idle("--console-text", _has("text"), (("without --boot", _is("boot", False)),)),
+        _Idle("--timeout", _has("limit"), (("without --boot", _is("boot", False)),)),
+        _Idle("--key-file", _has("key_file"), _NO_STORE),
+        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+    ),
     "report:report": (
         _Idle(
             "--config",

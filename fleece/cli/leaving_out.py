@@ -24,6 +24,7 @@ _WITHOUT = (
     "clean",
     "config",
     "doctor",
+    "drill",
     "export",
     "info",
     "report",

@@ -81,7 +81,9 @@ def _configured(config: Config, planned: Plan, cancel: CancelToken) -> Iterator[
         for name in guest.config.store.copy_to:
             asked[name].setdefault(guest.name, Asked(copied=True))
     for guest in planned.guests:
-        asked[guest.config.store.name][guest.name] = Asked(guest.config.every)
+        asked[guest.config.store.name][guest.name] = Asked(
+            guest.config.every, stale_after=guest.config.stale_after
+        )
     for name, store in config.stores.items():
         yield Subject(name, store.place, functools.partial(_open, store, cancel), asked[name])
 

@@ -478,6 +478,20 @@ class ScheduleWords(Words):
     root: str | None
 
 
+class DrillWords(Words):
+    """`fleece drill [STORE]...`."""
+
+    stores: list[str]
+    guests: list[str]
+    config: str | None
+    sample: int | None
+    boot: bool
+    text: str | None
+    limit: float | None
+    scratch: str | None
+    secret: fleece.Secret | None
+
+
 class ReportWords(Words):
     """`fleece report [STORE]...`."""
 

@@ -153,6 +153,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Drilling:
+    """How `fleece drill` drills.
+
+    Attributes:
+        sample: guests of each store.
+        boot: they are booted; else restored.
+        text: that must come on the console; None: the guest's agent must answer.
+        limit: seconds to wait for it.
+        scratch: folder for what is restored; None: /var/tmp.
+    """
+
+    sample: int = 1
+    boot: bool = False
+    text: str | None = None
+    limit: float = 300.0
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True)
 class Config:
     """All of it: stores, hosts and who is told by their names, guests in their order."""
 
@@ -161,6 +180,7 @@ class Config:
     guests: tuple[GuestConfig, ...]
     limits: Limits
     notices: Mapping[str, Notice]
+    drilling: Drilling
 
 
 def load(path: Path) -> Config:
@@ -196,7 +216,7 @@ def load(path: Path) -> Config:
         name: notice(document, name, table)
         for document, name, table in _tables(documents, "notice")
     }
-    return Config(stores, hosts, guests, _limits(documents), notices)
+    return Config(stores, hosts, guests, _limits(documents), notices, _drilling(documents))
 
 
 def _tables(
@@ -410,18 +430,37 @@ def _each_once(guests: Sequence[GuestConfig]) -> None:
         seen[key] = guest.where
 
 
-def _limits(documents: Sequence[Document]) -> Limits:
-    found: tuple[Document, Mapping[str, Any]] | None = None
-    for document in documents:
-        if "limits" in document.data:
-            if found is not None:
+def _sole(documents: Sequence[Document], name: str) -> Mapping[str, Any]:
+    """The table that only one of the files may have; empty: none has."""
+    having = [document for document in documents if name in document.data]
+    for other in having[1:]:
+        raise UsageError(f"{name} is in {having[0].where(name)}, too", where=other.where(name))
+    found: Mapping[str, Any] = having[0].data[name] if having else {}
+    return found
+
+
+def _drilling(documents: Sequence[Document]) -> Drilling:
+    usual, table = Drilling(), _sole(documents, "drill")
+    scratch, text = table.get("scratch"), table.get("console-text")
+    boot = table.get("kind") == "boot"
+    for key in ("console-text", "timeout"):
+        for document in documents:
+            if key in document.data.get("drill", {}) and not boot:
                 raise UsageError(
-                    f"limits are in {found[0].where('limits')}, too",
-                    where=document.where("limits"),
+                    f"'{key}' has no effect without kind = 'boot'",
+                    where=document.where("drill", key),
                 )
-            found = document, document.data["limits"]
-    usual = Limits()
-    table = {} if found is None else found[1]
+    return Drilling(
+        table.get("sample", usual.sample),
+        boot,
+        text,
+        float(table.get("timeout", usual.limit)),
+        None if scratch is None else Path(scratch),
+    )
+
+
+def _limits(documents: Sequence[Document]) -> Limits:
+    usual, table = Limits(), _sole(documents, "limits")
     return Limits(
         table.get("at-once", usual.at_once),
         table.get("retries", usual.retries),

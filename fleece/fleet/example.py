@@ -27,6 +27,7 @@ _TABLES = (
     ("guest", "[[guest]]"),
     ("host", "[host.NAME]"),
     ("limits", "[limits]"),
+    ("drill", "[drill]"),
     ("notice", "[notice.NAME]"),
 )
 

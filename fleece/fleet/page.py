@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _ROWS = 4000
 """Points that the tables of all guests list together."""
 _MOST_ROWS, _LEAST_ROWS = 40, 3
+_SCREENS = 50
+"""Screenshots of drills: those of the guests that were drilled last."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_TROUBLE = 200
 """That is listed; the guests tell all of theirs."""
 
@@ -68,6 +71,7 @@ def page(report: Report) -> str:
         State=State,
         growth=drawn.growth(every, report.made),
         totals=[*_totals(report)],
+        screens=_screens(report),
         rows=rows,
         version=VERSION,
         days=drawn.DAYS,
@@ -149,4 +153,19 @@ def _totals(report: Report) -> Iterator[tuple[str, str]]:
     yield "can be restored", human(restored)
     if stored:
         yield "for each byte stored", f"{restored / stored:.1f}"
-    yield "never verified", str(sum(one.status.unverified > 0 for one in past))
+    yield "not all verified", str(sum(one.status.unverified > 0 for one in past))
+    yield "never drilled", str(sum(not one.drills for one in past))
+
+
+def _screens(report: Report) -> dict[str, str]:
+    """The pictures of drills, as a page has them within itself, by anchor."""
+    found: list[tuple[datetime, str, bytes]] = []
+    for _, anchor, guest in _anchored(report):
+        for drill in guest.past.drills if guest is not None and guest.past is not None else ():
+            if drill.screenshot is not None and drill.screenshot.startswith(_PNG):
+                found.append((drill.time, anchor, drill.screenshot))
+    newest = sorted(found, reverse=True)[:_SCREENS]
+    return {
+        anchor: f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        for _, anchor, picture in newest
+    }

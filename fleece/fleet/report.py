@@ -56,11 +56,13 @@ class Asked:
 
     Attributes:
         every: it is due again so long after its newest point; None: in each run.
+        stale_after: its newest good point must not be older; None: it may.
         copied: its points are copied there, from another store of the file.
     """
 
     every: fleece.Duration | None = None
     copied: bool = False
+    stale_after: fleece.Duration | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Limits:
     """How much a report may take.
 
     Attributes:
-        max_age: a guest whose last good point is older is in trouble; None: that is for the
-            configuration to say.
+        max_age: a guest whose last good point is older is in trouble, whatever the configuration
+            says of it; None: as that says.
         maps: of so many guests of each store the disks are drawn, those that grew most.
     """
 
@@ -304,6 +306,13 @@ def _of_guest(
             f"{counted(status.failed, 'delta')} failed the last verification",
             f"{verify} tells which points need them; then as docs/howto/damaged.rst says",
         )
+    if past.drills and past.drills[-1].error is not None:
+        yield Trouble(
+            State.BAD,
+            f"the last drill failed: {past.drills[-1].error}",
+            f"{verify} tells whether it is damaged; 'fleece drill --guest {shlex.quote(name)}' "
+            "tries again",
+        )
     if broken := sum(not told.point.complete for told in past.points):
         yield Trouble(
             State.WATCH,
@@ -339,7 +348,8 @@ def _late(
             when = local_time(due.isoformat(timespec="seconds"))
             yield Trouble(State.BAD, f"{since}; the next one was due at {when}", todo)
             return
-    if limits.max_age is not None and now - timedelta(seconds=age) < limits.max_age.before(now):
+    most = limits.max_age or (None if asked is None else asked.stale_after)
+    if most is not None and now - timedelta(seconds=age) < most.before(now):
         yield Trouble(State.BAD, since, todo)
 
 

@@ -16,6 +16,7 @@ MARKER = "fleece-store.json"
 NEW_MARKER = f".{MARKER}."
 SPOOL = ".import-"
 DISTRUST = "audit-failed-"
+DRILLS = "drills-"
 
 LOCK = ".lock"
 PARTIAL = ".partial-"
@@ -81,8 +82,8 @@ def is_delta(found: Found) -> bool:
 def of_store(found: Found) -> bool:
     """Whether a file in the store's own folder is fleece's."""
     name = found.name
-    named = name == MARKER or name.startswith((DISTRUST, SPOOL, NEW_MARKER))
-    return found.kind is Kind.FILE and (named or name.startswith(f".{DISTRUST}"))
+    named = name == MARKER or name.startswith((DISTRUST, DRILLS, SPOOL, NEW_MARKER))
+    return found.kind is Kind.FILE and (named or name.startswith((f".{DISTRUST}", f".{DRILLS}")))
 
 
 def of_guest(found: Found) -> bool:

@@ -101,7 +101,7 @@ _DOORS = {
     "delta": 44,
     "nbd": 29,
     "disk": 30,
-    "store": 65,
+    "store": 70,
     "source": 77,
     "source/libvirt": 10,
     "source/nbd": 6,
@@ -111,14 +111,14 @@ _DOORS = {
     "engine/http": 5,
     "engine/work": 44,
     "files": 8,
-    "cli": 36,
-    "fleet": 32,
+    "cli": 37,
+    "fleet": 33,
     "fleet/notices": 5,
 }
 """How many names other rooms may take from a room, of whatever file; of a room not named, 4. Who
 must raise a number asks first whether the new name can be one that is handed out already."""
 
-_SHOWN = 202
+_SHOWN = 206
 """How many names the public API may have."""
 
 _STARTS = {f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")}

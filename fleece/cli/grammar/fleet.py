@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 
 from fleece.cli.grammar.options import AddVerb, add_key, add_shard, add_verbose, file_to_make
-from fleece.cli.words import ConfigWords, MetricsWords, ReportWords, RunWords, ScheduleWords
+from fleece.cli.words import (
+    ConfigWords,
+    DrillWords,
+    MetricsWords,
+    ReportWords,
+    RunWords,
+    ScheduleWords,
+)
 
 
 def fleet_verbs(verb: AddVerb) -> None:
-    """run, config, metrics, schedule, report."""
+    """run, config, metrics, schedule, report, drill."""
     _run_verb(verb)
     _config_verb(verb)
     _metrics_verb(verb)
     _schedule_verb(verb)
     _report_verb(verb)
+    _drill_verb(verb)
 
 
 def _run_verb(verb: AddVerb) -> None:
@@ -156,6 +164,65 @@ def _report_verb(verb: AddVerb) -> None:
         help="draw the disks of the N guests of each store that grew most; default: 20",
     )
     add_key(report)
+
+
+def _drill_verb(verb: AddVerb) -> None:
+    drill = verb(
+        "drill",
+        "drill:drill",
+        DrillWords,
+        "restore or boot the newest points of some guests, and note in the store what came of it",
+    )
+    drill.add_argument(
+        "stores",
+        nargs="*",
+        metavar="STORE",
+        help="a store whose guests are drilled; default: all of the configuration",
+    )
+    _add_config(drill)
+    drill.add_argument(
+        "--guest",
+        action="append",
+        default=[],
+        dest="guests",
+        metavar="GUEST",
+        help="drill this guest (repeatable); default: those that were drilled longest ago",
+    )
+    drill.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="drill N guests of each store; default: as the configuration says, or 1",
+    )
+    _add_boot(drill)
+    drill.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="where it is restored, or what a guest that boots writes; default: /var/tmp",
+    )
+    add_key(drill)
+
+
+def _add_boot(drill: argparse.ArgumentParser) -> None:
+    drill.add_argument(
+        "--boot",
+        action="store_true",
+        help="boot them in a machine without network; default: as the configuration says, or "
+        "restore each disk and prove it by its root",
+    )
+    drill.add_argument(
+        "--console-text",
+        dest="text",
+        metavar="TEXT",
+        help="with --boot: TEXT must come on the serial console; default: the agent must answer",
+    )
+    drill.add_argument(
+        "--timeout",
+        type=_seconds,
+        dest="limit",
+        metavar="SECONDS",
+        help="with --boot: wait so long for that; default: 300",
+    )
 
 
 def _add_config(made: argparse.ArgumentParser) -> None:

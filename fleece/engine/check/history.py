@@ -11,6 +11,7 @@ from fleece.engine.check.status import GuestStatus, Past, StoreStatus, past_of, 
 from fleece.errors import StoreError
 from fleece.store import notes
 from fleece.store.catalogue import Catalogue, StoredPoint
+from fleece.store.drills import Drill, drills_of
 from fleece.store.marks import Marks, marks
 
 _HEAVIEST = (Mode.FULL, Mode.RESCAN, Mode.DIFFERENTIAL, Mode.INCREMENTAL)
@@ -48,12 +49,14 @@ class GuestHistory:
         restored_bytes: of disk, of all complete points: what they would take if each was restored.
         distrusted: disks of which an audit found that the source had missed a write, and why; the
             next backup reads all of them.
+        drills: the last ones, oldest first.
     """
 
     status: GuestStatus
     points: tuple[PointHistory, ...]
     restored_bytes: int
     distrusted: Mapping[str, str]
+    drills: tuple[Drill, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def _guest(
 ) -> GuestHistory:
     restored = sum(_size(told.point) for told in points if told.point.complete)
     distrusted = _distrusted(catalogue, points[-1].point)
-    return GuestHistory(status, tuple(points), restored, distrusted)
+    drills = drills_of(catalogue.access, status.guest)
+    return GuestHistory(status, tuple(points), restored, distrusted, drills)
 
 
 def _point(point: StoredPoint, said: Marks, past: Past) -> PointHistory:

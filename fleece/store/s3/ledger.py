@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fleece.cancel import CancelToken
 from fleece.errors import Interrupted, StoreError
 from fleece.store.errors import Gone
-from fleece.store.names import DISTRUST, MARKER
+from fleece.store.names import DISTRUST, DRILLS, MARKER
 from fleece.store.s3 import names
 from fleece.store.s3.cache import Cache, Identity
 from fleece.store.s3.change import LONGEST, Change
@@ -349,4 +349,4 @@ def _of_store(key: str) -> bool:
     head, _, rest = key.partition("/")
     if head == names.SPOOL:
         return names.spool_writer(rest) is not None
-    return not rest and (key in (MARKER, names.ALONE) or key.startswith(DISTRUST))
+    return not rest and (key in (MARKER, names.ALONE) or key.startswith((DISTRUST, DRILLS)))
