@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.engine.libvirt_scene import LibvirtScene, libvirt_scene
+import fleece
+from fleece.source.far.messages import PROTOCOL
+from tests.engine.libvirt_scene import MIB, LibvirtScene, libvirt_scene
 from tests.engine.scene import Running
+from tests.engine.served import request, served
 from tests.rig.libvirt import libvirtd, until
 from tests.rig.ssh import FarHost, far_host
 
@@ -46,13 +51,13 @@ class _Far:
         if bool(self.scene.guest.domain.isActive()) != on:
             self.scene.switch(on=on)
 
-    def reading(self) -> Running:
+    def reading(self, *words: object) -> Running:
         """A backup from here that is in the middle of its reads."""
         self.switch(on=True)
         for _ in range(8):
             self.scene.write()
         slow = "fleece.nbd.connection", "Connection.read", 100
-        running = self.scene.engine.slow(*slow, *self.backup())
+        running = self.scene.engine.slow(*slow, *self.backup(*words))
         running.wait_event("progress")
         assert self.scene.guest.job() is not None
         return running
@@ -106,27 +111,56 @@ def test_a_guest_of_another_host_is_backed_up_running_and_off_in_one_chain(far: 
     far.scene.nothing_left()
 
 
-@pytest.mark.parametrize("cut", ["ssh", "engine", "there", "guest"])
+@pytest.mark.parametrize("cut", ["ssh", "engine", "there", "guest", "run"])
 def test_whatever_is_killed_the_guest_is_let_go_and_the_next_backup_is_exact(
     far: _Far, cut: str
 ) -> None:
-    """The line, the run here, the fleece there, the guest itself."""
+    """The line, the run here, the fleece there, the guest itself; or the run is interrupted."""
     running = far.reading()
     ssh = _ssh(running)
     if cut == "guest":
         far.scene.switch(on=False)
     else:
         there = _processes("serve-source", far.scene.source)
-        pid = {"ssh": ssh, "engine": running.pid, "there": there[-1]}[cut]
-        os.kill(pid, signal.SIGKILL)
+        pid = {"ssh": ssh, "there": there[-1]}.get(cut, running.pid)
+        os.kill(pid, signal.SIGTERM if cut == "run" else signal.SIGKILL)
     ran = running.wait()
-    assert ran.code == {"engine": -signal.SIGKILL}.get(cut, 4), ran
+    assert ran.code == {"engine": -signal.SIGKILL, "run": 130}.get(cut, 4), ran
+    if cut == "run":  # it has waited for the far end
+        assert far.scene.guest.job() is None
     until(lambda: not Path(f"/proc/{ssh}").exists(), "the end of ssh")
     if cut in ("ssh", "engine"):  # the fleece there has seen it, and ends by itself
         until(lambda: far.scene.guest.job() is None, "the guest to be let go")
     far.switch(on=True)
     far.take("incremental")
     far.scene.nothing_left()
+
+
+def test_a_guest_is_let_go_before_its_scratch_is_full_though_nobody_here_reacts(far: _Far) -> None:
+    """The fleece there watches the room: no line is needed for it."""
+    running = far.reading("--scratch-limit", "2M")
+    for number in range(3):
+        far.scene.write(offset=number * MIB, length=MIB)
+    until(lambda: far.scene.guest.job() is None, "the guest to be let go")
+    running.wait().failed(4, "of the 2097152 bytes that it may take", "on 127.0.0.1")
+    far.take("incremental")
+    far.scene.nothing_left()
+
+
+def test_a_connection_that_a_cut_line_leaves_does_not_hold_the_guest(far: _Far) -> None:
+    """A client that is still there would hang QEMU, so the job could not be ended."""
+    far.switch(on=True)
+    scene = far.scene
+    options = fleece.SourceOptions(scene.scratch, connect=scene.uri)
+    with served(lambda: fleece.open_source(scene.source, options), silence=0.5) as end:
+        end.ask("hello", protocol=PROTOCOL)
+        taken = end.ask("take", request=request("vda"))["result"]
+        with socket.socket(socket.AF_UNIX) as left:
+            with suppress(OSError):  # it may have fallen silent already
+                left.connect(taken["point"]["sockets"][0])
+            assert end.rest() == ""
+            assert scene.guest.job() is None
+    scene.nothing_left()
 
 
 def test_the_other_verbs_do_there_what_they_do_here(far: _Far) -> None:

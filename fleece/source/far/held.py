@@ -101,6 +101,12 @@ class HeldPoint(Closing):
         except FleeceError as error:
             self._give_up(error)
 
+    def watch(self) -> None:
+        """Raise what the point was given up for, if it was."""
+        self.look()
+        if self._lost is not None:
+            raise self._lost
+
     def _give_up(self, error: BaseException) -> None:
         """End it, as a context does that an error leaves."""
         self._lost = error if isinstance(error, FleeceError) else SourceError("interrupted")

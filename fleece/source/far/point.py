@@ -44,8 +44,11 @@ class FarPoint:
 
     def check(self) -> None:
         """Raise `PointError` if the point is lost, or the other host is."""
+        self._see("check")
+
+    def _see(self, word: str) -> None:
         try:
-            self._asker.ask("check", point=self._number)
+            self._asker.ask(word, point=self._number)
         except SourceError as error:
             raise PointError(error.what, where=error.where, hint=error.hint) from error
 
@@ -55,8 +58,7 @@ class FarPoint:
         if now - self._watched < _WATCH_EVERY and self._asker.lives:
             return
         self._watched = now
-        self._asker.ask("watch", point=self._number)
-        self.check()
+        self._see("watch")
 
     def reclaim(self, disk: str, ranges: Extents) -> None:
         """Nothing: what is kept for the point is the other host's."""

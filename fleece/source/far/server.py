@@ -115,7 +115,7 @@ class _Served(Closing):
             "piece": lambda said: self._point(said).piece(
                 said.part("part").number(), said.part("offset").number()
             ),
-            "watch": lambda said: self._point(said).look(),
+            "watch": lambda said: self._point(said).watch(),
             "check": lambda said: self._point(said).check(),
             "close": lambda said: self._point(said).end_exports(),
             "commit": lambda said: self._point(said).committed(_maybe(said, "oldest")),
