@@ -16,7 +16,7 @@ from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
 from fleece.cli.words import ConfigWords, RunWords
-from fleece.errors import FleeceError, NoticeError, UsageError
+from fleece.errors import FleeceError, NoticeError, UsageError, bug
 from fleece.fleet import document, example
 from fleece.fleet.alone import alone
 from fleece.fleet.config import Config, StoreConfig, load
@@ -77,8 +77,9 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
                     words.any_time,
                 )
                 result = run_all(planned, work, lambda one: _tell(output, one))
-            except FleeceError as error:
-                _warn(output, desk.end(of_failure(error), error))
+            except Exception as error:
+                failure = error if isinstance(error, FleeceError) else bug(error)
+                _warn(output, desk.end(of_failure(failure), failure))
                 raise
             untold = desk.end(of_run(planned, work, result.guests, whole), result.error)
     rows = [] if output.in_journal else [*map(_row, result.guests)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email
 import email.policy
+import re
 import shutil
 import socket
 import ssl
@@ -89,7 +90,8 @@ def test_a_try_that_succeeds_is_enough() -> None:
     with ScriptedS3(None, lambda asked: Say(200) if asked.number else Lose()) as server:
         _send(_hook(f"http://127.0.0.1:{server.port}/m", Form.MATRIX))
         first, second = server.asked
-        assert first.path == second.path != "/m/"
+        assert re.fullmatch("/m/[0-9a-f]{32}", first.path)
+        assert first.path == second.path
 
 
 def test_a_server_that_is_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,10 @@ def test_what_goes_on_is_told_again_after_a_while(fleet: Fleet) -> None:
     assert [_news(letter) for letter in _read(fleet)] == [[("failure", "a", "backup")]]
     fleet.run("--dry-run", "--only", "verify").succeeded()
     fleet.run("--only", "copy").succeeded()
+    far = datetime.now() + timedelta(days=3)
+    fleet.limits = f'windows = ["{far:%a} 00:00-01:00"]'
+    fleet.run("--only", "backup").succeeded()
+    fleet.limits = ""
     assert len(_read(fleet)) == 1, "a backup that was not tried is not well again"
     _show(fleet)
     fleet.run("--dry-run").succeeded()

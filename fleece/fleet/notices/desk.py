@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from fleece.cancel import CancelToken
-from fleece.errors import FleeceError, Interrupted, NoticeError
+from fleece.errors import FleeceError, Interrupted, NoticeError, bug
 from fleece.fleet.alone import name_of
 from fleece.fleet.notices.choice import chosen, remembered
 from fleece.fleet.notices.errand import Errand, carry
@@ -136,8 +136,9 @@ def _sent(notice: Notice, make: Callable[[], Errand], cancel: CancelToken) -> No
         carry(make(), notice.limit, cancel)
     except Interrupted:
         return NoticeError("was not sent: interrupted", where=where)
-    except FleeceError as error:
-        return NoticeError(str(error), where=where)
+    except Exception as error:  # a notice fails nothing else, whatever is wrong with it
+        failed = error if isinstance(error, FleeceError) else bug(error)
+        return NoticeError(str(failed), where=where)
     return None
 
 

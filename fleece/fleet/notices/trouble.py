@@ -121,9 +121,9 @@ def _ages(guests: tuple[PlannedGuest, ...], work: Work) -> Iterator[tuple[Matter
     for name in sorted({guest.config.store.name for guest in aging}):
         of_store = [guest for guest in aging if guest.config.store.name == name]
         try:
-            place = work.config.stores[name].place
-            store = fleece.open_store(place, work.secrets.get(name), work.cancel)
-            known = {each.guest: each for each in fleece.status(store.catalogue()).guests}
+            secret, place = work.secrets.get(name), work.config.stores[name]
+            with work.shelf.borrowed(place, secret, work.cancel) as store:
+                known = {each.guest: each for each in fleece.status(store.catalogue()).guests}
         except FleeceError as error:
             yield Matter(name, "", _AGE), Trouble(Kind.FAILURE, str(error))
             continue
