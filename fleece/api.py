@@ -113,7 +113,7 @@ from fleece.source.report import Ability, Examinable, ExaminedBitmap, ExaminedDi
 from fleece.source.segments import Bitmap
 from fleece.store.backend import Site
 from fleece.store.catalogue import Catalogue, Entry, StoredPoint
-from fleece.store.drills import Drill
+from fleece.store.drills import Drill, drills_of
 from fleece.store.init import init
 from fleece.store.loose import open_delta, read_entry
 from fleece.store.marker import HashChoice, StoreWishes
@@ -289,6 +289,7 @@ __all__ = (
     "dirty_leaves",
     "disk_root",
     "drill",
+    "drills_of",
     "drop_segments",
     "examine_host",
     "export",

@@ -73,6 +73,19 @@ class HostConfig:
 
 
 @dataclass(frozen=True)
+class Booting:
+    """What a run boots of a guest.
+
+    Attributes:
+        every: its newest point, unless one has booted within this time.
+        wish: what to wait for.
+    """
+
+    every: fleece.Duration
+    wish: fleece.DrillWish
+
+
+@dataclass(frozen=True)
 class GuestConfig:
     """One entry of guests.
 
@@ -92,6 +105,7 @@ class GuestConfig:
         left_out_disks: names of disks that are not; empty: `backup` says which are.
         hooks: what runs around that.
         stale_after: their newest good point must not be older; None: it may.
+        booting: what each run boots; None: nothing.
     """
 
     where: Place
@@ -109,6 +123,7 @@ class GuestConfig:
     left_out_disks: tuple[str, ...]
     hooks: Hooks
     stale_after: fleece.Duration | None
+    booting: Booting | None
 
     def matches(self, guest: fleece.FoundGuest) -> bool:
         """Whether a guest is one of those that match."""
@@ -318,7 +333,17 @@ def _guest(
         tuple(table.get("leave-out", ())),
         _hooks(document, keys, table.get("hooks")),
         None if stale is None else _duration(stale),
+        _booting(table.get("boot-test")),
     )
+
+
+def _booting(table: Mapping[str, Any] | None) -> Booting | None:
+    if table is None:
+        return None
+    usual, scratch = fleece.BootWish(), table.get("scratch")
+    boot = fleece.BootWish(table.get("console-text"), float(table.get("timeout", usual.limit)))
+    folder = None if scratch is None else Path(scratch)
+    return Booting(_duration(table["every"]), fleece.DrillWish(boot, scratch=folder))
 
 
 def _hooks(document: Document, keys: Sequence[Key], table: Mapping[str, Any] | None) -> Hooks:

@@ -16,7 +16,7 @@ import fleece
 from fleece import events
 from fleece.cancel import CancelToken
 from fleece.errors import FleeceError, PointError, StoreError, bug
-from fleece.fleet.config import Config, StoreConfig, Verifying
+from fleece.fleet.config import Booting, Config, StoreConfig, Verifying
 from fleece.fleet.hooks import around
 from fleece.fleet.plan import PlannedGuest
 from fleece.fleet.shelf import Shelf
@@ -35,6 +35,7 @@ class Step(enum.StrEnum):
     COPY = "copy"
     PRUNE = "prune"
     VERIFY = "verify"
+    BOOT_TEST = "boot-test"
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def _asked(guest: PlannedGuest, work: Work) -> Iterator[tuple[Step, _Run]]:
     verifying = config.store.verifying
     if Step.VERIFY in work.steps and verifying is not None:
         yield Step.VERIFY, functools.partial(_verify, verifying=verifying)
+    if Step.BOOT_TEST in work.steps and (booting := config.booting) is not None:
+        yield Step.BOOT_TEST, functools.partial(_boot_test, booting=booting)
 
 
 def _run(guest: PlannedGuest, step: Step, run: _Run, work: Work) -> StepResult:
@@ -229,12 +232,16 @@ def _without(source: fleece.Source, left_out: Collection[str]) -> tuple[str, ...
 
 def _younger(store: fleece.Store, guest: str, every: fleece.Duration) -> str | None:
     """The newest point of a guest, if it is too young for the next one."""
-    now = datetime.now(UTC)
-    due = now - (now - every.before(now)) * _SLACK
     points = store.catalogue(guest).of_guest(guest)
-    if points and datetime.fromisoformat(points[-1].time) > due:
+    if points and datetime.fromisoformat(points[-1].time) > _due(every):
         return points[-1].id
     return None
+
+
+def _due(every: fleece.Duration) -> datetime:
+    """What was done before this is due again."""
+    now = datetime.now(UTC)
+    return now - (now - every.before(now)) * _SLACK
 
 
 def _copy(guest: PlannedGuest, source: fleece.Store, work: Work, *, target: StoreConfig) -> _Done:
@@ -273,6 +280,24 @@ def _verify(guest: PlannedGuest, store: fleece.Store, work: Work, *, verifying: 
     if result.errors:
         raise StoreError(result.errors[0], where=catalogue.where, hint=_more(result.errors))
     return _Done(f"verified {counted(result.deltas, 'delta')}, {result.left} left")
+
+
+def _boot_test(guest: PlannedGuest, store: fleece.Store, work: Work, *, booting: Booting) -> _Done:
+    catalogue = store.catalogue(guest.name)
+    if not catalogue.of_guest(guest.name):
+        return _Done("nothing to boot yet")
+    sound = [
+        drill
+        for drill in fleece.drills_of(catalogue.access, guest.name)
+        if drill.boot and drill.error is None
+    ]
+    if sound and sound[-1].time > _due(booting.every):
+        return _Done(f"not due: has booted on {sound[-1].time:%Y-%m-%d}")
+    if work.dry_run:
+        return _Done("would boot")
+    listen = _listener(guest, work)
+    made = fleece.drill(store, guest.name, booting.wish, listen, work.cancel)
+    return _Done(f"point {made.point} has booted")
 
 
 def _has_points(catalogue: fleece.Catalogue, guest: PlannedGuest) -> bool:

@@ -23,8 +23,9 @@ from fleece.fleet import steps
 from fleece.fleet.alone import alone
 from fleece.fleet.config import load
 from fleece.fleet.plan import Plan, PlannedGuest, plan
-from fleece.fleet.steps import GuestResult, Step, Work
-from tests.engine.scene import INTACT, MIB, Ran, wait_until
+from fleece.fleet.steps import GuestResult, Step, StepResult, Work
+from tests.engine.scene import INTACT, LIMIT, MIB, Ran, wait_until
+from tests.engine.test_boot import bootable
 from tests.rig.libvirt import GuestDisk, libvirtd
 from tests.rig.process import run_checked
 
@@ -238,6 +239,26 @@ def test_a_step_is_tried_again_while_somebody_else_is_at_work(
     result = fleet.in_process("a")
     assert (result.error, waited) == (None, [1, 2, 1, 2])
     assert len(fleece.open_store(fleet.folder / "store").catalogue().points) == 2
+
+
+def test_the_newest_point_is_booted_until_one_has_and_then_when_that_is_long_ago(
+    fleet: Fleet,
+) -> None:
+    raw = fleet.folder / "raw"
+    raw.write_bytes(bootable())
+    run_checked("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, fleet.image["c"])
+
+    def booted(text: str, limit: int) -> StepResult:
+        fleet.last = f'boot-test = {{ every = "30d", console-text = "{text}", timeout = {limit} }}'
+        return fleet.in_process("c").steps[-1]
+
+    failed = booted("what never comes", 1)
+    assert (failed.step, failed.error and failed.error.code) == ("boot-test", 6)
+    assert fleet.run("c", "--dry-run").succeeded().named("guest")[0]["steps"][1]["said"] == (
+        "would boot"
+    )
+    assert booted("BOOTED", int(LIMIT)).said.endswith(" has booted")
+    assert booted("what never comes", 1).said.startswith("not due: has booted on ")
 
 
 def test_another_run_of_the_same_file_waits_or_leaves(fleet: Fleet) -> None:

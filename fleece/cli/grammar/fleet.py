@@ -30,7 +30,7 @@ def _run_verb(verb: AddVerb) -> None:
         "run",
         "fleet:run",
         RunWords,
-        "back up, copy, prune and verify all guests of a configuration, as far as it is due",
+        "back up, copy, prune, verify and boot all guests of a configuration, as far as it is due",
     )
     run.add_argument("guests", nargs="*", metavar="GUEST", help="only these guests; default: all")
     _add_config(run)
@@ -39,7 +39,7 @@ def _run_verb(verb: AddVerb) -> None:
         "--only",
         action="append",
         default=[],
-        choices=("backup", "copy", "prune", "verify"),
+        choices=("backup", "copy", "prune", "verify", "boot-test"),
         help="only this step (repeatable); default: all, in this order",
     )
     run.add_argument(
