@@ -17,6 +17,7 @@ import pytest
 
 import fleece
 from fleece.cancel import CancelToken
+from fleece.engine.backup import fill_by_pull
 from fleece.fleet import config as config_module
 from fleece.fleet import run as fleet_run
 from fleece.fleet import steps
@@ -24,6 +25,7 @@ from fleece.fleet.alone import alone
 from fleece.fleet.config import load
 from fleece.fleet.plan import Plan, PlannedGuest, plan
 from fleece.fleet.steps import GuestResult, Step, StepResult, Work
+from fleece.pace import Pace, rate_now
 from tests.engine.scene import INTACT, LIMIT, MIB, Ran, wait_until
 from tests.engine.test_boot import bootable
 from tests.rig.libvirt import GuestDisk, libvirtd
@@ -415,9 +417,42 @@ def test_hooks_run_around_a_backup_whatever_becomes_of_it(fleet: Fleet) -> None:
     fleet.last = fleet.last.replace("limit = 60", "limit = 1")
     fleet.run("c").failed(fleece.ExitCode.SOURCE, "before: took longer than 1 s")
     assert len(fleece.open_store(fleet.folder / "store").catalogue().points) == 2
-    assert log.read_text().endswith("before c mine a b\nafter c failed mine\n")
+    fleet.last = fleet.last.replace("limit = 1", "limit = 60")
+    log.unlink()
+    for name in ("before", "after"):
+        _hook(fleet, name, "")
+    fleet.image["c"].unlink()
+    fleet.run("c").failed(fleece.ExitCode.SOURCE, "c.qcow2: No such file")
+    assert log.read_text() == "before c mine a b\nafter c failed mine\n"
     fleet.last = 'hooks = { before = ["/nowhere"] }'
     fleet.run("c").failed(fleece.ExitCode.USAGE, "nowhere cannot be run")
+
+
+def test_a_backup_asks_for_the_rate_again_and_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = (("00:00-12:00", "10M"), ("12:00-00:00", "20M"))
+    tables = ", ".join(f'{{ hours = "{hours}", rate = "{rate}" }}' for hours, rate in rates)
+    fleet.limits, fleet.last = f"rates = [{tables}]", 'rate = "15M"'
+    now = datetime(2026, 11, 30, 11, 59, tzinfo=UTC)
+    monkeypatch.setattr(config_module, "by_the_clock", lambda: now)
+    asked: list[int | None] = []
+
+    class Kept(Pace):
+        def take(self, count: int) -> None:
+            nonlocal now
+            asked.append(rate_now(self._rate))
+            now = now.replace(hour=12)
+            super().take(count)
+
+    monkeypatch.setattr(fill_by_pull, "Pace", Kept)
+    assert fleet.in_process("c").error is None
+    assert asked[0] == 10 * MIB
+    now = now.replace(hour=12)
+    asked.clear()
+    fleet.write("c", MIB)
+    assert fleet.in_process("c").error is None
+    assert {*asked} == {15 * MIB}
 
 
 def test_a_disk_can_be_left_out(fleet: Fleet) -> None:
