@@ -121,15 +121,18 @@ def test_a_body_that_meets_damage_is_cut_off(guest: Guest, tmp_path: Path) -> No
     path = harmed.paths["vda"][0]
     flip(path, path.stat().st_size // 2)
     held = INTACT.command("serve", harmed.store, "latest", "--http", _FREE, "--json")
-    url = held.wait_event("serving")["exports"][0]["http"]
-    got = curl(url)
-    assert (got.status, got.failed) == (200, 18)  # a partial file
-    assert guest.disk("vda").startswith(got.body)
-    at = len(got.body)
-    assert curl(url, "-r", f"{at}-{at + MIB - 1}").status == 500
-    assert curl(url, "-r", "0-99").body == guest.disk("vda")[:100]
-    held.signal(signal.SIGTERM)
-    held.wait().failed(5, "reads met")
+    try:
+        url = held.wait_event("serving")["exports"][0]["http"]
+        got = curl(url)
+        assert (got.status, got.failed) == (200, 18)  # a partial file
+        assert guest.disk("vda").startswith(got.body)
+        at = len(got.body)
+        assert curl(url, "-r", f"{at}-{at + MIB - 1}").status == 500
+        assert curl(url, "-r", "0-99").body == guest.disk("vda")[:100]
+    finally:
+        held.signal(signal.SIGTERM)
+        ended = held.wait()
+    ended.failed(5, "reads met")
 
 
 def test_what_makes_no_sense_is_refused(guest: Guest) -> None:
