@@ -11,6 +11,7 @@ from pathlib import Path
 import fleece
 from fleece.store.s3.client.bucket import Bucket
 from tests.engine.scene import GUEST, INTACT, KIB64, Engine, Ran, Scene, daemon
+from tests.rig.ceph import Ceph
 from tests.rig.disk import Disk
 from tests.rig.s3 import SeaweedFs
 
@@ -77,7 +78,7 @@ class Cloud(Scene):
 
 @contextmanager
 def clouded(
-    server: SeaweedFs, folder: Path, *disks: Disk, engine: Engine = INTACT
+    server: SeaweedFs | Ceph, folder: Path, *disks: Disk, engine: Engine = INTACT
 ) -> Iterator[Cloud]:
     """A scene on a storage daemon with these disks, and a new store; the environment tells it."""
     with daemon(folder, *disks, engine=engine) as made:

@@ -26,7 +26,8 @@ from tests.rig.s3_script import Asked, Deed, Hang, Lose, Say, ScriptedS3
 _SLOW = Say(503, "SlowDown", "reduce your request rate")
 _DENIED = Say(403, "AccessDenied", "access denied")
 # Runs a verb for which time passes only in the pauses between tries, and tells in the end how much.
-# Words: seconds of silence that are borne in a try; then those of the command line.
+# Words: seconds of silence that are borne in a try, and of such passing time that a call is tried;
+# then those of the command line.
 _HASTY = """
 import sys
 import fleece.store.s3.client.caller as caller
@@ -38,8 +39,9 @@ def sleep(seconds, cancel):
     cancel.check()
     passed += seconds
 clock = Clock(lambda: passed, sleep)
-caller.Perseverance = lambda: Perseverance(silence=float(sys.argv[1]), clock=clock)
-code = main(sys.argv[2:])
+silence, seconds = map(float, sys.argv[1:3])
+caller.Perseverance = lambda: Perseverance(seconds, silence=silence, clock=clock)
+code = main(sys.argv[3:])
 print("seconds", passed)
 sys.exit(code)
 """
@@ -107,11 +109,12 @@ def between(server: SeaweedFs, monkeypatch: pytest.MonkeyPatch) -> _Between:
     return _Between(server, monkeypatch)
 
 
-def _hasty(words: tuple[object, ...], silence: float = 60) -> _Run:
-    return _Run(INTACT.script(_HASTY, silence, *words))
+def hasty(words: tuple[object, ...], silence: float = 60, seconds: float = 300) -> _Run:
+    """Run a verb for which time passes only in the pauses between tries."""
+    return _Run(INTACT.script(_HASTY, silence, seconds, *words))
 
 
-def _data(asked: Asked) -> bool:
+def is_data(asked: Asked) -> bool:
     """Whether some of a delta is put."""
     return asked.method == "PUT" and "/data/" in asked.path
 
@@ -121,7 +124,7 @@ def _commit(asked: Asked) -> bool:
     return asked.method == "PUT" and "/commits/" in asked.path
 
 
-def _exact_at_last(cloud: Cloud) -> None:
+def exact_at_last(cloud: Cloud) -> None:
     """The next backup is incremental and exact, and leaves nothing of the one that failed."""
     assert cloud.backup().succeeded().result["mode"] == "incremental"
     cloud.nothing_left()
@@ -150,25 +153,25 @@ def test_each_request_of_each_verb_fails_once(long: Cloud, between: _Between) ->
     ):
         hit.clear()
         with between(script):
-            _hasty(words).ran.succeeded()
+            hasty(words).ran.succeeded()
         assert len(hit) > len(PASSING)
     assert long.points() == 1
     long.same_as_live("d0", back)
     back.unlink()
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 def test_a_backup_waits_through_a_minute_of_slow_down(long: Cloud, between: _Between) -> None:
     slow = itertools.count()
 
     def script(asked: Asked) -> Deed:
-        return _SLOW if _data(asked) and next(slow) < 20 else None
+        return _SLOW if is_data(asked) and next(slow) < 20 else None
 
     with between(script):
-        done = _hasty(long.words())
+        done = hasty(long.words())
     done.ran.succeeded()
     assert 60 < done.seconds < 300
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +188,14 @@ def test_a_server_that_takes_no_more_fails_a_backup_and_loses_nothing(
     puts = itertools.count(1)
 
     def script(asked: Asked) -> Deed:
-        return deed if _data(asked) and next(puts) > 1 else None
+        return deed if is_data(asked) and next(puts) > 1 else None
 
     with between(script):
-        done = _hasty(long.words("--mode", "full"), silence)
+        done = hasty(long.words("--mode", "full"), silence)
     done.ran.failed(5, told)
     assert long.points() == 1
     long.nothing_left()
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 def test_of_a_point_whose_answer_is_lost_success_is_told_only_if_it_is_seen(
@@ -218,7 +221,7 @@ def test_of_a_point_whose_answer_is_lost_success_is_told_only_if_it_is_seen(
         long.engine.run(*long.words()).failed(5, "access denied")
     assert long.points() == 3
     long.change(2 * MIB)
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 def test_what_a_key_may_not_remove_fails_no_backup(long: Cloud, between: _Between) -> None:
@@ -234,7 +237,7 @@ def test_what_a_key_may_not_remove_fails_no_backup(long: Cloud, between: _Betwee
         done = long.engine.run(*long.words()).succeeded()
     assert [event["what"] for event in done.named("warning")]
     assert long.begun() == 1
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 def test_a_server_is_killed_in_mid_backup(
@@ -244,14 +247,14 @@ def test_a_server_is_killed_in_mid_backup(
     dead = threading.Event()
 
     def script(asked: Asked) -> Deed:
-        if _data(asked) and not dead.is_set():
+        if is_data(asked) and not dead.is_set():
             server.kill()
             dead.set()
         return None
 
     try:
         with between(script):
-            _hasty(long.words()).ran.failed(5, "times in 2", "/data/")
+            hasty(long.words()).ran.failed(5, "times in 2", "/data/")
     finally:
         server.restart()
     assert long.points() == 1
@@ -266,7 +269,7 @@ def test_a_server_is_killed_in_mid_backup(
     assert done.result["mode"] == "incremental"
     assert [disk["dirty_bytes"] for disk in done.result["disks"]] == [MIB]
     long.change(MIB)
-    _exact_at_last(long)
+    exact_at_last(long)
 
 
 def test_a_server_whose_disk_is_full_says_so_and_loses_nothing(
@@ -282,10 +285,10 @@ def test_a_server_whose_disk_is_full_says_so_and_loses_nothing(
             with clouded(server, tmp_path, Disk(image, "d0")) as cloud:
                 cloud.backup().succeeded()
                 cloud.change(0, MIB)
-                done = _hasty(cloud.words("--mode", "full"))
+                done = hasty(cloud.words("--mode", "full"))
                 done.ran.failed(5, "the server fails (500 InternalError", "its disks may be full")
                 assert cloud.points() == 1
                 run_checked("mount", "-o", "remount,size=200m", str(place))
-                _exact_at_last(cloud)
+                exact_at_last(cloud)
         finally:
             server.kill()

@@ -111,7 +111,7 @@ class SeaweedFs:
     def restart(self) -> None:
         """Start it again at the same ports, with what it had."""
         self._spawn()
-        _wait(self.port, self._child)
+        wait_for(self.port, self._child)
 
     def _start(self) -> None:
         """Start it at ports that are free; somebody may take one in between."""
@@ -120,7 +120,7 @@ class SeaweedFs:
             self.port = self._ports[2 * _SERVICES.index("s3")]
             self._spawn()
             try:
-                return _wait(self.port, self._child)
+                return wait_for(self.port, self._child)
             except RigError:
                 self._child.kill()
         raise RigError(f"SeaweedFS does not come up:\n{self._child.output()[-4000:]}")
@@ -139,7 +139,7 @@ class SeaweedFs:
         words += ["-master.electionTimeout=1s"]  # so it comes back soon after it was killed
         words += [f"-{name}.localSocket={self._folder / name}.socket" for name in ("filer", "s3")]
         # Without it each bucket takes seven volumes at its first put.
-        prefix = ("env", "WEED_MASTER_VOLUME_GROWTH_COPY_1=1")
+        prefix = ("env", "WEED_MASTER_VOLUME_GROWTH_COPY_1=1", f"TMPDIR={self._folder}")
         self._child = Child(words, self._folder / "log", prefix=prefix)
 
 
@@ -160,7 +160,7 @@ class Gateway:
             words += [f"--auth-key={ACCESS},{SECRET}", f"--config={os.devnull}", str(folder)]
             self._child = Child(words, folder / "log")
             try:
-                return _wait(self.port, self._child)
+                return wait_for(self.port, self._child)
             except RigError:
                 self._child.kill()
         raise RigError(f"rclone does not come up:\n{self._child.output()[-4000:]}")
@@ -183,7 +183,7 @@ def installed(name: str) -> Path:
     return Path(sys.executable).parent / name
 
 
-def _wait(port: int, child: Child) -> None:
+def wait_for(port: int, child: Child) -> None:
     """Wait until a server keeps what it is given: its port opens before.
 
     Raises:
@@ -232,6 +232,7 @@ def host_policy() -> object:
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports of this host that nothing listens at now."""
     with ExitStack() as stack:
         made = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in made:
