@@ -341,6 +341,8 @@ def _late(
 ) -> Iterator[Trouble]:
     """Whether the last good point of a guest is too old."""
     todo = f"'fleece run {shlex.quote(name)}' makes one, or says why not; so does the journal"
+    if asked is None:
+        todo = "see whether it is still backed up, and why that fails"
     since = f"the last good point is {span(age)} old"
     if due is not None and asked is not None and asked.every is not None:
         grace = _length(asked.every, due) * _GRACE

@@ -103,6 +103,7 @@ def test_a_page_tells_what_the_store_knows(file: Path, page: Page) -> None:
     assert "1 delta failed the last verification" in _guest(page, "rotten")
     assert "1 incomplete point" in _guest(page, "parted")
     assert "the last good point is 11 d old" in _guest(page, "stale")
+    assert "fleece run" not in _guest(page, "stale")  # no configuration has it
     assert page.locator("article", has_text="web1").locator("svg.map").count() == 1
 
 
