@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import fleece
+from fleece.nbd.connection import connected
+from fleece.nbd.uri import unix_uri
 from fleece.source.far.messages import PROTOCOL
 from tests.engine.libvirt_scene import MIB, LibvirtScene, libvirt_scene
 from tests.engine.scene import Running
@@ -155,9 +156,10 @@ def test_a_connection_that_a_cut_line_leaves_does_not_hold_the_guest(far: _Far) 
     with served(lambda: fleece.open_source(scene.source, options), silence=0.5) as end:
         end.ask("hello", protocol=PROTOCOL)
         taken = end.ask("take", request=request("vda"))["result"]
-        with socket.socket(socket.AF_UNIX) as left:
-            with suppress(OSError):  # it may have fallen silent already
-                left.connect(taken["point"]["sockets"][0])
+        (export,), (path,) = taken["point"]["exports"], taken["point"]["sockets"]
+        with ExitStack() as left:
+            with suppress(fleece.SourceError):  # it may have fallen silent already
+                left.enter_context(connected(unix_uri(path, export["name"])))
             assert end.rest() == ""
             assert scene.guest.job() is None
     scene.nothing_left()
