@@ -1,4 +1,4 @@
-"""The stores of a run, opened as seldom as can be: a secret costs a second, a bucket requests."""
+"""The stores of a run, opened as seldom as can be: a passphrase costs time, a bucket requests."""
 
 from __future__ import annotations
 

@@ -485,6 +485,13 @@ class Catalogue:
         """The delta that an entry builds on; None: it is a full, or that is not there."""
         return self._linked(entry).parent
 
+    @property
+    def closed(self) -> bool:
+        """Whether all that any delta builds on is there."""
+        return all(
+            entry.header.parent is None or self.parent(entry) is not None for entry in self.entries
+        )
+
     def depth(self, entry: Entry) -> int:
         """The number of deltas in an entry's line.
 

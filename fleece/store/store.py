@@ -67,14 +67,14 @@ class Store:
 
         Args:
             guest: only those in this guest's place, at the cost of that; if none of the guest is
-                there, all. None: all.
+                there, or not all that they build on (somebody has moved folders), all. None: all.
 
         Raises:
             StoreError: it cannot be listed. A listing that fails is never an empty one.
         """
         if guest is not None:
             found = self._catalogue(self.backend.listing(self.access.file_name(guest)))
-            if found.of_guest(guest):
+            if found.of_guest(guest) and found.closed:
                 return found
         return self._catalogue(self.backend.listing())
 

@@ -40,3 +40,6 @@ def test_a_guest_of_whom_nothing_is_there_is_looked_for_everywhere(
     assert [point.guest for point in store.catalogue("web").of_guest("web")] == ["web"]
     with pytest.raises(StoreError, match="did you mean db"):
         store.catalogue("dbb").named("dbb")
+    sites[0].back_up()
+    assert len([*(tmp_path / "store" / "web").rglob("*.fleece")]) == 1
+    assert len(store.catalogue("web").of_guest("web")) == 2
