@@ -6,8 +6,11 @@ So two sets are the same if their arrays are. All functions are pure.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,8 @@ import numpy.typing as npt
 from fleece.ordered import distinct
 
 _FOLD = 1 << 14
+
+_Row = TypeVar("_Row")
 
 Int64Array = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -195,6 +200,20 @@ class Extents:
             count = max(1, int(np.searchsorted(reach, most, side="right")))
             yield Extents.normal(starts[at : at + count], ends[at : at + count])
             at += count
+
+
+def joined(
+    rows: Iterable[_Row], kind: Callable[[_Row], object], both: Callable[[_Row, _Row], _Row]
+) -> Iterator[_Row]:
+    """Join rows that follow one another without gaps, as far as they are of one kind.
+
+    Args:
+        rows: in the disk's order.
+        kind: of a row.
+        both: one row for two that follow one another.
+    """
+    for _, alike in itertools.groupby(rows, kind):
+        yield functools.reduce(both, alike)
 
 
 class Gathering:

@@ -16,6 +16,9 @@ from fleece.cancel import CancelToken
 from fleece.environment import child_environment
 from fleece.errors import Interrupted, UsageError
 
+SIGKILL = 9
+"""By its number (signal(7)): nothing here handles a signal."""
+
 _TICK = 0.2
 _END_LIMIT = 10.0
 """Seconds that a program has to end when it is told to, once the run is interrupted."""
@@ -150,7 +153,7 @@ def _heard(
             if until is not None and time.monotonic() > until:
                 raise Overdue from None
         else:
-            return Finished(process.returncode, out, _one_line(errors))
+            return Finished(process.returncode, out, one_line(errors))
 
 
 def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
@@ -180,7 +183,7 @@ def finished_whole(words: Sequence[str], cancel: CancelToken) -> Finished:
             if until is None and cancel.cancelled:
                 until = time.monotonic() + _END_LIMIT
         else:
-            return Finished(process.returncode, out, _one_line(errors))
+            return Finished(process.returncode, out, one_line(errors))
     raise Interrupted(
         f"interrupted; {process.args!r} does not end (process {process.pid}): its storage hangs"
     )
@@ -204,7 +207,7 @@ def ended(process: subprocess.Popen[bytes], cancel: CancelToken) -> str:
                 if until is None and cancel.cancelled:
                     until = time.monotonic() + _END_LIMIT
             else:
-                return _one_line(errors)
+                return one_line(errors)
         if kill:
             process.kill()
             until = time.monotonic() + _END_LIMIT
@@ -213,5 +216,15 @@ def ended(process: subprocess.Popen[bytes], cancel: CancelToken) -> str:
     )
 
 
-def _one_line(text: bytes | None) -> str:
-    return " ".join((text or b"").decode(errors="replace").split())
+def one_line(said: bytes | None) -> str:
+    """What a program has said, in one line, as it is: nothing of it is made harmless."""
+    return " ".join((said or b"").decode(errors="replace").split())
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program and what it started in its process group.
+
+    It leads the group, and nobody has waited for it yet: no other group can have its number.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, SIGKILL)

@@ -12,8 +12,18 @@ def guest_choice(guest: str | None, shard: str | None) -> fleece.GuestChoice:
     Raises:
         UsageError: the shard is none, or both are given.
     """
-    if shard is None:
+    chosen = shard_of(shard)
+    if chosen is None:
         return guest
     if guest is not None:
         raise UsageError("--guest and --shard do not go together: one guest has no parts")
-    return fleece.Shard.parse(shard)
+    return chosen
+
+
+def shard_of(text: str | None) -> fleece.Shard | None:
+    """What `--shard` says.
+
+    Raises:
+        UsageError: it is none.
+    """
+    return None if text is None else fleece.Shard.parse(text)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import fleece
 from fleece.amounts import bytes_of
 from fleece.cancel import CancelToken
+from fleece.cli.choosing import shard_of
 from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
 from fleece.cli.table import Column, table
@@ -30,7 +31,7 @@ def copy(output: Output, cancel: CancelToken, words: CopyWords) -> None:
     """`fleece copy FROM TO`."""
     options = fleece.CopyOptions(
         guests=tuple(dict.fromkeys(words.guests)),
-        shard=None if words.shard is None else fleece.Shard.parse(words.shard),
+        shard=shard_of(words.shard),
         tags=tuple(words.tags),
         last=words.last,
         since=None if words.since is None else _moment(words.since),

@@ -10,11 +10,11 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.cli.fleet import config_path, secret_of_store
+from fleece.cli.fleet import config_path, open_configured
 from fleece.cli.output import Output
 from fleece.cli.words import DrillWords
 from fleece.errors import FleeceError, UsageError
-from fleece.fleet.config import Drilling, StoreConfig, load
+from fleece.fleet.config import Drilling, load
 from fleece.terminal import counted, span
 from fleece.there import is_folder
 
@@ -79,7 +79,7 @@ def _asked(words: DrillWords, cancel: CancelToken) -> tuple[Drilling, list[_Plac
         config = load(config_path(words.config))
         drilling = config.drilling
         places = [
-            _Place(name, functools.partial(_open, store, cancel))
+            _Place(name, functools.partial(open_configured, store, cancel))
             for name, store in config.stores.items()
         ]
     asked = Drilling(
@@ -90,10 +90,6 @@ def _asked(words: DrillWords, cancel: CancelToken) -> tuple[Drilling, list[_Plac
         drilling.scratch if words.scratch is None else Path(words.scratch),
     )
     return asked, places
-
-
-def _open(store: StoreConfig, cancel: CancelToken) -> fleece.Store:
-    return fleece.open_store(store.place, secret_of_store(store, cancel), cancel)
 
 
 def _guests(catalogue: fleece.Catalogue, named: list[str], sample: int) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
+from fleece.cli.choosing import shard_of
 from fleece.cli.journal import Priority
 from fleece.cli.output import Output
 from fleece.cli.secret import secret_of
@@ -53,7 +54,7 @@ def run(output: Output, cancel: CancelToken, words: RunWords) -> None:
     path = config_path(words.config)
     config = load(path)
     steps = [Step(word) for word in words.only] or [*Step]
-    shard = None if words.shard is None else fleece.Shard.parse(words.shard)
+    shard = shard_of(words.shard)
     if shard is not None and words.guests:
         raise UsageError("--shard does not go with GUEST: one guest has no parts")
     with alone(path, words.wait, cancel, part=words.shard or ""):
@@ -147,13 +148,18 @@ def _secrets(config: Config, planned: Plan, cancel: CancelToken) -> dict[str, fl
     needed |= {name for store in [*needed] for name in config.stores[store].copy_to}
     found = {}
     for name in sorted(needed):
-        secret = secret_of_store(config.stores[name], cancel)
+        secret = _secret_of(config.stores[name], cancel)
         if secret is not None:
             found[name] = secret
     return found
 
 
-def secret_of_store(store: StoreConfig, cancel: CancelToken) -> fleece.Secret | None:
+def open_configured(store: StoreConfig, cancel: CancelToken) -> fleece.Store:
+    """Open a store of the configuration, by its key."""
+    return fleece.open_store(store.place, _secret_of(store, cancel), cancel)
+
+
+def _secret_of(store: StoreConfig, cancel: CancelToken) -> fleece.Secret | None:
     """The key of a store of the configuration; None: it has none."""
     return secret_of(store.key_file, store.passphrase_file, {}, cancel)
 

@@ -36,6 +36,11 @@ def _has(name: str) -> Callable[[Options], bool]:
 
 _NO_STORE = (("without a STORE", _is("stores", [])),)
 
+_NO_KEY_WITHOUT_STORE = (
+    _Idle("--key-file", _has("key_file"), _NO_STORE),
+    _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+)
+
 _PRINTED = (("with --rules", _has("rules")), ("with --dashboard", _has("dashboard")))
 
 _TOLD = "with --json: it is for people, and programs choose by 'event'"
@@ -150,8 +155,7 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
     ),
     "bitmaps:bitmap": (
         _Idle("--guest", _has("guest"), _NO_STORE),
-        _Idle("--key-file", _has("key_file"), _NO_STORE),
-        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+        *_NO_KEY_WITHOUT_STORE,
     ),
     "drill:drill": (
         _Idle(
@@ -162,8 +166,7 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         _Idle("--sample", _has("sample"), (("with --guest: these are named", _has("guests")),)),
         _Idle("--console-text", _has("text"), (("without --boot", _is("boot", False)),)),
         _Idle("--timeout", _has("limit"), (("without --boot", _is("boot", False)),)),
-        _Idle("--key-file", _has("key_file"), _NO_STORE),
-        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+        *_NO_KEY_WITHOUT_STORE,
     ),
     "report:report": (
         _Idle(
@@ -171,8 +174,7 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
             _has("config"),
             (("with a STORE: what is named is told of", _has("stores")),),
         ),
-        _Idle("--key-file", _has("key_file"), _NO_STORE),
-        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+        *_NO_KEY_WITHOUT_STORE,
     ),
     "stores:list_points": (
         _Idle(
@@ -182,8 +184,7 @@ _IDLE: dict[str, tuple[_Idle, ...]] = {
         ),
     ),
     "metrics:metrics": (
-        _Idle("--key-file", _has("key_file"), _NO_STORE),
-        _Idle("--passphrase-file", _has("passphrase_file"), _NO_STORE),
+        *_NO_KEY_WITHOUT_STORE,
         _Idle("--config", _has("config"), (("with a STORE", _has("stores")), *_PRINTED)),
         _Idle("STORE", _has("stores"), _PRINTED),
         _Idle(

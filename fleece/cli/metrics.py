@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.cli.fleet import config_path, secret_of_store
+from fleece.cli.fleet import config_path, open_configured
 from fleece.cli.output import Output
 from fleece.cli.words import MetricsWords
 from fleece.errors import FleeceError, TargetError, UsageError
@@ -71,14 +71,17 @@ def _of_stores(cancel: CancelToken, words: MetricsWords) -> Callable[[], Figures
 def _of_config(cancel: CancelToken, words: MetricsWords) -> Callable[[], Figures]:
     config = load(config_path(words.config))
 
-    def opened(name: str) -> fleece.Store:
-        store = config.stores[name]
-        return fleece.open_store(store.place, secret_of_store(store, cancel), cancel)
-
     def find() -> Figures:
         planned = plan(config, (), cancel)
         names = dict.fromkeys(name for guest in planned.guests for name in stores_of(guest))
-        return of_plan(planned, {name: functools.partial(opened, name) for name in names})
+        stores = {name: config.stores[name] for name in names}
+        return of_plan(
+            planned,
+            {
+                name: functools.partial(open_configured, store, cancel)
+                for name, store in stores.items()
+            },
+        )
 
     return find
 

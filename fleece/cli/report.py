@@ -9,11 +9,11 @@ from pathlib import Path
 import fleece
 from fleece import events
 from fleece.cancel import CancelToken
-from fleece.cli.fleet import config_path, secret_of_store
+from fleece.cli.fleet import config_path, open_configured
 from fleece.cli.output import Output
 from fleece.cli.words import ReportWords
 from fleece.errors import FleeceError, TargetError, UsageError
-from fleece.fleet.config import Config, StoreConfig, load
+from fleece.fleet.config import Config, load
 from fleece.fleet.page import page
 from fleece.fleet.plan import Plan, plan
 from fleece.fleet.report import Asked, Limits, Report, State, Subject
@@ -85,11 +85,9 @@ def _configured(config: Config, planned: Plan, cancel: CancelToken) -> Iterator[
             guest.config.every, stale_after=guest.config.stale_after
         )
     for name, store in config.stores.items():
-        yield Subject(name, store.place, functools.partial(_open, store, cancel), asked[name])
-
-
-def _open(store: StoreConfig, cancel: CancelToken) -> fleece.Store:
-    return fleece.open_store(store.place, secret_of_store(store, cancel), cancel)
+        yield Subject(
+            name, store.place, functools.partial(open_configured, store, cancel), asked[name]
+        )
 
 
 def _check_place(final: Path) -> None:

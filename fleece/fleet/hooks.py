@@ -15,10 +15,9 @@ from fleece import events
 from fleece.cancel import CancelToken
 from fleece.environment import child_environment
 from fleece.errors import FleeceError, SourceError
-from fleece.programs import using
+from fleece.programs import kill_group, one_line, using
 from fleece.terminal import shown
 
-_KILL = 9
 _TICK = 0.05
 _MOST_SAID = 500
 """Bytes of what a program says last that are told."""
@@ -106,7 +105,7 @@ def _run(
                 process_group=0,
             )
         stack.callback(process.wait)
-        stack.callback(_kill, process)
+        stack.callback(kill_group, process)
         while process.poll() is None:
             cancel.check()
             if time.monotonic() > end:
@@ -117,17 +116,11 @@ def _run(
             raise SourceError(_said(said.fileno(), process.returncode), where=_named(which, words))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, _KILL)
-
-
 def _named(which: str, words: Sequence[str]) -> str:
     return f"the hook '{which}', {words[0]}"
 
 
 def _said(file: int, code: int) -> str:
     size = os.fstat(file).st_size
-    text = os.pread(file, _MOST_SAID, max(0, size - _MOST_SAID)).decode(errors="replace")
-    said = shown(" ".join(text.split()))
+    said = shown(one_line(os.pread(file, _MOST_SAID, max(0, size - _MOST_SAID))))
     return f"failed (exit code {code}){': ' if said else ''}{said}"

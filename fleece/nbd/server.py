@@ -17,7 +17,7 @@ from fleece.cancel import CancelToken
 from fleece.environment import server_environment
 from fleece.errors import FleeceError
 from fleece.nbd.uri import unix_uri
-from fleece.programs import ended, file_name, program, using
+from fleece.programs import ended, file_name, one_line, program, using
 from fleece.temporary import temporary_file, temporary_folder
 
 _TICK = 0.2
@@ -151,7 +151,7 @@ def dies_with_parent(death: str = "TERM") -> list[str]:
 def _last(said: BinaryIO) -> str:
     """The end of what a process has written into a file, in one line."""
     said.seek(max(0, said.seek(0, os.SEEK_END) - _LAST))
-    return " ".join(said.read().decode(errors="replace").split())
+    return one_line(said.read())
 
 
 def _wait(

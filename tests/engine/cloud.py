@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import fleece
 from fleece.store.s3.client.bucket import Bucket
-from tests.engine.scene import GUEST, INTACT, KIB64, Engine, Ran, Scene, daemon
+from tests.engine.scene import GUEST, INTACT, KIB64, MIB, Engine, Ran, Scene, daemon
+from tests.rig import images
 from tests.rig.ceph import Ceph
 from tests.rig.disk import Disk
 from tests.rig.s3 import SeaweedFs
@@ -86,6 +89,18 @@ def clouded(
         cloud.bucket = server.bucket()
         fleece.init(cloud.address)
         yield cloud
+
+
+@contextmanager
+def lived(server: SeaweedFs | Ceph, folder: Path) -> Iterator[Cloud]:
+    """A disk whose fulls are sent in three parts, and a point of it: it lives through all tests."""
+    image = images.random_image(folder / "d0.qcow2", 20 * MIB, seed=1, fill=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, text in server.environment.items():
+            patch.setenv(name, text)
+        with clouded(server, folder, Disk(image, "d0")) as made:
+            made.backup().succeeded()
+            yield made
 
 
 @contextmanager

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.cloud import Cloud, clouded
+from tests.engine.cloud import Cloud, lived
 from tests.engine.scene import MIB
 from tests.engine.test_s3_faults import exact_at_last, hasty, is_data
-from tests.rig import images
 from tests.rig.ceph import PROGRAMS, Ceph, is_installed
-from tests.rig.disk import Disk
 from tests.rig.s3_script import Asked, Deed, ScriptedS3
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason=f"{', '.join(PROGRAMS)}: not all here")
@@ -28,15 +26,9 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory, ceph: Ceph) -> Iterator[Cloud]:
-    """A disk whose fulls are sent in three parts, and a point of it: it lives through all tests."""
-    folder = tmp_path_factory.mktemp("life")
-    image = images.random_image(folder / "d0.qcow2", 20 * MIB, seed=1, fill=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, text in ceph.environment.items():
-            patch.setenv(name, text)
-        with clouded(ceph, folder, Disk(image, "d0")) as made:
-            made.backup().succeeded()
-            yield made
+    """Of all tests here."""
+    with lived(ceph, tmp_path_factory.mktemp("life")) as made:
+        yield made
 
 
 def test_an_osd_that_is_full_fails_a_backup_and_loses_nothing(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import fleece
-from tests.engine.cloud import Cloud, clouded
+from tests.engine.cloud import Cloud, clouded, lived
 from tests.engine.cloud_soak import PASSING
 from tests.engine.scene import INTACT, MIB, Moment, Ran, Running, small_tmpfs
 from tests.rig import images
@@ -67,15 +67,9 @@ class _Run:
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFs) -> Iterator[Cloud]:
-    """A disk whose fulls are sent in three parts, and a point of it: it lives through all tests."""
-    folder = tmp_path_factory.mktemp("life")
-    image = images.random_image(folder / "d0.qcow2", 20 * MIB, seed=1, fill=1.0)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, text in seaweedfs.environment.items():
-            patch.setenv(name, text)
-        with clouded(seaweedfs, folder, Disk(image, "d0")) as made:
-            made.backup().succeeded()
-            yield made
+    """Of all tests here."""
+    with lived(seaweedfs, tmp_path_factory.mktemp("life")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fleece.delta.chain import Chain, ChainMap
 from fleece.delta.header import PointRef
-from fleece.extents import Flags, Int64Array
+from fleece.extents import Flags, Int64Array, joined
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,11 @@ def mapped_extents(chain: Chain) -> Iterator[MappedExtent]:
     Raises:
         DeltaError: an index is damaged, or does not cover the disk.
     """
-    held: MappedExtent | None = None
-    for picture in chain.maps():
-        for found in _runs(picture):
-            if held is not None and (held.zero, held.owner) == (found.zero, found.owner):
-                held = MappedExtent(held.start, found.end, held.zero, held.owner)
-                continue
-            if held is not None:
-                yield held
-            held = found
-    if held is not None:
-        yield held
+    return joined(
+        itertools.chain.from_iterable(map(_runs, chain.maps())),
+        lambda extent: (extent.zero, extent.owner),
+        lambda first, last: replace(first, end=last.end),
+    )
 
 
 def _runs(picture: ChainMap) -> Iterator[MappedExtent]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fleece.disk.base import ReadableDisk
 from fleece.engine.work.reads import WINDOW
-from fleece.extents import Extents
+from fleece.extents import Extents, joined
 
 _MANY = 4096
 """Rows that are sent at once."""
@@ -77,16 +77,11 @@ def extents_json(shown: HttpDisk, context: Context) -> Iterator[bytes]:
 
 
 def _merged(shown: HttpDisk, context: Context) -> Iterator[_Row]:
-    before: _Row | None = None
-    for row in _rows(shown, context):
-        if before is not None and (before.zero, before.dirty) == (row.zero, row.dirty):
-            before = _Row(before.start, row.end, row.zero, row.dirty)
-            continue
-        if before is not None:
-            yield before
-        before = row
-    if before is not None:
-        yield before
+    return joined(
+        _rows(shown, context),
+        lambda row: (row.zero, row.dirty),
+        lambda first, last: replace(first, end=last.end),
+    )
 
 
 def _rows(shown: HttpDisk, context: Context) -> Iterator[_Row]:

@@ -87,7 +87,7 @@ def drill(
         UsageError: a program is missing.
     """
     cancel, wish = cancel or CancelToken(), wish or DrillWish()
-    point = store.catalogue().find(LATEST, guest).id
+    point = store.catalogue(guest).find(LATEST, guest).id
     work = _Work(store, guest, point, wish, listener, cancel)
     begun, clock = datetime.now(UTC), time.monotonic()
     made = Drill(begun, point, wish.boot is not None, 0.0, {})
@@ -128,7 +128,7 @@ def _restored(work: _Work, folder: Path) -> dict[str, str]:
     """Restore each disk and part into a file, which goes as soon as it is proven."""
     roots: dict[str, str] = {}
     options = RestoreOptions(guest=work.guest)
-    point = work.store.catalogue().find(work.point, work.guest)
+    point = work.store.catalogue(work.guest).find(work.point, work.guest)
     for name in sorted(point.deltas):
         target = folder / "restored"
         done = restore(

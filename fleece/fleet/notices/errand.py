@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fleece.cancel import CancelToken
 from fleece.environment import child_environment
 from fleece.errors import NoticeError
-from fleece.programs import using
+from fleece.programs import kill_group, one_line, using
 from fleece.terminal import shown
 from fleece.writing import taken
 
@@ -24,8 +24,6 @@ _PAUSES = (1.0, 5.0)
 """Seconds after the first try, and after the second one."""
 
 _TICK = 0.02
-_KILL = 9
-"""SIGKILL (signal(7))."""
 
 _MOST_SAID = 500
 """Bytes of what a program says that are told."""
@@ -88,7 +86,7 @@ def _tried(errand: Errand, limit: float, cancel: CancelToken) -> tuple[int | Non
                 heard = heard if part else []
         if heard and select.select(heard, [], [], 0)[0]:
             said = (said + os.read(heard[0], _MOST_SAID))[:_MOST_SAID]
-    text = shown(" ".join(said.decode(errors="replace").split()))
+    text = shown(one_line(said))
     return process.returncode if ended else None, text
 
 
@@ -125,5 +123,4 @@ def _running(errand: Errand) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, _KILL)
+            kill_group(process)

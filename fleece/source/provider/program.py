@@ -19,15 +19,12 @@ from fleece.closing import Closing
 from fleece.environment import child_environment
 from fleece.errors import SourceError
 from fleece.jsontext import loads
-from fleece.programs import using
+from fleece.programs import kill_group, using
 from fleece.source.provider.answers import Said
 from fleece.source.provider.pipes import Closed, Errors, Lines, Overdue, TooLong
 from fleece.source.provider.text import Command
 from fleece.source.provider.words import ENDING, LIMITS, LONGEST
 from fleece.temporary import temporary_folder
-
-SIGKILL = 9
-"""By its number (signal(7)): nothing here handles a signal."""
 
 _TICK = 200
 """Milliseconds."""
@@ -209,8 +206,7 @@ class Program(Closing):
         self.finish()
         self._open = False
         # It is not waited for yet, so that no other process can have its number.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, SIGKILL)
+        kill_group(self._process)
         with contextlib.suppress(subprocess.TimeoutExpired):  # its storage hangs
             self._process.wait(_KILL_LIMIT)
         self._pipes[1].close()

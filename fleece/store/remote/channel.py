@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from fleece.cancel import CancelToken
 from fleece.environment import child_environment
 from fleece.errors import DeltaError, FleeceError, Interrupted, StoreError, UnreadableError
-from fleece.programs import using
+from fleece.programs import one_line, using
 from fleece.store.errors import Gone
 from fleece.store.remote.wire import GREETING, Message, WireError, packed, received
 
@@ -140,7 +140,7 @@ class Channel:
 
     def _failure(self, what: str) -> StoreError:
         self._hear()
-        said = " ".join(self._said.decode(errors="replace").split())[-500:]
+        said = one_line(self._said)[-500:]
         return StoreError(
             f"{what} ({said})" if said else what,
             where=self.where,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fleece.errors import FleeceError
 from fleece.nbd.connection import Connection
+from fleece.programs import SIGKILL
 from fleece.source.provider.answers import Begun
-from fleece.source.provider.program import SIGKILL
 from fleece.source.provider.text import Command
 from fleece.source.provider.words import Word
 from fleece.testing.provider.subject import (
